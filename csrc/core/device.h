@@ -1,0 +1,65 @@
+// A device of one environment: its stream, its pool, and what it is. The CPU is one; a GPU is another with
+// the same interface, reached through the Runtime table that csrc/cuda fills in.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/kernel.h"
+#include "core/pool.h"
+#include "core/stream.h"
+
+namespace bnb {
+
+// The numbers cross to JavaScript (src/tensor/device.ts).
+enum class DeviceType : int32_t { cpu, cuda };
+
+struct DeviceInfo {
+  DeviceType type;
+  int32_t index;
+  std::string name;      // "Intel(R) Xeon(R) ...", "NVIDIA H200"
+  int64_t memory;        // bytes
+  int32_t cc = 0;        // compute capability * 10; 0 on a CPU
+  int32_t processors;    // threads used by kernels, or multiprocessors
+  std::string isa;       // "avx512"; empty on a GPU
+};
+
+// What a device's memory can do. Functions that copy run on the stream's worker, in order.
+struct Runtime {
+  void* (*allocate)(Device&, size_t nbytes);  // null when out of memory
+  void (*release)(Device&, void* block);      // on the worker: everything that used the block has run
+  void (*copy)(Device&, void* to, const void* from, size_t nbytes);  // any direction; blocks the worker
+};
+
+class Device {
+ public:
+  Device(DeviceInfo info, const Runtime& runtime);
+  ~Device();
+
+  const DeviceInfo& info() const { return info_; }
+  DeviceType type() const { return info_.type; }
+  std::string str() const;  // "cpu", "cuda:0"
+  const Runtime& runtime() const { return runtime_; }
+  Stream& stream() { return stream_; }
+  Pool& pool() { return pool_; }
+  // Handed to kernels that can meet bad data.
+  Fault* fault() { return stream_.fault(); }
+
+ private:
+  DeviceInfo info_;
+  const Runtime& runtime_;
+  Stream stream_;
+  Pool pool_;
+};
+
+// One Device object per device of this machine, the CPU first.
+std::vector<std::unique_ptr<Device>> make_devices();
+
+// Queues a kernel on the device's stream. Args must be trivially copyable and at most 192 bytes.
+template <class Args>
+void enqueue(const Kernel<Args>& kernel, Device& device, const Args& args) {
+  device.stream().push(device, kernel, args);
+}
+
+}  // namespace bnb

@@ -1,0 +1,79 @@
+// An inline shape of at most eight axes. Every tensor is contiguous and row-major, so strides follow from it.
+#pragma once
+#include <cstdint>
+#include <initializer_list>
+#include <ostream>
+
+#include "core/error.h"
+
+namespace bnb {
+
+constexpr int kMaxAxes = 8;
+// A JavaScript number holds integers exactly up to here; no tensor may have more bytes.
+constexpr int64_t kMaxBytes = int64_t{1} << 53;
+
+class Shape {
+ public:
+  Shape() = default;
+  Shape(std::initializer_list<int64_t> dims) {
+    for (const int64_t d : dims) push_back(d);
+  }
+
+  int ndim() const { return ndim_; }
+  // Negative axes count from the end.
+  int64_t operator[](int axis) const { return dims_[axis < 0 ? axis + ndim_ : axis]; }
+  int64_t& operator[](int axis) { return dims_[axis < 0 ? axis + ndim_ : axis]; }
+  const int64_t* begin() const { return dims_; }
+  const int64_t* end() const { return dims_ + ndim_; }
+
+  void push_back(int64_t dim) {
+    if (ndim_ == kMaxAxes) fail(Code::shape, "shape", "at most ", kMaxAxes, " axes, got more");
+    dims_[ndim_++] = dim;
+  }
+
+  // Product of the axes [from, to); negative bounds count from the end. The empty product is 1.
+  int64_t product(int from, int to) const {
+    int64_t n = 1;
+    for (int i = from < 0 ? from + ndim_ : from; i < (to < 0 ? to + ndim_ : to); i++) n *= dims_[i];
+    return n;
+  }
+  int64_t numel() const { return product(0, ndim_); }
+
+  Shape with_last(int64_t dim) const {
+    Shape s = *this;
+    s[-1] = dim;
+    return s;
+  }
+
+  bool operator==(const Shape& other) const {
+    if (ndim_ != other.ndim_) return false;
+    for (int i = 0; i < ndim_; i++)
+      if (dims_[i] != other.dims_[i]) return false;
+    return true;
+  }
+
+ private:
+  int64_t dims_[kMaxAxes] = {};
+  int ndim_ = 0;
+};
+
+inline std::ostream& operator<<(std::ostream& out, const Shape& s) {
+  out << '[';
+  for (int i = 0; i < s.ndim(); i++) out << (i ? ", " : "") << s[i];
+  return out << ']';
+}
+
+// NumPy broadcasting of two shapes.
+inline Shape broadcast(const char* op, const Shape& a, const Shape& b) {
+  const int n = a.ndim() > b.ndim() ? a.ndim() : b.ndim();
+  Shape out;
+  for (int i = 0; i < n; i++) {
+    const int ia = i - (n - a.ndim()), ib = i - (n - b.ndim());
+    const int64_t da = ia < 0 ? 1 : a[ia], db = ib < 0 ? 1 : b[ib];
+    if (da != db && da != 1 && db != 1) fail(Code::shape, op, "shapes must broadcast, got ", a, " and ", b);
+    out.push_back(da == 1 ? db : da);
+  }
+  return out;
+}
+
+}  // namespace bnb

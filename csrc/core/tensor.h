@@ -1,0 +1,67 @@
+// Tensor = shared storage + shape + dtype, always contiguous. Reference counts change on the JavaScript
+// thread only: queued kernels hold raw pointers, which stay valid because the pool is stream-ordered.
+#pragma once
+#include <memory>
+
+#include "core/device.h"
+#include "core/dtype.h"
+#include "core/shape.h"
+
+namespace bnb {
+
+// A block of a device's pool, given back when the last tensor on it goes.
+class Storage {
+ public:
+  Storage(Device& device, size_t nbytes);
+  ~Storage();
+  Storage(const Storage&) = delete;
+  Storage& operator=(const Storage&) = delete;
+
+  Device& device() const { return device_; }
+  void* data() const { return data_; }
+  size_t nbytes() const { return nbytes_; }
+
+ private:
+  Device& device_;
+  size_t nbytes_;
+  void* data_;
+};
+
+class Tensor {
+ public:
+  Tensor() = default;
+
+  // Uninitialized. Throws Code::oom, and Code::shape for negative or overflowing sizes.
+  static Tensor empty(const Shape& shape, DType dtype, Device& device);
+
+  const Shape& shape() const { return shape_; }
+  int ndim() const { return shape_.ndim(); }
+  int64_t numel() const { return numel_; }
+  size_t nbytes() const { return static_cast<size_t>(numel_) * size_of(dtype_); }
+  DType dtype() const { return dtype_; }
+  Device& device() const { return storage_->device(); }
+  bool defined() const { return storage_ != nullptr; }
+
+  // Device memory: pass it to enqueue(), never read or write it here.
+  void* data() const { return static_cast<char*>(storage_->data()) + offset_; }
+  template <class T>
+  T* ptr() const {
+    return static_cast<T*>(data());
+  }
+
+  // The same bytes with another shape of equal numel.
+  Tensor view(const Shape& shape) const { return view(shape, dtype_, 0); }
+  // The bytes from `byte_offset` as another shape and dtype; the caller guarantees that they fit.
+  Tensor view(const Shape& shape, DType dtype, size_t byte_offset) const;
+  // Whether both look at the same bytes.
+  bool shares_storage(const Tensor& other) const { return storage_ == other.storage_; }
+
+ private:
+  std::shared_ptr<Storage> storage_;
+  Shape shape_;
+  DType dtype_ = DType::float32;
+  int64_t numel_ = 0;
+  size_t offset_ = 0;
+};
+
+}  // namespace bnb
