@@ -1,0 +1,30 @@
+// npm run test:asan: builds the addon with AddressSanitizer and UndefinedBehaviorSanitizer in build-asan and runs the
+// tests that exercise native code with it. Any report ends the test process. Linux with GCC or Clang.
+import { spawnSync } from "node:child_process";
+import { existsSync } from "node:fs";
+import { availableParallelism } from "node:os";
+import { resolve } from "node:path";
+
+const suites = ["test/ops", "test/optim", "test/native", "test/memory", "test/tensor", "test/functional"];
+const run = (command, args, env = {}) => {
+  const { status } = spawnSync(command, args, { stdio: "inherit", env: { ...process.env, ...env } });
+  if (status !== 0) process.exit(status ?? 1);
+};
+
+const ninja = spawnSync("ninja", ["--version"]).status === 0 ? ["-G", "Ninja"] : [];
+run("cmake", ["-S", ".", "-B", "build-asan", ...ninja, "-DBNB_SANITIZE=ON", "-DBNB_CUDA=off"]);
+run("cmake", ["--build", "build-asan", "--parallel", process.env.BNB_JOBS ?? String(availableParallelism())]);
+
+const library = (name) =>
+  spawnSync(process.env.CXX ?? "c++", [`-print-file-name=${name}`], { encoding: "utf8" }).stdout.trim();
+const args = process.argv.slice(2);
+const filters = args.some((arg) => !arg.startsWith("-")) ? [] : suites.filter((path) => existsSync(path));
+run("node_modules/.bin/vitest", ["run", ...filters, ...args], {
+  BNB_BINARY: resolve("build-asan/Release/bitsandbytes.node"),
+  BNB_SANITIZED: "1",
+  LD_PRELOAD: [library("libasan.so"), library("libstdc++.so.6")].join(" "),
+  // Node itself never frees what lives as long as the process, so leaks cannot be told apart here; the memory tests
+  // count tensors instead.
+  ASAN_OPTIONS: "detect_leaks=0:abort_on_error=1:allocator_may_return_null=1",
+  UBSAN_OPTIONS: "print_stacktrace=1:halt_on_error=1",
+});

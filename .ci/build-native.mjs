@@ -1,0 +1,30 @@
+// Builds build/Release/bitsandbytes.node with CMake, or with node-gyp (CPU kernels only) where CMake is missing.
+// BNB_CUDA=on|off|emulate, BNB_CUDA_ARCHS and BNB_JOBS are read from the environment.
+import { spawnSync } from "node:child_process";
+import { statSync, utimesSync } from "node:fs";
+import { availableParallelism } from "node:os";
+
+const run = (command, args) => spawnSync(command, args, { stdio: "inherit" }).status ?? 1;
+const found = (command) => spawnSync(command, ["--version"], { stdio: "ignore" }).status === 0;
+const jobs = process.env.BNB_JOBS ?? String(availableParallelism());
+
+function withCMake() {
+  const options = ["BNB_CUDA", "BNB_CUDA_ARCHS"].flatMap((name) => [`--CD${name}=${process.env[name] ?? ""}`]);
+  // Configured each time, so that a changed option counts; that takes a second.
+  const cmake = (...args) => run("node_modules/.bin/cmake-js", [...args, ...options]);
+  return cmake("configure") || cmake("build", "--parallel", jobs);
+}
+
+function withGyp() {
+  console.log("cmake was not found: building the CPU kernels with node-gyp");
+  const gyp = process.env.npm_config_node_gyp;
+  const args = ["rebuild", `--jobs=${jobs}`];
+  return gyp ? run(process.execPath, [gyp, ...args]) : run("node-gyp", args);
+}
+
+const status = found("cmake") ? withCMake() : withGyp();
+if (status !== 0) process.exit(status);
+const output = "build/Release/bitsandbytes.node";
+// A build that had nothing to link is still newer than every source it looked at.
+utimesSync(output, new Date(), new Date());
+console.log(`${output}: ${(statSync(output).size / 1e6).toFixed(1)} MB`);

@@ -1,0 +1,10 @@
+// Compiles src to dist. dist/package.json marks the output as CommonJS and, written last, dates the build.
+import { spawnSync } from "node:child_process";
+import { chmodSync, copyFileSync, existsSync, rmSync, utimesSync } from "node:fs";
+
+rmSync("dist", { recursive: true, force: true });
+const { status } = spawnSync("node_modules/.bin/tsc", ["-p", "tsconfig.build.json"], { stdio: "inherit" });
+if (status !== 0) process.exit(status ?? 1);
+copyFileSync("src/package.json", "dist/package.json");
+utimesSync("dist/package.json", new Date(), new Date());
+if (existsSync("dist/cli/main.js")) chmodSync("dist/cli/main.js", 0o755);

@@ -1,0 +1,41 @@
+// npm run check: format, lint, types and architecture, side by side. `--write` formats instead of checking.
+import { spawn, spawnSync } from "node:child_process";
+import { availableParallelism } from "node:os";
+
+const write = process.argv.includes("--write");
+const tracked = spawnSync("git", ["ls-files", "-co", "--exclude-standard", "*.cc", "*.h", "*.cu", "*.cuh"], {
+  encoding: "utf8",
+});
+const cpp = tracked.stdout.split("\n").filter(Boolean);
+const bin = (name, ...args) => [`node_modules/.bin/${name}`, args];
+
+const steps = {
+  biome: bin("biome", "check", "--error-on-warnings", ...(write ? ["--write"] : []), "."),
+  "clang-format": cpp.length > 0 && bin("clang-format", ...(write ? ["-i"] : ["--dry-run", "--Werror"]), ...cpp),
+  tsc: !write && bin("tsc", "--noEmit"),
+  architecture: !write && bin("vitest", "run", "test/architecture.test.ts", "test/native/bindings.test.ts"),
+};
+
+function start([name, [command, args]]) {
+  const began = performance.now();
+  return new Promise((resolve) => {
+    const child = spawn(command, args, { stdio: ["ignore", "pipe", "pipe"] });
+    const output = [];
+    child.stdout.on("data", (chunk) => output.push(chunk));
+    child.stderr.on("data", (chunk) => output.push(chunk));
+    child.on("close", (code) => {
+      const seconds = ((performance.now() - began) / 1000).toFixed(1);
+      console.log(`${code === 0 ? "ok    " : "FAILED"} ${name} (${seconds} s)`);
+      if (code !== 0) process.stdout.write(Buffer.concat(output));
+      resolve(code === 0);
+    });
+  });
+}
+
+const queue = Object.entries(steps).filter(([, step]) => step);
+const outcomes = [];
+async function worker() {
+  for (let step = queue.shift(); step; step = queue.shift()) outcomes.push(await start(step));
+}
+await Promise.all(Array.from({ length: Math.min(4, availableParallelism()) }, worker));
+process.exitCode = outcomes.every(Boolean) ? 0 : 1;

@@ -1,0 +1,25 @@
+// Sums vitest's JSON reports: node .ci/summary.mjs <folder> <status so far>. A command that failed without failing
+// a test (a build error, a crash, a lint finding) counts as one failure.
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+
+const [folder, status] = process.argv.slice(2);
+let passed = 0;
+let failed = 0;
+let skipped = 0;
+for (const name of readdirSync(folder).filter((name) => name.endsWith(".json"))) {
+  const report = JSON.parse(readFileSync(join(folder, name), "utf8"));
+  passed += report.numPassedTests;
+  failed += report.numFailedTests;
+  skipped += report.numPendingTests + report.numTodoTests;
+  // A file that does not load has no tests to fail.
+  failed += report.testResults.filter((file) => file.status === "failed" && file.assertionResults.length === 0).length;
+}
+const commands = existsSync(join(folder, "failed"))
+  ? readFileSync(join(folder, "failed"), "utf8").trim().split("\n")
+  : [];
+if (commands.length > 0) console.log(`failed: ${commands.join("; ")}`);
+if (skipped > 0) console.log(`${skipped} skipped`);
+if (failed === 0) failed = commands.length;
+console.log(`${passed} passed, ${failed} failed`);
+process.exitCode = failed > 0 || status !== "0" ? 1 : 0;
