@@ -1,3 +1,4 @@
+#!/usr/bin/env node
 // Builds build/Release/bitsandbytes.node with CMake, or with node-gyp (CPU kernels only) where CMake is missing.
 // BNB_CUDA=on|off|emulate, BNB_CUDA_ARCHS and BNB_JOBS are read from the environment.
 import { spawnSync } from "node:child_process";
