@@ -12,7 +12,7 @@ const jobs = process.env.BNB_JOBS ?? String(availableParallelism());
 function withCMake() {
   const options = ["BNB_CUDA", "BNB_CUDA_ARCHS"].flatMap((name) => [`--CD${name}=${process.env[name] ?? ""}`]);
   // Configured each time, so that a changed option counts; that takes a second.
-  const cmake = (...args) => run("node_modules/.bin/cmake-js", [...args, ...options]);
+  const cmake = (...args) => run("node_modules/.bin/cmake-js", [...args, "--log-level=warn", ...options]);
   return cmake("configure") || cmake("build", "--parallel", jobs);
 }
 

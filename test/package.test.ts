@@ -1,0 +1,91 @@
+// The package as its users see it: what the tarball holds, and that import, require and the types agree.
+import { execFileSync } from "node:child_process";
+import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, describe, expect, it } from "vitest";
+import { read, root } from "./helpers/sources.js";
+
+interface Manifest {
+  name: string;
+  bin: Record<string, string>;
+  exports: Record<string, unknown>;
+}
+
+const manifest = JSON.parse(read("package.json")) as Manifest;
+const entries = Object.keys(manifest.exports)
+  .filter((path) => path !== "./package.json")
+  .map((path) => manifest.name + path.slice(1));
+const node = (...args: string[]) => execFileSync(process.execPath, args, { cwd: root, encoding: "utf8" });
+
+describe("entry points", () => {
+  it.each(entries)("%s is the same library for import and for require", (entry) => {
+    const program = `
+      import { createRequire } from "node:module";
+      import * as imported from "${entry}";
+      const required = createRequire(process.cwd() + "/")("${entry}");
+      const names = Object.keys(required).filter((name) => name !== "default");
+      const missing = names.filter((name) => imported[name] !== required[name]);
+      const extra = Object.keys(imported).filter((name) => !(name in required) && name !== "module.exports" && name !== "default");
+      console.log(JSON.stringify({ count: names.length, missing, extra }));`;
+    const report = JSON.parse(node("--input-type=module", "-e", program)) as { count: number };
+    expect(report).toEqual({ count: expect.any(Number), missing: [], extra: [] });
+    expect(report.count).toBeGreaterThan(3);
+  });
+
+  it("bnb is an executable that explains itself", () => {
+    expect(read(manifest.bin["bnb"]!).startsWith("#!/usr/bin/env node\n")).toBe(true);
+    expect(node(manifest.bin["bnb"]!, "--help")).toMatch(/bnb/);
+  });
+});
+
+describe("types", () => {
+  const folder = mkdtempSync(join(tmpdir(), "bnb-types-"));
+  afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+  it("resolve for ESM and for CommonJS", () => {
+    mkdirSync(join(folder, "node_modules"));
+    symlinkSync(root, join(folder, "node_modules", manifest.name));
+    const lines = entries.map(
+      (entry, i) => `import * as m${i} from "${entry}";\nexport const n${i}: object = m${i};\n`,
+    );
+    for (const ending of ["mts", "cts"]) writeFileSync(join(folder, `consumer.${ending}`), lines.join(""));
+    const options = [
+      "--strict",
+      "--noEmit",
+      "--module",
+      "nodenext",
+      "--target",
+      "es2022",
+      "--lib",
+      "es2022,esnext.disposable",
+    ];
+    const types = ["--typeRoots", join(root, "node_modules/@types"), "--types", "node"];
+    const tsc = join(root, "node_modules/typescript/bin/tsc");
+    const run = () => node(tsc, ...options, ...types, join(folder, "consumer.mts"), join(folder, "consumer.cts"));
+    try {
+      expect(run()).toBe("");
+    } catch (error) {
+      expect.fail((error as { stdout?: string }).stdout || String(error));
+    }
+  });
+});
+
+describe("tarball", () => {
+  const [tarball] = JSON.parse(
+    execFileSync("npm", ["pack", "--dry-run", "--json", "--ignore-scripts"], { cwd: root, encoding: "utf8" }),
+  ) as [{ files: { path: string }[]; size: number }];
+  const paths = tarball.files.map((file) => file.path);
+
+  it("holds the compiled library and nothing to build", () => {
+    const top = new Set(paths.map((path) => path.split("/")[0]!));
+    const welcome = ["LICENSE", "README.md", "CHANGELOG.md", "dist", "package.json", "prebuilds"];
+    expect([...top].filter((name) => !welcome.includes(name))).toEqual([]);
+    expect(paths).toContain("dist/index.js");
+    expect(paths).toContain("dist/index.d.ts");
+  });
+
+  it("stays within 50 MB", () => {
+    expect(tarball.size).toBeLessThan(50e6);
+  });
+});
