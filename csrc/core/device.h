@@ -20,8 +20,8 @@ struct DeviceInfo {
   int32_t index;
   std::string name;      // "Intel(R) Xeon(R) ...", "NVIDIA H200"
   int64_t memory;        // bytes
-  int32_t cc = 0;        // compute capability * 10; 0 on a CPU
-  int32_t processors;    // threads used by kernels, or multiprocessors
+  int32_t cc = 0;          // compute capability * 10; 0 on a CPU
+  int32_t processors = 1;  // threads used by kernels, or multiprocessors
   std::string isa;       // "avx512"; empty on a GPU
 };
 
@@ -49,8 +49,8 @@ class Device {
  private:
   DeviceInfo info_;
   const Runtime& runtime_;
+  Pool pool_;      // destroyed after the stream has run what is queued
   Stream stream_;
-  Pool pool_;
 };
 
 // One Device object per device of this machine, the CPU first.

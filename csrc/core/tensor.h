@@ -18,13 +18,13 @@ class Storage {
   Storage& operator=(const Storage&) = delete;
 
   Device& device() const { return device_; }
-  void* data() const { return data_; }
+  void* data() const { return block_.data; }
   size_t nbytes() const { return nbytes_; }
 
  private:
   Device& device_;
   size_t nbytes_;
-  void* data_;
+  Block block_;
 };
 
 class Tensor {

@@ -1,0 +1,90 @@
+// The CPU device, and the list of all devices.
+
+#include "core/device.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+
+#include "core/isa.h"
+#include "core/thread_pool.h"
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+#include <unistd.h>
+
+#if BNB_CUDA
+#include "cuda/device.h"
+#endif
+
+namespace bnb {
+namespace {
+
+constexpr size_t kAlignment = 64;
+// From here on, blocks are aligned for and ask for huge pages: streaming a weight then misses the TLB less.
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kHugeBlock = size_t{8} << 20;
+
+int64_t physical_memory() {
+  int64_t bytes = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+  std::ifstream limit("/sys/fs/cgroup/memory.max");  // "max" or a number
+  int64_t cgroup = 0;
+  if (limit >> cgroup && cgroup > 0 && cgroup < bytes) bytes = cgroup;
+  return bytes;
+}
+
+std::string cpu_name() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);)
+    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
+  return "CPU";
+}
+
+void* cpu_allocate(Device& device, size_t nbytes) {
+  // The system would promise more than there is and kill the process when it is touched.
+  const size_t held = device.pool().live_bytes() + device.pool().cached_bytes();
+  const size_t memory = static_cast<size_t>(device.info().memory);
+  if (nbytes > memory || held > memory - nbytes) return nullptr;
+  if (nbytes < kHugeBlock) return std::aligned_alloc(kAlignment, (nbytes + kAlignment - 1) / kAlignment * kAlignment);
+  void* block = std::aligned_alloc(kHugePage, (nbytes + kHugePage - 1) / kHugePage * kHugePage);
+#if defined(__linux__)
+  if (block) madvise(block, nbytes, MADV_HUGEPAGE);
+#endif
+  return block;
+}
+
+void cpu_release(Device&, void* block) { std::free(block); }
+
+void cpu_copy(Device&, void* to, const void* from, size_t nbytes) { std::memcpy(to, from, nbytes); }
+
+constexpr Runtime kCpuRuntime = {cpu_allocate, cpu_release, cpu_copy};
+
+}  // namespace
+
+Device::Device(DeviceInfo info, const Runtime& runtime)
+    : info_(std::move(info)), runtime_(runtime), pool_(*this), stream_(*this) {}
+
+Device::~Device() = default;
+
+std::string Device::str() const {
+  return info_.type == DeviceType::cpu ? "cpu" : "cuda:" + std::to_string(info_.index);
+}
+
+std::vector<std::unique_ptr<Device>> make_devices() {
+  std::vector<std::unique_ptr<Device>> devices;
+  DeviceInfo cpu;
+  cpu.type = DeviceType::cpu;
+  cpu.index = 0;
+  cpu.name = cpu_name();
+  cpu.memory = physical_memory();
+  cpu.processors = thread_count();
+  cpu.isa = isa_name(active_isa());
+  devices.push_back(std::make_unique<Device>(std::move(cpu), kCpuRuntime));
+#if BNB_CUDA
+  cuda::append_devices(devices);
+#endif
+  return devices;
+}
+
+}  // namespace bnb

@@ -1,0 +1,46 @@
+// Stream-ordered caching allocator, one per device. A block goes back at once on dispose: whatever reuses it
+// is queued behind the kernels that still read it. Called from the JavaScript thread only.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <vector>
+
+namespace bnb {
+
+class Device;
+
+struct Block {
+  void* data = nullptr;
+  size_t capacity = 0;
+};
+
+class Pool {
+ public:
+  explicit Pool(Device& device) : device_(device) {}
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  // Throws Code::oom, after emptying the cache, with the wanted, live and cached bytes.
+  Block take(size_t nbytes);
+  void give_back(Block block);
+  // Returns the cached blocks to the system, in stream order, and waits for it.
+  void empty_cache();
+
+  size_t live_bytes() const { return live_bytes_; }
+  size_t cached_bytes() const { return cached_bytes_; }
+  size_t peak_bytes() const { return peak_bytes_; }
+  void reset_peak() { peak_bytes_ = live_bytes_; }
+
+ private:
+  void release_one(std::map<size_t, std::vector<void*>>::iterator bin);
+
+  Device& device_;
+  std::map<size_t, std::vector<void*>> cache_;  // capacity -> blocks
+  size_t live_bytes_ = 0;
+  size_t cached_bytes_ = 0;
+  size_t peak_bytes_ = 0;
+};
+
+}  // namespace bnb

@@ -1,0 +1,162 @@
+// The queue is a list of chunks with one producer and one consumer; counters say what is published and done.
+// The worker spins for 50 us before it sleeps, so a burst of small ops costs one wake-up.
+
+#include "core/stream.h"
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <new>
+
+#include "core/device.h"
+
+namespace bnb {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr auto kSpin = std::chrono::microseconds(50);
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+// BNB_SYNC=1 runs every op to completion in its call, so that errors carry the guilty stack.
+bool synchronous() {
+  static const bool on = [] {
+    const char* value = std::getenv("BNB_SYNC");
+    return value && value[0] == '1';
+  }();
+  return on;
+}
+
+}  // namespace
+
+CudaStream* stream_of(Device& device) { return device.stream().cuda; }
+
+Stream::Stream(Device& device)
+    : device_(device), write_chunk_(new Chunk), read_chunk_(write_chunk_), worker_([this] { work(); }) {}
+
+Stream::~Stream() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_one();
+  worker_.join();
+  if (error_) std::fprintf(stderr, "bitsandbytes-node: an error that nothing read: %s\n", error_->what());
+  for (Chunk* c = read_chunk_; c;) {
+    Chunk* next = c->next;
+    delete c;
+    c = next;
+  }
+  delete spare_.load();
+}
+
+Command& Stream::slot() {
+  const uint64_t at = published_.load(std::memory_order_relaxed);
+  if (at > 0 && at % kChunk == 0) {
+    Chunk* chunk = spare_.exchange(nullptr, std::memory_order_acquire);
+    if (!chunk) chunk = new Chunk;
+    chunk->next.store(nullptr, std::memory_order_relaxed);
+    write_chunk_->next.store(chunk, std::memory_order_release);
+    write_chunk_ = chunk;
+  }
+  return write_chunk_->commands[at % kChunk];
+}
+
+void Stream::publish() {
+  published_.fetch_add(1, std::memory_order_seq_cst);
+  if (sleeping_.load(std::memory_order_seq_cst)) {
+    std::lock_guard lock(mutex_);
+    wake_.notify_one();
+  }
+  if (synchronous()) {
+    wait();
+    if (auto error = take_error()) throw *error;
+  }
+}
+
+void Stream::work() {
+  uint64_t at = 0;
+  for (;;) {
+    if (published_.load(std::memory_order_acquire) == at) {
+      const auto until = Clock::now() + kSpin;
+      while (published_.load(std::memory_order_acquire) == at && Clock::now() < until)
+        for (int i = 0; i < 32; i++) pause();
+      if (published_.load(std::memory_order_acquire) == at) {
+        std::unique_lock lock(mutex_);
+        sleeping_.store(true, std::memory_order_seq_cst);
+        wake_.wait(lock, [&] { return published_.load(std::memory_order_seq_cst) != at || stop_; });
+        sleeping_ = false;
+        if (published_.load() == at) return;  // stopped and drained
+      }
+    }
+    if (at > 0 && at % kChunk == 0) {
+      Chunk* drained = read_chunk_;
+      read_chunk_ = drained->next.load(std::memory_order_acquire);
+      delete spare_.exchange(drained, std::memory_order_acq_rel);
+    }
+    run(read_chunk_->commands[at % kChunk]);
+    at++;
+    completed_.store(at, std::memory_order_seq_cst);
+    if (waiting_.load(std::memory_order_seq_cst)) {
+      std::lock_guard lock(mutex_);
+      idle_.notify_all();
+    }
+  }
+}
+
+void Stream::run(const Command& command) {
+  if (failed_.load(std::memory_order_relaxed) && !command.always) return;
+  try {
+    command.invoke(device_, command);
+  } catch (const Error& error) {
+    keep_error(command.name, error);
+  } catch (const std::bad_alloc&) {
+    keep_error(command.name, Error(Code::oom, "no memory for scratch space"));
+  } catch (const std::exception& error) {
+    keep_error(command.name, Error(Code::unsupported, error.what()));
+  }
+  if (fault_.code != 0) {
+    const Fault fault = fault_;
+    fault_ = {};
+    std::ostringstream what;
+    what << "index " << fault.value << " is out of range, it must be in [0, " << fault.limit << ")";
+    keep_error(command.name, Error(Code::argument, what.str()));
+  }
+}
+
+void Stream::keep_error(const char* op, const Error& error) {
+  if (failed_) return;
+  error_ = Error(error.code(), std::string(op) + ": " + error.what());
+  failed_ = true;
+}
+
+std::optional<Error> Stream::take_error() {
+  if (!failed_) return {};
+  std::optional<Error> error = std::move(error_);
+  error_.reset();
+  failed_ = false;
+  return error;
+}
+
+void Stream::wait() {
+  const uint64_t target = published_.load(std::memory_order_relaxed);
+  const auto until = Clock::now() + kSpin;
+  while (completed_.load(std::memory_order_acquire) < target) {
+    if (Clock::now() < until) {
+      pause();
+      continue;
+    }
+    std::unique_lock lock(mutex_);
+    waiting_.store(true, std::memory_order_seq_cst);
+    idle_.wait(lock, [&] { return completed_.load(std::memory_order_seq_cst) >= target; });
+    waiting_ = false;
+  }
+}
+
+}  // namespace bnb

@@ -1,0 +1,124 @@
+// A queue of fixed-size commands and the one worker that runs them in order. The JavaScript thread pushes
+// and never waits, except in wait(). The first failure is kept, later commands are skipped until take_error().
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <cstring>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <type_traits>
+
+#include "core/error.h"
+#include "core/kernel.h"
+
+namespace bnb {
+
+class Device;
+Isa active_isa();
+CudaStream* stream_of(Device& device);
+
+constexpr size_t kMaxArgs = 192;
+
+struct Command {
+  using Function = void (*)();
+  void (*invoke)(Device&, const Command&);
+  Function function;  // the kernel or callback, cast back by invoke
+  const char* name;   // for error messages
+  bool always;        // runs even after a failure: reads, releases
+  alignas(16) unsigned char args[kMaxArgs];
+
+  template <class Args>
+  const Args& as() const {
+    return *reinterpret_cast<const Args*>(args);
+  }
+};
+
+class Stream {
+ public:
+  explicit Stream(Device& device);
+  ~Stream();  // runs what is queued, then joins
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  template <class Args>
+  void push(Device& device, const Kernel<Args>& kernel, const Args& args);
+
+  // Queues callback(device, args) that runs whatever happened before it.
+  template <class Args>
+  void push_always(const char* name, const Args& args, void (*callback)(Device&, const Args&)) {
+    Command& c = prepare(name, args);
+    c.always = true;
+    c.function = reinterpret_cast<Command::Function>(callback);
+    c.invoke = [](Device& d, const Command& command) {
+      reinterpret_cast<void (*)(Device&, const Args&)>(command.function)(d, command.as<Args>());
+    };
+    publish();
+  }
+
+  // Blocks until everything pushed so far has run.
+  void wait();
+  // On the worker, or when idle: the first failure since the last call.
+  std::optional<Error> take_error();
+  Fault* fault() { return &fault_; }
+  // Commands pushed and not yet run.
+  uint64_t pending() const { return published_.load(std::memory_order_relaxed) - completed_.load(std::memory_order_relaxed); }
+  // The CUDA runtime's stream, null on a CPU; set by the device before its first launch.
+  CudaStream* cuda = nullptr;
+
+ private:
+  static constexpr size_t kChunk = 512;
+  struct Chunk {
+    Command commands[kChunk];
+    std::atomic<Chunk*> next{nullptr};
+  };
+
+  template <class Args>
+  Command& prepare(const char* name, const Args& args) {
+    static_assert(sizeof(Args) <= kMaxArgs && std::is_trivially_copyable_v<Args>);
+    Command& c = slot();
+    c.name = name;
+    std::memcpy(c.args, &args, sizeof(Args));
+    return c;
+  }
+  Command& slot();
+  void publish();
+  void work();
+  void run(const Command& command);
+  void keep_error(const char* op, const Error& error);
+
+  Device& device_;
+  Chunk* write_chunk_;
+  Chunk* read_chunk_;
+  std::atomic<Chunk*> spare_{nullptr};  // one drained chunk, to be written again
+  Fault fault_{};
+  std::atomic<bool> failed_{false};
+  std::optional<Error> error_;  // written by the worker
+
+  alignas(64) std::atomic<uint64_t> published_{0};
+  alignas(64) std::atomic<uint64_t> completed_{0};
+  std::atomic<bool> sleeping_{false}, waiting_{false}, stop_{false};
+  std::mutex mutex_;
+  std::condition_variable wake_, idle_;
+  std::thread worker_;
+};
+
+template <class Args>
+void Stream::push(Device&, const Kernel<Args>& kernel, const Args& args) {
+  Command& c = prepare(kernel.name, args);
+  c.always = false;
+  if (cuda) {
+    c.function = reinterpret_cast<Command::Function>(kernel.cuda);
+    c.invoke = [](Device& d, const Command& command) {
+      reinterpret_cast<void (*)(const Args&, CudaStream&)>(command.function)(command.as<Args>(), *stream_of(d));
+    };
+  } else {
+    c.function = reinterpret_cast<Command::Function>(kernel.cpu[static_cast<int>(active_isa())]);
+    c.invoke = [](Device&, const Command& command) {
+      reinterpret_cast<void (*)(const Args&)>(command.function)(command.as<Args>());
+    };
+  }
+  publish();
+}
+
+}  // namespace bnb

@@ -1,0 +1,199 @@
+// Persistent workers that spin 50 us for the next job before they park. A job is joined by whoever is awake in
+// time; the caller closes it when its items are handed out and waits only for those who joined.
+
+#include "core/thread_pool.h"
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <mutex>
+#include <new>
+#include <thread>
+
+#include "cpu/parallel.h"
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+namespace bnb {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr auto kSpin = std::chrono::microseconds(50);
+
+int available_cores() {
+  int cores = static_cast<int>(std::thread::hardware_concurrency());
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) cores = CPU_COUNT(&set);
+  std::ifstream quota("/sys/fs/cgroup/cpu.max");  // "max 100000" or "200000 100000"
+  double limit = 0, period = 0;
+  if (quota >> limit >> period && limit > 0 && period > 0) {
+    const int allowed = static_cast<int>((limit + period - 1) / period);
+    if (allowed < cores) cores = allowed;
+  }
+#endif
+  return cores < 1 ? 1 : cores;
+}
+
+int choose_thread_count() {
+  const char* wanted = std::getenv("BNB_THREADS");
+  const int n = wanted ? std::atoi(wanted) : 0;
+  return n >= 1 && n <= 1024 ? n : available_cores();
+}
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+struct Job {
+  RangeBody body = nullptr;
+  void* context = nullptr;
+  int64_t n = 0, grain = 1;
+  alignas(64) std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+
+  void run() {
+    try {
+      for (;;) {
+        const int64_t begin = next.fetch_add(grain, std::memory_order_relaxed);
+        if (begin >= n) return;
+        body(context, begin, begin + grain < n ? begin + grain : n);
+      }
+    } catch (...) {
+      failed = true;
+      next = n;
+    }
+  }
+};
+
+thread_local bool inside_job = false;
+
+class ThreadPool {
+ public:
+  // Never destroyed: its threads outlive every environment, and nothing of theirs needs unwinding.
+  static ThreadPool& instance() {
+    static ThreadPool* pool = new ThreadPool(thread_count());
+    return *pool;
+  }
+
+  bool try_run(int64_t n, int64_t grain, RangeBody body, void* context) {
+    std::unique_lock lock(running_, std::try_to_lock);
+    if (!lock) return false;
+    job_.body = body;
+    job_.context = context;
+    job_.n = n;
+    job_.grain = grain;
+    job_.next = 0;
+    job_.failed = false;
+    state_.fetch_or(kOpen, std::memory_order_seq_cst);
+    if (parked_.load(std::memory_order_seq_cst) > 0) {
+      std::lock_guard park(park_mutex_);
+      wake_.notify_all();
+    }
+    inside_job = true;
+    job_.run();
+    inside_job = false;
+    state_.fetch_and(~kOpen, std::memory_order_acq_rel);
+    while (state_.load(std::memory_order_acquire) != 0) pause();
+    if (job_.failed) throw std::bad_alloc();
+    return true;
+  }
+
+ private:
+  static constexpr uint32_t kOpen = 0x80000000u;  // the low bits count the workers inside
+
+  explicit ThreadPool(int threads) {
+    for (int i = 1; i < threads; i++) std::thread([this] { work(); }).detach();
+  }
+
+  bool join() {
+    uint32_t state = state_.load(std::memory_order_acquire);
+    while (state & kOpen)
+      if (state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel)) return true;
+    return false;
+  }
+
+  void work() {
+    inside_job = true;
+    auto until = Clock::now() + kSpin;
+    for (;;) {
+      if (join()) {
+        job_.run();
+        state_.fetch_sub(1, std::memory_order_release);
+        // The job stays open until its caller notices that nothing is left.
+        while (state_.load(std::memory_order_acquire) & kOpen) pause();
+        until = Clock::now() + kSpin;
+      } else if (Clock::now() < until) {
+        for (int i = 0; i < 32; i++) pause();
+      } else {
+        std::unique_lock lock(park_mutex_);
+        parked_.fetch_add(1, std::memory_order_seq_cst);
+        wake_.wait(lock, [this] { return (state_.load(std::memory_order_seq_cst) & kOpen) != 0; });
+        parked_.fetch_sub(1, std::memory_order_seq_cst);
+        until = Clock::now() + kSpin;
+      }
+    }
+  }
+
+  Job job_;
+  alignas(64) std::atomic<uint32_t> state_{0};
+  std::atomic<int> parked_{0};
+  std::mutex running_, park_mutex_;
+  std::condition_variable wake_;
+};
+
+struct Scratch {
+  static constexpr int kBuffers = 4;
+  void* data[kBuffers] = {};
+  size_t capacity[kBuffers] = {};
+  ~Scratch() {
+    for (void* p : data) std::free(p);
+  }
+};
+thread_local Scratch scratch_buffers;
+
+}  // namespace
+
+int thread_count() {
+  static const int n = choose_thread_count();
+  return n;
+}
+
+void parallel_range(int64_t n, int64_t grain, RangeBody body, void* context) {
+  if (n <= 0) return;
+  if (grain < 1) grain = 1;
+  if (n <= grain || thread_count() == 1 || inside_job || !ThreadPool::instance().try_run(n, grain, body, context)) {
+    for (int64_t begin = 0; begin < n; begin += grain) body(context, begin, begin + grain < n ? begin + grain : n);
+  }
+}
+
+void* thread_scratch(int index, size_t nbytes) {
+  Scratch& s = scratch_buffers;
+  if (s.capacity[index] < nbytes || !s.data[index]) {
+    const size_t capacity = (nbytes + 4095) / 4096 * 4096 + 4096;
+    std::free(s.data[index]);
+    s.data[index] = std::aligned_alloc(64, capacity);
+    s.capacity[index] = s.data[index] ? capacity : 0;
+    if (!s.data[index]) throw std::bad_alloc();
+  }
+  return s.data[index];
+}
+
+void report_fault(Fault* fault, FaultCode code, int64_t value, int64_t limit) {
+  int32_t none = 0;
+  if (!__atomic_compare_exchange_n(&fault->code, &none, static_cast<int32_t>(code), false, __ATOMIC_ACQ_REL,
+                                   __ATOMIC_RELAXED))
+    return;
+  fault->value = value;
+  fault->limit = limit;
+}
+
+}  // namespace bnb

@@ -1,0 +1,20 @@
+// One line per op of ops.h. The names in parentheses appear in error messages.
+
+#include "napi/bind.h"
+#include "ops/ops.h"
+
+namespace bnb {
+
+void define_ops(Env& env, napi_value exports) {
+  const Binder b{env, exports};
+
+  // tensors
+  b.bind<&ops::empty>("empty(shape, dtype, device)");
+  b.bind<&ops::view>("view(x, shape, dtype, offset)");
+  b.bind<&ops::to_device>("toDevice(x, device)");
+  b.bind<&ops::quantized_4bit>(
+      "quantized4bit(packed, absmax, nestedAbsmax, nestedCode, offset, shape, blocksize, nestedBlocksize, type, dtype)");
+  b.bind<&ops::quantized_parts>("quantizedParts(weight)");
+}
+
+}  // namespace bnb

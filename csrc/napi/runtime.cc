@@ -1,0 +1,260 @@
+// The addon's functions that are not ops: setup, dispose, uploads, reads, devices, memory.
+
+#include "core/transfer.h"
+#include "napi/bind.h"
+
+namespace bnb {
+namespace {
+
+// Runs body(env, values) with at least N arguments, turning exceptions into JavaScript's.
+template <size_t N, class F>
+napi_value guarded(napi_env napi, napi_callback_info info, const char* name, const F& body) {
+  size_t n = N;
+  napi_value values[N + 1];
+  void* data;
+  napi_get_cb_info(napi, info, &n, values, nullptr, &data);
+  Env& env = *static_cast<Env*>(data);
+  try {
+    check_argument(n >= N, name, "takes ", N, " arguments, got ", n);
+    return body(env, values);
+  } catch (const Error& error) {
+    env.throw_error(error);
+  } catch (const std::exception& error) {
+    env.throw_error(Error(Code::oom, std::string(name) + ": " + error.what()));
+  }
+  return nullptr;
+}
+
+// Function-local, so that nothing runs when the addon is loaded.
+const Signature& read_signature() {
+  static const Signature signature("data(x, buffer)");
+  return signature;
+}
+const Signature& upload_signature() {
+  static const Signature signature("tensor(bytes, dtype, shape, device)");
+  return signature;
+}
+Device& device_of(Env& env, napi_value value) {
+  static const Signature signature("device(index)");
+  return env.device_at(integer_arg({env, signature, value, 0}));
+}
+
+// setup(results: Float64Array, BnbError, warn): the buffer and the classes that the addon uses.
+napi_value setup(napi_env napi, napi_callback_info info) {
+  return guarded<3>(napi, info, "setup", [&](Env& env, napi_value* v) -> napi_value {
+    void* data = nullptr;
+    napi_get_typedarray_info(napi, v[0], nullptr, &env.results_capacity, &data, nullptr, nullptr);
+    env.results = static_cast<double*>(data);
+    napi_ref keep;
+    napi_create_reference(napi, v[0], 1, &keep);
+    napi_create_reference(napi, v[1], 1, &env.error_class);
+    napi_create_reference(napi, v[2], 1, &env.warn);
+    return nullptr;
+  });
+}
+
+// dispose(handle) and, from the garbage collector's net, finalize(handle): stale handles are ignored.
+napi_value dispose_handle(napi_env napi, napi_callback_info info, bool from_finalizer) {
+  return guarded<1>(napi, info, "dispose", [&](Env& env, napi_value* v) -> napi_value {
+    int32_t handle = 0;
+    napi_get_value_int32(napi, v[0], &handle);
+    env.slots.remove(handle);
+    if (from_finalizer) env.account(true);
+    return nullptr;
+  });
+}
+napi_value dispose(napi_env napi, napi_callback_info info) { return dispose_handle(napi, info, false); }
+napi_value finalize(napi_env napi, napi_callback_info info) { return dispose_handle(napi, info, true); }
+
+// fromBytes(bytes: Uint8Array, dtype, shape, device): one tensor in the results.
+napi_value from_bytes(napi_env napi, napi_callback_info info) {
+  return guarded<4>(napi, info, "tensor", [&](Env& env, napi_value* v) -> napi_value {
+    size_t nbytes = 0;
+    void* data = nullptr;
+    const napi_status status = napi_get_typedarray_info(napi, v[0], nullptr, &nbytes, &data, nullptr, nullptr);
+    check_argument(status == napi_ok, "tensor", "bytes must be a Uint8Array");
+    const auto dtype = static_cast<DType>(integer_arg({env, upload_signature(), v[1], 1}));
+    const Shape shape = shape_arg({env, upload_signature(), v[2], 2});
+    Results(env).put(upload(data, nbytes, shape, dtype, device_of(env, v[3])));
+    env.account(false);
+    return nullptr;
+  });
+}
+
+// One pending read: the worker copies into an ArrayBuffer that no JavaScript can see before it is settled.
+// The source needs no owner: whatever would reuse or release its block is queued behind this read.
+struct Read {
+  Env* env;
+  const void* from = nullptr;
+  void* to = nullptr;
+  size_t nbytes = 0;
+  napi_ref buffer = nullptr;
+  napi_deferred deferred = nullptr;
+  std::optional<Error> error{};
+};
+
+void run_read(Device& device, Read* read) {
+  read->error = device.stream().take_error();
+  if (read->error || read->nbytes == 0) return;
+  try {
+    device.runtime().copy(device, read->to, read->from, read->nbytes);
+  } catch (const Error& error) {
+    read->error = error;
+  }
+}
+
+void settle_read(napi_env napi, napi_value, void*, void* data) {
+  const std::unique_ptr<Read> read(static_cast<Read*>(data));
+  if (!napi) return;  // the environment is going away
+  Env& env = *read->env;
+  napi_value buffer;
+  napi_get_reference_value(napi, read->buffer, &buffer);
+  napi_delete_reference(napi, read->buffer);
+  if (read->error)
+    napi_reject_deferred(napi, read->deferred, env.make_error(*read->error));
+  else
+    napi_resolve_deferred(napi, read->deferred, buffer);
+  if (--env.pending_reads == 0) napi_unref_threadsafe_function(napi, env.reads);
+}
+
+Device& prepare_read(Env& env, napi_value tensor, napi_value buffer, Read& read) {
+  const Tensor& source = tensor_arg({env, read_signature(), tensor, 0});
+  napi_get_arraybuffer_info(env.napi, buffer, &read.to, &read.nbytes);
+  check_argument(read.nbytes == source.nbytes(), "data", "the buffer must have ", source.nbytes(), " bytes, got ",
+                 read.nbytes);
+  read.from = source.data();
+  return source.device();
+}
+
+napi_value start_read(Env& env, Device& device, std::unique_ptr<Read> read, napi_value buffer) {
+  napi_value promise;
+  napi_create_reference(env.napi, buffer, 1, &read->buffer);
+  napi_create_promise(env.napi, &read->deferred, &promise);
+  if (env.pending_reads++ == 0) napi_ref_threadsafe_function(env.napi, env.reads);
+  device.stream().push_always(
+      "data", read.release(), +[](Device& d, Read* const& r) {
+        run_read(d, r);
+        napi_call_threadsafe_function(r->env->reads, r, napi_tsfn_nonblocking);
+      });
+  return promise;
+}
+
+// read(tensor, buffer: ArrayBuffer): a promise of the filled buffer.
+napi_value read_async(napi_env napi, napi_callback_info info) {
+  return guarded<2>(napi, info, "data", [&](Env& env, napi_value* v) {
+    auto read = std::make_unique<Read>(Read{.env = &env});
+    Device& device = prepare_read(env, v[0], v[1], *read);
+    return start_read(env, device, std::move(read), v[1]);
+  });
+}
+
+// readSync(tensor, buffer): fills the buffer before it returns.
+napi_value read_sync(napi_env napi, napi_callback_info info) {
+  return guarded<2>(napi, info, "dataSync", [&](Env& env, napi_value* v) -> napi_value {
+    Read read{.env = &env};
+    Device& device = prepare_read(env, v[0], v[1], read);
+    device.stream().push_always("data", &read, +[](Device& d, Read* const& r) { run_read(d, r); });
+    device.stream().wait();
+    if (read.error) throw *read.error;
+    return nullptr;
+  });
+}
+
+// synchronize(device, buffer): resolves with the buffer when everything queued on the device has run.
+napi_value synchronize(napi_env napi, napi_callback_info info) {
+  return guarded<2>(napi, info, "synchronize", [&](Env& env, napi_value* v) {
+    return start_read(env, device_of(env, v[0]), std::make_unique<Read>(Read{.env = &env}), v[1]);
+  });
+}
+
+void set(napi_env env, napi_value object, const char* name, const std::string& text) {
+  napi_value v;
+  napi_create_string_utf8(env, text.c_str(), text.size(), &v);
+  napi_set_named_property(env, object, name, v);
+}
+void set(napi_env env, napi_value object, const char* name, double number) {
+  napi_value v;
+  napi_create_double(env, number, &v);
+  napi_set_named_property(env, object, name, v);
+}
+
+// devices(): the CPU first.
+napi_value list_devices(napi_env napi, napi_callback_info info) {
+  return guarded<0>(napi, info, "devices", [&](Env& env, napi_value*) {
+    napi_value list;
+    napi_create_array(napi, &list);
+    for (uint32_t i = 0; i < env.devices.size(); i++) {
+      const DeviceInfo& d = env.devices[i]->info();
+      napi_value object;
+      napi_create_object(napi, &object);
+      set(napi, object, "device", env.devices[i]->str());
+      set(napi, object, "name", d.name);
+      set(napi, object, "memory", static_cast<double>(d.memory));
+      set(napi, object, "computeCapability", d.cc / 10.0);
+      set(napi, object, "processors", d.processors);
+      set(napi, object, "isa", d.isa);
+      napi_set_element(napi, list, i, object);
+    }
+    return list;
+  });
+}
+
+// memory(device): bytes of that device; tensors counts the handles of the whole environment.
+napi_value memory(napi_env napi, napi_callback_info info) {
+  return guarded<1>(napi, info, "memory", [&](Env& env, napi_value* v) {
+    const Pool& pool = device_of(env, v[0]).pool();
+    napi_value object;
+    napi_create_object(napi, &object);
+    set(napi, object, "tensors", static_cast<double>(env.slots.live()));
+    set(napi, object, "liveBytes", static_cast<double>(pool.live_bytes()));
+    set(napi, object, "cachedBytes", static_cast<double>(pool.cached_bytes()));
+    set(napi, object, "peakBytes", static_cast<double>(pool.peak_bytes()));
+    return object;
+  });
+}
+
+// emptyCache(device): gives cached blocks back to the system and starts the peak anew.
+napi_value empty_cache(napi_env napi, napi_callback_info info) {
+  return guarded<1>(napi, info, "emptyCache", [&](Env& env, napi_value* v) -> napi_value {
+    Pool& pool = device_of(env, v[0]).pool();
+    pool.empty_cache();
+    pool.reset_peak();
+    return nullptr;
+  });
+}
+
+}  // namespace
+
+void define_runtime(Env& env, napi_value exports) {
+  struct Entry {
+    const char* name;
+    napi_callback callback;
+  };
+  constexpr Entry kEntries[] = {
+      {"setup", setup},     {"dispose", dispose},         {"finalize", finalize},     {"fromBytes", from_bytes},
+      {"read", read_async}, {"readSync", read_sync},      {"synchronize", synchronize}, {"devices", list_devices},
+      {"memory", memory},   {"emptyCache", empty_cache},
+  };
+  for (const Entry& e : kEntries) {
+    napi_value function;
+    napi_create_function(env.napi, e.name, NAPI_AUTO_LENGTH, e.callback, &env, &function);
+    napi_set_named_property(env.napi, exports, e.name, function);
+  }
+  napi_value name;
+  napi_create_string_utf8(env.napi, "bitsandbytes.read", NAPI_AUTO_LENGTH, &name);
+  napi_create_threadsafe_function(env.napi, nullptr, nullptr, name, 0, 1, nullptr, nullptr, &env, settle_read,
+                                  &env.reads);
+  napi_unref_threadsafe_function(env.napi, env.reads);
+}
+
+}  // namespace bnb
+
+NAPI_MODULE_INIT() {
+  using namespace bnb;
+  auto* state = new Env(env);
+  define_runtime(*state, exports);
+  define_ops(*state, exports);
+  // Hooks run last in, first out: queued work is finished while the functions and the read queue still exist.
+  napi_add_env_cleanup_hook(env, [](void* p) { delete static_cast<Env*>(p); }, state);
+  return exports;
+}

@@ -1,0 +1,37 @@
+// Checks shared by the ops. Messages: "op: what must hold, what came".
+#pragma once
+#include "core/tensor.h"
+
+namespace bnb::ops {
+
+// check_same_device("matmul", a, b): all tensors live on one device.
+template <class... Rest>
+void check_same_device(const char* op, const Tensor& first, const Rest&... rest) {
+  const auto same = [&](const Tensor& t) {
+    if (&t.device() != &first.device())
+      fail(Code::device, op, "all tensors must be on one device, got ", first.device().str(), " and ",
+           t.device().str());
+  };
+  (same(rest), ...);
+}
+
+// check_float("rmsNorm", "x", x): float32, float16 or bfloat16.
+inline void check_float(const char* op, const char* name, const Tensor& t) {
+  check_dtype(is_float(t.dtype()), op, name, " must be float32, float16 or bfloat16, got ", name_of(t.dtype()));
+}
+
+inline void check_dtype_is(const char* op, const char* name, const Tensor& t, DType dtype) {
+  check_dtype(t.dtype() == dtype, op, name, " must be ", name_of(dtype), ", got ", name_of(t.dtype()));
+}
+
+inline void check_same_dtype(const char* op, const char* name_a, const Tensor& a, const char* name_b,
+                             const Tensor& b) {
+  check_dtype(a.dtype() == b.dtype(), op, name_a, " and ", name_b, " must have one dtype, got ", name_of(a.dtype()),
+              " and ", name_of(b.dtype()));
+}
+
+inline void check_shape_is(const char* op, const char* name, const Tensor& t, const Shape& shape) {
+  check_shape(t.shape() == shape, op, name, " must have shape ", shape, ", got ", t.shape());
+}
+
+}  // namespace bnb::ops
