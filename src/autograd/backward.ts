@@ -1,0 +1,103 @@
+// backward(): runs the tape from a scalar (or from a given gradient) to the leaves.
+import { addon } from "../native/addon.js";
+import { tensor } from "../tensor/create.js";
+import { BnbError } from "../tensor/errors.js";
+import { run } from "../tensor/run.js";
+import { keep, tidy } from "../tensor/scope.js";
+import type { Tensor } from "../tensor/tensor.js";
+import { GradNode } from "./graph.js";
+import { noGrad } from "./no-grad.js";
+
+/**
+ * Computes the gradient of `root` with respect to every leaf that requires one and adds it to the leaf's `grad`.
+ * The graph is freed on the way; a second backward through it throws ERR_BNB_ARGUMENT. Nothing waits: gradients
+ * are queued like any op.
+ *
+ * `gradient` [shape and dtype of root] is the gradient of the final result with respect to `root`; without it `root`
+ * must have one element.
+ */
+export function backward(root: Tensor, gradient?: Tensor): void {
+  if (root.disposed) throw new BnbError("ERR_BNB_DISPOSED", "backward: the tensor was disposed");
+  if (!root.requiresGrad) {
+    throw new BnbError("ERR_BNB_ARGUMENT", "backward: the tensor must require a gradient; nothing it depends on does");
+  }
+  const shape = root.shape.join(", ");
+  if (!gradient && root.size !== 1) {
+    throw new BnbError(
+      "ERR_BNB_SHAPE",
+      `backward: a tensor without a given gradient must have one element, got [${shape}]`,
+    );
+  }
+  if (gradient && (gradient.shape.join(", ") !== shape || gradient.dtype !== root.dtype)) {
+    const came = `${gradient.dtype} [${gradient.shape.join(", ")}]`;
+    throw new BnbError("ERR_BNB_SHAPE", `backward: the gradient must be ${root.dtype} [${shape}], got ${came}`);
+  }
+  noGrad(() => tidy(() => runTape(root, gradient)));
+}
+
+function runTape(root: Tensor, gradient: Tensor | undefined): void {
+  const start = gradient
+    ? gradient.detach()
+    : tensor([1], { dtype: root.dtype, shape: root.shape, device: root.device });
+  const first = root.node as GradNode | null;
+  if (!first) {
+    addToLeaf(root, start);
+    return;
+  }
+  const gradients = new Map<GradNode, Tensor>([[first, start]]);
+  for (const node of reachable(first)) {
+    const dy = gradients.get(node);
+    gradients.delete(node);
+    if (dy && node.apply) {
+      const grads = node.apply(dy);
+      const owned = new Set<Tensor>([dy]);
+      node.edges.forEach((edge, i) => {
+        const given = grads[i];
+        if (!edge || !given) {
+          if (given && !owned.has(given)) given.dispose();
+          return;
+        }
+        // A backward may hand out one tensor twice, or dy itself: every receiver owns a handle of its own.
+        const grad = owned.has(given) ? given.detach() : given;
+        owned.add(given);
+        if (edge instanceof GradNode) gradients.set(edge, sum(gradients.get(edge), grad));
+        else addToLeaf(edge, grad);
+      });
+      dy.dispose();
+    }
+    node.free();
+  }
+}
+
+// Nodes between the root and the leaves, latest first.
+function reachable(root: GradNode): GradNode[] {
+  const seen = new Set<GradNode>([root]);
+  for (const node of seen) {
+    if (!node.apply) {
+      const rule = "backward: the graph was freed by an earlier backward; run the forward pass again";
+      throw new BnbError("ERR_BNB_ARGUMENT", `${rule} (at ${node.name})`);
+    }
+    for (const edge of node.edges) if (edge instanceof GradNode) seen.add(edge);
+  }
+  return [...seen].sort((a, b) => b.order - a.order);
+}
+
+function addToLeaf(leaf: Tensor, grad: Tensor): void {
+  if (leaf.disposed) {
+    grad.dispose();
+    return;
+  }
+  leaf.grad = keep(sum(leaf.grad ?? undefined, grad));
+}
+
+// Both arguments are given up.
+function sum(a: Tensor | undefined, b: Tensor): Tensor {
+  if (!a) return b;
+  const [total] = run(addon.binary, ADD, a, b, 0);
+  a.dispose();
+  b.dispose();
+  return total;
+}
+
+/** BinaryOp::add in csrc/kernels/elementwise.h. */
+const ADD = 0;

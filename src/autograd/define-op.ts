@@ -1,0 +1,98 @@
+// defineOp: the only way to make a differentiable op.
+import { Tensor } from "../tensor/tensor.js";
+import type { Edge } from "./graph.js";
+import { GradNode } from "./graph.js";
+import { isGradEnabled, noGrad } from "./no-grad.js";
+
+/** What an op keeps between its forward and its backward pass. */
+export interface OpContext<Saved extends readonly (Tensor | null)[] = readonly (Tensor | null)[]> {
+  /** Keeps tensors for `backward`; each is a holder of its own, so disposing the original is safe. */
+  save(...tensors: Saved): void;
+  readonly saved: Saved;
+  /** Whether the gradient of the i-th tensor argument is wanted; for a list, of any tensor in it. */
+  needs(i: number): boolean;
+}
+
+type IsTensor<T> = [T] extends [Tensor | null | undefined] ? true : false;
+type IsTensorList<T> = [T] extends [readonly Tensor[]] ? true : false;
+
+/** One gradient per tensor argument, in order; a list of them for a list. A missing or extra one is a type error. */
+export type GradsOf<Args extends readonly unknown[]> = Grads<Required<Args>>;
+type Grads<Args extends readonly unknown[]> = Args extends readonly [infer Head, ...infer Rest]
+  ? IsTensor<Head> extends true
+    ? readonly [Tensor | null, ...Grads<Rest>]
+    : IsTensorList<Head> extends true
+      ? readonly [readonly (Tensor | null)[], ...Grads<Rest>]
+      : Grads<Rest>
+  : readonly [];
+
+export interface OpSpec<Args extends unknown[], Saved extends readonly (Tensor | null)[]> {
+  /** As in error messages. */
+  name: string;
+  /** Calls native ops. Returns a new tensor, never one of its arguments. */
+  forward(ctx: OpContext<Saved>, ...args: Args): Tensor;
+  /** `null` states that the op is not differentiable; leaving it out is a type error. */
+  backward: ((ctx: OpContext<Saved>, dy: Tensor) => GradsOf<Args>) | null;
+}
+
+class Recorder implements OpContext {
+  saved: readonly (Tensor | null)[] = [];
+  readonly #wanted: readonly boolean[] | null;
+
+  /** Null when no graph is built. */
+  constructor(wanted: readonly boolean[] | null) {
+    this.#wanted = wanted;
+  }
+
+  save(...tensors: readonly (Tensor | null)[]): void {
+    if (this.#wanted) this.saved = tensors.map((t) => t?.alias(false) ?? null);
+  }
+
+  needs(i: number): boolean {
+    return this.#wanted?.[i] ?? false;
+  }
+}
+
+type Input = Tensor | null | readonly Tensor[];
+
+/**
+ * Makes a differentiable function from a forward and a backward pass. In `args`, null stands for an absent tensor
+ * and for nothing else. Gradients of gradients are not supported: a backward calls native ops directly.
+ */
+export function defineOp<Args extends unknown[], Saved extends readonly (Tensor | null)[]>(
+  spec: OpSpec<Args, Saved>,
+): (...args: Args) => Tensor {
+  return (...args) => {
+    const inputs = isGradEnabled() && spec.backward ? tensorInputs(args) : [];
+    if (!inputs.some(wantsGradient)) return spec.forward(new Recorder(null) as unknown as OpContext<Saved>, ...args);
+
+    const recorder = new Recorder(inputs.map(wantsGradient));
+    const ctx = recorder as unknown as OpContext<Saved>;
+    const y = noGrad(() => spec.forward(ctx, ...args));
+    const edges = inputs.flat().map(edgeTo);
+    y.requiresGrad = true;
+    y.node = new GradNode(
+      spec.name,
+      edges,
+      recorder.saved,
+      (dy) => (spec.backward as NonNullable<typeof spec.backward>)(ctx, dy).flat() as (Tensor | null)[],
+    );
+    return y;
+  };
+}
+
+function tensorInputs(args: readonly unknown[]): Input[] {
+  const isInput = (arg: unknown): arg is Input =>
+    arg === null || arg instanceof Tensor || (Array.isArray(arg) && arg[0] instanceof Tensor);
+  return args.filter(isInput);
+}
+
+function wantsGradient(input: Input): boolean {
+  if (input === null) return false;
+  return input instanceof Tensor ? input.requiresGrad : input.some((t) => t.requiresGrad);
+}
+
+function edgeTo(input: Tensor | null): Edge {
+  if (!input?.requiresGrad) return null;
+  return (input.node as GradNode | null) ?? input;
+}

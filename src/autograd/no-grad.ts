@@ -1,0 +1,24 @@
+// The switch that says whether ops record what backward() needs.
+
+let enabled = true;
+
+/** Whether ops on tensors that require gradients build a graph now. */
+export function isGradEnabled(): boolean {
+  return enabled;
+}
+
+/**
+ * Runs `fn` without recording a graph: results do not require gradients and nothing is saved. Synchronous.
+ *
+ * @example
+ * const logits = noGrad(() => model.forward(ids));
+ */
+export function noGrad<T>(fn: () => T): T {
+  const before = enabled;
+  enabled = false;
+  try {
+    return fn();
+  } finally {
+    enabled = before;
+  }
+}

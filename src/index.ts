@@ -1,0 +1,22 @@
+// The public names of the package.
+export { backward } from "./autograd/backward.js";
+export { defineOp, type GradsOf, type OpContext, type OpSpec } from "./autograd/define-op.js";
+export { isGradEnabled, noGrad } from "./autograd/no-grad.js";
+export {
+  arange,
+  empty,
+  fromBytes,
+  full,
+  type NestedArray,
+  ones,
+  type TensorData,
+  type TensorOptions,
+  tensor,
+  zeros,
+} from "./tensor/create.js";
+export { Device, type DeviceLike, devices, synchronize } from "./tensor/device.js";
+export { type DType, dtypes, type TypedArray } from "./tensor/dtype.js";
+export { BnbError, type ErrorCode } from "./tensor/errors.js";
+export { Quantized4Bit } from "./tensor/quantized.js";
+export { type DeviceMemory, emptyCache, keep, type MemoryInfo, memory, tidy } from "./tensor/scope.js";
+export { Tensor } from "./tensor/tensor.js";

@@ -1,0 +1,19 @@
+// Finds the addon for this platform: the build of a clone (build/Release) or the prebuilt binary of the package.
+import { join } from "node:path";
+import nodeGypBuild from "node-gyp-build";
+import { BnbError } from "./errors.js";
+
+/** Loads the .node file. Throws ERR_BNB_NO_BINARY with advice when there is none for this platform. */
+export function loadAddon(): unknown {
+  try {
+    return nodeGypBuild(join(__dirname, "..", ".."));
+  } catch (cause) {
+    throw new BnbError(
+      "ERR_BNB_NO_BINARY",
+      `bitsandbytes-node: no native binary for ${process.platform}-${process.arch} could be loaded. ` +
+        `In a clone, run "npm run build" (needs CMake and a C++20 compiler). ` +
+        `With the published package, this platform has no prebuilt binary: build it from source.`,
+      { cause },
+    );
+  }
+}

@@ -1,0 +1,216 @@
+// Making tensors from JavaScript values.
+import { addon } from "../native/addon.js";
+import type { DeviceLike } from "./device.js";
+import { toDevice } from "./device.js";
+import type { DType, TypedArray } from "./dtype.js";
+import { dtypeCode, encode, isFloat, sizeOf } from "./dtype.js";
+import { BnbError } from "./errors.js";
+import { run, takeOutputs } from "./run.js";
+import type { Tensor } from "./tensor.js";
+
+export interface TensorOptions {
+  /** Default float32, or what the TypedArray given holds. */
+  dtype?: DType;
+  /** Default "cpu". */
+  device?: DeviceLike;
+  /** Default false. */
+  requiresGrad?: boolean;
+}
+
+export type NestedArray = readonly (number | boolean | NestedArray)[];
+
+/** What `tensor` accepts; views, also on a SharedArrayBuffer, are copied as they are now. */
+export type TensorData =
+  | number
+  | boolean
+  | NestedArray
+  | TypedArray
+  | Uint8ClampedArray
+  | BigInt64Array
+  | Float16ArrayLike;
+
+/** A Float16Array, in runtimes that have it. */
+export interface Float16ArrayLike extends ArrayBufferView {
+  readonly [Symbol.toStringTag]: "Float16Array";
+  readonly length: number;
+  readonly [index: number]: number;
+}
+
+/**
+ * A tensor with the given elements, copied before the call returns.
+ *
+ * Without `dtype`: float32 for numbers and Float64Array, the type's own for Float32Array, Int8Array, Uint8Array,
+ * Int32Array and Float16Array, int32 for BigInt64Array (token ids; values must fit). A Uint16Array holds the bits of
+ * float16 or bfloat16 and needs `dtype`. With `dtype`, values are converted, rounding to nearest even.
+ *
+ * @example
+ * tensor([[1, 2], [3, 4]]); // float32 [2, 2]
+ * tensor(bits, { dtype: "bfloat16", shape: [2, 3] }); // bits: Uint16Array of 6
+ */
+export function tensor(data: TensorData, options: TensorOptions & { shape?: readonly number[] } = {}): Tensor {
+  const flat: number[] = [];
+  let shape = options.shape;
+  let values: TypedArray;
+  if (ArrayBuffer.isView(data)) {
+    values = fromView(data, options.dtype);
+    shape ??= [values.length];
+  } else if (Array.isArray(data)) {
+    const found = flatten(data, flat);
+    shape ??= found;
+    values = encode(flat, options.dtype ?? "float32");
+  } else if (typeof data === "number" || typeof data === "boolean") {
+    values = encode([Number(data)], options.dtype ?? "float32");
+    shape ??= [];
+  } else {
+    throw new BnbError("ERR_BNB_ARGUMENT", `tensor: data must be numbers or a TypedArray, got ${describe(data)}`);
+  }
+  const dtype = options.dtype ?? defaultDType(data);
+  return fromBytes(new Uint8Array(values.buffer, values.byteOffset, values.byteLength), { ...options, dtype, shape });
+}
+
+/** A tensor whose memory is exactly these bytes, little-endian: for file contents and packed weights. */
+export function fromBytes(
+  bytes: Uint8Array,
+  options: { dtype: DType; shape: readonly number[]; device?: DeviceLike; requiresGrad?: boolean },
+): Tensor {
+  const { dtype, shape } = options;
+  const size = shape.reduce((n, dim) => n * dim, 1);
+  if (size * sizeOf(dtype) !== bytes.byteLength) {
+    const want = `shape [${shape.join(", ")}] of ${dtype} needs ${size * sizeOf(dtype)} bytes`;
+    throw new BnbError("ERR_BNB_SHAPE", `tensor: ${want}, got ${bytes.byteLength}`);
+  }
+  addon.fromBytes(unshared(bytes), dtypeCode(dtype), shape, toDevice(options.device).index);
+  const result = takeOutputs()[0] as Tensor;
+  return options.requiresGrad ? wantGradient(result) : result;
+}
+
+/** An uninitialized tensor: its elements are whatever the memory held. */
+export function empty(shape: readonly number[], options: TensorOptions = {}): Tensor {
+  const [result] = run(addon.empty, shape, dtypeCode(options.dtype ?? "float32"), toDevice(options.device).index);
+  return options.requiresGrad ? wantGradient(result) : result;
+}
+
+/** A tensor of zeros. */
+export function zeros(shape: readonly number[], options: TensorOptions = {}): Tensor {
+  return full(shape, 0, options);
+}
+
+/** A tensor of ones. */
+export function ones(shape: readonly number[], options: TensorOptions = {}): Tensor {
+  return full(shape, 1, options);
+}
+
+/** A tensor with every element `value`. Default dtype float32. */
+export function full(shape: readonly number[], value: number, options: TensorOptions = {}): Tensor {
+  const size = shape.reduce((n, dim) => n * dim, 1);
+  return tensor(new Float64Array(size).fill(value), { dtype: "float32", ...options, shape });
+}
+
+/** 0, 1, ... n - 1, or from `start` to before `end` by `step`. Default dtype float32. */
+export function arange(start: number, end?: number, step = 1, options: TensorOptions = {}): Tensor {
+  const [first, last] = end === undefined ? [0, start] : [start, end];
+  if (!(step !== 0 && Number.isFinite(step) && Number.isFinite(first) && Number.isFinite(last))) {
+    throw new BnbError("ERR_BNB_ARGUMENT", `arange: bounds and a non-zero step must be finite, got step ${step}`);
+  }
+  const n = Math.max(0, Math.ceil((last - first) / step));
+  return tensor(
+    Float64Array.from({ length: n }, (_, i) => first + i * step),
+    { dtype: "float32", ...options },
+  );
+}
+
+function wantGradient(t: Tensor): Tensor {
+  if (!isFloat(t.dtype)) {
+    t.dispose();
+    throw new BnbError("ERR_BNB_DTYPE", `tensor: requiresGrad needs float32, float16 or bfloat16, got ${t.dtype}`);
+  }
+  t.requiresGrad = true;
+  return t;
+}
+
+function defaultDType(data: TensorData): DType {
+  if (data instanceof Int8Array) return "int8";
+  if (data instanceof Uint8Array || data instanceof Uint8ClampedArray) return "uint8";
+  if (data instanceof Int32Array || data instanceof BigInt64Array) return "int32";
+  if (isFloat16Array(data)) return "float16";
+  return "float32";
+}
+
+function isFloat16Array(data: unknown): data is Float16ArrayLike {
+  return ArrayBuffer.isView(data) && (data as Partial<Float16ArrayLike>)[Symbol.toStringTag] === "Float16Array";
+}
+
+function fromView(view: ArrayBufferView, wanted: DType | undefined): TypedArray {
+  try {
+    new Uint8Array(view.buffer, 0, 0);
+  } catch (cause) {
+    throw new BnbError("ERR_BNB_ARGUMENT", "tensor: the buffer of data was detached", { cause });
+  }
+  if (view instanceof Uint16Array || isFloat16Array(view)) {
+    const own = isFloat16Array(view) ? "float16" : wanted;
+    if (own !== "float16" && own !== "bfloat16") {
+      const rule = "tensor: a Uint16Array holds the bits of float16 or bfloat16 and needs one of them as dtype";
+      throw new BnbError("ERR_BNB_DTYPE", `${rule}, got ${String(wanted)}`);
+    }
+    const bits = new Uint16Array(view.buffer, view.byteOffset, view.byteLength / 2);
+    return wanted === undefined || wanted === own ? bits : encode(view as Float16ArrayLike, wanted);
+  }
+  if (view instanceof BigInt64Array) {
+    const narrow = Float64Array.from(view, Number);
+    const bad = narrow.findIndex((value) => value !== (value | 0));
+    if (bad >= 0) throw new BnbError("ERR_BNB_ARGUMENT", `tensor: ids must fit int32, got ${view[bad]} at ${bad}`);
+    return encode(narrow, wanted ?? "int32");
+  }
+  if (view instanceof Uint8ClampedArray) {
+    return fromView(new Uint8Array(view.buffer, view.byteOffset, view.byteLength), wanted);
+  }
+  const own = ownDType(view);
+  if (own === undefined) {
+    throw new BnbError("ERR_BNB_ARGUMENT", `tensor: data must be numbers or a TypedArray, got ${describe(view)}`);
+  }
+  const dtype = wanted ?? (own === "float64" ? "float32" : own);
+  return dtype === own ? (view as TypedArray) : encode(view as TypedArray, dtype);
+}
+
+function ownDType(view: ArrayBufferView): DType | undefined {
+  if (view instanceof Float32Array) return "float32";
+  if (view instanceof Float64Array) return "float64";
+  if (view instanceof Int32Array) return "int32";
+  if (view instanceof Int8Array) return "int8";
+  if (view instanceof Uint8Array) return "uint8";
+  return undefined;
+}
+
+// The addon reads plain memory only; a view on shared memory is copied first.
+function unshared(bytes: Uint8Array): Uint8Array {
+  return bytes.buffer instanceof ArrayBuffer ? bytes : new Uint8Array(bytes);
+}
+
+function flatten(data: NestedArray, out: number[]): number[] {
+  const first = data[0];
+  if (!Array.isArray(first)) {
+    for (const item of data) {
+      if (typeof item !== "number" && typeof item !== "boolean") {
+        throw new BnbError("ERR_BNB_ARGUMENT", `tensor: data must be numbers, got ${describe(item)}`);
+      }
+      out.push(Number(item));
+    }
+    return [data.length];
+  }
+  let inner: number[] = [];
+  for (const item of data) {
+    if (!Array.isArray(item)) throw new BnbError("ERR_BNB_SHAPE", "tensor: nested arrays must have equal lengths");
+    const shape = flatten(item, out);
+    if (item !== first && shape.join() !== inner.join()) {
+      throw new BnbError("ERR_BNB_SHAPE", "tensor: nested arrays must have equal lengths");
+    }
+    inner = shape;
+  }
+  return [data.length, ...inner];
+}
+
+function describe(value: unknown): string {
+  if (value === null || value === undefined) return String(value);
+  if (typeof value === "object") return value.constructor?.name ?? "an object";
+  return `a ${typeof value}`;
+}

@@ -1,0 +1,78 @@
+// Devices: the CPU, and the GPUs that the addon was built for and found.
+import type { NativeDevice } from "../native/addon.js";
+import { addon } from "../native/addon.js";
+import { BnbError } from "./errors.js";
+
+/** "cpu", "cuda" (the first GPU), "cuda:N", "auto" (the first GPU, else the CPU), or a Device. */
+export type DeviceLike = Device | "cpu" | "cuda" | "auto" | (string & {});
+
+/** One device of this machine. `String(device)` is its name in options: "cpu", "cuda:0". */
+export class Device {
+  /** Position in `devices()`: what crosses to the addon. */
+  readonly index: number;
+  readonly type: "cpu" | "cuda";
+  /** The product name, such as "NVIDIA H200". */
+  readonly name: string;
+  /** Bytes of memory. */
+  readonly memory: number;
+  /** CUDA compute capability, such as 9.0; 0 on a CPU. */
+  readonly computeCapability: number;
+  /** Threads that kernels use, or multiprocessors. */
+  readonly processors: number;
+  /** Instruction set of the CPU kernels: "base", "avx2" or "avx512"; empty on a GPU. */
+  readonly isa: string;
+  readonly #label: string;
+
+  /** @internal */
+  constructor(index: number, native: NativeDevice) {
+    this.index = index;
+    this.type = native.device === "cpu" ? "cpu" : "cuda";
+    this.name = native.name;
+    this.memory = native.memory;
+    this.computeCapability = native.computeCapability;
+    this.processors = native.processors;
+    this.isa = native.isa;
+    this.#label = native.device;
+  }
+
+  toString(): string {
+    return this.#label;
+  }
+
+  /** Resolves when everything queued on the device has run; rejects with the first error among it. */
+  async synchronize(): Promise<void> {
+    await addon.synchronize(this.index, new ArrayBuffer(0));
+  }
+}
+
+const all: readonly Device[] = addon.devices().map((native, index) => new Device(index, native));
+const cpu = all[0] as Device;
+
+/** The devices of this machine, the CPU first. */
+export function devices(): readonly Device[] {
+  return all;
+}
+
+/** @internal The device at a position of `devices()`. */
+export function deviceAt(index: number): Device {
+  return all[index] as Device;
+}
+
+/** Resolves a device option; undefined is the CPU. Throws ERR_BNB_DEVICE when there is no such device. */
+export function toDevice(device: DeviceLike | undefined): Device {
+  if (device === undefined || device === "cpu") return cpu;
+  if (device instanceof Device) return device;
+  if (device === "auto") return all[1] ?? cpu;
+  const label = device === "cuda" ? "cuda:0" : device;
+  const found = all.find((d) => String(d) === label);
+  if (!found) {
+    const has = all.map(String).join(", ");
+    throw new BnbError("ERR_BNB_DEVICE", `device: must be one of auto, ${has}, got ${String(device)}`);
+  }
+  return found;
+}
+
+/** Resolves when everything queued on the device (default: on all devices) has run. */
+export async function synchronize(device?: DeviceLike): Promise<void> {
+  await Promise.all((device === undefined ? all : [toDevice(device)]).map((d) => d.synchronize()));
+}

@@ -1,0 +1,66 @@
+// The only crossing: run(addon.op, ...args) hands over handles and numbers and wraps the outputs.
+import type { NativeOp, Output } from "../native/addon.js";
+import { addon } from "../native/addon.js";
+import { BnbError } from "../native/errors.js";
+import { deviceAt } from "./device.js";
+import type { DType } from "./dtype.js";
+import { dtypes } from "./dtype.js";
+import { Handle } from "./handle.js";
+import { Quantized4Bit } from "./quantized.js";
+import { Tensor } from "./tensor.js";
+
+// [count, then per output: handle, dtype, device, ndim, dims...]; written by csrc/napi/bind.h.
+const results = new Float64Array(1 << 14);
+const QUANTIZED = -1;
+const NUMBER = -2;
+
+addon.setup(results, BnbError, (message) => {
+  process.emitWarning(message, { type: "BnbWarning", code: "BNB_BACKLOG" });
+});
+
+/** Runs a native op: tensors among the arguments (also in arrays) become handles, null becomes 0. */
+export function run<Args extends readonly unknown[], Outputs extends readonly Output[]>(
+  op: NativeOp<Args, Outputs>,
+  ...args: Args
+): Outputs {
+  const crossing = args as unknown as unknown[];
+  for (let i = 0; i < crossing.length; i++) {
+    const arg = crossing[i];
+    if (arg === null || arg === undefined) crossing[i] = 0;
+    else if (typeof arg === "object") crossing[i] = slotOf(arg);
+  }
+  op(...crossing);
+  return takeOutputs() as unknown as Outputs;
+}
+
+function slotOf(arg: object): unknown {
+  if (arg instanceof Tensor || arg instanceof Quantized4Bit) return arg.slot;
+  if (Array.isArray(arg)) return arg.map((item) => (typeof item === "object" ? slotOf(item ?? 0) : item));
+  return arg;
+}
+
+/** @internal Wraps what the last call wrote into the results. */
+export function takeOutputs(): Output[] {
+  const count = results[0] as number;
+  const outputs = new Array<Output>(count);
+  for (let i = 0, at = 1; i < count; i++) {
+    const handle = results[at] as number;
+    const dtype = results[at + 1] as number;
+    const ndim = results[at + 3] as number;
+    if (dtype === NUMBER) {
+      outputs[i] = handle;
+    } else if (handle === 0) {
+      outputs[i] = null;
+    } else {
+      const device = deviceAt(results[at + 2] as number);
+      const shape = new Array<number>(ndim);
+      for (let axis = 0; axis < ndim; axis++) shape[axis] = results[at + 4 + axis] as number;
+      outputs[i] =
+        dtype === QUANTIZED
+          ? new Quantized4Bit(new Handle(handle), shape, device)
+          : new Tensor(new Handle(handle), dtypes[dtype] as DType, shape, device);
+    }
+    at += 4 + ndim;
+  }
+  return outputs;
+}

@@ -1,0 +1,180 @@
+// Tensor: a handle on native memory with a dtype, a shape and a device. No arithmetic here: src/ops adds it.
+import { inspect } from "node:util";
+import { addon } from "../native/addon.js";
+import type { Device } from "./device.js";
+import type { DType, TypedArray } from "./dtype.js";
+import { decode, sizeOf, typedArray } from "./dtype.js";
+import { BnbError } from "./errors.js";
+import type { Handle, NodeOwner } from "./handle.js";
+import { Claim, forgetCollected, releaseWhenCollected } from "./handle.js";
+import type { Scoped } from "./scope.js";
+import { enterScope, leaveScope } from "./scope.js";
+
+/** Handle 0 never exists: the addon answers it with "must be a Tensor" or, for a disposed one, this slot. */
+const DISPOSED = -(1 << 20);
+
+/**
+ * An n-dimensional array on a device, contiguous and row-major.
+ *
+ * Ops return at once: they queue work on the device's stream, and the order of calls is the order of execution. Only
+ * reading a value (`data()`, `item()`) is awaited. Memory is freed by `dispose()`, `using`, `tidy()`, or at some later
+ * time by the garbage collector.
+ */
+export class Tensor implements Scoped {
+  readonly dtype: DType;
+  readonly shape: readonly number[];
+  readonly device: Device;
+  /** Whether `backward()` computes a gradient for it. Set on leaves; results of ops on such tensors have it, too. */
+  requiresGrad = false;
+  /** The gradient that `backward()` accumulated; only on leaves. Disposed with the tensor. */
+  grad: Tensor | null = null;
+  readonly #claim: Claim;
+  #registered = false;
+
+  /** @internal Takes over one holder of the handle. */
+  constructor(handle: Handle, dtype: DType, shape: readonly number[], device: Device, scoped = true) {
+    this.#claim = new Claim(handle);
+    this.dtype = dtype;
+    this.shape = shape;
+    this.device = device;
+    if (scoped && !enterScope(this)) this.escape();
+  }
+
+  get ndim(): number {
+    return this.shape.length;
+  }
+
+  /** Number of elements. */
+  get size(): number {
+    let n = 1;
+    for (const dim of this.shape) n *= dim;
+    return n;
+  }
+
+  get nbytes(): number {
+    return this.size * sizeOf(this.dtype);
+  }
+
+  /** Not the result of a differentiable op: `backward()` stores its gradient in `grad`. */
+  get isLeaf(): boolean {
+    return this.#claim.node === null;
+  }
+
+  get disposed(): boolean {
+    return this.#claim.handle === null;
+  }
+
+  /** @internal What crosses to the addon. */
+  get slot(): number {
+    const handle = this.#claim.handle;
+    return handle ? handle.slot : DISPOSED;
+  }
+
+  /** @internal The graph node that made it. */
+  get node(): NodeOwner | null {
+    return this.#claim.node;
+  }
+  set node(node: NodeOwner | null) {
+    this.#claim.node = node;
+  }
+
+  /** Frees the memory at once, also while queued work still reads it: what reuses the memory is queued behind. */
+  dispose(): void {
+    if (this.disposed) return;
+    if (this.#registered) forgetCollected(this);
+    else leaveScope(this);
+    this.grad?.dispose();
+    this.grad = null;
+    this.#claim.release();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  /** @internal */
+  escape(): void {
+    if (this.#registered || this.disposed) return;
+    this.#registered = true;
+    releaseWhenCollected(this, this.#claim);
+  }
+
+  /** The same memory as a tensor of its own, without history: disposing one leaves the other. */
+  detach(): Tensor {
+    return this.alias(true);
+  }
+
+  /** @internal Another tensor on the same handle. */
+  alias(scoped: boolean): Tensor {
+    return new Tensor(this.#held("detach").retain(), this.dtype, this.shape, this.device, scoped);
+  }
+
+  /** @internal Moves the handle out; this tensor is then disposed. */
+  takeHandle(): Handle {
+    this.#held("takeHandle");
+    if (this.#registered) forgetCollected(this);
+    else leaveScope(this);
+    const handle = this.#claim.take() as Handle;
+    this.#claim.node?.release();
+    this.#claim.node = null;
+    return handle;
+  }
+
+  /**
+   * The elements, copied, when everything queued before has run. float16 and bfloat16 come as their bits in a
+   * Uint16Array; `floats()` decodes. Rejects with the first error of the queued work.
+   */
+  async data(): Promise<TypedArray> {
+    return typedArray(this.dtype, await addon.read(this.#held("data").slot, new ArrayBuffer(this.nbytes)));
+  }
+
+  /** As `data()`, but blocks the event loop: for tests and the REPL. */
+  dataSync(): TypedArray {
+    const buffer = new ArrayBuffer(this.nbytes);
+    addon.readSync(this.#held("dataSync").slot, buffer);
+    return typedArray(this.dtype, buffer);
+  }
+
+  /** The elements of any dtype as float32. */
+  async floats(): Promise<Float32Array> {
+    return decode(await this.data(), this.dtype);
+  }
+
+  /** As `floats()`, but blocks the event loop. */
+  floatsSync(): Float32Array {
+    return decode(this.dataSync(), this.dtype);
+  }
+
+  /** The value of a tensor with one element. */
+  async item(): Promise<number> {
+    this.#single("item");
+    return (await this.floats())[0] as number;
+  }
+
+  /** As `item()`, but blocks the event loop. */
+  itemSync(): number {
+    this.#single("itemSync");
+    return this.floatsSync()[0] as number;
+  }
+
+  toString(): string {
+    const state = this.disposed ? "disposed" : this.device.toString();
+    return `Tensor(${this.dtype} [${this.shape.join(", ")}], ${state}${this.requiresGrad ? ", requiresGrad" : ""})`;
+  }
+
+  [inspect.custom](): string {
+    return this.toString();
+  }
+
+  #held(op: string): Handle {
+    const handle = this.#claim.handle;
+    if (!handle) throw new BnbError("ERR_BNB_DISPOSED", `${op}: x was disposed`);
+    return handle;
+  }
+
+  #single(op: string): void {
+    if (this.size !== 1) {
+      throw new BnbError("ERR_BNB_SHAPE", `${op}: the tensor must have one element, got [${this.shape.join(", ")}]`);
+    }
+  }
+}
