@@ -5,9 +5,12 @@ import { GradNode } from "./graph.js";
 import { isGradEnabled, noGrad } from "./no-grad.js";
 
 /** What an op keeps between its forward and its backward pass. */
-export interface OpContext<Saved extends readonly (Tensor | null)[] = readonly (Tensor | null)[]> {
-  /** Keeps tensors for `backward`; each is a holder of its own, so disposing the original is safe. */
-  save(...tensors: Saved): void;
+export interface OpContext<Saved extends readonly unknown[] = readonly unknown[]> {
+  /**
+   * Keeps values for `backward`. Each tensor among them is a holder of its own, so disposing the original is safe;
+   * numbers and options are kept as they are.
+   */
+  save(...values: Saved): void;
   readonly saved: Saved;
   /** Whether the gradient of the i-th tensor argument is wanted; for a list, of any tensor in it. */
   needs(i: number): boolean;
@@ -26,7 +29,7 @@ type Grads<Args extends readonly unknown[]> = Args extends readonly [infer Head,
       : Grads<Rest>
   : readonly [];
 
-export interface OpSpec<Args extends unknown[], Saved extends readonly (Tensor | null)[]> {
+export interface OpSpec<Args extends unknown[], Saved extends readonly unknown[]> {
   /** As in error messages. */
   name: string;
   /** Calls native ops. Returns a new tensor, never one of its arguments. */
@@ -36,7 +39,7 @@ export interface OpSpec<Args extends unknown[], Saved extends readonly (Tensor |
 }
 
 class Recorder implements OpContext {
-  saved: readonly (Tensor | null)[] = [];
+  saved: readonly unknown[] = [];
   readonly #wanted: readonly boolean[] | null;
 
   /** Null when no graph is built. */
@@ -44,8 +47,8 @@ class Recorder implements OpContext {
     this.#wanted = wanted;
   }
 
-  save(...tensors: readonly (Tensor | null)[]): void {
-    if (this.#wanted) this.saved = tensors.map((t) => t?.alias(false) ?? null);
+  save(...values: readonly unknown[]): void {
+    if (this.#wanted) this.saved = values.map((value) => (value instanceof Tensor ? value.alias(false) : value));
   }
 
   needs(i: number): boolean {
@@ -59,7 +62,7 @@ type Input = Tensor | null | readonly Tensor[];
  * Makes a differentiable function from a forward and a backward pass. In `args`, null stands for an absent tensor
  * and for nothing else. Gradients of gradients are not supported: a backward calls native ops directly.
  */
-export function defineOp<Args extends unknown[], Saved extends readonly (Tensor | null)[]>(
+export function defineOp<Args extends unknown[], Saved extends readonly unknown[]>(
   spec: OpSpec<Args, Saved>,
 ): (...args: Args) => Tensor {
   return (...args) => {
@@ -74,7 +77,7 @@ export function defineOp<Args extends unknown[], Saved extends readonly (Tensor 
     y.node = new GradNode(
       spec.name,
       edges,
-      recorder.saved,
+      recorder.saved.filter((value) => value instanceof Tensor),
       (dy) => (spec.backward as NonNullable<typeof spec.backward>)(ctx, dy).flat() as (Tensor | null)[],
     );
     return y;
