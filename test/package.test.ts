@@ -16,7 +16,8 @@ const manifest = JSON.parse(read("package.json")) as Manifest;
 const entries = Object.keys(manifest.exports)
   .filter((path) => path !== "./package.json")
   .map((path) => manifest.name + path.slice(1));
-const node = (...args: string[]) => execFileSync(process.execPath, args, { cwd: root, encoding: "utf8" });
+const nodeIn = (cwd: string, ...args: string[]) => execFileSync(process.execPath, args, { cwd, encoding: "utf8" });
+const node = (...args: string[]) => nodeIn(root, ...args);
 
 describe("entry points", () => {
   it.each(entries)("%s is the same library for import and for require", (entry) => {
@@ -62,7 +63,7 @@ describe("types", () => {
     ];
     const types = ["--typeRoots", join(root, "node_modules/@types"), "--types", "node"];
     const tsc = join(root, "node_modules/typescript/bin/tsc");
-    const run = () => node(tsc, ...options, ...types, join(folder, "consumer.mts"), join(folder, "consumer.cts"));
+    const run = () => nodeIn(folder, tsc, ...options, ...types, "consumer.mts", "consumer.cts");
     try {
       expect(run()).toBe("");
     } catch (error) {

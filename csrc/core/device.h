@@ -18,11 +18,11 @@ enum class DeviceType : int32_t { cpu, cuda };
 struct DeviceInfo {
   DeviceType type;
   int32_t index;
-  std::string name;      // "Intel(R) Xeon(R) ...", "NVIDIA H200"
-  int64_t memory;        // bytes
+  std::string name;        // "Intel(R) Xeon(R) ...", "NVIDIA H200"
+  int64_t memory;          // bytes
   int32_t cc = 0;          // compute capability * 10; 0 on a CPU
   int32_t processors = 1;  // threads used by kernels, or multiprocessors
-  std::string isa;       // "avx512"; empty on a GPU
+  std::string isa;         // "avx512"; empty on a GPU
 };
 
 // What a device's memory can do. Functions that copy run on the stream's worker, in order.
@@ -49,7 +49,7 @@ class Device {
  private:
   DeviceInfo info_;
   const Runtime& runtime_;
-  Pool pool_;      // destroyed after the stream has run what is queued
+  Pool pool_;  // destroyed after the stream has run what is queued
   Stream stream_;
 };
 

@@ -16,16 +16,13 @@ constexpr int kDTypeCount = 7;
 enum class QuantType : int32_t { nf4, fp4, af4, int4 };
 
 constexpr size_t kDTypeSize[kDTypeCount] = {4, 2, 2, 1, 1, 4, 8};
-constexpr const char* kDTypeName[kDTypeCount] = {"float32", "float16", "bfloat16", "int8",
-                                                 "uint8",   "int32",   "float64"};
+constexpr const char* kDTypeName[kDTypeCount] = {"float32", "float16", "bfloat16", "int8", "uint8", "int32", "float64"};
 
 BNB_INLINE size_t size_of(DType t) { return kDTypeSize[static_cast<int>(t)]; }
 BNB_INLINE const char* name_of(DType t) { return kDTypeName[static_cast<int>(t)]; }
 
 // The types that arithmetic accepts; float64 is storage only.
-BNB_INLINE bool is_float(DType t) {
-  return t == DType::float32 || t == DType::float16 || t == DType::bfloat16;
-}
+BNB_INLINE bool is_float(DType t) { return t == DType::float32 || t == DType::float16 || t == DType::bfloat16; }
 
 // Calls f with a value of the storage type (float, f16 or bf16). The op has checked is_float.
 template <class F>

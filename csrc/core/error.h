@@ -9,7 +9,20 @@
 namespace bnb {
 
 // The JavaScript codes are ERR_BNB_<NAME>; see code_name().
-enum class Code { argument, option, shape, dtype, device, disposed, unsupported, oom, format, nonfinite, aborted, cuda };
+enum class Code {
+  argument,
+  option,
+  shape,
+  dtype,
+  device,
+  disposed,
+  unsupported,
+  oom,
+  format,
+  nonfinite,
+  aborted,
+  cuda
+};
 
 const char* code_name(Code code);
 
@@ -33,11 +46,11 @@ template <class... Parts>
 }
 
 // check_shape(x.ndim() == 2, "matmul", "x must be a matrix, got ", x.shape());
-#define BNB_DEFINE_CHECK(name)                                                 \
-  template <class... Parts>                                                    \
+#define BNB_DEFINE_CHECK(name)                                                  \
+  template <class... Parts>                                                     \
   inline void check_##name(bool holds, const char* op, const Parts&... parts) { \
-    if (!holds) [[unlikely]]                                                   \
-      fail(Code::name, op, parts...);                                          \
+    if (!holds) [[unlikely]]                                                    \
+      fail(Code::name, op, parts...);                                           \
   }
 BNB_DEFINE_CHECK(argument)
 BNB_DEFINE_CHECK(option)

@@ -13,12 +13,14 @@ namespace bnb {
 enum class Isa : int32_t { base, avx2, avx512 };
 constexpr int kIsaCount = 3;
 #define BNB_FOR_EACH_ISA(X, name, Args) X(cpu_base, name, Args) X(cpu_avx2, name, Args) X(cpu_avx512, name, Args)
-#define BNB_ISA_TABLE(name) {&cpu_base::name, &cpu_avx2::name, &cpu_avx512::name}
+#define BNB_ISA_TABLE(name) \
+  { &cpu_base::name, &cpu_avx2::name, &cpu_avx512::name }
 #else
 enum class Isa : int32_t { base };
 constexpr int kIsaCount = 1;
 #define BNB_FOR_EACH_ISA(X, name, Args) X(cpu_base, name, Args)
-#define BNB_ISA_TABLE(name) {&cpu_base::name}
+#define BNB_ISA_TABLE(name) \
+  { &cpu_base::name }
 #endif
 
 struct CudaStream;
@@ -41,13 +43,13 @@ struct Kernel {
   void name(const Args&);                \
   }
 
-#define BNB_KERNEL(name, Args)                                                                    \
-  BNB_FOR_EACH_ISA(BNB_DECLARE_CPU, name, Args)                                                   \
-  namespace cuda {                                                                                \
-  void name(const Args&, CudaStream&);                                                            \
-  }                                                                                               \
-  namespace kernels {                                                                             \
-  constexpr Kernel<Args> name = {#name, BNB_ISA_TABLE(name), BNB_IF_CUDA(&cuda::name)};           \
+#define BNB_KERNEL(name, Args)                                                          \
+  BNB_FOR_EACH_ISA(BNB_DECLARE_CPU, name, Args)                                         \
+  namespace cuda {                                                                      \
+  void name(const Args&, CudaStream&);                                                  \
+  }                                                                                     \
+  namespace kernels {                                                                   \
+  constexpr Kernel<Args> name = {#name, BNB_ISA_TABLE(name), BNB_IF_CUDA(&cuda::name)}; \
   }
 
 // Where a kernel reports bad data that only it can see, such as a token id beyond the table. One cell per

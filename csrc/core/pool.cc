@@ -75,9 +75,8 @@ void Pool::release_one(std::map<size_t, std::vector<void*>>::iterator bin) {
   cached_bytes_ -= bin->first;
   bin->second.pop_back();
   if (bin->second.empty()) cache_.erase(bin);
-  device_.stream().push_always("release", data, +[](Device& device, void* const& block) {
-    device.runtime().release(device, block);
-  });
+  device_.stream().push_always(
+      "release", data, +[](Device& device, void* const& block) { device.runtime().release(device, block); });
 }
 
 }  // namespace bnb

@@ -62,7 +62,9 @@ class Stream {
   std::optional<Error> take_error();
   Fault* fault() { return &fault_; }
   // Commands pushed and not yet run.
-  uint64_t pending() const { return published_.load(std::memory_order_relaxed) - completed_.load(std::memory_order_relaxed); }
+  uint64_t pending() const {
+    return published_.load(std::memory_order_relaxed) - completed_.load(std::memory_order_relaxed);
+  }
   // The CUDA runtime's stream, null on a CPU; set by the device before its first launch.
   CudaStream* cuda = nullptr;
 

@@ -9,7 +9,8 @@
 
 namespace bnb {
 
-Storage::Storage(Device& device, size_t nbytes) : device_(device), nbytes_(nbytes), block_(device.pool().take(nbytes)) {}
+Storage::Storage(Device& device, size_t nbytes)
+    : device_(device), nbytes_(nbytes), block_(device.pool().take(nbytes)) {}
 
 Storage::~Storage() { device_.pool().give_back(block_); }
 
@@ -65,18 +66,18 @@ Tensor upload(const void* bytes, size_t nbytes, const Shape& shape, DType dtype,
   if (nbytes <= kInlineBytes) {
     InlineUpload command{t.data(), nbytes, {}};
     std::memcpy(command.bytes, bytes, nbytes);
-    device.stream().push_always("upload", command, +[](Device& d, const InlineUpload& u) {
-      d.runtime().copy(d, u.to, u.bytes, u.nbytes);
-    });
+    device.stream().push_always(
+        "upload", command, +[](Device& d, const InlineUpload& u) { d.runtime().copy(d, u.to, u.bytes, u.nbytes); });
     return t;
   }
   void* staging = std::malloc(nbytes);
   if (!staging) fail(Code::oom, "upload", "no memory to stage ", nbytes, " bytes");
   std::memcpy(staging, bytes, nbytes);
-  device.stream().push_always("upload", StagedUpload{t.data(), staging, nbytes}, +[](Device& d, const StagedUpload& u) {
-    d.runtime().copy(d, u.to, u.staging, u.nbytes);
-    std::free(u.staging);
-  });
+  device.stream().push_always(
+      "upload", StagedUpload{t.data(), staging, nbytes}, +[](Device& d, const StagedUpload& u) {
+        d.runtime().copy(d, u.to, u.staging, u.nbytes);
+        std::free(u.staging);
+      });
   return t;
 }
 

@@ -166,7 +166,8 @@ void Results::put(const std::optional<Tensor>& t) {
 void Results::put(double value) { write(value, -2, 0, {}); }
 
 void Binder::define(BoundOp* op, napi_callback callback) const {
-  napi_add_env_cleanup_hook(env.napi, [](void* p) { delete static_cast<BoundOp*>(p); }, op);
+  napi_add_env_cleanup_hook(
+      env.napi, [](void* p) { delete static_cast<BoundOp*>(p); }, op);
   napi_value function;
   napi_create_function(env.napi, op->signature.op.c_str(), NAPI_AUTO_LENGTH, callback, op, &function);
   napi_set_named_property(env.napi, exports, op->signature.op.c_str(), function);

@@ -13,7 +13,8 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::view>("view(x, shape, dtype, offset)");
   b.bind<&ops::to_device>("toDevice(x, device)");
   b.bind<&ops::quantized_4bit>(
-      "quantized4bit(packed, absmax, nestedAbsmax, nestedCode, offset, shape, blocksize, nestedBlocksize, type, dtype)");
+      "quantized4bit(packed, absmax, nestedAbsmax, nestedCode, offset, shape, blocksize, nestedBlocksize, type, "
+      "dtype)");
   b.bind<&ops::quantized_parts>("quantizedParts(weight)");
 }
 

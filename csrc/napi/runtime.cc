@@ -153,7 +153,8 @@ napi_value read_sync(napi_env napi, napi_callback_info info) {
   return guarded<2>(napi, info, "dataSync", [&](Env& env, napi_value* v) -> napi_value {
     Read read{.env = &env};
     Device& device = prepare_read(env, v[0], v[1], read);
-    device.stream().push_always("data", &read, +[](Device& d, Read* const& r) { run_read(d, r); });
+    device.stream().push_always(
+        "data", &read, +[](Device& d, Read* const& r) { run_read(d, r); });
     device.stream().wait();
     if (read.error) throw *read.error;
     return nullptr;
@@ -231,8 +232,8 @@ void define_runtime(Env& env, napi_value exports) {
     napi_callback callback;
   };
   constexpr Entry kEntries[] = {
-      {"setup", setup},     {"dispose", dispose},         {"finalize", finalize},     {"fromBytes", from_bytes},
-      {"read", read_async}, {"readSync", read_sync},      {"synchronize", synchronize}, {"devices", list_devices},
+      {"setup", setup},     {"dispose", dispose},        {"finalize", finalize},       {"fromBytes", from_bytes},
+      {"read", read_async}, {"readSync", read_sync},     {"synchronize", synchronize}, {"devices", list_devices},
       {"memory", memory},   {"emptyCache", empty_cache},
   };
   for (const Entry& e : kEntries) {
@@ -255,6 +256,7 @@ NAPI_MODULE_INIT() {
   define_runtime(*state, exports);
   define_ops(*state, exports);
   // Hooks run last in, first out: queued work is finished while the functions and the read queue still exist.
-  napi_add_env_cleanup_hook(env, [](void* p) { delete static_cast<Env*>(p); }, state);
+  napi_add_env_cleanup_hook(
+      env, [](void* p) { delete static_cast<Env*>(p); }, state);
   return exports;
 }

@@ -24,8 +24,7 @@ inline void check_dtype_is(const char* op, const char* name, const Tensor& t, DT
   check_dtype(t.dtype() == dtype, op, name, " must be ", name_of(dtype), ", got ", name_of(t.dtype()));
 }
 
-inline void check_same_dtype(const char* op, const char* name_a, const Tensor& a, const char* name_b,
-                             const Tensor& b) {
+inline void check_same_dtype(const char* op, const char* name_a, const Tensor& a, const char* name_b, const Tensor& b) {
   check_dtype(a.dtype() == b.dtype(), op, name_a, " and ", name_b, " must have one dtype, got ", name_of(a.dtype()),
               " and ", name_of(b.dtype()));
 }

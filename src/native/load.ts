@@ -1,11 +1,14 @@
 // Finds the addon for this platform: the build of a clone (build/Release) or the prebuilt binary of the package.
-import { join } from "node:path";
+// BNB_BINARY names another file, such as a sanitizer build.
+import { join, resolve } from "node:path";
 import nodeGypBuild from "node-gyp-build";
 import { BnbError } from "./errors.js";
 
 /** Loads the .node file. Throws ERR_BNB_NO_BINARY with advice when there is none for this platform. */
 export function loadAddon(): unknown {
+  const chosen = process.env["BNB_BINARY"];
   try {
+    if (chosen) return require(resolve(chosen));
     return nodeGypBuild(join(__dirname, "..", ".."));
   } catch (cause) {
     throw new BnbError(

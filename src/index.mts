@@ -1,0 +1,2 @@
+// The package for `import`: the same objects that `require` gives.
+export * from "./index.js";
