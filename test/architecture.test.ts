@@ -196,6 +196,15 @@ describe("build and package", () => {
     expect(manifest.files).not.toContain("binding.gyp");
   });
 
+  it("the lockfile is complete: it also holds the packages of other platforms, which npm may leave out", () => {
+    const lock = JSON.parse(read("package-lock.json")) as { packages: Record<string, Record<string, object>> };
+    const needed = Object.values(lock.packages).flatMap((entry) =>
+      Object.keys({ ...entry["dependencies"], ...entry["optionalDependencies"] }),
+    );
+    const present = new Set(Object.keys(lock.packages).map((path) => path.split("node_modules/").at(-1)!));
+    expect(needed.filter((name) => !present.has(name))).toEqual([]);
+  });
+
   it("dependencies are pinned, and the lockfile names no registry", () => {
     const manifest = JSON.parse(read("package.json")) as Record<string, Record<string, string>>;
     const versions = Object.entries({ ...manifest["dependencies"], ...manifest["devDependencies"] });
