@@ -16,6 +16,13 @@ void define_ops(Env& env, napi_value exports) {
       "quantized4bit(packed, absmax, nestedAbsmax, nestedCode, offset, shape, blocksize, nestedBlocksize, type, "
       "dtype)");
   b.bind<&ops::quantized_parts>("quantizedParts(weight)");
+
+  // matrix products
+  b.bind<&ops::matmul>("matmul(a, b, transposeA, transposeB)");
+  b.bind<&ops::matmul_backward>("matmulBackward(a, b, dy, transposeA, transposeB, needsA, needsB)");
+  b.bind<&ops::linear>("linear(x, weight, bias)");
+  b.bind<&ops::linear_backward>("linearBackward(x, weight, dy, needsX, needsWeight, needsBias)");
+  b.bind<&ops::fma_peak>("fmaPeak(iterations, device)");
 }
 
 }  // namespace bnb

@@ -25,4 +25,20 @@ Quantized4Bit quantized_4bit(const Tensor& packed, const Tensor& absmax, const s
 // The tensors of such a handle: packed, absmax, and when nested nested_absmax, nested_code, offset.
 std::vector<Tensor> quantized_parts(const Quantized4Bit& weight);
 
+// ---- matrix products (ops/matmul.cc)
+// a[..., M, K] b[..., K, N], where b may be one matrix for all; a transposed operand is stored with its last two
+// axes swapped.
+Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose_b);
+// The gradients of a and b that are needed.
+std::tuple<std::optional<Tensor>, std::optional<Tensor>> matmul_backward(const Tensor& a, const Tensor& b,
+                                                                         const Tensor& dy, bool transpose_a,
+                                                                         bool transpose_b, bool needs_a, bool needs_b);
+// x[..., K] weight[N, K]^T + bias[N].
+Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias);
+// The gradients of x, weight and bias that are needed.
+std::tuple<std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>> linear_backward(
+    const Tensor& x, const Tensor& weight, const Tensor& dy, bool needs_x, bool needs_weight, bool needs_bias);
+// Runs multiply-adds in registers on every thread; gives [how many, a number without meaning] in float64.
+Tensor fma_peak(int64_t iterations, Device& device);
+
 }  // namespace bnb::ops

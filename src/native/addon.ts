@@ -71,6 +71,19 @@ export interface NativeOps {
 
   // elementwise
   binary: NativeOp<[op: number, a: Tensor, b: Tensor | null, number: number], [Tensor]>;
+
+  // matrix products
+  matmul: NativeOp<[a: Tensor, b: Tensor, transposeA: boolean, transposeB: boolean], [Tensor]>;
+  matmulBackward: NativeOp<
+    [a: Tensor, b: Tensor, dy: Tensor, transposeA: boolean, transposeB: boolean, needsA: boolean, needsB: boolean],
+    [Tensor | null, Tensor | null]
+  >;
+  linear: NativeOp<[x: Tensor, weight: Tensor, bias: Tensor | null], [Tensor]>;
+  linearBackward: NativeOp<
+    [x: Tensor, weight: Tensor, dy: Tensor, needsX: boolean, needsWeight: boolean, needsBias: boolean],
+    [Tensor | null, Tensor | null, Tensor | null]
+  >;
+  fmaPeak: NativeOp<[iterations: number, device: number], [Tensor]>;
 }
 
 export const addon = loadAddon() as NativeOps & NativeRuntime;

@@ -1,0 +1,359 @@
+// Matrix product: operands are packed into panels once per chunk (widening 16-bit floats on the way), tiles of
+// c are handed to the threads. Products of a few rows stream b instead.
+#include "kernels/matmul.h"
+
+#include "cpu/gemm.h"
+#include "cpu/parallel.h"
+
+namespace bnb::BNB_ISA {
+namespace {
+
+constexpr int64_t kDepth = 256;       // steps of the sum per packed block: a b panel fills about half of L1
+constexpr int64_t kChunkRows = 1024;  // rows and columns packed at a time: a few MB together
+constexpr int64_t kChunkCols = 2048;
+constexpr int64_t kBlockPanels = 16;    // row panels of one work item: its part of a stays in L2
+constexpr int64_t kBlockCols = 128;     // columns of one work item
+constexpr int kSmallRows = 8;           // at most so many rows take the streaming path
+constexpr int64_t kSerialWork = 32768;  // multiply-adds below which threads do not pay
+
+// One operand of one matrix of the batch. "lane" is the index that stays (a row of a, a column of b).
+struct Operand {
+  const void* data;
+  DType dtype;
+  int64_t ld;
+  bool contiguous_sum;  // whether the sum runs along the contiguous axis
+  const char* at(int64_t lane, int64_t k) const {
+    const int64_t index = contiguous_sum ? lane * ld + k : k * ld + lane;
+    return static_cast<const char*>(data) + index * static_cast<int64_t>(size_of(dtype));
+  }
+};
+
+struct Product {
+  Operand a, b;
+  const void* bias;
+  char* c;
+  DType dtype_c;
+  int64_t m, n, k;
+  bool accumulate, parallel;
+};
+
+template <class F>
+BNB_INLINE void for_range(bool parallel, int64_t n, int64_t grain, const F& f) {
+  if (parallel) {
+    parallel_for(n, grain, f);
+  } else if (n > 0) {
+    f(int64_t{0}, n);
+  }
+}
+
+void pack_panel(const Operand& x, int64_t lane, int64_t count, int64_t k, int64_t depth, int64_t pitch, float* dst) {
+  visit_float(x.dtype, [&](auto t) {
+    using T = decltype(t);
+    const T* src = reinterpret_cast<const T*>(x.at(lane, k));
+    if (!x.contiguous_sum) return pack_straight(src, x.ld, count, depth, pitch, dst);
+    float* stage = sizeof(T) == 4 ? nullptr : scratch<float>(3, 4 * depth);
+    pack_transposed(src, x.ld, count, depth, pitch, dst, stage);
+  });
+}
+
+// c = sums + bias (+ c), for a tile whose sums are complete.
+template <class T>
+void finish_tile(const Product& p, const float* sums, int64_t ld, int64_t row, int64_t col, int64_t rows,
+                 int64_t cols) {
+  const bool in_place = sums == reinterpret_cast<float*>(p.c) + row * p.n + col;
+  const T* bias = p.bias ? static_cast<const T*>(p.bias) + col : nullptr;
+  for (int64_t i = 0; i < rows; i++) {
+    T* to = reinterpret_cast<T*>(p.c) + (row + i) * p.n + col;
+    const float* from = sums + i * ld;
+    for (int64_t j = 0; j < cols; j += F32::width) {
+      const int64_t left = smaller<int64_t>(F32::width, cols - j);
+      F32 y = load_n(from + j, left);
+      if (bias) y += load_n(bias + j, left);
+      if (p.accumulate && !in_place) y += load_n(to + j, left);
+      store_n(to + j, y, left);
+    }
+  }
+}
+
+// One chunk: at most kChunkRows by kChunkCols of c, the whole sum.
+void multiply_chunk(const Product& p, int64_t row0, int64_t m, int64_t col0, int64_t n) {
+  const RowPanels rows(m);
+  const ColPanels cols(n);
+  const PanelProduct product = panel_product(rows, cols);
+  const int64_t steps = p.k > 0 ? ceil_div(p.k, kDepth) : 1;
+  const int64_t depth = p.k > 0 ? ceil_div(p.k, steps) : 0;
+  const bool narrow = p.dtype_c != DType::float32;
+  float* packed_a = scratch<float>(0, rows.count * rows.pitch * depth);
+  float* packed_b = scratch<float>(1, cols.count * cols.pitch * depth);
+  // 16-bit results are summed in float32 until the last step; with a single step a tile on the stack does.
+  float* sums = narrow && steps > 1 ? scratch<float>(2, m * n) : nullptr;
+  const int64_t row_blocks = ceil_div(rows.count, kBlockPanels);
+  const int64_t block_cols = kBlockCols / cols.pitch;
+  const int64_t col_blocks = ceil_div(cols.count, block_cols);
+
+  for (int64_t step = 0; step < steps; step++) {
+    const int64_t k0 = step * depth;
+    const int64_t kc = smaller(depth, p.k - k0);
+    const bool first = step == 0, last = step == steps - 1;
+    for_range(p.parallel, rows.count + cols.count, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) {
+        const bool is_a = i < rows.count;
+        const int64_t panel = is_a ? i : i - rows.count;
+        const int64_t pitch = is_a ? rows.pitch : cols.pitch;
+        const int64_t lane = panel * pitch;
+        pack_panel(is_a ? p.a : p.b, (is_a ? row0 : col0) + lane, smaller(pitch, (is_a ? m : n) - lane), k0, kc, pitch,
+                   (is_a ? packed_a : packed_b) + lane * kc);
+      }
+    });
+    for_range(p.parallel, row_blocks * col_blocks, 1, [&](int64_t begin, int64_t end) {
+      alignas(64) float tile[kTileRows * kTileCols];
+      for (int64_t block = begin; block < end; block++) {
+        const int64_t row_begin = block / col_blocks * kBlockPanels;
+        const int64_t row_end = smaller(row_begin + kBlockPanels, rows.count);
+        const int64_t col_begin = block % col_blocks * block_cols;
+        const int64_t col_end = smaller(col_begin + block_cols, cols.count);
+        for (int64_t jp = col_begin; jp < col_end; jp++) {
+          for (int64_t ip = row_begin; ip < row_end; ip++) {
+            const int64_t i = ip * rows.pitch, j = jp * cols.pitch;
+            const int64_t tile_rows = smaller(rows.pitch, m - i), tile_cols = smaller(cols.pitch, n - j);
+            float* to = !narrow ? reinterpret_cast<float*>(p.c) + (row0 + i) * p.n + col0 + j
+                        : sums  ? sums + i * n + j
+                                : tile;
+            const int64_t ld = !narrow ? p.n : sums ? n : kTileCols;
+            const bool add = !first || (!narrow && p.accumulate);
+            product(kc, packed_a + i * kc, packed_b + j * kc, to, ld, tile_rows, tile_cols, add);
+            if (!last || (!narrow && !p.bias)) continue;
+            visit_float(p.dtype_c,
+                        [&](auto t) { finish_tile<decltype(t)>(p, to, ld, row0 + i, col0 + j, tile_rows, tile_cols); });
+          }
+        }
+      }
+    });
+  }
+}
+
+// Up to kSmallRows rows: a is widened to [M][k] once, b is read once and in place. The sums of a work item's
+// columns are left in y[M][n].
+template <class T>
+struct Streamed {
+  const float* a;
+  const T* b;
+  float* y;
+  int64_t ld, k, n;
+
+  // b is [n, k]: J dot products at a time.
+  template <int M, int J>
+  void dots(int64_t j0) const {
+    F32 sum[M][J];
+#pragma GCC unroll 8
+    for (int i = 0; i < M; i++)
+#pragma GCC unroll 4
+      for (int j = 0; j < J; j++) sum[i][j] = zero();
+    const T* rows = b + j0 * ld;
+    int64_t p = 0;
+#pragma GCC unroll 1
+    for (; p + F32::width <= k; p += F32::width) {
+      F32 w[J];
+#pragma GCC unroll 4
+      for (int j = 0; j < J; j++) w[j] = load(rows + j * ld + p);
+#pragma GCC unroll 8
+      for (int i = 0; i < M; i++) {
+        const F32 x = load(a + i * k + p);
+#pragma GCC unroll 4
+        for (int j = 0; j < J; j++) sum[i][j] = fma(x, w[j], sum[i][j]);
+      }
+    }
+    if (p < k) {
+#pragma GCC unroll 4
+      for (int j = 0; j < J; j++) {
+        const F32 w = load_n(rows + j * ld + p, k - p);
+#pragma GCC unroll 8
+        for (int i = 0; i < M; i++) sum[i][j] = fma(load_n(a + i * k + p, k - p), w, sum[i][j]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < M; i++)
+#pragma GCC unroll 4
+      for (int j = 0; j < J; j++) y[i * n + j0 + j] = reduce_add(sum[i][j]);
+  }
+
+  // b is [k, n]: rows of b, times their factors, onto the sums of the columns [begin, end). Four rows at a
+  // time, so that a sum is loaded and stored once for four multiply-adds.
+  template <int M>
+  void columns(int64_t begin, int64_t end) const {
+    for (int i = 0; i < M; i++)
+      for (int64_t j = begin; j < end; j++) y[i * n + j] = 0.0f;
+    int64_t p = 0;
+    for (; p + 4 <= k; p += 4) {
+      const T* rows = b + p * ld;
+      int64_t j = begin;
+#pragma GCC unroll 1
+      for (; j + F32::width <= end; j += F32::width) {
+        const F32 w0 = load(rows + j), w1 = load(rows + ld + j);
+        const F32 w2 = load(rows + 2 * ld + j), w3 = load(rows + 3 * ld + j);
+#pragma GCC unroll 8
+        for (int i = 0; i < M; i++) {
+          const float* x = a + i * k + p;
+          F32 sum = fma(set1(x[0]), w0, load(y + i * n + j));
+          sum = fma(set1(x[1]), w1, sum);
+          sum = fma(set1(x[2]), w2, sum);
+          store(y + i * n + j, fma(set1(x[3]), w3, sum));
+        }
+      }
+      for (; j < end; j++)
+        for (int i = 0; i < M; i++)
+          for (int q = 0; q < 4; q++) y[i * n + j] += a[i * k + p + q] * to_float(rows[q * ld + j]);
+    }
+    for (; p < k; p++)
+      for (int i = 0; i < M; i++)
+        for (int64_t j = begin; j < end; j++) y[i * n + j] += a[i * k + p] * to_float(b[p * ld + j]);
+  }
+
+  template <int M>
+  void run(const Product& product) const {
+    const bool transposed = product.b.contiguous_sum;
+    // A group of columns is the smallest unit of work; an item has about 64K weights.
+    const int64_t group = transposed ? 4 : 512;
+    const int64_t grain = 1 + 65536 / (group * (k + 1));
+    for_range(product.parallel, ceil_div(n, group), grain, [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * group, last = smaller(end * group, n);
+      if (transposed) {
+        constexpr int J = M <= 4 ? 4 : 2;
+        int64_t j = first;
+        for (; j + J <= last; j += J) dots<M, J>(j);
+        for (; j < last; j++) dots<M, 1>(j);
+      } else {
+        for (int64_t j = first; j < last; j += group) columns<M>(j, smaller(j + group, last));
+      }
+      visit_float(product.dtype_c, [&](auto t) {
+        using C = decltype(t);
+        finish_tile<C>(product, y + first, n, 0, first, M, last - first);
+      });
+    });
+  }
+};
+
+template <int M, class T>
+BNB_INLINE void run_streamed(const Streamed<T>& s, const Product& p) {
+  if constexpr (M == 1) {
+    s.template run<1>(p);
+  } else {
+    p.m == M ? s.template run<M>(p) : run_streamed<M - 1>(s, p);
+  }
+}
+
+void multiply_streamed(const Product& p) {
+  float* a = scratch<float>(0, p.m * p.k + 1);
+  visit_float(p.a.dtype, [&](auto t) {
+    using T = decltype(t);
+    const T* src = static_cast<const T*>(p.a.data);
+    for (int64_t i = 0; i < p.m; i++) {
+      if (p.a.contiguous_sum) {
+        convert(src + i * p.a.ld, a + i * p.k, p.k);
+      } else {
+        for (int64_t k = 0; k < p.k; k++) a[i * p.k + k] = to_float(src[k * p.a.ld + i]);
+      }
+    }
+  });
+  float* y = scratch<float>(2, p.m * p.n);
+  visit_float(p.b.dtype, [&](auto t) {
+    using T = decltype(t);
+    run_streamed<kSmallRows>(Streamed<T>{a, static_cast<const T*>(p.b.data), y, p.b.ld, p.k, p.n}, p);
+  });
+}
+
+void multiply(Product p) {
+  if (p.n == 1 && p.m > 1 && !p.bias) {
+    // A column is a row of the transposed product.
+    const Operand a = p.a;
+    p.a = p.b;
+    p.b = a;
+    p.n = p.m;
+    p.m = 1;
+  }
+  if (p.m <= kSmallRows) return multiply_streamed(p);
+  for (int64_t i = 0; i < p.m; i += kChunkRows)
+    for (int64_t j = 0; j < p.n; j += kChunkCols)
+      multiply_chunk(p, i, smaller(kChunkRows, p.m - i), j, smaller(kChunkCols, p.n - j));
+}
+
+}  // namespace
+
+void matmul(const MatmulArgs& x) {
+  if (x.batch == 0 || x.m == 0 || x.n == 0) return;
+  const int64_t work = x.m * x.n * (x.k + 1);
+  // Small matrices of a batch go to the threads whole, large ones are split.
+  const bool split = work > 1048576 || (x.batch == 1 && work > kSerialWork);
+  const auto product = [&](int64_t i) {
+    const auto step = [&](const void* data, DType t, int64_t stride) {
+      return static_cast<const char*>(data) + i * stride * static_cast<int64_t>(size_of(t));
+    };
+    const Operand a = {step(x.a, x.dtype_a, x.stride_a), x.dtype_a, x.transpose_a ? x.m : x.k, !x.transpose_a};
+    const Operand b = {step(x.b, x.dtype_b, x.stride_b), x.dtype_b, x.transpose_b ? x.k : x.n, x.transpose_b};
+    char* c = static_cast<char*>(x.c) + i * x.m * x.n * static_cast<int64_t>(size_of(x.dtype_c));
+    return Product{a, b, x.bias, c, x.dtype_c, x.m, x.n, x.k, x.accumulate, split};
+  };
+  if (split || x.batch == 1) {
+    for (int64_t i = 0; i < x.batch; i++) multiply(product(i));
+  } else {
+    parallel_for(x.batch, 1 + kSerialWork / work, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) multiply(product(i));
+    });
+  }
+}
+
+void sum_rows(const SumRowsArgs& x) {
+  constexpr int V = 4;
+  constexpr int64_t kGroup = V * F32::width;
+  constexpr int64_t kBlock = 256;  // rows summed before they join the total, to keep rounding errors small
+  visit_float(x.dtype, [&](auto t) {
+    using T = decltype(t);
+    const T* from = static_cast<const T*>(x.x);
+    T* to = static_cast<T*>(x.y);
+    parallel_for(ceil_div(x.cols, kGroup), 1 + 32768 / (kGroup * (x.rows + 1)), [&](int64_t begin, int64_t end) {
+      for (int64_t j = begin * kGroup; j < smaller(end * kGroup, x.cols); j += F32::width) {
+        const int64_t n = smaller<int64_t>(F32::width, x.cols - j);
+        F32 total = zero();
+        for (int64_t i0 = 0; i0 < x.rows; i0 += kBlock) {
+          F32 sum = zero();
+          const int64_t i1 = smaller(i0 + kBlock, x.rows);
+          if (n == F32::width) {
+            for (int64_t i = i0; i < i1; i++) sum += load(from + i * x.cols + j);
+          } else {
+            for (int64_t i = i0; i < i1; i++) sum += load_n(from + i * x.cols + j, n);
+          }
+          total += sum;
+        }
+        store_n(to + j, total, n);
+      }
+    });
+  });
+}
+
+void fma_peak(const FmaPeakArgs& x) {
+  // Enough independent chains to cover the latency of the multiply-add on every port.
+  constexpr int kChains = 12;
+  const int64_t threads = thread_count();
+  parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; t++) {
+      F32 sum[kChains];
+#pragma GCC unroll 16
+      for (int i = 0; i < kChains; i++) sum[i] = set1(static_cast<float>(i));
+      const F32 factor = set1(0.999f), term = set1(0.001f);
+#pragma GCC unroll 1
+      for (int64_t i = 0; i < x.iterations; i++) {
+#pragma GCC unroll 16
+        for (int j = 0; j < kChains; j++) sum[j] = fma(sum[j], factor, term);
+      }
+      F32 total = zero();
+#pragma GCC unroll 16
+      for (int i = 0; i < kChains; i++) total += sum[i];
+      const double alive = static_cast<double>(reduce_add(total));
+      if (t == 0) x.result[1] = alive;
+      if (alive < 0) x.result[1] = alive;  // never: the sums stay positive
+    }
+  });
+  x.result[0] = static_cast<double>(threads) * static_cast<double>(x.iterations) * kChains * F32::width;
+}
+
+}  // namespace bnb::BNB_ISA

@@ -1,0 +1,2 @@
+// The ops, by family.
+export * from "./matmul.js";
