@@ -50,7 +50,7 @@
       "dependencies": ["kernels_base"],
       "conditions": [
         ["target_arch=='x64'", {"dependencies": ["kernels_avx2", "kernels_avx512"]}],
-        ["OS=='linux'", {"ldflags": ["-static-libstdc++", "-static-libgcc", "-Wl,--as-needed", "-Wl,--exclude-libs,ALL"]}],
+        ["OS=='linux'", {"ldflags": ["-static-libstdc++", "-static-libgcc", "-Wl,--as-needed", "-Wl,--gc-sections", "-Wl,--version-script=<(module_root_dir)/csrc/napi/exports.map"]}],
       ],
     },
   ],
