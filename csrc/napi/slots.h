@@ -64,7 +64,8 @@ class Slots {
     SlotValue value;
     uint32_t generation = 1;
   };
-  std::vector<Entry> entries_;
+  // Index 0 stays empty: -2^20, its first handle, is what a disposed tensor passes.
+  std::vector<Entry> entries_ = std::vector<Entry>(1);
   std::vector<uint32_t> free_;
   int64_t live_ = 0;
 };
