@@ -23,6 +23,29 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::linear>("linear(x, weight, bias)");
   b.bind<&ops::linear_backward>("linearBackward(x, weight, dy, needsX, needsWeight, needsBias)");
   b.bind<&ops::fma_peak>("fmaPeak(iterations, device)");
+  // rms_norm
+  b.bind<&ops::rms_norm>("rmsNorm(x, weight, eps)");
+  b.bind<&ops::rms_norm_backward>("rmsNormBackward(dy, x, weight, rstd, wantsWeight)");
+
+  // layer_norm
+  b.bind<&ops::layer_norm>("layerNorm(x, weight, bias, eps)");
+  b.bind<&ops::layer_norm_backward>("layerNormBackward(dy, x, weight, mean, rstd, wantsWeight, wantsBias)");
+
+  // rope
+  b.bind<&ops::rope>("rope(x, cos, sin, offset, inverse)");
+
+  // swiglu
+  b.bind<&ops::swiglu>("swiglu(gate, up)");
+  b.bind<&ops::swiglu_backward>("swigluBackward(dy, gate, up)");
+
+  // embedding
+  b.bind<&ops::embedding>("embedding(ids, weight)");
+  b.bind<&ops::embedding_backward>("embeddingBackward(dy, ids, rows, padding, scaleByFrequency)");
+  b.bind<&ops::embedding_renorm>("embeddingRenorm(ids, weight, maxNorm, normType)");
+
+  // cross_entropy
+  b.bind<&ops::cross_entropy>("crossEntropy(logits, targets, ignoreIndex)");
+  b.bind<&ops::cross_entropy_backward>("crossEntropyBackward(dloss, logits, targets, lse, count, ignoreIndex)");
 }
 
 }  // namespace bnb

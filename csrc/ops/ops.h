@@ -40,5 +40,43 @@ std::tuple<std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>> 
     const Tensor& x, const Tensor& weight, const Tensor& dy, bool needs_x, bool needs_weight, bool needs_bias);
 // Runs multiply-adds in registers on every thread; gives [how many, a number without meaning] in float64.
 Tensor fma_peak(int64_t iterations, Device& device);
+// ---- norms (ops/rms_norm.cc, ops/layer_norm.cc)
+// y = x / sqrt(mean(x^2) + eps) * weight over the last axis, and 1 / sqrt(...) per row.
+std::tuple<Tensor, Tensor> rms_norm(const Tensor& x, const Tensor& weight, float eps);
+// dx, and dweight if it is wanted.
+std::tuple<Tensor, std::optional<Tensor>> rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& weight,
+                                                            const Tensor& rstd, bool wants_weight);
+// y = (x - mean) / sqrt(variance + eps) * weight + bias over the last axis, and mean and 1 / sqrt(...) per row.
+std::tuple<Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
+                                              const std::optional<Tensor>& bias, float eps);
+// dx, and dweight and dbias if they are wanted.
+std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> layer_norm_backward(
+    const Tensor& dy, const Tensor& x, const std::optional<Tensor>& weight, const Tensor& mean, const Tensor& rstd,
+    bool wants_weight, bool wants_bias);
+
+// ---- rotary embedding (ops/rope.cc)
+// The pairs (i, i + D/2) of x [B, T, H, D] turned by the angles of rows offset + t of cos and sin [positions, D/2].
+Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t offset, bool inverse);
+
+// ---- swiglu (ops/swiglu.cc)
+// silu(gate) * up.
+Tensor swiglu(const Tensor& gate, const Tensor& up);
+// dgate and dup.
+std::tuple<Tensor, Tensor> swiglu_backward(const Tensor& dy, const Tensor& gate, const Tensor& up);
+
+// ---- embedding (ops/embedding.cc)
+// Rows of weight [V, D] by int32 ids [...]: [..., D].
+Tensor embedding(const Tensor& ids, const Tensor& weight);
+// The gradient [rows, D] of weight; none for the row `padding` unless that is -1.
+Tensor embedding_backward(const Tensor& dy, const Tensor& ids, int64_t rows, int64_t padding, bool scale_by_frequency);
+// Scales the rows of weight that ids name, in place, to at most max_norm in the p-norm.
+void embedding_renorm(const Tensor& ids, const Tensor& weight, float max_norm, float p);
+
+// ---- cross entropy (ops/cross_entropy.cc)
+// The mean loss of logits [..., V] against int32 targets [...], log-sum-exp per row, and the rows that count.
+std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& logits, const Tensor& targets, int32_t ignore);
+// dlogits from the gradient of the loss and what the forward pass returned.
+Tensor cross_entropy_backward(const Tensor& dloss, const Tensor& logits, const Tensor& targets, const Tensor& lse,
+                              const Tensor& count, int32_t ignore);
 
 }  // namespace bnb::ops

@@ -84,6 +84,55 @@ export interface NativeOps {
     [Tensor | null, Tensor | null, Tensor | null]
   >;
   fmaPeak: NativeOp<[iterations: number, device: number], [Tensor]>;
+  // rms_norm
+  rmsNorm: NativeOp<[x: Tensor, weight: Tensor, eps: number], [y: Tensor, rstd: Tensor]>;
+  rmsNormBackward: NativeOp<
+    [dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, wantsWeight: boolean],
+    [dx: Tensor, dweight: Tensor | null]
+  >;
+
+  // layer_norm
+  layerNorm: NativeOp<
+    [x: Tensor, weight: Tensor | null, bias: Tensor | null, eps: number],
+    [y: Tensor, mean: Tensor, rstd: Tensor]
+  >;
+  layerNormBackward: NativeOp<
+    [
+      dy: Tensor,
+      x: Tensor,
+      weight: Tensor | null,
+      mean: Tensor,
+      rstd: Tensor,
+      wantsWeight: boolean,
+      wantsBias: boolean,
+    ],
+    [dx: Tensor, dweight: Tensor | null, dbias: Tensor | null]
+  >;
+
+  // rope
+  rope: NativeOp<[x: Tensor, cos: Tensor, sin: Tensor, offset: number, inverse: boolean], [y: Tensor]>;
+
+  // swiglu
+  swiglu: NativeOp<[gate: Tensor, up: Tensor], [y: Tensor]>;
+  swigluBackward: NativeOp<[dy: Tensor, gate: Tensor, up: Tensor], [dgate: Tensor, dup: Tensor]>;
+
+  // embedding
+  embedding: NativeOp<[ids: Tensor, weight: Tensor], [y: Tensor]>;
+  embeddingBackward: NativeOp<
+    [dy: Tensor, ids: Tensor, rows: number, padding: number, scaleByFrequency: boolean],
+    [dweight: Tensor]
+  >;
+  embeddingRenorm: NativeOp<[ids: Tensor, weight: Tensor, maxNorm: number, normType: number], []>;
+
+  // cross_entropy
+  crossEntropy: NativeOp<
+    [logits: Tensor, targets: Tensor, ignoreIndex: number],
+    [loss: Tensor, lse: Tensor, count: Tensor]
+  >;
+  crossEntropyBackward: NativeOp<
+    [dloss: Tensor, logits: Tensor, targets: Tensor, lse: Tensor, count: Tensor, ignoreIndex: number],
+    [dlogits: Tensor]
+  >;
 }
 
 export const addon = loadAddon() as NativeOps & NativeRuntime;

@@ -1,0 +1,39 @@
+// Rotary position embedding.
+
+import type { OpContext } from "../autograd/define-op.js";
+import { defineOp } from "../autograd/define-op.js";
+import { addon } from "../native/addon.js";
+import { run } from "../tensor/run.js";
+import type { Tensor } from "../tensor/tensor.js";
+
+/**
+ * Turns each pair `(x[i], x[i + D/2])` of every head by the angle of its position `offset + t`:
+ * `y[i] = x[i] cos - x[i + D/2] sin`, `y[i + D/2] = x[i + D/2] cos + x[i] sin`.
+ *
+ * The tables are float32 [positions, D/2] and get no gradient; `y` has the dtype of `x`.
+ *
+ * @example
+ * const q = rope(x, cos, sin, cache.length); // x [batch, seq, heads, dim]
+ */
+export const rope = defineOp({
+  name: "rope",
+
+  forward(
+    ctx: OpContext<[cos: Tensor, sin: Tensor, offset: number]>,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    offset: number = 0,
+  ) {
+    const [y] = run(addon.rope, x, cos, sin, offset, false);
+    ctx.save(cos, sin, offset);
+    return y;
+  },
+
+  // A rotation is undone by its inverse, which is also its transpose.
+  backward(ctx, dy) {
+    const [cos, sin, offset] = ctx.saved;
+    const [dx] = run(addon.rope, dy, cos, sin, offset, true);
+    return [dx, null, null];
+  },
+});

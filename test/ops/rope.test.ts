@@ -1,0 +1,101 @@
+// rope against its float64 oracle.
+import { describe, expect, it } from "vitest";
+import { rope } from "../../src/ops/rope.js";
+import { tensor } from "../../src/tensor/create.js";
+import type { DType } from "../../src/tensor/dtype.js";
+import { testDevices } from "../helpers/devices.js";
+import { expectClose } from "../helpers/expect-close.js";
+import { gradcheck } from "../helpers/gradcheck.js";
+import { normals } from "../helpers/random.js";
+import { tolerance } from "../helpers/tolerance.js";
+import { ropeReference, ropeTables } from "../reference/rope.js";
+
+type Shape4 = [number, number, number, number];
+
+describe.each(testDevices())("rope on %s", (device) => {
+  const make = (values: Float32Array, shape: number[], dtype: DType = "float32") =>
+    tensor(values, { shape, dtype, device });
+  const tables = (positions: number, dim: number) => {
+    const { cos, sin } = ropeTables(positions, dim / 2);
+    return { cos, sin, c: make(cos, [positions, dim / 2]), s: make(sin, [positions, dim / 2]) };
+  };
+  const sizeOf = (shape: number[]) => shape.reduce((n, d) => n * d, 1);
+
+  describe("values", () => {
+    it.each([0, 3])("agrees with the oracle at offset %i", (offset) => {
+      const shape: Shape4 = [2, 5, 3, 16];
+      const { cos, sin, c, s } = tables(8, 16);
+      const x = normals(sizeOf(shape), 1);
+      const y = rope(make(x, shape), c, s, offset);
+      expectClose(y.floatsSync(), ropeReference(x, shape, cos, sin, offset), tolerance("float32"));
+    });
+
+    it("leaves position 0 as it is", () => {
+      const { c, s } = tables(1, 8);
+      const x = normals(16, 2);
+      expect(rope(make(x, [1, 1, 2, 8]), c, s).floatsSync()).toEqual(x);
+    });
+  });
+
+  describe("gradients", () => {
+    it("of x at an offset", () => {
+      const shape: Shape4 = [1, 3, 2, 6];
+      const { cos, sin, c, s } = tables(7, 6);
+      gradcheck((x) => rope(x, c, s, 4), [{ data: normals(sizeOf(shape), 3), shape }], {
+        device,
+        reference: (x) => ropeReference(x!, shape, cos, sin, 4),
+      });
+    });
+  });
+
+  describe("dtypes", () => {
+    it.each(["float16", "bfloat16"] as const)("%s in and out, tables float32", (dtype) => {
+      const shape: Shape4 = [2, 4, 2, 10];
+      const { cos, sin, c, s } = tables(4, 10);
+      const x = make(normals(sizeOf(shape), 4), shape, dtype);
+      const y = rope(x, c, s);
+      expect(y.dtype).toBe(dtype);
+      expectClose(y.floatsSync(), ropeReference(x.floatsSync(), shape, cos, sin, 0), tolerance(dtype));
+    });
+  });
+
+  describe("shapes", () => {
+    it.each<{ shape: Shape4 }>([
+      { shape: [1, 1, 1, 2] },
+      { shape: [3, 7, 5, 34] },
+      { shape: [0, 4, 2, 8] },
+      { shape: [2, 0, 2, 8] },
+      { shape: [2, 3, 0, 8] },
+    ])("$shape", ({ shape }) => {
+      const { cos, sin, c, s } = tables(9, shape[3]);
+      const x = normals(sizeOf(shape), 5);
+      const y = rope(make(x, shape), c, s, 1);
+      expect(y.shape).toEqual(shape);
+      expectClose(y.floatsSync(), ropeReference(x, shape, cos, sin, 1), tolerance("float32"));
+    });
+  });
+
+  describe("errors", () => {
+    const x = () => make(normals(32, 6), [1, 2, 2, 8]);
+    it("keeps the positions within the tables", () => {
+      const { c, s } = tables(4, 8);
+      expect(() => rope(x(), c, s, 3)).toThrow(
+        "offset + length must be within the 4 positions of the tables, got 3 + 2",
+      );
+      expect(() => rope(x(), c, s, -1)).toThrow("got -1 + 2");
+    });
+    it("names tables of the wrong width and an odd dim", () => {
+      const { c, s } = tables(4, 6);
+      expect(() => rope(x(), c, s)).toThrow(
+        "rope: cos and sin must have the shape [positions, 4], got [4, 3] and [4, 3]",
+      );
+      expect(() => rope(make(normals(6, 1), [1, 1, 2, 3]), c, s)).toThrow("with an even dim, got [1, 1, 2, 3]");
+    });
+    it("wants float32 tables", () => {
+      const { s } = tables(4, 8);
+      expect(() => rope(x(), make(normals(16, 7), [4, 4], "float16"), s)).toThrow(
+        "rope: cos must be float32, got float16",
+      );
+    });
+  });
+});
