@@ -143,7 +143,12 @@ describe("files", () => {
 
 describe("one op, one place per layer", () => {
   // Contracts whose counterparts carry another name: a family of ops, or one op that needs several contracts.
-  const families: Record<string, { ops?: string; source?: string; test?: string }> = {};
+  const optimizer = { ops: "optimizer.cc", source: "optim/update-rule.ts" };
+  const families: Record<string, { ops?: string; source?: string; test?: string }> = {
+    optimizer_32bit: { ...optimizer, test: "optim/optimizer-32bit.test.ts" },
+    optimizer_8bit: { ...optimizer, test: "optim/optimizer-8bit.test.ts" },
+    clip_gradients: { ops: "optimizer.cc", source: "optim/clip.ts", test: "optim/clip.test.ts" },
+  };
   const contracts = filesIn("csrc/kernels", ".h").filter((path) => /^BNB_KERNEL\(/m.test(read(path)));
   const hasCuda = filesIn("csrc/cuda/kernels", ".cu").length > 0;
   const opsText = filesIn("csrc/ops", ".cc").map((path) => withoutComments(read(path)));

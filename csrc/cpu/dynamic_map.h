@@ -4,13 +4,10 @@
 // A map is seven decades of evenly spaced codes, so the position of |x| among the thresholds is concave and piecewise
 // linear: the minimum of seven lines is within 0.4 of it, and one exact comparison with the threshold there decides.
 #pragma once
-#if defined(__x86_64__) || defined(_M_X64)
-#include <immintrin.h>
-#endif
-
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/simd.h"
 #include "kernels/codebooks.h"
 
 namespace bnb::BNB_ISA {

@@ -4,12 +4,9 @@
 #pragma once
 #include <cstdint>
 
-#include "core/float16.h"
+#include "core/dtype.h"
 
 namespace bnb {
-
-// The numbers cross to JavaScript (src/ops/quant-state.ts lists the same order).
-enum class QuantType : int32_t { nf4, fp4, af4, int4 };
 
 // --- 4-bit tables, in the order of the stored codes --------------------------------------------------------------
 

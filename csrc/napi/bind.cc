@@ -138,6 +138,16 @@ std::vector<Tensor> tensors_arg(const Argument& a) {
   return tensors;
 }
 
+std::vector<double> numbers_arg(const Argument& a) {
+  napi_typedarray_type type = napi_int8_array;
+  size_t length = 0;
+  void* data = nullptr;
+  const napi_status status = napi_get_typedarray_info(a.env.napi, a.value, &type, &length, &data, nullptr, nullptr);
+  check_argument(status == napi_ok && type == napi_float64_array, a.op(), a.name(), " must be a Float64Array");
+  const double* numbers = static_cast<const double*>(data);
+  return length == 0 ? std::vector<double>() : std::vector<double>(numbers, numbers + length);
+}
+
 void Results::write(double handle, double dtype, double device, const Shape& shape) {
   const size_t used = static_cast<size_t>(at_ - env_.results);
   check_argument(used + 4 + kMaxAxes <= env_.results_capacity, "run", "too many outputs for one call");

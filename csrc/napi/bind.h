@@ -40,6 +40,7 @@ bool bool_arg(const Argument& a);
 std::string string_arg(const Argument& a);
 Shape shape_arg(const Argument& a);
 std::vector<Tensor> tensors_arg(const Argument& a);
+std::vector<double> numbers_arg(const Argument& a);  // a Float64Array
 
 // References to what lives in the environment are passed as such, the rest is converted to a value.
 template <class A>
@@ -55,6 +56,8 @@ decltype(auto) arg(const Argument& a) {
     return is_absent(a) ? std::optional<Tensor>{} : std::optional<Tensor>{tensor_arg(a)};
   } else if constexpr (std::is_same_v<T, std::vector<Tensor>>) {
     return tensors_arg(a);
+  } else if constexpr (std::is_same_v<T, std::vector<double>>) {
+    return numbers_arg(a);
   } else if constexpr (std::is_same_v<T, Shape>) {
     return shape_arg(a);
   } else if constexpr (std::is_same_v<T, std::string>) {

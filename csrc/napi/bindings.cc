@@ -46,6 +46,12 @@ void define_ops(Env& env, napi_value exports) {
   // cross_entropy
   b.bind<&ops::cross_entropy>("crossEntropy(logits, targets, ignoreIndex)");
   b.bind<&ops::cross_entropy_backward>("crossEntropyBackward(dloss, logits, targets, lse, count, ignoreIndex)");
+  // blockwise quantization
+  b.bind<&ops::codebook>("codebook(which, device)");
+
+  // optimizers
+  b.bind<&ops::optimizer_step>("optimizerStep(tensors, options, nonFiniteCount)");
+  b.bind<&ops::clip_gradients>("clipGradients(gradients, rule, limit)");
 }
 
 }  // namespace bnb

@@ -78,5 +78,16 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& logits, const Ten
 // dlogits from the gradient of the loss and what the forward pass returned.
 Tensor cross_entropy_backward(const Tensor& dloss, const Tensor& logits, const Tensor& targets, const Tensor& lse,
                               const Tensor& count, int32_t ignore);
+// ---- blockwise quantization (ops/codebooks.cc, ops/quantize_4bit.cc, ops/quantize_blockwise.cc)
+// A built-in code table: 0-3 the 4-bit types [16] in the order of QuantType, 4 and 5 the signed and unsigned dynamic
+// map [256].
+Tensor codebook(int64_t which, Device& device);
+
+// ---- optimizers (ops/optimizer.cc)
+// Updates all parameters of a step in place: per parameter 14 numbers in `options` and in `tensors` p, g, state1,
+// state2, absmax1, absmax2, unormVec, without those that its rule lacks. nonFiniteCount [1] float64 grows.
+void optimizer_step(const std::vector<Tensor>& tensors, const std::vector<double>& options, const Tensor& nonfinite);
+// Clips gradients in place by their joint norm (2-norm or largest magnitude) or by value; the norm before, [].
+Tensor clip_gradients(const std::vector<Tensor>& gradients, int32_t rule, double limit);
 
 }  // namespace bnb::ops

@@ -69,6 +69,13 @@ export interface NativeOps {
   >;
   quantizedParts: NativeOp<[weight: Quantized4Bit], Tensor[]>;
 
+  // blockwise quantization
+  codebook: NativeOp<[which: number, device: number], [Tensor]>;
+
+  // optimizers
+  optimizerStep: NativeOp<[tensors: readonly Tensor[], options: Float64Array, nonFiniteCount: Tensor], []>;
+  clipGradients: NativeOp<[gradients: readonly Tensor[], rule: number, limit: number], [norm: Tensor]>;
+
   // elementwise
   binary: NativeOp<[op: number, a: Tensor, b: Tensor | null, number: number], [Tensor]>;
 

@@ -1,0 +1,49 @@
+// Gradient clipping. One native call for all gradients; the norm stays on the device.
+import { addon } from "../native/addon.js";
+import { BnbError } from "../tensor/errors.js";
+import { run } from "../tensor/run.js";
+import { Tensor } from "../tensor/tensor.js";
+
+// ClipRule of csrc/kernels/clip_gradients.h.
+const rules = { norm2: 0, normMax: 1, value: 2 };
+
+function gradientsOf(params: Tensor | Iterable<Tensor>): Tensor[] {
+  const list = params instanceof Tensor ? [params] : [...params];
+  return list.flatMap((p) => (p.grad ? [p.grad] : []));
+}
+
+function checkLimit(op: string, name: string, limit: number): void {
+  if (!(limit >= 0))
+    throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be a number of at least 0, got ${limit}`);
+}
+
+/**
+ * Scales all gradients in place so that their joint norm is at most `maxNorm`, and returns the norm before: a
+ * float32 scalar on the device, or null when no parameter has a gradient. Nothing waits.
+ *
+ * @example
+ * loss.backward();
+ * clipGradNorm(model.parameters(), 1.0);
+ * optimizer.step();
+ */
+export function clipGradNorm(
+  params: Tensor | Iterable<Tensor>,
+  maxNorm: number,
+  { normType = 2 }: { normType?: 2 | typeof Infinity } = {},
+): Tensor | null {
+  checkLimit("clipGradNorm", "maxNorm", maxNorm);
+  if (normType !== 2 && normType !== Infinity) {
+    throw new BnbError("ERR_BNB_OPTION", `clipGradNorm: normType must be 2 or Infinity, got ${normType}`);
+  }
+  const gradients = gradientsOf(params);
+  if (gradients.length === 0) return null;
+  return run(addon.clipGradients, gradients, normType === 2 ? rules.norm2 : rules.normMax, maxNorm)[0];
+}
+
+/** Limits every element of all gradients, in place, to [-clipValue, clipValue]. */
+export function clipGradValue(params: Tensor | Iterable<Tensor>, clipValue: number): void {
+  checkLimit("clipGradValue", "clipValue", clipValue);
+  const gradients = gradientsOf(params);
+  if (gradients.length === 0) return;
+  run(addon.clipGradients, gradients, rules.value, clipValue)[0].dispose();
+}

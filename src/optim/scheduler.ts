@@ -1,0 +1,123 @@
+// Learning-rate schedules: a factor per step, times the rate that each group had when the scheduler was made.
+import { BnbError } from "../tensor/errors.js";
+
+/** What a scheduler needs of an optimizer. */
+export interface HasLearningRates {
+  readonly paramGroups: readonly { lr: number }[];
+}
+
+/** Steps of a schedule: `warmupSteps` of linear growth from 0, then to `totalSteps`. */
+export interface ScheduleOptions {
+  /** Default 0. */
+  warmupSteps?: number;
+  totalSteps: number;
+}
+
+/**
+ * Sets `lr` of every group to its first value times `factor(step)`, at once for step 0 and after each `step()`.
+ * Call `step()` after the optimizer's.
+ *
+ * @example
+ * const scheduler = new LambdaLR(optimizer, (step) => 0.99 ** step);
+ */
+export class LambdaLR {
+  readonly #optimizer: HasLearningRates;
+  readonly #baseRates: number[];
+  readonly #factor: (step: number) => number;
+  #step = 0;
+
+  constructor(optimizer: HasLearningRates, factor: (step: number) => number) {
+    this.#optimizer = optimizer;
+    this.#factor = factor;
+    this.#baseRates = optimizer.paramGroups.map((group) => group.lr);
+    this.#apply();
+  }
+
+  /** Steps taken. */
+  get lastStep(): number {
+    return this.#step;
+  }
+
+  /** The current rate of every group. */
+  get lastLr(): number[] {
+    return this.#optimizer.paramGroups.map((group) => group.lr);
+  }
+
+  step(): void {
+    this.#step++;
+    this.#apply();
+  }
+
+  /** What `loadStateDict` needs to go on from here. */
+  stateDict(): { lastStep: number; baseRates: number[] } {
+    return { lastStep: this.#step, baseRates: [...this.#baseRates] };
+  }
+
+  loadStateDict({ lastStep, baseRates }: { lastStep: number; baseRates: number[] }): void {
+    if (!Array.isArray(baseRates) || baseRates.length !== this.#baseRates.length) {
+      const want = `the dict must have ${this.#baseRates.length} rates`;
+      throw new BnbError("ERR_BNB_FORMAT", `LambdaLR.loadStateDict: ${want}, got ${baseRates?.length}`);
+    }
+    this.#step = lastStep;
+    this.#baseRates.splice(0, baseRates.length, ...baseRates);
+    this.#apply();
+  }
+
+  #apply(): void {
+    const factor = this.#factor(this.#step);
+    // Groups that were added later keep their own rate.
+    this.#baseRates.forEach((rate, i) => {
+      const group = this.#optimizer.paramGroups[i];
+      if (group) group.lr = rate * factor;
+    });
+  }
+}
+
+function checkSteps(op: string, name: string, steps: number): void {
+  if (!Number.isInteger(steps) || steps < 0) {
+    throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be an integer of at least 0, got ${steps}`);
+  }
+}
+
+// A schedule with warm-up: after it, `decay` of the fraction of the remaining steps that is done.
+function withWarmup(
+  op: string,
+  optimizer: HasLearningRates,
+  options: ScheduleOptions,
+  decay: (done: number) => number,
+) {
+  const { warmupSteps = 0, totalSteps } = options;
+  checkSteps(op, "warmupSteps", warmupSteps);
+  checkSteps(op, "totalSteps", totalSteps);
+  return new LambdaLR(optimizer, (step) => {
+    if (step < warmupSteps) return step / Math.max(1, warmupSteps);
+    return Math.max(0, decay((step - warmupSteps) / Math.max(1, totalSteps - warmupSteps)));
+  });
+}
+
+/** The rate stays as it is, after `warmupSteps` of linear growth from 0. */
+export function constantSchedule(
+  optimizer: HasLearningRates,
+  { warmupSteps = 0 }: { warmupSteps?: number } = {},
+): LambdaLR {
+  return withWarmup("constantSchedule", optimizer, { warmupSteps, totalSteps: warmupSteps }, () => 1);
+}
+
+/** Linear growth from 0 over `warmupSteps`, then linear decay to 0 at `totalSteps`. */
+export function linearSchedule(optimizer: HasLearningRates, options: ScheduleOptions): LambdaLR {
+  return withWarmup("linearSchedule", optimizer, options, (done) => 1 - done);
+}
+
+/**
+ * Linear growth from 0 over `warmupSteps`, then half a cosine down to `minFactor` (default 0) at `totalSteps`.
+ *
+ * @example
+ * const scheduler = cosineSchedule(optimizer, { warmupSteps: 100, totalSteps: 1000 });
+ */
+export function cosineSchedule(
+  optimizer: HasLearningRates,
+  { minFactor = 0, ...options }: ScheduleOptions & { minFactor?: number },
+): LambdaLR {
+  const decay = (done: number) => minFactor + (1 - minFactor) * 0.5 * (1 + Math.cos(Math.PI * Math.min(done, 1)));
+  return withWarmup("cosineSchedule", optimizer, options, decay);
+}

@@ -1,0 +1,111 @@
+// The native side of a step: the rules by number, and the batch that carries all parameters of a step across in
+// one call. Scalars such as bias corrections are made in C++, in float64.
+import { addon } from "../native/addon.js";
+import { run } from "../tensor/run.js";
+import type { Tensor } from "../tensor/tensor.js";
+
+/** The update rules by bitsandbytes' names. */
+export type OptimizerName = "adam" | "ademamix" | "lion" | "momentum" | "rmsprop" | "adagrad" | "lamb" | "lars";
+
+export const optimizerNames: readonly OptimizerName[] = [
+  "adam",
+  "ademamix",
+  "lion",
+  "momentum",
+  "rmsprop",
+  "adagrad",
+  "lamb",
+  "lars",
+];
+
+// UpdateRule of csrc/kernels/optimizer_32bit.h. LAMB and LARS are adam and momentum with maxUnorm; the numbers 6
+// and 7 are their published forms with a trust ratio.
+const ruleNumber: Record<OptimizerName, number> = {
+  adam: 0,
+  ademamix: 1,
+  lion: 2,
+  momentum: 3,
+  rmsprop: 4,
+  adagrad: 5,
+  lamb: 0,
+  lars: 3,
+};
+const trustRatioNumber: Partial<Record<OptimizerName, number>> = { lamb: 6, lars: 7 };
+
+/** How many moments an update rule keeps: state1 holds the first (two for ademamix), state2 the last of two. */
+export function hasSecondState(name: OptimizerName): boolean {
+  return name === "adam" || name === "lamb" || name === "ademamix";
+}
+
+/** Rows of state1: 2 for ademamix, whose two first moments share it. */
+export function firstStateRows(name: OptimizerName): 1 | 2 {
+  return name === "ademamix" ? 2 : 1;
+}
+
+/** Elements that share one scale in an 8-bit state. */
+export const stateBlocksize = 256;
+
+/** Numbers of one parameter's update; step counts from 1. */
+export interface UpdateScalars {
+  step: number;
+  lr: number;
+  beta1: number;
+  beta2: number;
+  beta3: number;
+  alpha: number;
+  eps: number;
+  weightDecay: number;
+  gnormScale: number;
+  maxUnorm: number;
+  skipZeros: boolean;
+  trustRatio: boolean;
+}
+
+/** Tensors of one parameter's update; absmax1 exists exactly for 8-bit states. */
+export interface UpdateTensors {
+  p: Tensor;
+  g: Tensor;
+  state1: Tensor;
+  state2: Tensor | null;
+  absmax1: Tensor | null;
+  absmax2: Tensor | null;
+  unormVec: Tensor | null;
+}
+
+/** All parameters of a step, updated in place by one native call. */
+export class UpdateBatch {
+  readonly #tensors: Tensor[] = [];
+  readonly #options: number[] = [];
+
+  get isEmpty(): boolean {
+    return this.#options.length === 0;
+  }
+
+  add(name: OptimizerName, tensors: UpdateTensors, scalars: UpdateScalars): void {
+    const { p, g, state1, state2, absmax1, absmax2, unormVec } = tensors;
+    for (const t of [p, g, state1, state2, absmax1, absmax2, unormVec]) if (t) this.#tensors.push(t);
+    const trustRatio = scalars.trustRatio ? trustRatioNumber[name] : undefined;
+    // The order of Options in csrc/ops/optimizer.cc.
+    this.#options.push(
+      trustRatio ?? ruleNumber[name],
+      absmax1 ? 8 : 32,
+      unormVec ? 1 : 0,
+      scalars.step,
+      scalars.lr,
+      scalars.beta1,
+      scalars.beta2,
+      scalars.beta3,
+      scalars.alpha,
+      scalars.eps,
+      scalars.weightDecay,
+      scalars.gnormScale,
+      scalars.maxUnorm,
+      scalars.skipZeros ? 1 : 0,
+    );
+  }
+
+  /** Adds the elements that were left alone because something was not finite to `nonFiniteCount` (float64 [1]). */
+  run(nonFiniteCount: Tensor): void {
+    run(addon.optimizerStep, this.#tensors, Float64Array.from(this.#options), nonFiniteCount);
+  }
+}
