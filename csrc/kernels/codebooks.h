@@ -258,6 +258,8 @@ consteval Values4bit values(const float (&table)[16], bool signed_zero) {
 // Indexed by QuantType.
 constexpr Values4bit kValues4bit[4] = {codebook_detail::values(kNf4, false), codebook_detail::values(kFp4, true),
                                        codebook_detail::values(kAf4, false), codebook_detail::values(kInt4, false)};
+BNB_INLINE const float* codebook_4bit(QuantType type) { return kValues4bit[static_cast<int>(type)].v; }
+
 constexpr Ranks4bit kRanks4bit[4] = {codebook_detail::nearest(kNf4, false), codebook_detail::ranks_fp4(),
                                      codebook_detail::nearest_af4(), codebook_detail::ranks_int4()};
 constexpr Bins4bit kBins4bit[4] = {codebook_detail::bins(kRanks4bit[0]), codebook_detail::bins(kRanks4bit[1]),

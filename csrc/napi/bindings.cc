@@ -52,6 +52,13 @@ void define_ops(Env& env, napi_value exports) {
   // optimizers
   b.bind<&ops::optimizer_step>("optimizerStep(tensors, options, nonFiniteCount)");
   b.bind<&ops::clip_gradients>("clipGradients(gradients, rule, limit)");
+  b.bind<&ops::quantize_4bit>("quantize4bit(A, blocksize, quantType, quantStorage, absmax, out)");
+  b.bind<&ops::dequantize_4bit>("dequantize4bit(A, dtype, out)");
+  b.bind<&ops::quantize_blockwise>("quantizeBlockwise(A, code, isSigned, offset, blocksize, absmax, out)");
+  b.bind<&ops::dequantize_blockwise>(
+      "dequantizeBlockwise(A, code, absmax, nestedAbsmax, nestedCode, nestedOffset, blocksize, nestedBlocksize, "
+      "offset, dtype, out)");
+  b.bind<&ops::mean_float64>("meanFloat64(x)");
 }
 
 }  // namespace bnb

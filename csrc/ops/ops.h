@@ -89,5 +89,21 @@ Tensor codebook(int64_t which, Device& device);
 void optimizer_step(const std::vector<Tensor>& tensors, const std::vector<double>& options, const Tensor& nonfinite);
 // Clips gradients in place by their joint norm (2-norm or largest magnitude) or by value; the norm before, [].
 Tensor clip_gradients(const std::vector<Tensor>& gradients, int32_t rule, double limit);
+// Packed nibbles [bytes / size of storage, 1] and scales [blocks]; absmax and out, when given, are written instead.
+std::tuple<Tensor, Tensor> quantize_4bit(const Tensor& x, int64_t blocksize, QuantType type, DType storage,
+                                         const std::optional<Tensor>& absmax, const std::optional<Tensor>& out);
+// The values of a 4-bit tensor as dtype.
+Tensor dequantize_4bit(const Quantized4Bit& w, DType dtype, const std::optional<Tensor>& out);
+// Codes uint8 of x's shape and scales [blocks] of x - offset, with the given map or a built-in dynamic one.
+std::tuple<Tensor, Tensor> quantize_blockwise(const Tensor& x, const std::optional<Tensor>& code, bool is_signed,
+                                              const std::optional<Tensor>& offset, int64_t blocksize,
+                                              const std::optional<Tensor>& absmax, const std::optional<Tensor>& out);
+// code[codes] * scale + offset as dtype; the scales may be double quantized.
+Tensor dequantize_blockwise(const Tensor& codes, const Tensor& code, const Tensor& absmax,
+                            const std::optional<Tensor>& nested_absmax, const std::optional<Tensor>& nested_code,
+                            const std::optional<Tensor>& nested_offset, int64_t blocksize, int64_t nested_blocksize,
+                            const std::optional<Tensor>& offset, DType dtype, const std::optional<Tensor>& out);
+// The mean of a float32 tensor, summed in float64 and rounded once.
+Tensor mean_float64(const Tensor& x);
 
 }  // namespace bnb::ops

@@ -140,6 +140,42 @@ export interface NativeOps {
     [dloss: Tensor, logits: Tensor, targets: Tensor, lse: Tensor, count: Tensor, ignoreIndex: number],
     [dlogits: Tensor]
   >;
+  // blockwise quantization
+  codebook: NativeOp<[which: number, device: number], [Tensor]>;
+  quantize4bit: NativeOp<
+    [A: Tensor, blocksize: number, quantType: number, quantStorage: number, absmax: Tensor | null, out: Tensor | null],
+    [packed: Tensor, absmax: Tensor]
+  >;
+  dequantize4bit: NativeOp<[A: Quantized4Bit, dtype: number, out: Tensor | null], [Tensor]>;
+  quantizeBlockwise: NativeOp<
+    [
+      A: Tensor,
+      code: Tensor | null,
+      isSigned: boolean,
+      offset: Tensor | null,
+      blocksize: number,
+      absmax: Tensor | null,
+      out: Tensor | null,
+    ],
+    [codes: Tensor, absmax: Tensor]
+  >;
+  dequantizeBlockwise: NativeOp<
+    [
+      A: Tensor,
+      code: Tensor,
+      absmax: Tensor,
+      nestedAbsmax: Tensor | null,
+      nestedCode: Tensor | null,
+      nestedOffset: Tensor | null,
+      blocksize: number,
+      nestedBlocksize: number,
+      offset: Tensor | null,
+      dtype: number,
+      out: Tensor | null,
+    ],
+    [Tensor]
+  >;
+  meanFloat64: NativeOp<[x: Tensor], [Tensor]>;
 }
 
 export const addon = loadAddon() as NativeOps & NativeRuntime;

@@ -1,0 +1,139 @@
+// Blockwise 8-bit quantization with a map of 256 values, its inverse, and the mean for double quantization.
+#include "kernels/quantize_blockwise.h"
+
+#include "ops/ops.h"
+#include "ops/validate.h"
+
+namespace bnb::ops {
+namespace {
+
+void check_blocksize(const char* op, const char* name, int64_t blocksize) {
+  check_option(blocksize >= 64 && blocksize <= 4096 && (blocksize & (blocksize - 1)) == 0, op, name,
+               " must be one of 64, 128, 256, 512, 1024, 2048, 4096, got ", blocksize);
+}
+
+void check_numel(const char* op, const char* name, const Tensor& t, int64_t n) {
+  check_shape(t.numel() == n, op, name, " must have ", n, " elements, got ", t.numel());
+}
+
+int64_t blocks_of(int64_t n, int64_t blocksize) { return (n + blocksize - 1) / blocksize; }
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> quantize_blockwise(const Tensor& x, const std::optional<Tensor>& code, bool is_signed,
+                                              const std::optional<Tensor>& offset, int64_t blocksize,
+                                              const std::optional<Tensor>& absmax, const std::optional<Tensor>& out) {
+  constexpr const char* op = "quantizeBlockwise";
+  check_float(op, "A", x);
+  check_blocksize(op, "blocksize", blocksize);
+  const int64_t blocks = blocks_of(x.numel(), blocksize);
+  if (code) {
+    check_same_device(op, x, *code);
+    check_dtype_is(op, "code", *code, DType::float32);
+    check_numel(op, "code", *code, 256);
+  }
+  if (offset) {
+    check_same_device(op, x, *offset);
+    check_dtype_is(op, "offset", *offset, DType::float32);
+    check_numel(op, "offset", *offset, 1);
+  }
+  if (out) {
+    check_same_device(op, x, *out);
+    check_dtype_is(op, "out", *out, DType::uint8);
+    check_numel(op, "out", *out, x.numel());
+  }
+  if (absmax) {
+    check_same_device(op, x, *absmax);
+    check_dtype_is(op, "absmax", *absmax, DType::float32);
+    check_numel(op, "absmax", *absmax, blocks);
+  }
+
+  const Tensor codes = out ? *out : Tensor::empty(x.shape(), DType::uint8, x.device());
+  const Tensor scales = absmax ? *absmax : Tensor::empty({blocks}, DType::float32, x.device());
+  if (x.numel() > 0) {
+    enqueue(kernels::quantize_blockwise, x.device(),
+            QuantizeBlockwiseArgs{
+                .x = x.data(),
+                .code = code ? code->ptr<float>() : nullptr,
+                .offset = offset ? offset->ptr<float>() : nullptr,
+                .codes = codes.ptr<uint8_t>(),
+                .absmax = scales.ptr<float>(),
+                .n = x.numel(),
+                .blocksize = blocksize,
+                .map = code        ? Map8Bit::custom
+                       : is_signed ? Map8Bit::dynamic_signed
+                                   : Map8Bit::dynamic_unsigned,
+                .dtype = x.dtype(),
+            });
+  }
+  return {codes, scales};
+}
+
+Tensor dequantize_blockwise(const Tensor& codes, const Tensor& code, const Tensor& absmax,
+                            const std::optional<Tensor>& nested_absmax, const std::optional<Tensor>& nested_code,
+                            const std::optional<Tensor>& nested_offset, int64_t blocksize, int64_t nested_blocksize,
+                            const std::optional<Tensor>& offset, DType dtype, const std::optional<Tensor>& out) {
+  constexpr const char* op = "dequantizeBlockwise";
+  const bool nested = nested_absmax.has_value();
+  check_dtype_is(op, "A", codes, DType::uint8);
+  check_dtype(is_float(dtype), op, "the result must be float32, float16 or bfloat16, got ", name_of(dtype));
+  check_blocksize(op, "blocksize", blocksize);
+  check_same_device(op, codes, code, absmax);
+  check_dtype_is(op, "code", code, DType::float32);
+  check_numel(op, "code", code, 256);
+  const int64_t blocks = blocks_of(codes.numel(), blocksize);
+  check_dtype_is(op, "absmax", absmax, nested ? DType::uint8 : DType::float32);
+  check_numel(op, "absmax", absmax, blocks);
+  check_argument(nested == nested_code.has_value() && nested == nested_offset.has_value(), op,
+                 "nested statistics need all of nestedAbsmax, nestedCode and nestedOffset");
+  if (nested) {
+    check_blocksize(op, "nestedBlocksize", nested_blocksize);
+    check_same_device(op, codes, *nested_absmax, *nested_code, *nested_offset);
+    check_dtype_is(op, "nestedAbsmax", *nested_absmax, DType::float32);
+    check_dtype_is(op, "nestedCode", *nested_code, DType::float32);
+    check_dtype_is(op, "nestedOffset", *nested_offset, DType::float32);
+    check_numel(op, "nestedAbsmax", *nested_absmax, blocks_of(blocks, nested_blocksize));
+    check_numel(op, "nestedCode", *nested_code, 256);
+    check_numel(op, "nestedOffset", *nested_offset, 1);
+  }
+  if (offset) {
+    check_same_device(op, codes, *offset);
+    check_dtype_is(op, "offset", *offset, DType::float32);
+    check_numel(op, "offset", *offset, 1);
+  }
+  if (out) {
+    check_same_device(op, codes, *out);
+    check_dtype_is(op, "out", *out, dtype);
+    check_shape_is(op, "out", *out, codes.shape());
+  }
+
+  const Tensor y = out ? *out : Tensor::empty(codes.shape(), dtype, codes.device());
+  if (y.numel() > 0) {
+    enqueue(kernels::dequantize_blockwise, codes.device(),
+            DequantizeBlockwiseArgs{
+                .codes = codes.ptr<uint8_t>(),
+                .code = code.ptr<float>(),
+                .scales = {.absmax = absmax.data(),
+                           .nested_absmax = nested ? nested_absmax->ptr<float>() : nullptr,
+                           .nested_code = nested ? nested_code->ptr<float>() : nullptr,
+                           .offset = nested ? nested_offset->ptr<float>() : nullptr,
+                           .nested_blocksize = nested_blocksize},
+                .offset = offset ? offset->ptr<float>() : nullptr,
+                .y = y.data(),
+                .n = y.numel(),
+                .blocksize = blocksize,
+                .dtype = dtype,
+            });
+  }
+  return y;
+}
+
+Tensor mean_float64(const Tensor& x) {
+  check_dtype_is("meanFloat64", "x", x, DType::float32);
+  const Tensor mean = Tensor::empty({}, DType::float32, x.device());
+  enqueue(kernels::mean_float64, x.device(),
+          MeanFloat64Args{.x = x.ptr<float>(), .mean = mean.ptr<float>(), .n = x.numel()});
+  return mean;
+}
+
+}  // namespace bnb::ops
