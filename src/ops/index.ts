@@ -1,10 +1,37 @@
-// The ops, by family.
-export * from "./matmul.js";
-// The differentiable functions, one line per family.
+// The differentiable functions and their relatives, one line per family.
 
+export {
+  createDynamicMap,
+  createFp8Map,
+  createLinearMap,
+  createNormalMap,
+  get4bitType,
+  type QuantType,
+  quantTypes,
+} from "./codebooks.js";
 export { crossEntropy } from "./cross-entropy.js";
 export { type EmbeddingOpOptions, embedding, embeddingRenorm } from "./embedding.js";
 export { layerNorm } from "./layer-norm.js";
+export * from "./matmul.js";
+export { type PackedQuantState, QuantState, type QuantStateDict, type QuantStateInit } from "./quant-state.js";
+export {
+  type Dequantize4bitOptions,
+  dequantize4bit,
+  dequantizeFp4,
+  dequantizeNf4,
+  type Quantize4bitOptions,
+  type QuantStorage,
+  quantize4bit,
+  quantizeFp4,
+  quantizeNf4,
+} from "./quantize-4bit.js";
+export {
+  type DequantizeBlockwiseOptions,
+  dequantizeBlockwise,
+  expandAbsmax,
+  type QuantizeBlockwiseOptions,
+  quantizeBlockwise,
+} from "./quantize-blockwise.js";
 export { rmsNorm } from "./rms-norm.js";
 export { rope } from "./rope.js";
 export { swiglu } from "./swiglu.js";

@@ -1,0 +1,46 @@
+// JSON as Python's json.dumps writes it, so that files made here equal files made there byte for byte.
+
+/** A number that Python holds as a float: it is written with a point or an exponent, even when integral. */
+export class PythonFloat {
+  readonly value: number;
+  constructor(value: number) {
+    this.value = value;
+  }
+}
+
+export type PythonValue = string | number | boolean | null | PythonFloat | readonly PythonValue[] | PythonObject;
+export interface PythonObject {
+  readonly [key: string]: PythonValue;
+}
+
+/** Python's repr of a finite float: the shortest digits, in exponent form below 1e-4 and from 1e16 on. */
+export function pythonFloat(value: number): string {
+  const [mantissa, exponent] = value.toExponential().split("e") as [string, string];
+  const power = Number(exponent);
+  if (power < -4 || power >= 16) {
+    const digits = String(Math.abs(power)).padStart(2, "0");
+    return `${mantissa}e${power < 0 ? "-" : "+"}${digits}`;
+  }
+  const sign = Object.is(value, -0) || value < 0 ? "-" : "";
+  const digits = mantissa.replace(/[-.]/g, "");
+  if (power < 0) return `${sign}0.${"0".repeat(-power - 1)}${digits}`;
+  const whole = digits.slice(0, power + 1).padEnd(power + 1, "0");
+  return `${sign}${whole}.${digits.slice(power + 1) || "0"}`;
+}
+
+/** As `json.dumps(value)`: ", " and ": " between items, everything beyond ASCII escaped, keys in given order. */
+export function pythonJson(value: PythonValue): string {
+  if (value instanceof PythonFloat) return pythonFloat(value.value);
+  if (typeof value === "string") return pythonString(value);
+  if (Array.isArray(value)) return `[${value.map(pythonJson).join(", ")}]`;
+  if (typeof value === "object" && value !== null) {
+    const items = Object.entries(value as PythonObject);
+    return `{${items.map(([key, item]) => `${pythonString(key)}: ${pythonJson(item)}`).join(", ")}}`;
+  }
+  return String(value);
+}
+
+function pythonString(text: string): string {
+  const escaped = (unit: string): string => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  return JSON.stringify(text).replace(/[\u007f-\uffff]/g, escaped);
+}
