@@ -7,6 +7,14 @@ import { run } from "../../src/tensor/run.js";
 import { testDevices } from "../helpers/devices.js";
 
 describe.each(testDevices())("tensors on %s", (device) => {
+  it("a disposed tensor never stands for a living one, not even for the first of the process", () => {
+    using first = tensor([1, 2, 3], { device });
+    const gone = tensor([0], { device });
+    gone.dispose();
+    expect(() => run(addon.view, gone, [1], 0, 0)).toThrow("view: x was disposed");
+    expect(first.size).toBe(3);
+  });
+
   it("gives back what was put in, for every kind of array", async () => {
     const cases: [Parameters<typeof tensor>[0], Parameters<typeof tensor>[1], number[], string][] = [
       [
