@@ -178,5 +178,30 @@ BNB_INLINE PanelProduct panel_product(const RowPanels& rows, const ColPanels& co
                                  : find_panel_product<kTileRows, 1>(rows.pitch);
 }
 
+// All panels of an operand: `lanes` rows of a or columns of b, split by `pitch`.
+template <class T>
+inline void pack_all_transposed(const T* src, int64_t ld, int64_t lanes, int64_t depth, int64_t pitch, float* dst,
+                                float* stage) {
+  for (int64_t i = 0; i < lanes; i += pitch)
+    pack_transposed(src + i * ld, ld, smaller(pitch, lanes - i), depth, pitch, dst + i * depth, stage);
+}
+template <class T>
+inline void pack_all_straight(const T* src, int64_t ld, int64_t lanes, int64_t depth, int64_t pitch, float* dst) {
+  for (int64_t i = 0; i < lanes; i += pitch)
+    pack_straight(src + i, ld, smaller(pitch, lanes - i), depth, pitch, dst + i * depth);
+}
+
+// c[m, n] = or += a b, both packed whole.
+inline void multiply_packed(int64_t m, int64_t n, int64_t depth, const float* a, const float* b, float* c, int64_t ldc,
+                            bool add) {
+  const RowPanels rows(m);
+  const ColPanels cols(n);
+  const PanelProduct product = panel_product(rows, cols);
+  for (int64_t j = 0; j < n; j += cols.pitch)
+    for (int64_t i = 0; i < m; i += rows.pitch)
+      product(depth, a + i * depth, b + j * depth, c + i * ldc + j, ldc, smaller(rows.pitch, m - i),
+              smaller(cols.pitch, n - j), add);
+}
+
 }  // namespace
 }  // namespace bnb::BNB_ISA

@@ -23,6 +23,15 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::linear>("linear(x, weight, bias)");
   b.bind<&ops::linear_backward>("linearBackward(x, weight, dy, needsX, needsWeight, needsBias)");
   b.bind<&ops::fma_peak>("fmaPeak(iterations, device)");
+
+  // softmax
+  b.bind<&ops::softmax>("softmax(x, log)");
+  b.bind<&ops::softmax_backward>("softmaxBackward(y, dy, log)");
+
+  // attention
+  b.bind<&ops::attention>("attention(q, k, v, scale, causal, length, keepLse)");
+  b.bind<&ops::attention_backward>("attentionBackward(q, k, v, y, lse, dy, scale, causal, length)");
+
   // rms_norm
   b.bind<&ops::rms_norm>("rmsNorm(x, weight, eps)");
   b.bind<&ops::rms_norm_backward>("rmsNormBackward(dy, x, weight, rstd, wantsWeight)");

@@ -40,6 +40,23 @@ std::tuple<std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>> 
     const Tensor& x, const Tensor& weight, const Tensor& dy, bool needs_x, bool needs_weight, bool needs_bias);
 // Runs multiply-adds in registers on every thread; gives [how many, a number without meaning] in float64.
 Tensor fma_peak(int64_t iterations, Device& device);
+
+// ---- softmax (ops/softmax.cc)
+// softmax over the last axis, or its logarithm.
+Tensor softmax(const Tensor& x, bool log);
+// The gradient of x, from the result y.
+Tensor softmax_backward(const Tensor& y, const Tensor& dy, bool log);
+
+// ---- attention (ops/attention.cc)
+// softmax(scale q k^T) v for q[B, T, H, D], k and v[B, S, Hkv, D] of which the first `length` keys count; gives y and
+// on request lse[B, T, H] for the backward pass.
+std::tuple<Tensor, std::optional<Tensor>> attention(const Tensor& q, const Tensor& k, const Tensor& v, float scale,
+                                                    bool causal, int64_t length, bool keep_lse);
+// The gradients of q, k and v.
+std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                      const Tensor& y, const Tensor& lse, const Tensor& dy, float scale,
+                                                      bool causal, int64_t length);
+
 // ---- norms (ops/rms_norm.cc, ops/layer_norm.cc)
 // y = x / sqrt(mean(x^2) + eps) * weight over the last axis, and 1 / sqrt(...) per row.
 std::tuple<Tensor, Tensor> rms_norm(const Tensor& x, const Tensor& weight, float eps);

@@ -91,6 +91,31 @@ export interface NativeOps {
     [Tensor | null, Tensor | null, Tensor | null]
   >;
   fmaPeak: NativeOp<[iterations: number, device: number], [Tensor]>;
+
+  // softmax
+  softmax: NativeOp<[x: Tensor, log: boolean], [Tensor]>;
+  softmaxBackward: NativeOp<[y: Tensor, dy: Tensor, log: boolean], [Tensor]>;
+
+  // attention
+  attention: NativeOp<
+    [q: Tensor, k: Tensor, v: Tensor, scale: number, causal: boolean, length: number, keepLse: boolean],
+    [y: Tensor, lse: Tensor | null]
+  >;
+  attentionBackward: NativeOp<
+    [
+      q: Tensor,
+      k: Tensor,
+      v: Tensor,
+      y: Tensor,
+      lse: Tensor,
+      dy: Tensor,
+      scale: number,
+      causal: boolean,
+      length: number,
+    ],
+    [dq: Tensor, dk: Tensor, dv: Tensor]
+  >;
+
   // rms_norm
   rmsNorm: NativeOp<[x: Tensor, weight: Tensor, eps: number], [y: Tensor, rstd: Tensor]>;
   rmsNormBackward: NativeOp<

@@ -32,6 +32,14 @@ export {
   type QuantizeBlockwiseOptions,
   quantizeBlockwise,
 } from "./quantize-blockwise.js";
+// The differentiable functions, one line per family.
+
+export { type AttentionOptions, attention } from "./attention.js";
+export { crossEntropy } from "./cross-entropy.js";
+export { type EmbeddingOpOptions, embedding, embeddingRenorm } from "./embedding.js";
+export { layerNorm } from "./layer-norm.js";
+export { fmaPeak, linear, type MatmulOptions, matmul } from "./matmul.js";
 export { rmsNorm } from "./rms-norm.js";
 export { rope } from "./rope.js";
+export { logSoftmax, softmax } from "./softmax.js";
 export { swiglu } from "./swiglu.js";

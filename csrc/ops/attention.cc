@@ -1,0 +1,81 @@
+// Scaled dot-product attention and its gradients.
+#include "kernels/attention.h"
+
+#include "ops/ops.h"
+#include "ops/validate.h"
+
+namespace bnb::ops {
+namespace {
+
+AttentionArgs check_attention(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, float scale,
+                              bool causal, int64_t length) {
+  check_same_device(op, q, k, v);
+  check_float(op, "q", q);
+  check_same_dtype(op, "q", q, "k", k);
+  check_same_dtype(op, "q", q, "v", v);
+  check_shape(q.ndim() == 4 && k.ndim() == 4, op, "q and k must have four axes [batch, time, heads, dim], got ",
+              q.shape(), " and ", k.shape());
+  check_shape_is(op, "v", v, k.shape());
+  const int64_t heads = q.shape()[2], kv_heads = k.shape()[2], dim = q.shape()[3];
+  check_shape(k.shape()[0] == q.shape()[0] && k.shape()[3] == dim && dim >= 1, op,
+              "q and k must have the same batch and dim, got ", q.shape(), " and ", k.shape());
+  check_shape(kv_heads >= 1 && heads >= 1 && heads % kv_heads == 0, op, "the heads of q (", heads,
+              ") must be a multiple of those of k (", kv_heads, ")");
+  check_option(length >= 0 && length <= k.shape()[1], op, "length must be from 0 to ", k.shape()[1], ", got ", length);
+  check_option(!causal || length >= q.shape()[1], op, "a causal length must be at least the ", q.shape()[1],
+               " queries, got ", length);
+  return {.q = q.data(),
+          .k = k.data(),
+          .v = v.data(),
+          .y = nullptr,
+          .lse = nullptr,
+          .batch = q.shape()[0],
+          .queries = q.shape()[1],
+          .keys = k.shape()[1],
+          .length = length,
+          .heads = heads,
+          .kv_heads = kv_heads,
+          .dim = dim,
+          .scale = scale,
+          .dtype = q.dtype(),
+          .causal = causal};
+}
+
+}  // namespace
+
+std::tuple<Tensor, std::optional<Tensor>> attention(const Tensor& q, const Tensor& k, const Tensor& v, float scale,
+                                                    bool causal, int64_t length, bool keep_lse) {
+  AttentionArgs args = check_attention("attention", q, k, v, scale, causal, length);
+  Tensor y = Tensor::empty(q.shape(), q.dtype(), q.device());
+  std::optional<Tensor> lse;
+  if (keep_lse) lse = Tensor::empty({args.batch, args.queries, args.heads}, DType::float32, q.device());
+  if (y.numel() == 0) return {y, lse};
+  args.y = y.data();
+  args.lse = lse ? lse->ptr<float>() : nullptr;
+  enqueue(kernels::attention, q.device(), args);
+  return {y, lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                      const Tensor& y, const Tensor& lse, const Tensor& dy, float scale,
+                                                      bool causal, int64_t length) {
+  constexpr const char* op = "attentionBackward";
+  AttentionArgs args = check_attention(op, q, k, v, scale, causal, length);
+  check_same_device(op, q, y, lse, dy);
+  check_same_dtype(op, "q", q, "y", y);
+  check_same_dtype(op, "q", q, "dy", dy);
+  check_dtype_is(op, "lse", lse, DType::float32);
+  check_shape_is(op, "y", y, q.shape());
+  check_shape_is(op, "dy", dy, q.shape());
+  check_shape_is(op, "lse", lse, {args.batch, args.queries, args.heads});
+  Tensor dq = Tensor::empty(q.shape(), q.dtype(), q.device());
+  Tensor dk = Tensor::empty(k.shape(), q.dtype(), q.device());
+  Tensor dv = Tensor::empty(k.shape(), q.dtype(), q.device());
+  args.y = y.data();
+  args.lse = lse.ptr<float>();
+  enqueue(kernels::attention_backward, q.device(),
+          AttentionBackwardArgs{.forward = args, .dy = dy.data(), .dq = dq.data(), .dk = dk.data(), .dv = dv.data()});
+  return {dq, dk, dv};
+}
+
+}  // namespace bnb::ops

@@ -1,0 +1,46 @@
+// Scaled dot-product attention with grouped key and value heads.
+import { defineOp } from "../autograd/define-op.js";
+import { addon } from "../native/addon.js";
+import { run } from "../tensor/run.js";
+import type { Tensor } from "../tensor/tensor.js";
+
+/** How queries and keys meet. */
+export interface AttentionOptions {
+  /** Whether a query sees only keys up to its own position; default true. */
+  causal?: boolean;
+  /** Factor of the scores; default 1 / sqrt(D). */
+  scale?: number;
+  /** How many of the S keys are in use, as in a cache that is filled step by step; default all. */
+  length?: number;
+}
+
+type Settings = readonly [scale: number, causal: boolean, length: number];
+
+const attend = defineOp<
+  [q: Tensor, k: Tensor, v: Tensor, settings: Settings],
+  [q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, settings: Settings]
+>({
+  name: "attention",
+  forward(ctx, q, k, v, settings) {
+    const wanted = ctx.needs(0) || ctx.needs(1) || ctx.needs(2);
+    const [y, lse] = run(addon.attention, q, k, v, ...settings, wanted);
+    if (lse) {
+      ctx.save(q, k, v, y, lse, settings);
+      lse.dispose();
+    }
+    return y;
+  },
+  backward(ctx, dy) {
+    const [q, k, v, y, lse, settings] = ctx.saved;
+    return run(addon.attentionBackward, q, k, v, y, lse, dy, ...settings);
+  },
+});
+
+/**
+ * softmax(scale * q k^T) v for q[B, T, H, D], k and v[B, S, Hkv, D], where each of the Hkv heads serves H / Hkv heads
+ * of q. Query i sits at position length - T + i. Gives [B, T, H, D].
+ */
+export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): Tensor {
+  const { causal = true, scale = 1 / Math.sqrt(q.shape[3] ?? 1), length = k.shape[1] ?? 0 } = options;
+  return attend(q, k, v, [scale, causal, length]);
+}

@@ -1,0 +1,97 @@
+// softmax and logSoftmax against float64.
+import { describe, expect, it } from "vitest";
+import { backward } from "../../src/autograd/backward.js";
+import { tensor, zeros } from "../../src/index.js";
+import { logSoftmax, softmax } from "../../src/ops/softmax.js";
+import { testDevices } from "../helpers/devices.js";
+import { expectClose } from "../helpers/expect-close.js";
+import { gradcheck } from "../helpers/gradcheck.js";
+import { noise } from "../helpers/noise.js";
+import { tolerance } from "../helpers/tolerance.js";
+import { softmaxReference } from "../reference/softmax.js";
+
+describe.each(testDevices())("softmax on %s", (device) => {
+  describe.each([
+    { name: "softmax", fn: softmax, log: false },
+    { name: "logSoftmax", fn: logSoftmax, log: true },
+  ])("$name", ({ fn, log }) => {
+    describe("values", () => {
+      it("agrees with float64 over many widths", () => {
+        for (const cols of [1, 2, 7, 8, 15, 16, 17, 33, 257, 4099]) {
+          const x = noise(5 * cols, cols).map((v) => 4 * v);
+          const y = fn(tensor(x, { shape: [5, cols], device }));
+          expectClose(y.floatsSync(), softmaxReference(x, cols, log), { atol: 1e-6, rtol: 2e-6 });
+        }
+      });
+
+      it("does not overflow, and takes -Infinity as absent", () => {
+        const x = tensor(
+          [
+            [1e30, 1e30, -1e30],
+            [-3e38, -3e38, -Infinity],
+          ],
+          { device },
+        );
+        const half = log ? Math.log(0.5) : 0.5;
+        const none = log ? -Infinity : 0;
+        const y = fn(x).floatsSync();
+        expectClose([y[0]!, y[1]!, y[3]!, y[4]!], [half, half, half, half]);
+        expect(y[5]).toBe(none);
+      });
+
+      it("a row without any finite value, or with NaN, gives NaN and leaves the others alone", () => {
+        const x = tensor(
+          [
+            [-Infinity, -Infinity],
+            [NaN, 1],
+            [0, 0],
+          ],
+          { device },
+        );
+        const half = log ? Math.log(0.5) : 0.5;
+        expectClose(fn(x).floatsSync(), [NaN, NaN, NaN, NaN, half, half]);
+      });
+    });
+
+    it("gradients", () => {
+      for (const cols of [1, 5, 19]) {
+        gradcheck((x) => fn(x), [{ data: noise(3 * cols), shape: [3, cols] }], {
+          device,
+          reference: (x) => softmaxReference(x!, cols, log),
+        });
+      }
+    });
+
+    it.each(["float32", "float16", "bfloat16"] as const)("dtypes: %s", (dtype) => {
+      const x = tensor(noise(6 * 45), { shape: [2, 3, 45], dtype, device, requiresGrad: true });
+      const y = fn(x);
+      expect([y.dtype, y.shape]).toEqual([dtype, [2, 3, 45]]);
+      const expected = softmaxReference(x.floatsSync(), 45, log);
+      const { rtol } = tolerance(dtype, "reduction");
+      expectClose(y.floatsSync(), expected, { atol: 1e-6, rtol });
+      const dy = tensor(noise(6 * 45, 2), { shape: [2, 3, 45], dtype, device });
+      backward(y, dy);
+      const g = dy.floatsSync();
+      const dx = expected.map((_, i) => {
+        const start = i - (i % 45);
+        let sum = 0;
+        for (let j = start; j < start + 45; j++) sum += log ? g[j]! : g[j]! * expected[j]!;
+        return log ? g[i]! - Math.exp(expected[i]!) * sum : expected[i]! * (g[i]! - sum);
+      });
+      expectClose(x.grad!.floatsSync(), dx, tolerance(dtype, "gradient"));
+    });
+
+    it("shapes: vectors, no rows, no columns", () => {
+      expectClose(fn(tensor([0, 0], { device })).floatsSync(), log ? [Math.log(0.5), Math.log(0.5)] : [0.5, 0.5]);
+      expect(fn(zeros([0, 4], { device })).shape).toEqual([0, 4]);
+      expect(fn(zeros([4, 0], { device })).shape).toEqual([4, 0]);
+    });
+
+    it("errors", () => {
+      expect(() => fn(zeros([2], { dtype: "int32", device }))).toThrow(
+        "x must be float32, float16 or bfloat16, got int32",
+      );
+      expect(() => fn(zeros([], { device }))).toThrow("at least one axis");
+    });
+  });
+});
