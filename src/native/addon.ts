@@ -69,9 +69,6 @@ export interface NativeOps {
   >;
   quantizedParts: NativeOp<[weight: Quantized4Bit], Tensor[]>;
 
-  // blockwise quantization
-  codebook: NativeOp<[which: number, device: number], [Tensor]>;
-
   // optimizers
   optimizerStep: NativeOp<[tensors: readonly Tensor[], options: Float64Array, nonFiniteCount: Tensor], []>;
   clipGradients: NativeOp<[gradients: readonly Tensor[], rule: number, limit: number], [norm: Tensor]>;
@@ -165,6 +162,7 @@ export interface NativeOps {
     [dloss: Tensor, logits: Tensor, targets: Tensor, lse: Tensor, count: Tensor, ignoreIndex: number],
     [dlogits: Tensor]
   >;
+
   // blockwise quantization
   codebook: NativeOp<[which: number, device: number], [Tensor]>;
   quantize4bit: NativeOp<
