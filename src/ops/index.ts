@@ -1,5 +1,6 @@
 // The differentiable functions and their relatives, one line per family.
 
+export { type AttentionOptions, attention } from "./attention.js";
 export {
   createDynamicMap,
   createFp8Map,
@@ -12,7 +13,7 @@ export {
 export { crossEntropy } from "./cross-entropy.js";
 export { type EmbeddingOpOptions, embedding, embeddingRenorm } from "./embedding.js";
 export { layerNorm } from "./layer-norm.js";
-export * from "./matmul.js";
+export { fmaPeak, linear, type MatmulOptions, matmul } from "./matmul.js";
 export { type PackedQuantState, QuantState, type QuantStateDict, type QuantStateInit } from "./quant-state.js";
 export {
   type Dequantize4bitOptions,
@@ -32,13 +33,6 @@ export {
   type QuantizeBlockwiseOptions,
   quantizeBlockwise,
 } from "./quantize-blockwise.js";
-// The differentiable functions, one line per family.
-
-export { type AttentionOptions, attention } from "./attention.js";
-export { crossEntropy } from "./cross-entropy.js";
-export { type EmbeddingOpOptions, embedding, embeddingRenorm } from "./embedding.js";
-export { layerNorm } from "./layer-norm.js";
-export { fmaPeak, linear, type MatmulOptions, matmul } from "./matmul.js";
 export { rmsNorm } from "./rms-norm.js";
 export { rope } from "./rope.js";
 export { logSoftmax, softmax } from "./softmax.js";
