@@ -1,0 +1,58 @@
+// Dropout with a mask that is recomputed instead of stored.
+//
+// Layout    flat; element i takes word i % 4 of block offset + i / 4.
+// Work      chunks of batches of 64 blocks.
+// Numerics  one product in float32; a dropped element is 0 even where x is infinite or NaN.
+// Needs     nothing.
+#include "kernels/dropout.h"
+
+#include "cpu/parallel.h"
+#include "cpu/simd.h"
+
+namespace bnb::BNB_ISA {
+namespace {
+
+constexpr int kBlocks = 64;
+constexpr int64_t kBatch = 4 * kBlocks;
+
+// The first n lanes; the whole vector without the slower partial access.
+template <class T>
+BNB_INLINE F32 load_part(const T* p, int64_t n) {
+  return n == F32::width ? load(p) : load_n(p, n);
+}
+template <class T>
+BNB_INLINE void store_part(T* p, F32 v, int64_t n) {
+  if (n == F32::width) {
+    store(p, v);
+  } else {
+    store_n(p, v, n);
+  }
+}
+
+}  // namespace
+
+void dropout(const DropoutArgs& a) {
+  visit_float(a.dtype, [&](auto t) {
+    using T = decltype(t);
+    parallel_for((a.n + kBatch - 1) / kBatch, 32, [&](int64_t begin, int64_t end) {
+      for (int64_t batch = begin; batch < end; batch++) {
+        uint32_t word[4][kBlocks];
+        philox_batch(a.seed, a.offset + static_cast<uint64_t>(batch) * kBlocks, word);
+        float factor[kBatch];
+        for (int j = 0; j < kBlocks; j++)
+          for (int k = 0; k < 4; k++) factor[4 * j + k] = word[k][j] >= a.threshold ? a.scale : 0.0f;
+
+        const int64_t at = batch * kBatch, left = a.n - at, count = left < kBatch ? left : kBatch;
+        const T* x = static_cast<const T*>(a.x) + at;
+        T* y = static_cast<T*>(a.y) + at;
+        for (int64_t i = 0; i < count; i += F32::width) {
+          const int64_t n = count - i < F32::width ? count - i : F32::width;
+          const F32 f = load(factor + i);
+          store_part(y + i, select(lt(zero(), f), load_part(x + i, n) * f, zero()), n);
+        }
+      }
+    });
+  });
+}
+
+}  // namespace bnb::BNB_ISA

@@ -1,0 +1,123 @@
+// Uniform, normal and integer fills from Philox blocks.
+//
+// Layout    batches of kBlocks blocks, four elements a block; word k of a block goes to its element k.
+// Work      chunks of batches.
+// Numerics  plain loops of IEEE operations in a fixed order and own polynomials, without fused multiply-add:
+//           every ISA gives the same bits. Normal values reach 5.77 standard deviations.
+// Needs     nothing.
+#include "kernels/random_fill.h"
+
+#include "cpu/parallel.h"
+#include "cpu/simd.h"
+
+namespace bnb::BNB_ISA {
+namespace {
+
+constexpr int kBlocks = 64;
+constexpr int64_t kBatch = 4 * kBlocks;
+constexpr float kUnit = 5.9604644775390625e-8f;  // 2^-24
+
+// Natural logarithm of a normal positive number: the mantissa m in [sqrt(1/2), sqrt(2)) by the series of
+// 2 artanh((m - 1) / (m + 1)).
+BNB_INLINE float log_of(float u) {
+  const int32_t bits = static_cast<int32_t>(float_bits(u));
+  const int32_t exponent = (bits - 0x3f3504f3) >> 23;
+  const float m = float_from_bits(static_cast<uint32_t>(bits - exponent * (1 << 23)));
+  const float s = (m - 1.0f) / (m + 1.0f), z = s * s;
+  const float series = 1.0f + z * (0.333333333f + z * (0.2f + z * (0.142857143f + z * 0.111111111f)));
+  return static_cast<float>(exponent) * 0.693147181f + 2.0f * s * series;
+}
+
+// cosine and sine of a turn of k * 2^-24, reduced to an eighth of a turn in integers, hence exactly.
+BNB_INLINE void turn(uint32_t k, float& cosine, float& sine) {
+  const int32_t quarter = static_cast<int32_t>((k + (1u << 21)) >> 22);
+  const float x = static_cast<float>(static_cast<int32_t>(k) - quarter * (1 << 22)) * 3.74507028e-7f;  // 2 pi / 2^24
+  const float z = x * x;
+  const float s = x * (1.0f + z * (-0.166666667f + z * (8.33333333e-3f + z * (-1.98412698e-4f + z * 2.75573192e-6f))));
+  const float c = 1.0f + z * (-0.5f + z * (0.0416666667f + z * (-1.38888889e-3f + z * 2.48015873e-5f)));
+  const float a = quarter & 1 ? s : c, b = quarter & 1 ? c : s;
+  cosine = (quarter + 1) & 2 ? -a : a;
+  sine = quarter & 2 ? -b : b;
+}
+
+// The first n lanes; the whole vector without the slower partial access.
+template <class T>
+BNB_INLINE void store_part(T* p, F32 v, int64_t n) {
+  if (n == F32::width) {
+    store(p, v);
+  } else {
+    store_n(p, v, n);
+  }
+}
+
+void normals(const uint32_t (&word)[4][kBlocks], float mean, float deviation, float* out) {
+  float value[4][kBlocks];
+  for (int pair = 0; pair < 4; pair += 2) {
+    for (int j = 0; j < kBlocks; j++) {
+      const float u = static_cast<float>(static_cast<int32_t>(word[pair][j] >> 8) + 1) * kUnit;
+      const float radius = __builtin_sqrtf(-2.0f * log_of(u)) * deviation;
+      float cosine, sine;
+      turn(word[pair + 1][j] >> 8, cosine, sine);
+      value[pair][j] = radius * cosine + mean;
+      value[pair + 1][j] = radius * sine + mean;
+    }
+  }
+  for (int j = 0; j < kBlocks; j++)
+    for (int k = 0; k < 4; k++) out[4 * j + k] = value[k][j];
+}
+
+void uniforms(const uint32_t (&word)[4][kBlocks], float low, float width, float* out) {
+  for (int j = 0; j < kBlocks; j++)
+    for (int k = 0; k < 4; k++)
+      out[4 * j + k] = static_cast<float>(static_cast<int32_t>(word[k][j] >> 8)) * kUnit * width + low;
+}
+
+// Calls f(words, first element, count) for every batch.
+template <class F>
+BNB_INLINE void for_each_batch(const RandomFillArgs& a, const F& f) {
+  parallel_for((a.n + kBatch - 1) / kBatch, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t batch = begin; batch < end; batch++) {
+      const int64_t i = batch * kBatch, left = a.n - i;
+      uint32_t word[4][kBlocks];
+      philox_batch(a.seed, a.offset + static_cast<uint64_t>(batch) * kBlocks, word);
+      f(word, i, left < kBatch ? left : kBatch);
+    }
+  });
+}
+
+void fill_integers(const RandomFillArgs& a) {
+  int32_t* y = static_cast<int32_t*>(a.y);
+  const int64_t low = static_cast<int64_t>(a.low);
+  const uint64_t width = static_cast<uint64_t>(static_cast<int64_t>(a.high) - low);
+  for_each_batch(a, [&](const uint32_t (&word)[4][kBlocks], int64_t at, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t step = static_cast<int64_t>((word[i % 4][i / 4] * width) >> 32);
+      y[at + i] = static_cast<int32_t>(low + step);
+    }
+  });
+}
+
+}  // namespace
+
+void random_fill(const RandomFillArgs& a) {
+  if (a.distribution == Distribution::integer) return fill_integers(a);
+  const float low = static_cast<float>(a.low);
+  const float high = static_cast<float>(a.distribution == Distribution::uniform ? a.high - a.low : a.high);
+  visit_float(a.dtype, [&](auto t) {
+    using T = decltype(t);
+    for_each_batch(a, [&](const uint32_t (&word)[4][kBlocks], int64_t at, int64_t count) {
+      float value[kBatch];
+      if (a.distribution == Distribution::uniform) {
+        uniforms(word, low, high, value);
+      } else {
+        normals(word, low, high, value);
+      }
+      T* y = static_cast<T*>(a.y) + at;
+      for (int64_t i = 0; i < count; i += F32::width) {
+        store_part(y + i, load(value + i), count - i < F32::width ? count - i : F32::width);
+      }
+    });
+  });
+}
+
+}  // namespace bnb::BNB_ISA
