@@ -64,11 +64,12 @@ BNB_KERNEL(binary, BinaryArgs)
 // maximum or minimum each side gets half.
 struct BinaryBackwardArgs {
   const void* dy;  // [n] dtype
-  const void* a;   // dtype
-  const void* b;   // dtype
+  const void* a;   // dtype; null where mul does not need it
+  const void* b;   // dtype; null: `number`, or where mul does not need it
   void* da;        // [n] a_dtype; null when not wanted
   void* db;        // [n] b_dtype; null when not wanted
   int64_t n;
+  double number;
   BroadcastAxes axes;
   BinaryOp op;
   DType dtype;

@@ -68,6 +68,31 @@ void define_ops(Env& env, napi_value exports) {
       "dequantizeBlockwise(A, code, absmax, nestedAbsmax, nestedCode, nestedOffset, blocksize, nestedBlocksize, "
       "offset, dtype, out)");
   b.bind<&ops::mean_float64>("meanFloat64(x)");
+  // elementwise
+  b.bind<&ops::unary>("unary(op, x, exponent)");
+  b.bind<&ops::unary_backward>("unaryBackward(op, dy, saved, exponent)");
+  b.bind<&ops::binary>("binary(op, a, b, number)");
+  b.bind<&ops::binary_backward>("binaryBackward(op, dy, a, b, number, aShape, bShape, needsA, needsB)");
+
+  // reductions
+  b.bind<&ops::reduce>("reduce(op, x, all, axis, keepDims)");
+  b.bind<&ops::reduce_backward>("reduceBackward(op, dy, x, y, shape, all, axis)");
+  b.bind<&ops::argmax>("argmax(x, all, axis, keepDims)");
+  b.bind<&ops::sum_to>("sumTo(x, shape, dtype)");
+
+  // moving elements
+  b.bind<&ops::permute>("permute(x, axes)");
+  b.bind<&ops::broadcast_to>("broadcastTo(x, shape)");
+  b.bind<&ops::slice>("slice(x, axis, start, end)");
+  b.bind<&ops::slice_backward>("sliceBackward(dy, shape, axis, start)");
+  b.bind<&ops::concat>("concat(xs, axis)");
+  b.bind<&ops::copy_into>("copyInto(dst, src, axis, start)");
+  b.bind<&ops::full>("full(shape, value, dtype, device)");
+  b.bind<&ops::cast>("cast(x, dtype)");
+
+  // random numbers
+  b.bind<&ops::random_fill>("randomFill(shape, dtype, device, distribution, low, high, seed, offset)");
+  b.bind<&ops::dropout>("dropout(x, p, seed, offset)");
 }
 
 }  // namespace bnb

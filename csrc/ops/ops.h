@@ -8,6 +8,14 @@
 #include "core/quantized.h"
 #include "core/tensor.h"
 
+namespace bnb {
+// Of the contracts in kernels/.
+enum class UnaryOp : int32_t;
+enum class BinaryOp : int32_t;
+enum class ReduceOp : int32_t;
+enum class Distribution : int32_t;
+}  // namespace bnb
+
 namespace bnb::ops {
 
 // ---- tensors (ops/tensors.cc)
@@ -122,5 +130,52 @@ Tensor dequantize_blockwise(const Tensor& codes, const Tensor& code, const Tenso
                             const std::optional<Tensor>& offset, DType dtype, const std::optional<Tensor>& out);
 // The mean of a float32 tensor, summed in float64 and rounded once.
 Tensor mean_float64(const Tensor& x);
+// ---- elementwise (ops/elementwise.cc, kernels/elementwise.h)
+// y = f(x); `exponent` is of pow.
+Tensor unary(UnaryOp op, const Tensor& x, double exponent);
+// dx = dy * f'(x), from x or from y (unary_saves_output).
+Tensor unary_backward(UnaryOp op, const Tensor& dy, const Tensor& saved, double exponent);
+// y = f(a, b) with NumPy broadcasting; without b, `number` takes its place.
+Tensor binary(BinaryOp op, const Tensor& a, const std::optional<Tensor>& b, double number);
+// [da, db], each at the shape of its operand; mul may leave out the operand whose partner needs no gradient.
+std::tuple<std::optional<Tensor>, std::optional<Tensor>> binary_backward(
+    BinaryOp op, const Tensor& dy, const std::optional<Tensor>& a, const std::optional<Tensor>& b, double number,
+    const Shape& a_shape, const Shape& b_shape, bool needs_a, bool needs_b);
+
+// ---- reductions (ops/reduce.cc)
+// The sum, mean, maximum or minimum over all elements or one axis; float32 inside, the dtype of x outside.
+Tensor reduce(ReduceOp op, const Tensor& x, bool all, int32_t axis, bool keep_dims);
+// dx [shape]; x and y only for max and min.
+Tensor reduce_backward(ReduceOp op, const Tensor& dy, const std::optional<Tensor>& x, const std::optional<Tensor>& y,
+                       const Shape& shape, bool all, int32_t axis);
+// int32 index of the first maximum.
+Tensor argmax(const Tensor& x, bool all, int32_t axis, bool keep_dims);
+// The sum over the axes along which `shape` was broadcast to the shape of x; shares memory when there are none.
+Tensor sum_to(const Tensor& x, const Shape& shape, DType dtype);
+
+// ---- moving elements (ops/copy.cc, ops/cast.cc)
+// x with its axes in another order; shares memory when only axes of size 1 move.
+Tensor permute(const Tensor& x, const Shape& axes);
+// x repeated to a larger shape; shares memory when nothing repeats.
+Tensor broadcast_to(const Tensor& x, const Shape& shape);
+// Entries [start, end) of an axis; shares memory when no longer axis stands before it.
+Tensor slice(const Tensor& x, int32_t axis, int64_t start, int64_t end);
+// Zeros of `shape` with dy at `start`.
+Tensor slice_backward(const Tensor& dy, const Shape& shape, int32_t axis, int64_t start);
+// The tensors one after another along an axis.
+Tensor concat(const std::vector<Tensor>& xs, int32_t axis);
+// Overwrites entries of dst along an axis, from `start` on, by src.
+void copy_into(const Tensor& dst, const Tensor& src, int32_t axis, int64_t start);
+// Every element `value`.
+Tensor full(const Shape& shape, double value, DType dtype, Device& device);
+// x in another dtype; shares memory when it is the same.
+Tensor cast(const Tensor& x, DType dtype);
+
+// ---- random numbers (ops/random_fill.cc, ops/dropout.cc)
+// Random elements from block `offset` of the stream of `seed`; bounds as in kernels/random_fill.h.
+Tensor random_fill(const Shape& shape, DType dtype, Device& device, Distribution distribution, double low, double high,
+                   int64_t seed, int64_t offset);
+// x / (1 - p) where the random word is at least p, else 0; the gradient is the same op on dy.
+Tensor dropout(const Tensor& x, double p, int64_t seed, int64_t offset);
 
 }  // namespace bnb::ops

@@ -74,6 +74,8 @@ export interface NativeOps {
   clipGradients: NativeOp<[gradients: readonly Tensor[], rule: number, limit: number], [norm: Tensor]>;
 
   // elementwise
+  unary: NativeOp<[op: number, x: Tensor, exponent: number], [y: Tensor]>;
+  unaryBackward: NativeOp<[op: number, dy: Tensor, saved: Tensor, exponent: number], [dx: Tensor]>;
   binary: NativeOp<[op: number, a: Tensor, b: Tensor | null, number: number], [Tensor]>;
 
   // matrix products
@@ -199,6 +201,55 @@ export interface NativeOps {
     [Tensor]
   >;
   meanFloat64: NativeOp<[x: Tensor], [Tensor]>;
+  binaryBackward: NativeOp<
+    [
+      op: number,
+      dy: Tensor,
+      a: Tensor | null,
+      b: Tensor | null,
+      number: number,
+      aShape: readonly number[],
+      bShape: readonly number[],
+      needsA: boolean,
+      needsB: boolean,
+    ],
+    [da: Tensor | null, db: Tensor | null]
+  >;
+
+  // reductions
+  reduce: NativeOp<[op: number, x: Tensor, all: boolean, axis: number, keepDims: boolean], [y: Tensor]>;
+  reduceBackward: NativeOp<
+    [op: number, dy: Tensor, x: Tensor | null, y: Tensor | null, shape: readonly number[], all: boolean, axis: number],
+    [dx: Tensor]
+  >;
+  argmax: NativeOp<[x: Tensor, all: boolean, axis: number, keepDims: boolean], [y: Tensor]>;
+  sumTo: NativeOp<[x: Tensor, shape: readonly number[], dtype: number], [y: Tensor]>;
+
+  // moving elements
+  permute: NativeOp<[x: Tensor, axes: readonly number[]], [y: Tensor]>;
+  broadcastTo: NativeOp<[x: Tensor, shape: readonly number[]], [y: Tensor]>;
+  slice: NativeOp<[x: Tensor, axis: number, start: number, end: number], [y: Tensor]>;
+  sliceBackward: NativeOp<[dy: Tensor, shape: readonly number[], axis: number, start: number], [dx: Tensor]>;
+  concat: NativeOp<[xs: readonly Tensor[], axis: number], [y: Tensor]>;
+  copyInto: NativeOp<[dst: Tensor, src: Tensor, axis: number, start: number], []>;
+  full: NativeOp<[shape: readonly number[], value: number, dtype: number, device: number], [y: Tensor]>;
+  cast: NativeOp<[x: Tensor, dtype: number], [y: Tensor]>;
+
+  // random numbers
+  randomFill: NativeOp<
+    [
+      shape: readonly number[],
+      dtype: number,
+      device: number,
+      distribution: number,
+      low: number,
+      high: number,
+      seed: number,
+      offset: number,
+    ],
+    [y: Tensor]
+  >;
+  dropout: NativeOp<[x: Tensor, p: number, seed: number, offset: number], [y: Tensor]>;
 }
 
 export const addon = loadAddon() as NativeOps & NativeRuntime;

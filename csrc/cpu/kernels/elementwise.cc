@@ -55,7 +55,46 @@ BNB_INLINE F32 power(F32 x, uint32_t k) {
   return result;
 }
 
-constexpr double kMaxWholeExponent = 16;  // above, repeated squaring rounds more than powf
+constexpr double kMaxWholeExponent = 16;  // above, repeated squaring loses more than a logarithm does
+
+BNB_INLINE int64_t double_bits(double x) {
+  int64_t u;
+  __builtin_memcpy(&u, &x, sizeof u);
+  return u;
+}
+BNB_INLINE double double_from_bits(int64_t u) {
+  double x;
+  __builtin_memcpy(&x, &u, sizeof x);
+  return x;
+}
+
+// |x|^p in float64, so that the float32 result is rounded once: exp(p log x), the logarithm of the mantissa m
+// in [sqrt(1/2), sqrt(2)) as 2 artanh((m - 1) / (m + 1)), the exponential by its series on |r| <= ln(2) / 2.
+BNB_INLINE float power_of_magnitude(float x, double p) {
+  const double ax = static_cast<double>(__builtin_fabsf(x));
+  if (!(ax > 0 && ax < __builtin_inf())) {
+    return ax != ax ? x : (ax == 0) == (p > 0) ? 0.0f : __builtin_inff();
+  }
+  const int64_t bits = double_bits(ax), e = (bits - 0x3fe6a09e667f3bcd) >> 52;  // sqrt(1/2)
+  const double m = double_from_bits(bits - e * (int64_t{1} << 52));
+  const double s = (m - 1) / (m + 1), z = s * s;
+  double series = 1.0 / 15;
+  for (int k = 13; k >= 1; k -= 2) series = series * z + 1.0 / k;
+  double t = (static_cast<double>(e) + 2 * s * series * 1.4426950408889634) * p;  // base 2
+  t = t > 1000 ? 1000 : t < -1000 ? -1000 : t;
+  const double n = t + 6755399441055744.0 - 6755399441055744.0;  // nearest integer
+  const double r = (t - n) * 0.69314718055994531;
+  double y = 1;
+  for (int k = 10; k >= 1; k--) y = y * r / k + 1;
+  return static_cast<float>(y * double_from_bits((static_cast<int64_t>(n) + 1023) << 52));
+}
+
+// A negative x needs a whole exponent, whose last bit decides the sign.
+BNB_INLINE float power(float x, double p, bool is_whole, bool is_odd) {
+  const float y = power_of_magnitude(x, p);
+  if (x < 0) return is_whole ? (is_odd ? -y : y) : __builtin_nanf("");
+  return y;
+}
 
 // Calls f with a function of F32 that raises to the exponent.
 template <class F>
@@ -70,11 +109,14 @@ BNB_INLINE void with_power(double exponent, const F& f) {
   } else if (exponent == whole) {
     f([=](F32 x) { return set1(1.0f) / power(x, static_cast<uint32_t>(-whole)); });
   } else {
-    const float p = static_cast<float>(exponent);
+    const double magnitude = __builtin_fabs(exponent);
+    const bool is_whole = magnitude >= 4503599627370496.0 ||
+                          magnitude == static_cast<double>(static_cast<int64_t>(magnitude));
+    const bool is_odd = magnitude < 9007199254740992.0 && is_whole && (static_cast<int64_t>(magnitude) & 1);
     f([=](F32 x) {
       float lane[F32::width];
       store(lane, x);
-      for (float& v : lane) v = __builtin_powf(v, p);
+      for (float& v : lane) v = power(v, exponent, is_whole, is_odd);
       return load(lane);
     });
   }
@@ -317,14 +359,15 @@ template <class T, class F>
 void binary_backward_float(const BinaryBackwardArgs& args, const F& f) {
   const T *a = static_cast<const T*>(args.a), *b = static_cast<const T*>(args.b);
   const T* dy = static_cast<const T*>(args.dy);
+  const F32 number = set1(static_cast<float>(args.number));
   const bool a_wide = args.a_dtype == DType::float32, b_wide = args.b_dtype == DType::float32;
   const Run run = run_kind(args.axes);
   parallel_for(args.n, kGrain, [&](int64_t begin, int64_t end) {
     for_each_run(args.axes, begin, end, [&](int64_t ia, int64_t ib, int64_t iy, int64_t count) {
       for (int64_t i = 0; i < count; i += F32::width) {
         const int64_t n = count - i < F32::width ? count - i : F32::width;
-        const F32 va = run == Run::a_is_one ? set1(to_float(a[ia])) : load_part(a + ia + i, n);
-        const F32 vb = run == Run::b_is_one ? set1(to_float(b[ib])) : load_part(b + ib + i, n);
+        const F32 va = !a ? number : run == Run::a_is_one ? set1(to_float(a[ia])) : load_part(a + ia + i, n);
+        const F32 vb = !b ? number : run == Run::b_is_one ? set1(to_float(b[ib])) : load_part(b + ib + i, n);
         const Grads g = f(load_part(dy + iy + i, n), va, vb);
         store_gradient<T>(args.da, a_wide, iy + i, g.da, n);
         store_gradient<T>(args.db, b_wide, iy + i, g.db, n);
