@@ -148,6 +148,8 @@ describe("one op, one place per layer", () => {
     optimizer_32bit: { ...optimizer, test: "optim/optimizer-32bit.test.ts" },
     optimizer_8bit: { ...optimizer, test: "optim/optimizer-8bit.test.ts" },
     clip_gradients: { ops: "optimizer.cc", source: "optim/clip.ts", test: "optim/clip.test.ts" },
+    copy: { source: "ops/shape.ts", test: "ops/shape.test.ts" },
+    random_fill: { source: "ops/random.ts", test: "ops/random.test.ts" },
   };
   const contracts = filesIn("csrc/kernels", ".h").filter((path) => /^BNB_KERNEL\(/m.test(read(path)));
   const hasCuda = filesIn("csrc/cuda/kernels", ".cu").length > 0;

@@ -7,7 +7,21 @@ namespace bnb {
 
 // The numbers cross to JavaScript (src/ops/elementwise.ts lists the same order).
 enum class UnaryOp : int32_t {
-  neg, abs, sign, square, reciprocal, sqrt, rsqrt, exp, log, sigmoid, tanh, relu, silu, gelu, pow
+  neg,
+  abs,
+  sign,
+  square,
+  reciprocal,
+  sqrt,
+  rsqrt,
+  exp,
+  log,
+  sigmoid,
+  tanh,
+  relu,
+  silu,
+  gelu,
+  pow
 };
 enum class BinaryOp : int32_t { add, sub, mul, div, maximum, minimum };
 

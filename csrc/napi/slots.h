@@ -20,8 +20,9 @@ class Slots {
       index = free_.back();
       free_.pop_back();
     } else {
-      check_argument(entries_.size() < kMaxIndex, "tensor",
-                     "at most 1048576 tensors may be alive, got one more: dispose them or use tidy()");
+      // The last index stays unused: with the last generation it is the handle of a disposed tensor.
+      check_argument(entries_.size() < kMaxIndex - 1, "tensor",
+                     "at most 1048575 tensors may be alive, got one more: dispose them or use tidy()");
       index = static_cast<uint32_t>(entries_.size());
       entries_.emplace_back();
     }

@@ -112,8 +112,8 @@ Tensor broadcast_to(const Tensor& x, const Shape& shape) {
 Tensor slice(const Tensor& x, int32_t axis, int64_t start, int64_t end) {
   constexpr const char* op = "slice";
   const int at = checked_axis(op, x.shape(), axis);
-  check_shape(start >= 0 && start <= end && end <= x.shape()[at], op, "start and end must satisfy 0 <= start <= end <= ",
-              x.shape()[at], ", got ", start, " and ", end);
+  check_shape(start >= 0 && start <= end && end <= x.shape()[at], op,
+              "start and end must satisfy 0 <= start <= end <= ", x.shape()[at], ", got ", start, " and ", end);
   Shape shape = x.shape();
   shape[at] = end - start;
   if (x.shape().product(0, at) == 1) {
@@ -142,14 +142,15 @@ Tensor slice_backward(const Tensor& dy, const Shape& shape, int32_t axis, int64_
 Tensor concat(const std::vector<Tensor>& xs, int32_t axis) {
   constexpr const char* op = "concat";
   check_argument(!xs.empty(), op, "needs at least one tensor");
+  for (const Tensor& x : xs) check_argument(x.defined(), op, "every element must be a Tensor, got null");
   const Tensor& first = xs[0];
   const int at = checked_axis(op, first.shape(), axis);
   Shape shape = first.shape();
   shape[at] = 0;
   for (const Tensor& x : xs) {
     check_same_device(op, first, x);
-    check_dtype(x.dtype() == first.dtype(), op, "all tensors must have one dtype, got ", name_of(first.dtype()), " and ",
-                name_of(x.dtype()));
+    check_dtype(x.dtype() == first.dtype(), op, "all tensors must have one dtype, got ", name_of(first.dtype()),
+                " and ", name_of(x.dtype()));
     bool fits = x.ndim() == first.ndim();
     for (int i = 0; fits && i < x.ndim(); i++) fits = i == at || x.shape()[i] == first.shape()[i];
     check_shape(fits, op, "shapes must agree but for axis ", axis, ", got ", first.shape(), " and ", x.shape());
@@ -192,13 +193,27 @@ Tensor full(const Shape& shape, double value, DType dtype, Device& device) {
     return static_cast<int64_t>(value);
   };
   switch (dtype) {
-    case DType::float32: put(static_cast<float>(value)); break;
-    case DType::float16: put(from_float<f16>(static_cast<float>(value))); break;
-    case DType::bfloat16: put(from_float<bf16>(static_cast<float>(value))); break;
-    case DType::int8: put(static_cast<int8_t>(whole(INT8_MIN, INT8_MAX))); break;
-    case DType::uint8: put(static_cast<uint8_t>(whole(0, UINT8_MAX))); break;
-    case DType::int32: put(static_cast<int32_t>(whole(INT32_MIN, INT32_MAX))); break;
-    case DType::float64: put(value); break;
+    case DType::float32:
+      put(static_cast<float>(value));
+      break;
+    case DType::float16:
+      put(from_float<f16>(static_cast<float>(value)));
+      break;
+    case DType::bfloat16:
+      put(from_float<bf16>(static_cast<float>(value)));
+      break;
+    case DType::int8:
+      put(static_cast<int8_t>(whole(INT8_MIN, INT8_MAX)));
+      break;
+    case DType::uint8:
+      put(static_cast<uint8_t>(whole(0, UINT8_MAX)));
+      break;
+    case DType::int32:
+      put(static_cast<int32_t>(whole(INT32_MIN, INT32_MAX)));
+      break;
+    case DType::float64:
+      put(value);
+      break;
   }
   enqueue(kernels::fill, device,
           FillArgs{.y = y.data(), .n = y.numel(), .bits = bits, .element_size = static_cast<int32_t>(size_of(dtype))});

@@ -102,9 +102,11 @@ Tensor binary(BinaryOp op, const Tensor& a, const std::optional<Tensor>& b, doub
   return y;
 }
 
-std::tuple<std::optional<Tensor>, std::optional<Tensor>> binary_backward(
-    BinaryOp op, const Tensor& dy, const std::optional<Tensor>& a, const std::optional<Tensor>& b, double number,
-    const Shape& a_shape, const Shape& b_shape, bool needs_a, bool needs_b) {
+std::tuple<std::optional<Tensor>, std::optional<Tensor>> binary_backward(BinaryOp op, const Tensor& dy,
+                                                                         const std::optional<Tensor>& a,
+                                                                         const std::optional<Tensor>& b, double number,
+                                                                         const Shape& a_shape, const Shape& b_shape,
+                                                                         bool needs_a, bool needs_b) {
   const char* name = checked_name(op);
   check_float(name, "dy", dy);
   check_shape(broadcast(name, a_shape, b_shape) == dy.shape(), name, "dy must have the broadcast shape of a and b");

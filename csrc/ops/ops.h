@@ -138,9 +138,11 @@ Tensor unary_backward(UnaryOp op, const Tensor& dy, const Tensor& saved, double 
 // y = f(a, b) with NumPy broadcasting; without b, `number` takes its place.
 Tensor binary(BinaryOp op, const Tensor& a, const std::optional<Tensor>& b, double number);
 // [da, db], each at the shape of its operand; mul may leave out the operand whose partner needs no gradient.
-std::tuple<std::optional<Tensor>, std::optional<Tensor>> binary_backward(
-    BinaryOp op, const Tensor& dy, const std::optional<Tensor>& a, const std::optional<Tensor>& b, double number,
-    const Shape& a_shape, const Shape& b_shape, bool needs_a, bool needs_b);
+std::tuple<std::optional<Tensor>, std::optional<Tensor>> binary_backward(BinaryOp op, const Tensor& dy,
+                                                                         const std::optional<Tensor>& a,
+                                                                         const std::optional<Tensor>& b, double number,
+                                                                         const Shape& a_shape, const Shape& b_shape,
+                                                                         bool needs_a, bool needs_b);
 
 // ---- reductions (ops/reduce.cc)
 // The sum, mean, maximum or minimum over all elements or one axis; float32 inside, the dtype of x outside.

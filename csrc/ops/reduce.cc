@@ -76,12 +76,8 @@ Tensor argmax(const Tensor& x, bool all, int32_t axis, bool keep_dims) {
   Tensor y = Tensor::empty(p.shape, DType::int32, x.device());
   if (y.numel() == 0) return y;
   enqueue(kernels::argmax, x.device(),
-          ArgmaxArgs{.x = x.data(),
-                     .y = y.ptr<int32_t>(),
-                     .outer = p.outer,
-                     .n = p.n,
-                     .inner = p.inner,
-                     .dtype = x.dtype()});
+          ArgmaxArgs{
+              .x = x.data(), .y = y.ptr<int32_t>(), .outer = p.outer, .n = p.n, .inner = p.inner, .dtype = x.dtype()});
   return y;
 }
 

@@ -37,3 +37,52 @@ export { rmsNorm } from "./rms-norm.js";
 export { rope } from "./rope.js";
 export { logSoftmax, softmax } from "./softmax.js";
 export { swiglu } from "./swiglu.js";
+// The differentiable functions, and the methods they give to Tensor.
+import "./methods.js";
+
+export { cast } from "./cast.js";
+export { type DropoutOptions, dropout } from "./dropout.js";
+export {
+  abs,
+  add,
+  div,
+  exp,
+  gelu,
+  log,
+  maximum,
+  minimum,
+  mul,
+  neg,
+  pow,
+  reciprocal,
+  relu,
+  rsqrt,
+  sigmoid,
+  sign,
+  silu,
+  sqrt,
+  square,
+  sub,
+  tanh,
+} from "./elementwise.js";
+export {
+  defaultGenerator,
+  Generator,
+  type GeneratorState,
+  manualSeed,
+  type RandomOptions,
+  rand,
+  randint,
+  randn,
+} from "./random.js";
+export { argmax, max, mean, min, type ReduceOptions, sum } from "./reduce.js";
+export {
+  broadcastTo,
+  type CopyIntoOptions,
+  concat,
+  copyInto,
+  permute,
+  reshape,
+  slice,
+  transpose,
+} from "./shape.js";

@@ -102,8 +102,9 @@ export function ones(shape: readonly number[], options: TensorOptions = {}): Ten
 
 /** A tensor with every element `value`. Default dtype float32. */
 export function full(shape: readonly number[], value: number, options: TensorOptions = {}): Tensor {
-  const size = shape.reduce((n, dim) => n * dim, 1);
-  return tensor(new Float64Array(size).fill(value), { dtype: "float32", ...options, shape });
+  const { dtype = "float32", device, requiresGrad = false } = options;
+  const [result] = run(addon.full, shape, value, dtypeCode(dtype), toDevice(device).index);
+  return requiresGrad ? wantGradient(result) : result;
 }
 
 /** 0, 1, ... n - 1, or from `start` to before `end` by `step`. Default dtype float32. */

@@ -5,7 +5,7 @@ import { Claim, forgetCollected, releaseWhenCollected } from "./handle.js";
 import type { Scoped } from "./scope.js";
 import { enterScope, leaveScope } from "./scope.js";
 
-const DISPOSED = -(1 << 20);
+const DISPOSED = -(2 ** 31 - 1);
 
 /** A frozen 4-bit weight, as `linear4bit` takes it. It has no gradient: that the base is frozen is in the types. */
 export class Quantized4Bit implements Scoped {

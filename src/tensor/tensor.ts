@@ -11,7 +11,7 @@ import type { Scoped } from "./scope.js";
 import { enterScope, leaveScope } from "./scope.js";
 
 /** Handle 0 never exists: the addon answers it with "must be a Tensor" or, for a disposed one, this slot. */
-const DISPOSED = -(1 << 20);
+const DISPOSED = -(2 ** 31 - 1);
 
 /**
  * An n-dimensional array on a device, contiguous and row-major.

@@ -41,9 +41,7 @@ BNB_INLINE F32 normal_cdf(F32 x) {
   const F32 half = set1(0.5f);
   return fma(half, erf(x * set1(kSqrtHalf)), half);
 }
-BNB_INLINE F32 sign_of(F32 x) {
-  return select(lt(zero(), x), set1(1.0f), select(lt(x, zero()), set1(-1.0f), x));
-}
+BNB_INLINE F32 sign_of(F32 x) { return select(lt(zero(), x), set1(1.0f), select(lt(x, zero()), set1(-1.0f), x)); }
 
 // x^k for a whole k >= 0 by repeated squaring: exact where the result is representable.
 BNB_INLINE F32 power(F32 x, uint32_t k) {
@@ -89,19 +87,19 @@ BNB_INLINE float power_of_magnitude(float x, double p) {
   return static_cast<float>(y * double_from_bits((static_cast<int64_t>(n) + 1023) << 52));
 }
 
-// A negative x needs a whole exponent, whose last bit decides the sign.
+// A negative x needs a whole exponent, whose last bit decides the sign; -infinity is excepted as in libm.
 BNB_INLINE float power(float x, double p, bool is_whole, bool is_odd) {
   const float y = power_of_magnitude(x, p);
-  if (x < 0) return is_whole ? (is_odd ? -y : y) : __builtin_nanf("");
+  if (x < 0 && is_whole) return is_odd ? -y : y;
+  if (x < 0 && x > -__builtin_inff()) return __builtin_nanf("");
   return y;
 }
 
 // Calls f with a function of F32 that raises to the exponent.
 template <class F>
 BNB_INLINE void with_power(double exponent, const F& f) {
-  const int32_t whole = exponent >= -kMaxWholeExponent && exponent <= kMaxWholeExponent
-                            ? static_cast<int32_t>(exponent)
-                            : 0;
+  const int32_t whole =
+      exponent >= -kMaxWholeExponent && exponent <= kMaxWholeExponent ? static_cast<int32_t>(exponent) : 0;
   if (exponent == 0.5) {
     f([](F32 x) { return sqrt(x); });
   } else if (exponent == whole && whole >= 0) {
@@ -110,8 +108,8 @@ BNB_INLINE void with_power(double exponent, const F& f) {
     f([=](F32 x) { return set1(1.0f) / power(x, static_cast<uint32_t>(-whole)); });
   } else {
     const double magnitude = __builtin_fabs(exponent);
-    const bool is_whole = magnitude >= 4503599627370496.0 ||
-                          magnitude == static_cast<double>(static_cast<int64_t>(magnitude));
+    const bool is_whole =
+        magnitude >= 4503599627370496.0 || magnitude == static_cast<double>(static_cast<int64_t>(magnitude));
     const bool is_odd = magnitude < 9007199254740992.0 && is_whole && (static_cast<int64_t>(magnitude) & 1);
     f([=](F32 x) {
       float lane[F32::width];
@@ -126,21 +124,36 @@ BNB_INLINE void with_power(double exponent, const F& f) {
 template <class F>
 BNB_INLINE void with_unary(const UnaryArgs& a, const F& f) {
   switch (a.op) {
-    case UnaryOp::neg: return f([](F32 x) { return -x; });
-    case UnaryOp::abs: return f([](F32 x) { return abs(x); });
-    case UnaryOp::sign: return f([](F32 x) { return sign_of(x); });
-    case UnaryOp::square: return f([](F32 x) { return x * x; });
-    case UnaryOp::reciprocal: return f([](F32 x) { return set1(1.0f) / x; });
-    case UnaryOp::sqrt: return f([](F32 x) { return sqrt(x); });
-    case UnaryOp::rsqrt: return f([](F32 x) { return set1(1.0f) / sqrt(x); });
-    case UnaryOp::exp: return f([](F32 x) { return exp(x); });
-    case UnaryOp::log: return f([](F32 x) { return log(x); });
-    case UnaryOp::sigmoid: return f([](F32 x) { return sigmoid(x); });
-    case UnaryOp::tanh: return f([](F32 x) { return tanh(x); });
-    case UnaryOp::relu: return f([](F32 x) { return select(le(x, zero()), zero(), x); });
-    case UnaryOp::silu: return f([](F32 x) { return x * sigmoid(x); });
-    case UnaryOp::gelu: return f([](F32 x) { return x * normal_cdf(x); });
-    case UnaryOp::pow: return with_power(a.exponent, f);
+    case UnaryOp::neg:
+      return f([](F32 x) { return -x; });
+    case UnaryOp::abs:
+      return f([](F32 x) { return abs(x); });
+    case UnaryOp::sign:
+      return f([](F32 x) { return sign_of(x); });
+    case UnaryOp::square:
+      return f([](F32 x) { return x * x; });
+    case UnaryOp::reciprocal:
+      return f([](F32 x) { return set1(1.0f) / x; });
+    case UnaryOp::sqrt:
+      return f([](F32 x) { return sqrt(x); });
+    case UnaryOp::rsqrt:
+      return f([](F32 x) { return set1(1.0f) / sqrt(x); });
+    case UnaryOp::exp:
+      return f([](F32 x) { return exp(x); });
+    case UnaryOp::log:
+      return f([](F32 x) { return log(x); });
+    case UnaryOp::sigmoid:
+      return f([](F32 x) { return sigmoid(x); });
+    case UnaryOp::tanh:
+      return f([](F32 x) { return tanh(x); });
+    case UnaryOp::relu:
+      return f([](F32 x) { return select(le(x, zero()), zero(), x); });
+    case UnaryOp::silu:
+      return f([](F32 x) { return x * sigmoid(x); });
+    case UnaryOp::gelu:
+      return f([](F32 x) { return x * normal_cdf(x); });
+    case UnaryOp::pow:
+      return with_power(a.exponent, f);
   }
 }
 
@@ -149,18 +162,30 @@ template <class F>
 BNB_INLINE void with_unary_backward(const UnaryBackwardArgs& a, const F& f) {
   const F32 one = set1(1.0f), two = set1(2.0f);
   switch (a.op) {
-    case UnaryOp::neg: return f([](F32 dy, F32) { return -dy; });
-    case UnaryOp::abs: return f([](F32 dy, F32 s) { return dy * sign_of(s); });
-    case UnaryOp::sign: return f([](F32, F32) { return zero(); });
-    case UnaryOp::square: return f([=](F32 dy, F32 s) { return two * dy * s; });
-    case UnaryOp::reciprocal: return f([](F32 dy, F32 s) { return -(dy * s * s); });
-    case UnaryOp::sqrt: return f([=](F32 dy, F32 s) { return dy / (two * s); });
-    case UnaryOp::rsqrt: return f([](F32 dy, F32 s) { return set1(-0.5f) * dy * s * s * s; });
-    case UnaryOp::exp: return f([](F32 dy, F32 s) { return dy * s; });
-    case UnaryOp::log: return f([](F32 dy, F32 s) { return dy / s; });
-    case UnaryOp::sigmoid: return f([=](F32 dy, F32 s) { return dy * s * (one - s); });
-    case UnaryOp::tanh: return f([=](F32 dy, F32 s) { return dy * fma(-s, s, one); });
-    case UnaryOp::relu: return f([](F32 dy, F32 s) { return is_positive(s, dy); });
+    case UnaryOp::neg:
+      return f([](F32 dy, F32) { return -dy; });
+    case UnaryOp::abs:
+      return f([](F32 dy, F32 s) { return dy * sign_of(s); });
+    case UnaryOp::sign:
+      return f([](F32, F32) { return zero(); });
+    case UnaryOp::square:
+      return f([=](F32 dy, F32 s) { return two * dy * s; });
+    case UnaryOp::reciprocal:
+      return f([](F32 dy, F32 s) { return -(dy * s * s); });
+    case UnaryOp::sqrt:
+      return f([=](F32 dy, F32 s) { return dy / (two * s); });
+    case UnaryOp::rsqrt:
+      return f([](F32 dy, F32 s) { return set1(-0.5f) * dy * s * s * s; });
+    case UnaryOp::exp:
+      return f([](F32 dy, F32 s) { return dy * s; });
+    case UnaryOp::log:
+      return f([](F32 dy, F32 s) { return dy / s; });
+    case UnaryOp::sigmoid:
+      return f([=](F32 dy, F32 s) { return dy * s * (one - s); });
+    case UnaryOp::tanh:
+      return f([=](F32 dy, F32 s) { return dy * fma(-s, s, one); });
+    case UnaryOp::relu:
+      return f([](F32 dy, F32 s) { return is_positive(s, dy); });
     case UnaryOp::silu:
       return f([=](F32 dy, F32 s) {
         const F32 gate = sigmoid(s);
@@ -232,12 +257,18 @@ BNB_INLINE F32 smaller(F32 a, F32 b) { return select(eq(b, b), select(lt(b, a), 
 template <class F>
 BNB_INLINE void with_binary(BinaryOp op, const F& f) {
   switch (op) {
-    case BinaryOp::add: return f([](F32 a, F32 b) { return a + b; });
-    case BinaryOp::sub: return f([](F32 a, F32 b) { return a - b; });
-    case BinaryOp::mul: return f([](F32 a, F32 b) { return a * b; });
-    case BinaryOp::div: return f([](F32 a, F32 b) { return a / b; });
-    case BinaryOp::maximum: return f([](F32 a, F32 b) { return larger(a, b); });
-    case BinaryOp::minimum: return f([](F32 a, F32 b) { return smaller(a, b); });
+    case BinaryOp::add:
+      return f([](F32 a, F32 b) { return a + b; });
+    case BinaryOp::sub:
+      return f([](F32 a, F32 b) { return a - b; });
+    case BinaryOp::mul:
+      return f([](F32 a, F32 b) { return a * b; });
+    case BinaryOp::div:
+      return f([](F32 a, F32 b) { return a / b; });
+    case BinaryOp::maximum:
+      return f([](F32 a, F32 b) { return larger(a, b); });
+    case BinaryOp::minimum:
+      return f([](F32 a, F32 b) { return smaller(a, b); });
   }
 }
 
@@ -250,12 +281,18 @@ BNB_INLINE void with_integer_binary(BinaryOp op, const F& f) {
     });
   };
   switch (op) {
-    case BinaryOp::add: return wrapping([](uint32_t a, uint32_t b) { return a + b; });
-    case BinaryOp::sub: return wrapping([](uint32_t a, uint32_t b) { return a - b; });
-    case BinaryOp::mul: return wrapping([](uint32_t a, uint32_t b) { return a * b; });
-    case BinaryOp::maximum: return f([](int32_t a, int32_t b) { return a > b ? a : b; });
-    case BinaryOp::minimum: return f([](int32_t a, int32_t b) { return a < b ? a : b; });
-    case BinaryOp::div: return;  // refused by the op
+    case BinaryOp::add:
+      return wrapping([](uint32_t a, uint32_t b) { return a + b; });
+    case BinaryOp::sub:
+      return wrapping([](uint32_t a, uint32_t b) { return a - b; });
+    case BinaryOp::mul:
+      return wrapping([](uint32_t a, uint32_t b) { return a * b; });
+    case BinaryOp::maximum:
+      return f([](int32_t a, int32_t b) { return a > b ? a : b; });
+    case BinaryOp::minimum:
+      return f([](int32_t a, int32_t b) { return a < b ? a : b; });
+    case BinaryOp::div:
+      return;  // refused by the op
   }
 }
 
@@ -329,7 +366,8 @@ BNB_INLINE void with_binary_backward(BinaryOp op, const F& f) {
     return select(eq(a, b), dy * set1(0.5f), select(lt(b, a), dy, zero()));
   };
   switch (op) {
-    case BinaryOp::mul: return f([](F32 dy, F32 a, F32 b) { return Grads{dy * b, dy * a}; });
+    case BinaryOp::mul:
+      return f([](F32 dy, F32 a, F32 b) { return Grads{dy * b, dy * a}; });
     case BinaryOp::div:
       return f([](F32 dy, F32 a, F32 b) {
         const F32 da = dy / b;
@@ -340,7 +378,8 @@ BNB_INLINE void with_binary_backward(BinaryOp op, const F& f) {
     case BinaryOp::minimum:
       return f([=](F32 dy, F32 a, F32 b) { return Grads{shared(dy, b, a), shared(dy, a, b)}; });
     case BinaryOp::add:
-    case BinaryOp::sub: return;  // need no kernel
+    case BinaryOp::sub:
+      return;  // need no kernel
   }
 }
 
@@ -394,8 +433,8 @@ void unary_backward(const UnaryBackwardArgs& a) {
     visit_float(a.dtype, [&](auto t) {
       using T = decltype(t);
       parallel_for(a.n, kGrain, [&](int64_t begin, int64_t end) {
-        map(static_cast<const T*>(a.dy) + begin, static_cast<const T*>(a.saved) + begin,
-            static_cast<T*>(a.dx) + begin, end - begin, f);
+        map(static_cast<const T*>(a.dy) + begin, static_cast<const T*>(a.saved) + begin, static_cast<T*>(a.dx) + begin,
+            end - begin, f);
       });
     });
   });
@@ -405,16 +444,13 @@ void binary(const BinaryArgs& a) {
   if (a.dtype == DType::int32) {
     with_integer_binary(a.op, [&](const auto& f) { binary_integer(a, f); });
   } else {
-    with_binary(a.op, [&](const auto& f) {
-      visit_float(a.dtype, [&](auto t) { binary_float<decltype(t)>(a, f); });
-    });
+    with_binary(a.op, [&](const auto& f) { visit_float(a.dtype, [&](auto t) { binary_float<decltype(t)>(a, f); }); });
   }
 }
 
 void binary_backward(const BinaryBackwardArgs& a) {
-  with_binary_backward(a.op, [&](const auto& f) {
-    visit_float(a.dtype, [&](auto t) { binary_backward_float<decltype(t)>(a, f); });
-  });
+  with_binary_backward(
+      a.op, [&](const auto& f) { visit_float(a.dtype, [&](auto t) { binary_backward_float<decltype(t)>(a, f); }); });
 }
 
 }  // namespace bnb::BNB_ISA

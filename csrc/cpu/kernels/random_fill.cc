@@ -89,7 +89,7 @@ void fill_integers(const RandomFillArgs& a) {
   int32_t* y = static_cast<int32_t*>(a.y);
   const int64_t low = static_cast<int64_t>(a.low);
   const uint64_t width = static_cast<uint64_t>(static_cast<int64_t>(a.high) - low);
-  for_each_batch(a, [&](const uint32_t (&word)[4][kBlocks], int64_t at, int64_t count) {
+  for_each_batch(a, [&](const uint32_t(&word)[4][kBlocks], int64_t at, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
       const int64_t step = static_cast<int64_t>((word[i % 4][i / 4] * width) >> 32);
       y[at + i] = static_cast<int32_t>(low + step);
@@ -105,7 +105,7 @@ void random_fill(const RandomFillArgs& a) {
   const float high = static_cast<float>(a.distribution == Distribution::uniform ? a.high - a.low : a.high);
   visit_float(a.dtype, [&](auto t) {
     using T = decltype(t);
-    for_each_batch(a, [&](const uint32_t (&word)[4][kBlocks], int64_t at, int64_t count) {
+    for_each_batch(a, [&](const uint32_t(&word)[4][kBlocks], int64_t at, int64_t count) {
       float value[kBatch];
       if (a.distribution == Distribution::uniform) {
         uniforms(word, low, high, value);

@@ -105,27 +105,24 @@ void reduce_tile(const T* x, int64_t rows, int64_t pitch, int64_t cols, float* o
 }
 
 // Where results go: y in its dtype, divided by n for a mean.
-template <class T>
-struct Output {
-  const ReduceArgs& a;
-  BNB_INLINE void put(int64_t i, float v) const {
-    if (a.op == ReduceOp::mean) v = v / static_cast<float>(a.n);
-    if (a.y_dtype == DType::float32) {
-      static_cast<float*>(a.y)[i] = v;
-    } else {
-      static_cast<T*>(a.y)[i] = from_float<T>(v);
-    }
+BNB_INLINE void put(const ReduceArgs& a, int64_t i, float v) {
+  if (a.op == ReduceOp::mean) v = v / static_cast<float>(a.n);
+  if (a.y_dtype == DType::float32) {
+    static_cast<float*>(a.y)[i] = v;
+  } else if (a.y_dtype == DType::float16) {
+    static_cast<f16*>(a.y)[i] = from_float<f16>(v);
+  } else {
+    static_cast<bf16*>(a.y)[i] = from_float<bf16>(v);
   }
-};
+}
 
 template <class Op, class T>
 void reduce_rows(const ReduceArgs& a) {
   const T* x = static_cast<const T*>(a.x);
-  const Output<T> y{a};
   const int64_t n = a.n, pieces = ceil_div(n, kRowPiece);
   if (pieces <= 1) {
     return parallel_for(a.outer, items_per_chunk(n + 1), [&](int64_t begin, int64_t end) {
-      for (int64_t o = begin; o < end; o++) y.put(o, reduce_piece<Op>(x + o * n, n));
+      for (int64_t o = begin; o < end; o++) put(a, o, reduce_piece<Op>(x + o * n, n));
     });
   }
   float* partial = scratch<float>(0, a.outer * pieces);
@@ -138,7 +135,7 @@ void reduce_rows(const ReduceArgs& a) {
   parallel_for(a.outer, items_per_chunk(pieces), [&](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; o++) {
       combine_tree<Op>(partial + o * pieces, pieces, 1, 1);
-      y.put(o, partial[o * pieces]);
+      put(a, o, partial[o * pieces]);
     }
   });
 }
@@ -146,7 +143,6 @@ void reduce_rows(const ReduceArgs& a) {
 template <class Op, class T>
 void reduce_columns(const ReduceArgs& a) {
   const T* x = static_cast<const T*>(a.x);
-  const Output<T> y{a};
   const int64_t n = a.n, inner = a.inner;
   const int64_t pieces = n > kColumnPiece ? ceil_div(n, kColumnPiece) : 1;
   const int64_t tiles = ceil_div(inner, kColumnTile);
@@ -163,21 +159,20 @@ void reduce_columns(const ReduceArgs& a) {
       if (partial) {
         __builtin_memcpy(partial + (o * pieces + piece) * inner + col, sums, cols * sizeof(float));
       } else {
-        for (int64_t j = 0; j < cols; j++) y.put(o * inner + col + j, sums[j]);
+        for (int64_t j = 0; j < cols; j++) put(a, o * inner + col + j, sums[j]);
       }
     }
   });
   if (!partial) return;
-  parallel_for(a.outer * tiles, items_per_chunk(pieces * min_of(inner, kColumnTile)),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t item = begin; item < end; item++) {
-                   const int64_t o = item / tiles, col = item % tiles * kColumnTile;
-                   const int64_t cols = min_of(inner - col, kColumnTile);
-                   float* sums = partial + o * pieces * inner + col;
-                   combine_tree<Op>(sums, pieces, inner, cols);
-                   for (int64_t j = 0; j < cols; j++) y.put(o * inner + col + j, sums[j]);
-                 }
-               });
+  parallel_for(a.outer * tiles, items_per_chunk(pieces * min_of(inner, kColumnTile)), [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; item++) {
+      const int64_t o = item / tiles, col = item % tiles * kColumnTile;
+      const int64_t cols = min_of(inner - col, kColumnTile);
+      float* sums = partial + o * pieces * inner + col;
+      combine_tree<Op>(sums, pieces, inner, cols);
+      for (int64_t j = 0; j < cols; j++) put(a, o * inner + col + j, sums[j]);
+    }
+  });
 }
 
 template <class Op>
@@ -289,9 +284,12 @@ void spread_to_equal(const ReduceBackwardArgs& a) {
 void reduce(const ReduceArgs& a) {
   switch (a.op) {
     case ReduceOp::sum:
-    case ReduceOp::mean: return reduce_with<Sum>(a);
-    case ReduceOp::max: return reduce_with<Max>(a);
-    case ReduceOp::min: return reduce_with<Min>(a);
+    case ReduceOp::mean:
+      return reduce_with<Sum>(a);
+    case ReduceOp::max:
+      return reduce_with<Max>(a);
+    case ReduceOp::min:
+      return reduce_with<Min>(a);
   }
 }
 

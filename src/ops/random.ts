@@ -1,0 +1,121 @@
+// Random tensors from a counter-based generator: the same seed gives the same bits on every machine.
+import { addon } from "../native/addon.js";
+import type { TensorOptions } from "../tensor/create.js";
+import { toDevice } from "../tensor/device.js";
+import type { DType } from "../tensor/dtype.js";
+import { dtypeCode, isFloat } from "../tensor/dtype.js";
+import { BnbError } from "../tensor/errors.js";
+import { run } from "../tensor/run.js";
+import type { Tensor } from "../tensor/tensor.js";
+
+/** Where a generator stands: a stream, and how many blocks of four numbers were taken from it. */
+export interface GeneratorState {
+  seed: number;
+  offset: number;
+}
+
+/**
+ * A stream of random numbers: Philox4x32-10, so what it gives depends on seed and offset alone, not on the device's
+ * instruction set or number of threads. Cheap to make; holds no native memory.
+ *
+ * @example
+ * const generator = new Generator(42);
+ * randn([2, 3], { generator });
+ */
+export class Generator {
+  #seed = 0;
+  #offset = 0;
+
+  /** `seed`: a whole number from 0 to 2^53 - 1. Default: chosen at random. */
+  constructor(seed: number = Math.floor(Math.random() * Number.MAX_SAFE_INTEGER)) {
+    this.state = { seed, offset: 0 };
+  }
+
+  get state(): GeneratorState {
+    return { seed: this.#seed, offset: this.#offset };
+  }
+  set state({ seed, offset }: GeneratorState) {
+    for (const value of [seed, offset]) {
+      if (!Number.isSafeInteger(value) || value < 0) {
+        const rule = "Generator: seed and offset must be whole numbers from 0 to 2^53 - 1";
+        throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${String(value)}`);
+      }
+    }
+    this.#seed = seed;
+    this.#offset = offset;
+  }
+
+  /** Starts the stream of another seed. */
+  manualSeed(seed: number): this {
+    this.state = { seed, offset: 0 };
+    return this;
+  }
+
+  /** @internal Takes the blocks for n numbers; returns where they start. */
+  take(n: number): GeneratorState {
+    const start = this.state;
+    this.#offset += Math.ceil(n / 4);
+    return start;
+  }
+}
+
+/** What is used where no generator is given. Starts from a random seed; see `manualSeed`. */
+export const defaultGenerator = new Generator();
+
+/** Seeds the default generator, so that a program gives the same numbers each time. */
+export function manualSeed(seed: number): Generator {
+  return defaultGenerator.manualSeed(seed);
+}
+
+export interface RandomOptions extends TensorOptions {
+  /** Default: `defaultGenerator`. */
+  generator?: Generator;
+}
+
+// Distribution of csrc/kernels/random_fill.h.
+const UNIFORM = 0;
+const NORMAL = 1;
+const INTEGER = 2;
+
+function fill(
+  distribution: number,
+  shape: readonly number[],
+  [low, high]: [number, number],
+  dtype: DType,
+  options: RandomOptions,
+): Tensor {
+  const { device, generator = defaultGenerator, requiresGrad = false } = options;
+  if (requiresGrad && !isFloat(dtype)) {
+    throw new BnbError("ERR_BNB_DTYPE", `tensor: requiresGrad needs float32, float16 or bfloat16, got ${dtype}`);
+  }
+  const size = shape.reduce((n, dim) => n * dim, 1);
+  const { seed, offset } = generator.state;
+  const code = dtypeCode(dtype);
+  const [y] = run(addon.randomFill, shape, code, toDevice(device).index, distribution, low, high, seed, offset);
+  generator.take(size);
+  y.requiresGrad = requiresGrad;
+  return y;
+}
+
+/** Uniform in [low, high), default [0, 1), in steps of 2^-24 of the width. Default dtype float32. */
+export function rand(shape: readonly number[], options: RandomOptions & { low?: number; high?: number } = {}): Tensor {
+  const { low = 0, high = 1, dtype = "float32" } = options;
+  return fill(UNIFORM, shape, [low, high], dtype, options);
+}
+
+/** Normal with the given mean and standard deviation, default 0 and 1. Default dtype float32. */
+export function randn(shape: readonly number[], options: RandomOptions & { mean?: number; std?: number } = {}): Tensor {
+  const { mean = 0, std = 1, dtype = "float32" } = options;
+  return fill(NORMAL, shape, [mean, std], dtype, options);
+}
+
+/**
+ * Whole numbers in [low, high) as int32, `low` by default 0.
+ *
+ * @example
+ * randint([8], { high: 256 });
+ */
+export function randint(shape: readonly number[], options: RandomOptions & { low?: number; high: number }): Tensor {
+  const { low = 0, high, dtype = "int32" } = options;
+  return fill(INTEGER, shape, [low, high], dtype, options);
+}

@@ -1,0 +1,153 @@
+// Moving elements: other shapes of the same elements, parts, joins, repeats, and writing into a tensor.
+import type { OpContext } from "../autograd/define-op.js";
+import { defineOp } from "../autograd/define-op.js";
+import { addon } from "../native/addon.js";
+import { dtypeCode } from "../tensor/dtype.js";
+import { BnbError } from "../tensor/errors.js";
+import { run } from "../tensor/run.js";
+import type { Tensor } from "../tensor/tensor.js";
+
+const show = (shape: readonly number[]): string => `[${shape.join(", ")}]`;
+
+function view(x: Tensor, shape: readonly number[]): Tensor {
+  const [y] = run(addon.view, x, shape, dtypeCode(x.dtype), 0);
+  return y;
+}
+
+// Replaces the one -1 of a shape by what makes the sizes agree.
+function resolveShape(x: Tensor, shape: readonly number[]): readonly number[] {
+  const open = shape.filter((dim) => dim === -1).length;
+  if (open > 1) throw new BnbError("ERR_BNB_SHAPE", `reshape: at most one size may be -1, got ${show(shape)}`);
+  let known = 1;
+  for (const dim of shape) if (dim !== -1) known *= dim;
+  const rest = known === 0 ? 0 : x.size / known;
+  const fits = open ? known > 0 && Number.isInteger(rest) : known === x.size;
+  if (!fits) {
+    throw new BnbError("ERR_BNB_SHAPE", `reshape: shape must hold ${x.size} elements, got ${show(shape)}`);
+  }
+  return open ? shape.map((dim) => (dim === -1 ? rest : dim)) : shape;
+}
+
+/**
+ * The same elements in another shape, in which one size may be -1. Shares memory with `x`.
+ *
+ * @example
+ * reshape(x, [-1, 64]); // x [2, 8, 64] -> [16, 64]
+ */
+export const reshape = defineOp({
+  name: "reshape",
+  forward(ctx: OpContext<[shape: readonly number[]]>, x: Tensor, shape: readonly number[]) {
+    ctx.save(x.shape);
+    return view(x, resolveShape(x, shape));
+  },
+  backward(ctx, dy) {
+    return [view(dy, ctx.saved[0])];
+  },
+});
+
+/** `x` with its axes in the given order: axis i of the result is axis `axes[i]` of `x`. Copies. */
+export const permute = defineOp({
+  name: "permute",
+  forward(ctx: OpContext<[inverse: readonly number[]]>, x: Tensor, axes: readonly number[]) {
+    const [y] = run(addon.permute, x, axes);
+    const inverse = new Array<number>(axes.length);
+    axes.forEach((axis, i) => {
+      inverse[axis < 0 ? axis + x.ndim : axis] = i;
+    });
+    ctx.save(inverse);
+    return y;
+  },
+  backward(ctx, dy) {
+    return run(addon.permute, dy, ctx.saved[0]);
+  },
+});
+
+/** `x` with two axes exchanged, by default the last two. Copies. */
+export function transpose(x: Tensor, a = -2, b = -1): Tensor {
+  const axes = x.shape.map((_, i) => i);
+  const [first, second] = [a, b].map((axis) => (axis < 0 ? axis + x.ndim : axis)) as [number, number];
+  if (axes[first] === undefined || axes[second] === undefined) {
+    throw new BnbError("ERR_BNB_SHAPE", `transpose: axes ${a} and ${b} must exist in ${show(x.shape)}`);
+  }
+  axes[first] = second;
+  axes[second] = first;
+  return permute(x, axes);
+}
+
+/**
+ * Entries `start` to before `end` of an axis. Shares memory with `x` when no longer axis stands before it, so that
+ * rows of a matrix are not copied; copies otherwise.
+ */
+export const slice = defineOp({
+  name: "slice",
+  forward(
+    ctx: OpContext<[shape: readonly number[], axis: number, start: number]>,
+    x: Tensor,
+    axis: number,
+    start: number,
+    end: number = x.shape.at(axis) ?? 0,
+  ) {
+    const [y] = run(addon.slice, x, axis, start, end);
+    ctx.save(x.shape, axis, start);
+    return y;
+  },
+  backward(ctx, dy) {
+    const [shape, axis, start] = ctx.saved;
+    return run(addon.sliceBackward, dy, shape, axis, start);
+  },
+});
+
+/** The tensors one after another along an axis; the other axes and the dtype must agree. */
+export const concat = defineOp({
+  name: "concat",
+  forward(ctx: OpContext<[sizes: readonly number[], axis: number]>, xs: readonly Tensor[], axis: number = 0) {
+    const [y] = run(addon.concat, xs, axis);
+    ctx.save(
+      xs.map((x) => x.shape.at(axis) as number),
+      axis,
+    );
+    return y;
+  },
+  backward(ctx, dy) {
+    const [sizes, axis] = ctx.saved;
+    let start = 0;
+    return [
+      sizes.map((size) => {
+        const [dx] = run(addon.slice, dy, axis, start, start + size);
+        start += size;
+        return dx;
+      }),
+    ];
+  },
+});
+
+/** `x` repeated along axes of size 1, and along new leading axes, to the given shape. Copies. */
+export const broadcastTo = defineOp({
+  name: "broadcastTo",
+  forward(ctx: OpContext<[shape: readonly number[]]>, x: Tensor, shape: readonly number[]) {
+    const [y] = run(addon.broadcastTo, x, shape);
+    ctx.save(x.shape);
+    return y;
+  },
+  backward(ctx, dy) {
+    return run(addon.sumTo, dy, ctx.saved[0], dtypeCode(dy.dtype));
+  },
+});
+
+export interface CopyIntoOptions {
+  /** The axis along which `src` may be shorter than `dst`. Default 0. */
+  axis?: number;
+  /** The first entry of that axis to overwrite. Default 0. */
+  start?: number;
+}
+
+/**
+ * Overwrites part of `dst` by `src`, in place: entries `start` to `start + src.shape[axis]` of an axis. Tensors that
+ * share memory with `dst` change, too. Has no gradient.
+ *
+ * @example
+ * copyInto(cache, keys, { axis: 1, start: length }); // cache [B, S, H, D], keys [B, T, H, D]
+ */
+export function copyInto(dst: Tensor, src: Tensor, options: CopyIntoOptions = {}): void {
+  run(addon.copyInto, dst, src, options.axis ?? 0, options.start ?? 0);
+}
