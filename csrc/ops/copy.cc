@@ -193,27 +193,13 @@ Tensor full(const Shape& shape, double value, DType dtype, Device& device) {
     return static_cast<int64_t>(value);
   };
   switch (dtype) {
-    case DType::float32:
-      put(static_cast<float>(value));
-      break;
-    case DType::float16:
-      put(from_float<f16>(static_cast<float>(value)));
-      break;
-    case DType::bfloat16:
-      put(from_float<bf16>(static_cast<float>(value)));
-      break;
-    case DType::int8:
-      put(static_cast<int8_t>(whole(INT8_MIN, INT8_MAX)));
-      break;
-    case DType::uint8:
-      put(static_cast<uint8_t>(whole(0, UINT8_MAX)));
-      break;
-    case DType::int32:
-      put(static_cast<int32_t>(whole(INT32_MIN, INT32_MAX)));
-      break;
-    case DType::float64:
-      put(value);
-      break;
+    case DType::float32: put(static_cast<float>(value)); break;
+    case DType::float16: put(from_float<f16>(static_cast<float>(value))); break;
+    case DType::bfloat16: put(from_float<bf16>(static_cast<float>(value))); break;
+    case DType::int8: put(static_cast<int8_t>(whole(INT8_MIN, INT8_MAX))); break;
+    case DType::uint8: put(static_cast<uint8_t>(whole(0, UINT8_MAX))); break;
+    case DType::int32: put(static_cast<int32_t>(whole(INT32_MIN, INT32_MAX))); break;
+    case DType::float64: put(value); break;
   }
   enqueue(kernels::fill, device,
           FillArgs{.y = y.data(), .n = y.numel(), .bits = bits, .element_size = static_cast<int32_t>(size_of(dtype))});

@@ -37,6 +37,7 @@ export { rmsNorm } from "./rms-norm.js";
 export { rope } from "./rope.js";
 export { logSoftmax, softmax } from "./softmax.js";
 export { swiglu } from "./swiglu.js";
+
 // The differentiable functions, and the methods they give to Tensor.
 import "./methods.js";
 

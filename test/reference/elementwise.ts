@@ -29,7 +29,7 @@ export const unaryReference = {
   log: Math.log,
   sigmoid: (x: number) => 1 / (1 + Math.exp(-x)),
   tanh: Math.tanh,
-  relu: (x: number) => (x <= 0 ? 0 : x),
+  relu: (x: number) => Math.max(x, 0),
   silu: (x: number) => x / (1 + Math.exp(-x)),
   gelu: (x: number) => 0.5 * x * (1 + erf(x / Math.SQRT2)),
 };

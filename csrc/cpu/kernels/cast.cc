@@ -74,20 +74,13 @@ void cast_range(const From* x, To* y, int64_t n) {
 template <class F>
 BNB_INLINE void visit_type(DType t, const F& f) {
   switch (t) {
-    case DType::float32:
-      return f(float{});
-    case DType::float16:
-      return f(f16{});
-    case DType::bfloat16:
-      return f(bf16{});
-    case DType::int8:
-      return f(int8_t{});
-    case DType::uint8:
-      return f(uint8_t{});
-    case DType::int32:
-      return f(int32_t{});
-    case DType::float64:
-      return;  // refused by the op
+    case DType::float32: return f(float{});
+    case DType::float16: return f(f16{});
+    case DType::bfloat16: return f(bf16{});
+    case DType::int8: return f(int8_t{});
+    case DType::uint8: return f(uint8_t{});
+    case DType::int32: return f(int32_t{});
+    case DType::float64: return;  // refused by the op
   }
 }
 

@@ -21,14 +21,10 @@ BNB_INLINE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 template <class F>
 BNB_INLINE void visit_size(int32_t element_size, const F& f) {
   switch (element_size) {
-    case 1:
-      return f(uint8_t{});
-    case 2:
-      return f(uint16_t{});
-    case 4:
-      return f(uint32_t{});
-    default:
-      return f(uint64_t{});
+    case 1: return f(uint8_t{});
+    case 2: return f(uint16_t{});
+    case 4: return f(uint32_t{});
+    default: return f(uint64_t{});
   }
 }
 

@@ -124,36 +124,21 @@ BNB_INLINE void with_power(double exponent, const F& f) {
 template <class F>
 BNB_INLINE void with_unary(const UnaryArgs& a, const F& f) {
   switch (a.op) {
-    case UnaryOp::neg:
-      return f([](F32 x) { return -x; });
-    case UnaryOp::abs:
-      return f([](F32 x) { return abs(x); });
-    case UnaryOp::sign:
-      return f([](F32 x) { return sign_of(x); });
-    case UnaryOp::square:
-      return f([](F32 x) { return x * x; });
-    case UnaryOp::reciprocal:
-      return f([](F32 x) { return set1(1.0f) / x; });
-    case UnaryOp::sqrt:
-      return f([](F32 x) { return sqrt(x); });
-    case UnaryOp::rsqrt:
-      return f([](F32 x) { return set1(1.0f) / sqrt(x); });
-    case UnaryOp::exp:
-      return f([](F32 x) { return exp(x); });
-    case UnaryOp::log:
-      return f([](F32 x) { return log(x); });
-    case UnaryOp::sigmoid:
-      return f([](F32 x) { return sigmoid(x); });
-    case UnaryOp::tanh:
-      return f([](F32 x) { return tanh(x); });
-    case UnaryOp::relu:
-      return f([](F32 x) { return select(le(x, zero()), zero(), x); });
-    case UnaryOp::silu:
-      return f([](F32 x) { return x * sigmoid(x); });
-    case UnaryOp::gelu:
-      return f([](F32 x) { return x * normal_cdf(x); });
-    case UnaryOp::pow:
-      return with_power(a.exponent, f);
+    case UnaryOp::neg: return f([](F32 x) { return -x; });
+    case UnaryOp::abs: return f([](F32 x) { return abs(x); });
+    case UnaryOp::sign: return f([](F32 x) { return sign_of(x); });
+    case UnaryOp::square: return f([](F32 x) { return x * x; });
+    case UnaryOp::reciprocal: return f([](F32 x) { return set1(1.0f) / x; });
+    case UnaryOp::sqrt: return f([](F32 x) { return sqrt(x); });
+    case UnaryOp::rsqrt: return f([](F32 x) { return set1(1.0f) / sqrt(x); });
+    case UnaryOp::exp: return f([](F32 x) { return exp(x); });
+    case UnaryOp::log: return f([](F32 x) { return log(x); });
+    case UnaryOp::sigmoid: return f([](F32 x) { return sigmoid(x); });
+    case UnaryOp::tanh: return f([](F32 x) { return tanh(x); });
+    case UnaryOp::relu: return f([](F32 x) { return select(le(x, zero()), zero(), x); });
+    case UnaryOp::silu: return f([](F32 x) { return x * sigmoid(x); });
+    case UnaryOp::gelu: return f([](F32 x) { return x * normal_cdf(x); });
+    case UnaryOp::pow: return with_power(a.exponent, f);
   }
 }
 
@@ -162,30 +147,18 @@ template <class F>
 BNB_INLINE void with_unary_backward(const UnaryBackwardArgs& a, const F& f) {
   const F32 one = set1(1.0f), two = set1(2.0f);
   switch (a.op) {
-    case UnaryOp::neg:
-      return f([](F32 dy, F32) { return -dy; });
-    case UnaryOp::abs:
-      return f([](F32 dy, F32 s) { return dy * sign_of(s); });
-    case UnaryOp::sign:
-      return f([](F32, F32) { return zero(); });
-    case UnaryOp::square:
-      return f([=](F32 dy, F32 s) { return two * dy * s; });
-    case UnaryOp::reciprocal:
-      return f([](F32 dy, F32 s) { return -(dy * s * s); });
-    case UnaryOp::sqrt:
-      return f([=](F32 dy, F32 s) { return dy / (two * s); });
-    case UnaryOp::rsqrt:
-      return f([](F32 dy, F32 s) { return set1(-0.5f) * dy * s * s * s; });
-    case UnaryOp::exp:
-      return f([](F32 dy, F32 s) { return dy * s; });
-    case UnaryOp::log:
-      return f([](F32 dy, F32 s) { return dy / s; });
-    case UnaryOp::sigmoid:
-      return f([=](F32 dy, F32 s) { return dy * s * (one - s); });
-    case UnaryOp::tanh:
-      return f([=](F32 dy, F32 s) { return dy * fma(-s, s, one); });
-    case UnaryOp::relu:
-      return f([](F32 dy, F32 s) { return is_positive(s, dy); });
+    case UnaryOp::neg: return f([](F32 dy, F32) { return -dy; });
+    case UnaryOp::abs: return f([](F32 dy, F32 s) { return dy * sign_of(s); });
+    case UnaryOp::sign: return f([](F32, F32) { return zero(); });
+    case UnaryOp::square: return f([=](F32 dy, F32 s) { return two * dy * s; });
+    case UnaryOp::reciprocal: return f([](F32 dy, F32 s) { return -(dy * s * s); });
+    case UnaryOp::sqrt: return f([=](F32 dy, F32 s) { return dy / (two * s); });
+    case UnaryOp::rsqrt: return f([](F32 dy, F32 s) { return set1(-0.5f) * dy * s * s * s; });
+    case UnaryOp::exp: return f([](F32 dy, F32 s) { return dy * s; });
+    case UnaryOp::log: return f([](F32 dy, F32 s) { return dy / s; });
+    case UnaryOp::sigmoid: return f([=](F32 dy, F32 s) { return dy * s * (one - s); });
+    case UnaryOp::tanh: return f([=](F32 dy, F32 s) { return dy * fma(-s, s, one); });
+    case UnaryOp::relu: return f([](F32 dy, F32 s) { return is_positive(s, dy); });
     case UnaryOp::silu:
       return f([=](F32 dy, F32 s) {
         const F32 gate = sigmoid(s);
@@ -257,18 +230,12 @@ BNB_INLINE F32 smaller(F32 a, F32 b) { return select(eq(b, b), select(lt(b, a), 
 template <class F>
 BNB_INLINE void with_binary(BinaryOp op, const F& f) {
   switch (op) {
-    case BinaryOp::add:
-      return f([](F32 a, F32 b) { return a + b; });
-    case BinaryOp::sub:
-      return f([](F32 a, F32 b) { return a - b; });
-    case BinaryOp::mul:
-      return f([](F32 a, F32 b) { return a * b; });
-    case BinaryOp::div:
-      return f([](F32 a, F32 b) { return a / b; });
-    case BinaryOp::maximum:
-      return f([](F32 a, F32 b) { return larger(a, b); });
-    case BinaryOp::minimum:
-      return f([](F32 a, F32 b) { return smaller(a, b); });
+    case BinaryOp::add: return f([](F32 a, F32 b) { return a + b; });
+    case BinaryOp::sub: return f([](F32 a, F32 b) { return a - b; });
+    case BinaryOp::mul: return f([](F32 a, F32 b) { return a * b; });
+    case BinaryOp::div: return f([](F32 a, F32 b) { return a / b; });
+    case BinaryOp::maximum: return f([](F32 a, F32 b) { return larger(a, b); });
+    case BinaryOp::minimum: return f([](F32 a, F32 b) { return smaller(a, b); });
   }
 }
 
@@ -281,18 +248,12 @@ BNB_INLINE void with_integer_binary(BinaryOp op, const F& f) {
     });
   };
   switch (op) {
-    case BinaryOp::add:
-      return wrapping([](uint32_t a, uint32_t b) { return a + b; });
-    case BinaryOp::sub:
-      return wrapping([](uint32_t a, uint32_t b) { return a - b; });
-    case BinaryOp::mul:
-      return wrapping([](uint32_t a, uint32_t b) { return a * b; });
-    case BinaryOp::maximum:
-      return f([](int32_t a, int32_t b) { return a > b ? a : b; });
-    case BinaryOp::minimum:
-      return f([](int32_t a, int32_t b) { return a < b ? a : b; });
-    case BinaryOp::div:
-      return;  // refused by the op
+    case BinaryOp::add: return wrapping([](uint32_t a, uint32_t b) { return a + b; });
+    case BinaryOp::sub: return wrapping([](uint32_t a, uint32_t b) { return a - b; });
+    case BinaryOp::mul: return wrapping([](uint32_t a, uint32_t b) { return a * b; });
+    case BinaryOp::maximum: return f([](int32_t a, int32_t b) { return a > b ? a : b; });
+    case BinaryOp::minimum: return f([](int32_t a, int32_t b) { return a < b ? a : b; });
+    case BinaryOp::div: return;  // refused by the op
   }
 }
 
@@ -366,20 +327,16 @@ BNB_INLINE void with_binary_backward(BinaryOp op, const F& f) {
     return select(eq(a, b), dy * set1(0.5f), select(lt(b, a), dy, zero()));
   };
   switch (op) {
-    case BinaryOp::mul:
-      return f([](F32 dy, F32 a, F32 b) { return Grads{dy * b, dy * a}; });
+    case BinaryOp::mul: return f([](F32 dy, F32 a, F32 b) { return Grads{dy * b, dy * a}; });
     case BinaryOp::div:
       return f([](F32 dy, F32 a, F32 b) {
         const F32 da = dy / b;
         return Grads{da, -(da * a / b)};
       });
-    case BinaryOp::maximum:
-      return f([=](F32 dy, F32 a, F32 b) { return Grads{shared(dy, a, b), shared(dy, b, a)}; });
-    case BinaryOp::minimum:
-      return f([=](F32 dy, F32 a, F32 b) { return Grads{shared(dy, b, a), shared(dy, a, b)}; });
+    case BinaryOp::maximum: return f([=](F32 dy, F32 a, F32 b) { return Grads{shared(dy, a, b), shared(dy, b, a)}; });
+    case BinaryOp::minimum: return f([=](F32 dy, F32 a, F32 b) { return Grads{shared(dy, b, a), shared(dy, a, b)}; });
     case BinaryOp::add:
-    case BinaryOp::sub:
-      return;  // need no kernel
+    case BinaryOp::sub: return;  // need no kernel
   }
 }
 

@@ -4,8 +4,8 @@
 //           element.
 // Work      rows are cut into pieces of kRowPiece elements, columns into kColumnTile columns of kColumnPiece
 //           rows. A second pass combines the pieces of a row or column.
-// Numerics  float32. Four accumulators in a piece, then halving trees over lanes and pieces: the order
-//           depends on the shape and the vector width, never on the number of threads.
+// Numerics  float32. Runs of four accumulators in a piece, then halving trees over lanes and pieces: the
+//           order depends on the shape and the vector width, never on the number of threads.
 // Needs     n > 0 for max, min and argmax.
 #include "kernels/reduce.h"
 
@@ -69,15 +69,21 @@ BNB_INLINE void combine_tree(float* p, int64_t count, int64_t pitch, int64_t wid
 
 template <class Op, class T>
 float reduce_piece(const T* x, int64_t n) {
-  constexpr int64_t w = F32::width;
-  F32 acc[4] = {set1(Op::identity), set1(Op::identity), set1(Op::identity), set1(Op::identity)};
+  constexpr int64_t w = F32::width, kRun = 16 * 4 * w;
+  const F32 identity = set1(Op::identity);
+  F32 total = identity;
   int64_t i = 0;
-  for (; i + 4 * w <= n; i += 4 * w) {
-    for (int k = 0; k < 4; k++) acc[k] = Op::of(acc[k], load(x + i + k * w));
+  // Runs of 16 steps, so that no sum in a long row adds small terms to a large one for long.
+  while (i + 4 * w <= n) {
+    F32 acc[4] = {identity, identity, identity, identity};
+    for (const int64_t end = min_of(n, i + kRun); i + 4 * w <= end; i += 4 * w) {
+      for (int k = 0; k < 4; k++) acc[k] = Op::of(acc[k], load(x + i + k * w));
+    }
+    total = Op::of(total, Op::of(Op::of(acc[0], acc[1]), Op::of(acc[2], acc[3])));
   }
-  for (; i + w <= n; i += w) acc[0] = Op::of(acc[0], load(x + i));
+  for (; i + w <= n; i += w) total = Op::of(total, load(x + i));
   float lane[w];
-  store(lane, Op::of(Op::of(acc[0], acc[1]), Op::of(acc[2], acc[3])));
+  store(lane, total);
   for (int64_t k = 0; i < n; i++, k++) lane[k] = Op::of(lane[k], to_float(x[i]));
   combine_tree<Op>(lane, w, 1, 1);
   return lane[0];
@@ -284,12 +290,9 @@ void spread_to_equal(const ReduceBackwardArgs& a) {
 void reduce(const ReduceArgs& a) {
   switch (a.op) {
     case ReduceOp::sum:
-    case ReduceOp::mean:
-      return reduce_with<Sum>(a);
-    case ReduceOp::max:
-      return reduce_with<Max>(a);
-    case ReduceOp::min:
-      return reduce_with<Min>(a);
+    case ReduceOp::mean: return reduce_with<Sum>(a);
+    case ReduceOp::max: return reduce_with<Max>(a);
+    case ReduceOp::min: return reduce_with<Min>(a);
   }
 }
 
