@@ -1,6 +1,9 @@
-// The differentiable functions and their relatives, one line per family.
+// The differentiable functions and their relatives, one line per family, and the methods they give to Tensor.
+import "./methods.js";
 
 export { type AttentionOptions, attention } from "./attention.js";
+export * from "./attention.js";
+export * from "./cast.js";
 export {
   createDynamicMap,
   createFp8Map,
@@ -14,6 +17,12 @@ export { crossEntropy } from "./cross-entropy.js";
 export { type EmbeddingOpOptions, embedding, embeddingRenorm } from "./embedding.js";
 export { layerNorm } from "./layer-norm.js";
 export { fmaPeak, linear, type MatmulOptions, matmul } from "./matmul.js";
+export * from "./cross-entropy.js";
+export * from "./dropout.js";
+export * from "./elementwise.js";
+export * from "./embedding.js";
+export * from "./layer-norm.js";
+export * from "./matmul.js";
 export { type PackedQuantState, QuantState, type QuantStateDict, type QuantStateInit } from "./quant-state.js";
 export {
   type Dequantize4bitOptions,
@@ -87,3 +96,10 @@ export {
   slice,
   transpose,
 } from "./shape.js";
+export * from "./random.js";
+export * from "./reduce.js";
+export * from "./rms-norm.js";
+export * from "./rope.js";
+export * from "./shape.js";
+export * from "./softmax.js";
+export * from "./swiglu.js";

@@ -7,10 +7,10 @@ import { fromBytes, memory, ones, tensor } from "../../src/index.js";
 import { PythonFloat, pythonFloat, pythonJson } from "../../src/ops/python-json.js";
 import { testDevices } from "../helpers/devices.js";
 import { expectClose } from "../helpers/expect-close.js";
+import { normals } from "../helpers/random.js";
 import type { FixtureTensor } from "../helpers/safetensors.js";
 import { fixturePath, readSafetensors } from "../helpers/safetensors.js";
 import { crc32 } from "../reference/quantize.js";
-import { normals } from "../helpers/random.js";
 
 const bytesOf = (t: Tensor): Uint8Array => new Uint8Array(t.dataSync().buffer);
 const textOf = (t: Tensor): string => new TextDecoder().decode(bytesOf(t));

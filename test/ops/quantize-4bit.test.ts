@@ -15,11 +15,11 @@ import { empty, fromBytes, memory, ones, tensor, tidy } from "../../src/index.js
 import { decode, encode } from "../../src/tensor/dtype.js";
 import { testDevices } from "../helpers/devices.js";
 import { expectClose } from "../helpers/expect-close.js";
+import { normals } from "../helpers/random.js";
 import type { FixtureTensor } from "../helpers/safetensors.js";
 import { readSafetensors } from "../helpers/safetensors.js";
 import type { Type } from "../reference/quantize.js";
 import { crc32, dequantize4, quantize4, quantizeScales, tables } from "../reference/quantize.js";
-import { normals } from "../helpers/random.js";
 
 const types: readonly Type[] = ["nf4", "fp4", "af4", "int4"];
 const blocksizes = [32, 64, 128, 256, 512, 1024, 2048, 4096];

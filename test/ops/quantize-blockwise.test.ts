@@ -15,10 +15,10 @@ import { expandAbsmax } from "../../src/ops/index.js";
 import { decode, encode } from "../../src/tensor/dtype.js";
 import { testDevices } from "../helpers/devices.js";
 import { expectClose } from "../helpers/expect-close.js";
+import { normals } from "../helpers/random.js";
 import type { FixtureTensor } from "../helpers/safetensors.js";
 import { fixturePath, readSafetensors } from "../helpers/safetensors.js";
 import { code8, crc32, dequantize8, quantize8, quantizeScales } from "../reference/quantize.js";
-import { normals } from "../helpers/random.js";
 
 const blocksizes = [64, 128, 256, 512, 1024, 2048, 4096];
 const floats: readonly DType[] = ["float32", "float16", "bfloat16"];
