@@ -16,7 +16,7 @@ constexpr const char* kStep = "optimizerStep";
 
 // One row of `options` per parameter, in this order (src/optim/update-rule.ts writes it).
 struct Options {
-  double rule, bits, has_unorm, step, lr, beta1, beta2, beta3, alpha, eps, weight_decay, grad_scale, max_unorm,
+  double bits, has_unorm, rule, step, lr, beta1, beta2, beta3, alpha, eps, weight_decay, grad_scale, max_unorm,
       skip_zeros;
 };
 constexpr size_t kOptionCount = sizeof(Options) / sizeof(double);

@@ -3,8 +3,8 @@ import { tensor } from "../tensor/create.js";
 import { BnbError } from "../tensor/errors.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { checkMap } from "./state-map.js";
-import type { OptimizerName, UpdateTensors } from "./update-rule.js";
-import { hasSecondState, optimizerNames, UpdateBatch } from "./update-rule.js";
+import type { OptimizerName, StateTensors } from "./update-rule.js";
+import { hasSecondState, optimizerNames, UpdateBatch, updateRow } from "./update-rule.js";
 
 /** Numbers of an update. */
 export interface OptimizerUpdateOptions {
@@ -35,15 +35,13 @@ function checkName(op: string, name: OptimizerName): void {
   }
 }
 
-function apply(name: OptimizerName, tensors: UpdateTensors, options: OptimizerUpdateOptions): void {
+function apply(name: OptimizerName, g: Tensor, p: Tensor, state: StateTensors, options: OptimizerUpdateOptions): void {
   const { beta1, beta2 = 0, beta3 = 0, alpha = 0, eps, step, lr, weightDecay = 0, gnormScale = 1 } = options;
   const { maxUnorm = 0, skipZeros = false } = options;
+  const scalars = { beta1, beta2, beta3, alpha, eps, step, lr, weightDecay, gnormScale, maxUnorm, skipZeros };
   const batch = new UpdateBatch();
-  batch.add(name, tensors, {
-    ...{ beta1, beta2, beta3, alpha, eps, step, lr, weightDecay, gnormScale, maxUnorm, skipZeros },
-    trustRatio: false,
-  });
-  const count = tensor(new Float64Array(1), { dtype: "float64", device: tensors.p.device });
+  batch.add(updateRow(name, { ...scalars, trustRatio: false }), p, g, state);
+  const count = tensor(new Float64Array(1), { dtype: "float64", device: p.device });
   batch.run(count);
   count.dispose();
 }
@@ -70,7 +68,8 @@ export function optimizerUpdate32bit(
   const op = "optimizerUpdate32bit";
   checkName(op, name);
   const state2 = hasSecondState(name) ? needed(op, "state2", options.state2) : null;
-  apply(name, { p, g, state1, state2, absmax1: null, absmax2: null, unormVec: options.unormVec ?? null }, options);
+  const unormVec = options.unormVec ?? null;
+  apply(name, g, p, { state1, state2, absmax1: null, absmax2: null, unormVec }, options);
 }
 
 /**
@@ -105,14 +104,12 @@ export function optimizerUpdate8bitBlockwise(
   };
   useMap("qmap1");
   if (hasSecond) useMap("qmap2");
-  const tensors: UpdateTensors = {
-    p,
-    g,
+  const state: StateTensors = {
     state1,
     state2: hasSecond ? needed(op, "state2", state2) : null,
     absmax1: needed(op, "absmax1", options.absmax1),
     absmax2: hasSecond ? needed(op, "absmax2", options.absmax2) : null,
     unormVec: options.unormVec ?? null,
   };
-  apply(name, tensors, options);
+  apply(name, g, p, state, options);
 }

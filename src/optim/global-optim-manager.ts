@@ -75,17 +75,25 @@ export class GlobalOptimManager {
     this.#modules.push({ module: new WeakRef(module), paramName, config });
   }
 
-  /** The overrides of a parameter: its own `optimConfig`, then its module's, then its own entries here. */
-  configOf(param: Tensor): ParameterConfig {
-    let config = (param as { optimConfig?: ParameterConfig | null }).optimConfig ?? {};
-    let isStale = false;
-    for (const entry of this.#modules) {
-      const module = entry.module.deref() as Record<string, unknown> | undefined;
-      if (!module) isStale = true;
-      else if (module[entry.paramName] === param) config = { ...config, ...entry.config };
+  /** The overrides of a parameter: its own `optimConfig`, then its module's, then its own entries here; often none. */
+  configOf(param: Tensor): ParameterConfig | null {
+    let config = (param as { optimConfig?: ParameterConfig | null }).optimConfig ?? null;
+    if (this.#modules.length > 0) {
+      for (const { module, paramName, config: registered } of this.#live()) {
+        if (module[paramName] === param) config = { ...config, ...registered };
+      }
     }
-    if (isStale) this.#modules = this.#modules.filter((entry) => entry.module.deref());
     const own = this.#configs.get(param);
     return own ? { ...config, ...own } : config;
+  }
+
+  // The module overrides whose modules still exist; the others are forgotten.
+  #live(): { module: Record<string, unknown>; paramName: string; config: ParameterConfig }[] {
+    const live = this.#modules.flatMap((entry) => {
+      const module = entry.module.deref() as Record<string, unknown> | undefined;
+      return module ? [{ ...entry, module, weak: entry }] : [];
+    });
+    if (live.length < this.#modules.length) this.#modules = live.map(({ weak }) => weak);
+    return live;
   }
 }

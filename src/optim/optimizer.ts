@@ -5,7 +5,9 @@ import type { Device } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
 import { keep } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
-import type { ParameterConfig } from "./global-optim-manager.js";
+
+("./global-optim-manager.js");
+
 import { GlobalOptimManager } from "./global-optim-manager.js";
 import type { GroupOptions, Hyperparameters, Params } from "./options.js";
 import { checkHyperparameters, resolveOptions } from "./options.js";
@@ -13,8 +15,8 @@ import type { ParameterState } from "./parameter-state.js";
 import { newState, stateTensors } from "./parameter-state.js";
 import type { OptimizerStateDict } from "./state-dict.js";
 import { groupsOf, readStateDict, writeStateDict } from "./state-dict.js";
-import type { OptimizerName } from "./update-rule.js";
-import { UpdateBatch } from "./update-rule.js";
+import type { OptimizerName, UpdateRow, UpdateScalars } from "./update-rule.js";
+import { UpdateBatch, updateRow } from "./update-rule.js";
 
 /** Parameters that share hyperparameters. The fields may be changed between steps. */
 export interface ParamGroup extends Hyperparameters {
@@ -116,16 +118,25 @@ export abstract class Optimizer8bit<Options extends object = object> {
     const batches = new Map<Device, { batch: UpdateBatch; states: ParameterState[] }>();
     const manager = GlobalOptimManager.getInstance();
     for (const group of this.paramGroups) {
+      // Parameters of a group mostly share their step, and so their numbers.
+      let sharedStep = 0;
+      let sharedRow: UpdateRow = [];
       for (const p of group.params) {
         if (!p.grad) continue;
         const config = manager.configOf(p);
-        const h: Hyperparameters = { ...group, ...config };
-        this.#checkOverrides(config, h);
-        const state = this.#stateFor(p, h);
-        const on = batches.get(p.device) ?? { batch: new UpdateBatch(), states: [] };
-        batches.set(p.device, on);
+        const state = this.#stateFor(p, config ? { ...group, ...config } : group);
         const step = state.step + 1;
-        on.batch.add(this.rule, { ...state, p, g: p.grad }, { ...this.#scheduled(h, step), step });
+        if (!config && step !== sharedStep) {
+          sharedStep = step;
+          sharedRow = updateRow(this.rule, scheduled(group, step));
+        }
+        const row = config ? this.#overridden({ ...group, ...config }, step) : sharedRow;
+        let on = batches.get(p.device);
+        if (!on) {
+          on = { batch: new UpdateBatch(), states: [] };
+          batches.set(p.device, on);
+        }
+        on.batch.add(row, p, p.grad, state);
         on.states.push(state);
       }
     }
@@ -167,7 +178,7 @@ export abstract class Optimizer8bit<Options extends object = object> {
 
   /** Replaces states and hyperparameters by copies of those of a state dict. Bit widths are those of the dict. */
   loadStateDict(dict: OptimizerStateDict): void {
-    const states = readStateDict(this.name, this.rule, this.paramGroups, dict);
+    const copyStates = readStateDict(this.name, this.rule, this.paramGroups, dict);
     const groups = groupsOf(dict);
     groups.forEach((h, i) => {
       const group = this.paramGroups[i]!;
@@ -175,6 +186,7 @@ export abstract class Optimizer8bit<Options extends object = object> {
     });
     for (const [i, h] of groups.entries()) Object.assign(this.paramGroups[i]!, h);
     this.#disposeStates();
+    const states = copyStates();
     for (const [param, state] of states) this.#states.set(param, state);
     if (states.size > 0) this.#warnOnceIfPaged();
   }
@@ -194,20 +206,9 @@ export abstract class Optimizer8bit<Options extends object = object> {
     this.#states.clear();
   }
 
-  #checkOverrides(config: ParameterConfig, h: Hyperparameters): void {
-    if (Object.keys(config).length > 0) checkHyperparameters(this.name, h, this.#betaCount);
-  }
-
-  // The numbers of step t; AdEMAMix moves alpha and beta3 towards their final values.
-  #scheduled(h: Hyperparameters, t: number) {
-    const [beta1 = 0, beta2 = 0, beta3 = 0] = h.betas;
-    const alpha = h.tAlpha === null ? h.alpha : Math.min((t * h.alpha) / h.tAlpha, h.alpha);
-    let scheduledBeta3 = beta3;
-    if (h.tBeta3 !== null) {
-      const [ln1, ln3, r] = [Math.log(beta1), Math.log(beta3), t / h.tBeta3];
-      scheduledBeta3 = Math.min(Math.exp((ln1 * ln3) / ((1 - r) * ln3 + r * ln1)), beta3);
-    }
-    return { ...h, beta1, beta2, beta3: scheduledBeta3, alpha, gnormScale: 1 };
+  #overridden(h: Hyperparameters, step: number): UpdateRow {
+    checkHyperparameters(this.name, h, this.#betaCount);
+    return updateRow(this.rule, scheduled(h, step));
   }
 
   #stateFor(p: Tensor, h: Hyperparameters): ParameterState {
@@ -237,6 +238,18 @@ export abstract class Optimizer8bit<Options extends object = object> {
     }
     return counter;
   }
+}
+
+// The numbers of step t; AdEMAMix moves alpha and beta3 towards their final values.
+function scheduled(h: Hyperparameters, t: number): UpdateScalars {
+  const [beta1 = 0, beta2 = 0, beta3 = 0] = h.betas;
+  const alpha = h.tAlpha === null ? h.alpha : Math.min((t * h.alpha) / h.tAlpha, h.alpha);
+  let currentBeta3 = beta3;
+  if (h.tBeta3 !== null) {
+    const [ln1, ln3, r] = [Math.log(beta1), Math.log(beta3), t / h.tBeta3];
+    currentBeta3 = Math.min(Math.exp((ln1 * ln3) / ((1 - r) * ln3 + r * ln1)), beta3);
+  }
+  return { ...h, step: t, beta1, beta2, beta3: currentBeta3, alpha, gnormScale: 1 };
 }
 
 function isTensor(value: unknown): value is Tensor {

@@ -97,13 +97,13 @@ function fail(owner: string, message: string): never {
   throw new BnbError("ERR_BNB_FORMAT", `${owner}.loadStateDict: ${message}`);
 }
 
-/** New states for the parameters that the dict has an entry for: checked copies on the parameters' devices. */
+/** Checks a dict; returns what copies its states to the devices of the parameters that it has an entry for. */
 export function readStateDict(
   owner: string,
   rule: OptimizerName,
   groups: readonly ParamGroup[],
   dict: OptimizerStateDict,
-): Map<Tensor, ParameterState> {
+): () => Map<Tensor, ParameterState> {
   if (typeof dict?.state !== "object" || !Array.isArray(dict.param_groups)) {
     fail(owner, 'the dict must have "state" and "param_groups"');
   }
@@ -128,9 +128,8 @@ export function readStateDict(
   for (const key of Object.keys(dict.state)) {
     if (!known.has(key)) fail(owner, `states must belong to a group, got one for index ${key}`);
   }
-  // Everything is checked before anything is copied.
   const reads = entries.map(([param, key, entry]) => [param, readEntry(owner, rule, param, key, entry)] as const);
-  return new Map(reads.map(([param, copy]) => [param, copy()]));
+  return () => new Map(reads.map(([param, copy]) => [param, copy()]));
 }
 
 function readEntry(owner: string, rule: OptimizerName, param: Tensor, key: string, entry: StateDictEntry) {

@@ -61,10 +61,8 @@ export interface UpdateScalars {
   trustRatio: boolean;
 }
 
-/** Tensors of one parameter's update; absmax1 exists exactly for 8-bit states. */
-export interface UpdateTensors {
-  p: Tensor;
-  g: Tensor;
+/** What is updated beside the parameter; absmax1 exists exactly for 8-bit states. */
+export interface StateTensors {
   state1: Tensor;
   state2: Tensor | null;
   absmax1: Tensor | null;
@@ -72,36 +70,43 @@ export interface UpdateTensors {
   unormVec: Tensor | null;
 }
 
+/** The numbers of an update as they cross; parameters with equal numbers share one. */
+export type UpdateRow = readonly number[];
+
+/** The row of a rule and its numbers, in the order of Options in csrc/ops/optimizer.cc. */
+export function updateRow(name: OptimizerName, s: UpdateScalars): UpdateRow {
+  const trustRatio = s.trustRatio ? trustRatioNumber[name] : undefined;
+  return [
+    trustRatio ?? ruleNumber[name],
+    s.step,
+    s.lr,
+    s.beta1,
+    s.beta2,
+    s.beta3,
+    s.alpha,
+    s.eps,
+    s.weightDecay,
+    s.gnormScale,
+    s.maxUnorm,
+    s.skipZeros ? 1 : 0,
+  ];
+}
+
 /** All parameters of a step, updated in place by one native call. */
 export class UpdateBatch {
   readonly #tensors: Tensor[] = [];
   readonly #options: number[] = [];
 
-  get isEmpty(): boolean {
-    return this.#options.length === 0;
-  }
-
-  add(name: OptimizerName, tensors: UpdateTensors, scalars: UpdateScalars): void {
-    const { p, g, state1, state2, absmax1, absmax2, unormVec } = tensors;
-    for (const t of [p, g, state1, state2, absmax1, absmax2, unormVec]) if (t) this.#tensors.push(t);
-    const trustRatio = scalars.trustRatio ? trustRatioNumber[name] : undefined;
-    // The order of Options in csrc/ops/optimizer.cc.
-    this.#options.push(
-      trustRatio ?? ruleNumber[name],
-      absmax1 ? 8 : 32,
-      unormVec ? 1 : 0,
-      scalars.step,
-      scalars.lr,
-      scalars.beta1,
-      scalars.beta2,
-      scalars.beta3,
-      scalars.alpha,
-      scalars.eps,
-      scalars.weightDecay,
-      scalars.gnormScale,
-      scalars.maxUnorm,
-      scalars.skipZeros ? 1 : 0,
-    );
+  add(row: UpdateRow, p: Tensor, g: Tensor, s: StateTensors): void {
+    const tensors = this.#tensors;
+    tensors.push(p, g, s.state1);
+    if (s.state2) tensors.push(s.state2);
+    if (s.absmax1) tensors.push(s.absmax1);
+    if (s.absmax2) tensors.push(s.absmax2);
+    if (s.unormVec) tensors.push(s.unormVec);
+    const options = this.#options;
+    options.push(s.absmax1 ? 8 : 32, s.unormVec ? 1 : 0);
+    for (let i = 0; i < row.length; i++) options.push(row[i] as number);
   }
 
   /** Adds the elements that were left alone because something was not finite to `nonFiniteCount` (float64 [1]). */
