@@ -1,4 +1,4 @@
-// bitsandbytes.functional: quantization and its parts, under their camelCase names.
+// bitsandbytes.functional: quantization and its parts, and optimizer updates, under their camelCase names.
 export {
   createDynamicMap,
   createFp8Map,
@@ -21,3 +21,4 @@ export {
   quantizeFp4,
   quantizeNf4,
 } from "./ops/index.js";
+export { type OptimizerUpdateOptions, optimizerUpdate8bitBlockwise, optimizerUpdate32bit } from "./optim/index.js";

@@ -55,12 +55,9 @@ void define_ops(Env& env, napi_value exports) {
   // cross_entropy
   b.bind<&ops::cross_entropy>("crossEntropy(logits, targets, ignoreIndex)");
   b.bind<&ops::cross_entropy_backward>("crossEntropyBackward(dloss, logits, targets, lse, count, ignoreIndex)");
+
   // blockwise quantization
   b.bind<&ops::codebook>("codebook(which, device)");
-
-  // optimizers
-  b.bind<&ops::optimizer_step>("optimizerStep(tensors, options, nonFiniteCount)");
-  b.bind<&ops::clip_gradients>("clipGradients(gradients, rule, limit)");
   b.bind<&ops::quantize_4bit>("quantize4bit(A, blocksize, quantType, quantStorage, absmax, out)");
   b.bind<&ops::dequantize_4bit>("dequantize4bit(A, dtype, out)");
   b.bind<&ops::quantize_blockwise>("quantizeBlockwise(A, code, isSigned, offset, blocksize, absmax, out)");
@@ -93,6 +90,10 @@ void define_ops(Env& env, napi_value exports) {
   // random numbers
   b.bind<&ops::random_fill>("randomFill(shape, dtype, device, distribution, low, high, seed, offset)");
   b.bind<&ops::dropout>("dropout(x, p, seed, offset)");
+
+  // optimizers
+  b.bind<&ops::optimizer_step>("optimizerStep(tensors, options, nonFiniteCount)");
+  b.bind<&ops::clip_gradients>("clipGradients(gradients, rule, limit)");
 }
 
 }  // namespace bnb

@@ -103,17 +103,11 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& logits, const Ten
 // dlogits from the gradient of the loss and what the forward pass returned.
 Tensor cross_entropy_backward(const Tensor& dloss, const Tensor& logits, const Tensor& targets, const Tensor& lse,
                               const Tensor& count, int32_t ignore);
+
 // ---- blockwise quantization (ops/codebooks.cc, ops/quantize_4bit.cc, ops/quantize_blockwise.cc)
 // A built-in code table: 0-3 the 4-bit types [16] in the order of QuantType, 4 and 5 the signed and unsigned dynamic
 // map [256].
 Tensor codebook(int64_t which, Device& device);
-
-// ---- optimizers (ops/optimizer.cc)
-// Updates all parameters of a step in place: per parameter 14 numbers in `options` and in `tensors` p, g, state1,
-// state2, absmax1, absmax2, unormVec, without those that its rule lacks. nonFiniteCount [1] float64 grows.
-void optimizer_step(const std::vector<Tensor>& tensors, const std::vector<double>& options, const Tensor& nonfinite);
-// Clips gradients in place by their joint norm (2-norm or largest magnitude) or by value; the norm before, [].
-Tensor clip_gradients(const std::vector<Tensor>& gradients, int32_t rule, double limit);
 // Packed nibbles [bytes / size of storage, 1] and scales [blocks]; absmax and out, when given, are written instead.
 std::tuple<Tensor, Tensor> quantize_4bit(const Tensor& x, int64_t blocksize, QuantType type, DType storage,
                                          const std::optional<Tensor>& absmax, const std::optional<Tensor>& out);
@@ -179,5 +173,12 @@ Tensor random_fill(const Shape& shape, DType dtype, Device& device, Distribution
                    int64_t seed, int64_t offset);
 // x / (1 - p) where the random word is at least p, else 0; the gradient is the same op on dy.
 Tensor dropout(const Tensor& x, double p, int64_t seed, int64_t offset);
+
+// ---- optimizers (ops/optimizer.cc)
+// Updates all parameters of a step in place: per parameter 14 numbers in `options` and in `tensors` p, g, state1,
+// state2, absmax1, absmax2, unormVec, without those that its rule lacks. nonFiniteCount [1] float64 grows.
+void optimizer_step(const std::vector<Tensor>& tensors, const std::vector<double>& options, const Tensor& nonfinite);
+// Clips gradients in place by their joint norm (2-norm or largest magnitude) or by value; the norm before, [].
+Tensor clip_gradients(const std::vector<Tensor>& gradients, int32_t rule, double limit);
 
 }  // namespace bnb::ops
