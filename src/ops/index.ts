@@ -1,7 +1,6 @@
 // The differentiable functions and their relatives, one line per family, and the methods they give to Tensor.
 import "./methods.js";
 
-export { type AttentionOptions, attention } from "./attention.js";
 export * from "./attention.js";
 export * from "./cast.js";
 export {
@@ -13,10 +12,6 @@ export {
   type QuantType,
   quantTypes,
 } from "./codebooks.js";
-export { crossEntropy } from "./cross-entropy.js";
-export { type EmbeddingOpOptions, embedding, embeddingRenorm } from "./embedding.js";
-export { layerNorm } from "./layer-norm.js";
-export { fmaPeak, linear, type MatmulOptions, matmul } from "./matmul.js";
 export * from "./cross-entropy.js";
 export * from "./dropout.js";
 export * from "./elementwise.js";
@@ -42,60 +37,6 @@ export {
   type QuantizeBlockwiseOptions,
   quantizeBlockwise,
 } from "./quantize-blockwise.js";
-export { rmsNorm } from "./rms-norm.js";
-export { rope } from "./rope.js";
-export { logSoftmax, softmax } from "./softmax.js";
-export { swiglu } from "./swiglu.js";
-
-// The differentiable functions, and the methods they give to Tensor.
-import "./methods.js";
-
-export { cast } from "./cast.js";
-export { type DropoutOptions, dropout } from "./dropout.js";
-export {
-  abs,
-  add,
-  div,
-  exp,
-  gelu,
-  log,
-  maximum,
-  minimum,
-  mul,
-  neg,
-  pow,
-  reciprocal,
-  relu,
-  rsqrt,
-  sigmoid,
-  sign,
-  silu,
-  sqrt,
-  square,
-  sub,
-  tanh,
-} from "./elementwise.js";
-export {
-  defaultGenerator,
-  Generator,
-  type GeneratorState,
-  manualSeed,
-  type RandomOptions,
-  rand,
-  randint,
-  randn,
-} from "./random.js";
-export { argmax, max, mean, min, type ReduceOptions, sum } from "./reduce.js";
-export {
-  broadcastTo,
-  type CopyIntoOptions,
-  concat,
-  copyInto,
-  permute,
-  reshape,
-  slice,
-  transpose,
-} from "./shape.js";
 export * from "./random.js";
 export * from "./reduce.js";
 export * from "./rms-norm.js";

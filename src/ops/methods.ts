@@ -4,9 +4,12 @@ import type { DType } from "../tensor/dtype.js";
 import { Tensor } from "../tensor/tensor.js";
 import { cast } from "./cast.js";
 import * as elementwise from "./elementwise.js";
+import type { MatmulOptions } from "./matmul.js";
+import { matmul } from "./matmul.js";
 import type { ReduceOptions } from "./reduce.js";
 import * as reduce from "./reduce.js";
 import * as shape from "./shape.js";
+import { logSoftmax, softmax } from "./softmax.js";
 
 declare module "../tensor/tensor.js" {
   interface Tensor {
@@ -36,6 +39,9 @@ declare module "../tensor/tensor.js" {
     max(options?: ReduceOptions): Tensor;
     min(options?: ReduceOptions): Tensor;
     argmax(options?: ReduceOptions): Tensor;
+    matmul(other: Tensor, options?: MatmulOptions): Tensor;
+    softmax(): Tensor;
+    logSoftmax(): Tensor;
     reshape(shape: readonly number[]): Tensor;
     transpose(a?: number, b?: number): Tensor;
     permute(axes: readonly number[]): Tensor;
@@ -75,6 +81,9 @@ const methods = {
   max: reduce.max,
   min: reduce.min,
   argmax: reduce.argmax,
+  matmul,
+  softmax,
+  logSoftmax,
   reshape: shape.reshape,
   transpose: shape.transpose,
   permute: shape.permute,
