@@ -94,6 +94,13 @@ void define_ops(Env& env, napi_value exports) {
   // optimizers
   b.bind<&ops::optimizer_step>("optimizerStep(tensors, options, nonFiniteCount)");
   b.bind<&ops::clip_gradients>("clipGradients(gradients, rule, limit)");
+
+  // 4-bit linear
+  b.bind<&ops::linear_4bit>("linear4bit(x, weight, bias)");
+  b.bind<&ops::linear_4bit_into>("linear4bitInto(x, weight, bias, out)");
+  b.bind<&ops::linear_4bit_backward>("linear4bitBackward(dy, weight, biasDtype, needsX, needsBias)");
+  b.bind<&ops::linear_4bit_plan>("linear4bitPlan(m, k)");
+  b.bind<&ops::embedding_4bit>("embedding4bit(ids, weight, dtype)");
 }
 
 }  // namespace bnb

@@ -181,4 +181,20 @@ void optimizer_step(const std::vector<Tensor>& tensors, const std::vector<double
 // Clips gradients in place by their joint norm (2-norm or largest magnitude) or by value; the norm before, [].
 Tensor clip_gradients(const std::vector<Tensor>& gradients, int32_t rule, double limit);
 
+// ---- 4-bit linear (ops/linear_4bit.cc, ops/embedding_4bit.cc)
+// x @ dequantize(weight)^T + bias in the dtype of x.
+Tensor linear_4bit(const Tensor& x, const Quantized4Bit& weight, const std::optional<Tensor>& bias);
+// The same, written into out [..., N], any float dtype.
+void linear_4bit_into(const Tensor& x, const Quantized4Bit& weight, const std::optional<Tensor>& bias,
+                      const Tensor& out);
+// dx = dy @ dequantize(weight) in the dtype of dy and dbias = the sum of dy's rows in the dtype of the bias.
+std::tuple<std::optional<Tensor>, std::optional<Tensor>> linear_4bit_backward(const Tensor& dy,
+                                                                              const Quantized4Bit& weight,
+                                                                              DType bias_dtype, bool needs_x,
+                                                                              bool needs_bias);
+// Which plan the CPU takes for m rows of k inputs: 0 small, 1 packed, 2 plain.
+int64_t linear_4bit_plan(int64_t m, int64_t k);
+// Rows of a 4-bit table by int32 ids, as dtype.
+Tensor embedding_4bit(const Tensor& ids, const Quantized4Bit& weight, DType dtype);
+
 }  // namespace bnb::ops

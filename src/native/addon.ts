@@ -250,6 +250,16 @@ export interface NativeOps {
     [y: Tensor]
   >;
   dropout: NativeOp<[x: Tensor, p: number, seed: number, offset: number], [y: Tensor]>;
+
+  // 4-bit linear
+  linear4bit: NativeOp<[x: Tensor, weight: Quantized4Bit, bias: Tensor | null], [Tensor]>;
+  linear4bitInto: NativeOp<[x: Tensor, weight: Quantized4Bit, bias: Tensor | null, out: Tensor], []>;
+  linear4bitBackward: NativeOp<
+    [dy: Tensor, weight: Quantized4Bit, biasDtype: number, needsX: boolean, needsBias: boolean],
+    [dx: Tensor | null, dbias: Tensor | null]
+  >;
+  linear4bitPlan: NativeOp<[m: number, k: number], [number]>;
+  embedding4bit: NativeOp<[ids: Tensor, weight: Quantized4Bit, dtype: number], [Tensor]>;
 }
 
 export const addon = loadAddon() as NativeOps & NativeRuntime;

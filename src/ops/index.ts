@@ -16,7 +16,16 @@ export * from "./cross-entropy.js";
 export * from "./dropout.js";
 export * from "./elementwise.js";
 export * from "./embedding.js";
+export { embedding4bit } from "./embedding-4bit.js";
 export * from "./layer-norm.js";
+export {
+  type ActivationQuant,
+  gemv4bit,
+  linear4bit,
+  linear4bitPlan,
+  type Matmul4bitOptions,
+  matmul4bit,
+} from "./linear-4bit.js";
 export * from "./matmul.js";
 export { type PackedQuantState, QuantState, type QuantStateDict, type QuantStateInit } from "./quant-state.js";
 export {

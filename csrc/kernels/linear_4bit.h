@@ -1,0 +1,44 @@
+// y = x @ dequantize(w)^T + bias and dx = dy @ dequantize(w) for a weight kept in 4-bit blocks, and the
+// gather of rows of such a weight. The dequantized weight never exists as a whole.
+#pragma once
+#include "core/kernel.h"
+#include "kernels/block_scales.h"
+
+namespace bnb {
+
+// A 4-bit tensor [n, k], flattened: two codes a byte, the first in the high nibble, one scale a block.
+struct Weight4Bit {
+  const uint8_t* packed;  // [ceil(n * k / 2)]
+  BlockScales scales;     // [ceil(n * k / blocksize)]
+  int64_t blocksize;
+  QuantType type;
+};
+
+// How a CPU computes the product; ops/linear_4bit_plan.h chooses.
+//   small   up to 8 rows of x, each decoded vector used for all of them; needs k % 64 == 0, k > 0
+//   packed  weights decoded into a panel that a register-blocked product reads; needs k % 64 == 0
+//   plain   the same with a decoder that takes any k
+enum class Linear4BitPlan : int32_t { small, packed, plain };
+
+struct Linear4BitArgs {
+  const void* x;     // [m, k] dtype
+  const void* bias;  // [n] bias_dtype, or null
+  void* y;           // [m, n] y_dtype
+  Weight4Bit w;
+  int64_t m, n, k;
+  DType dtype, bias_dtype, y_dtype;
+  Linear4BitPlan plan;
+};
+BNB_KERNEL(linear_4bit, Linear4BitArgs)
+
+struct Linear4BitBackwardArgs {
+  const void* dy;  // [m, n] dtype
+  void* dx;        // [m, k] dtype
+  Weight4Bit w;
+  int64_t m, n, k;
+  DType dtype;
+  Linear4BitPlan plan;  // packed or plain
+};
+BNB_KERNEL(linear_4bit_backward, Linear4BitBackwardArgs)
+
+}  // namespace bnb

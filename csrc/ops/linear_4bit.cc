@@ -1,0 +1,112 @@
+// y = x @ dequantize(w)^T + bias without ever writing the dequantized weight to memory, and its gradient for x.
+
+#include "kernels/linear_4bit.h"
+
+#include "kernels/reduce.h"
+#include "ops/linear_4bit_plan.h"
+#include "ops/ops.h"
+#include "ops/validate.h"
+#include "ops/weight_4bit.h"
+
+namespace bnb::ops {
+namespace {
+
+void check_matrix(const char* op, const Quantized4Bit& w) {
+  check_shape(w.shape.ndim() == 2, op, "weight must be a matrix [outFeatures, inFeatures], got ", w.shape);
+}
+
+void product(const Tensor& x, const Quantized4Bit& w, const std::optional<Tensor>& bias, const Tensor& y) {
+  const int64_t m = x.shape().product(0, -1), n = w.shape[0], k = w.shape[1];
+  enqueue(kernels::linear_4bit, x.device(),
+          Linear4BitArgs{.x = x.data(),
+                         .bias = bias ? bias->data() : nullptr,
+                         .y = y.data(),
+                         .w = weight_view(w),
+                         .m = m,
+                         .n = n,
+                         .k = k,
+                         .dtype = x.dtype(),
+                         .bias_dtype = bias ? bias->dtype() : DType::float32,
+                         .y_dtype = y.dtype(),
+                         .plan = plan_linear_4bit(m, k)});
+}
+
+// Checks the operands and gives the shape of y.
+Shape check_product(const char* op, const Tensor& x, const Quantized4Bit& w, const std::optional<Tensor>& bias) {
+  check_matrix(op, w);
+  check_float(op, "x", x);
+  check_same_device(op, x, w.packed);
+  const int64_t n = w.shape[0], k = w.shape[1];
+  check_shape(x.ndim() >= 1 && x.shape()[-1] == k, op, "the last axis of x must be ", k, ", got ", x.shape());
+  if (bias) {
+    check_float(op, "bias", *bias);
+    check_same_device(op, x, *bias);
+    check_shape_is(op, "bias", *bias, {n});
+  }
+  return x.shape().with_last(n);
+}
+
+}  // namespace
+
+Tensor linear_4bit(const Tensor& x, const Quantized4Bit& weight, const std::optional<Tensor>& bias) {
+  constexpr const char* op = "linear4bit";
+  const Shape shape = check_product(op, x, weight, bias);
+  const Tensor y = Tensor::empty(shape, x.dtype(), x.device());
+  product(x, weight, bias, y);
+  return y;
+}
+
+void linear_4bit_into(const Tensor& x, const Quantized4Bit& weight, const std::optional<Tensor>& bias,
+                      const Tensor& out) {
+  constexpr const char* op = "linear4bitInto";
+  const Shape shape = check_product(op, x, weight, bias);
+  check_float(op, "out", out);
+  check_same_device(op, x, out);
+  check_shape_is(op, "out", out, shape);
+  check_argument(!out.shares_storage(x), op, "out must not share memory with x");
+  product(x, weight, bias, out);
+}
+
+std::tuple<std::optional<Tensor>, std::optional<Tensor>> linear_4bit_backward(const Tensor& dy,
+                                                                              const Quantized4Bit& weight,
+                                                                              DType bias_dtype, bool needs_x,
+                                                                              bool needs_bias) {
+  constexpr const char* op = "linear4bitBackward";
+  check_matrix(op, weight);
+  check_float(op, "dy", dy);
+  check_dtype(is_float(bias_dtype), op, "the bias must be float32, float16 or bfloat16");
+  check_same_device(op, dy, weight.packed);
+  const int64_t n = weight.shape[0], k = weight.shape[1];
+  check_shape(dy.ndim() >= 1 && dy.shape()[-1] == n, op, "the last axis of dy must be ", n, ", got ", dy.shape());
+  const int64_t m = dy.shape().product(0, -1);
+  std::optional<Tensor> dx, dbias;
+  if (needs_x) {
+    dx = Tensor::empty(dy.shape().with_last(k), dy.dtype(), dy.device());
+    enqueue(kernels::linear_4bit_backward, dy.device(),
+            Linear4BitBackwardArgs{.dy = dy.data(),
+                                   .dx = dx->data(),
+                                   .w = weight_view(weight),
+                                   .m = m,
+                                   .n = n,
+                                   .k = k,
+                                   .dtype = dy.dtype(),
+                                   .plan = plan_linear_4bit_backward(k)});
+  }
+  if (needs_bias) {
+    dbias = Tensor::empty({n}, bias_dtype, dy.device());
+    enqueue(kernels::reduce, dy.device(),
+            ReduceArgs{.x = dy.data(),
+                       .y = dbias->data(),
+                       .outer = 1,
+                       .n = m,
+                       .inner = n,
+                       .op = ReduceOp::sum,
+                       .dtype = dy.dtype(),
+                       .y_dtype = bias_dtype});
+  }
+  return {dx, dbias};
+}
+
+int64_t linear_4bit_plan(int64_t m, int64_t k) { return static_cast<int64_t>(plan_linear_4bit(m, k)); }
+
+}  // namespace bnb::ops

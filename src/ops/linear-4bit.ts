@@ -1,0 +1,104 @@
+// The linear product with a frozen 4-bit weight.
+import { defineOp } from "../autograd/define-op.js";
+import { isGradEnabled, noGrad } from "../autograd/no-grad.js";
+import { addon } from "../native/addon.js";
+import { dtypeCode } from "../tensor/dtype.js";
+import { BnbError } from "../tensor/errors.js";
+import type { Quantized4Bit } from "../tensor/quantized.js";
+import { run } from "../tensor/run.js";
+import { keep } from "../tensor/scope.js";
+import type { Tensor } from "../tensor/tensor.js";
+import type { QuantState } from "./quant-state.js";
+
+const product = defineOp<
+  [x: Tensor, weight: Quantized4Bit, bias: Tensor | null],
+  [weight: Quantized4Bit, biasDtype: number]
+>({
+  name: "linear4bit",
+  forward(ctx, x, weight, bias) {
+    const [y] = run(addon.linear4bit, x, weight, bias);
+    ctx.save(weight, dtypeCode(bias?.dtype ?? "float32"));
+    return y;
+  },
+  // dx = dy @ dequantize(w), dbias = the sum of dy's rows. The weight is frozen.
+  backward(ctx, dy) {
+    const [weight, biasDtype] = ctx.saved;
+    return run(addon.linear4bitBackward, dy, weight, biasDtype, ctx.needs(0), ctx.needs(1));
+  },
+});
+
+/**
+ * `y = x @ dequantize(weight)^T + bias` over the last axis, without writing the dequantized weight to memory.
+ *
+ * x [..., K] float32, float16 or bfloat16; weight of shape [N, K]; bias [N] of any float dtype. Products and sums are
+ * float32; y has the dtype of x, rounded once. The gradient reaches x and the bias, never the weight, which must
+ * stay alive until `backward()` has run.
+ */
+export function linear4bit(x: Tensor, weight: Quantized4Bit, bias: Tensor | null = null): Tensor {
+  return product(x, weight, bias);
+}
+
+/** How activations enter a product on the CPU: as they are. */
+export type ActivationQuant = "none";
+
+/** @internal Throws unless the mode exists. */
+export function checkActivationQuant(op: string, mode: ActivationQuant): void {
+  if (mode === "none") return;
+  throw new BnbError("ERR_BNB_UNSUPPORTED", `${op}: activationQuant must be "none", got ${JSON.stringify(mode)}`);
+}
+
+export interface Matmul4bitOptions {
+  /** [N], any float dtype, added in float32. */
+  bias?: Tensor | null;
+  /** Receives the result [..., N], rounded to its own float dtype; then nothing is recorded for `backward()`. */
+  out?: Tensor;
+  activationQuant?: ActivationQuant;
+}
+
+/**
+ * `A @ dequantize(B)^T + bias`: A [..., K], B the packed codes (of any shape) of a weight [N, K] as `quantize4bit`
+ * returned them with `quantState`. Products and sums are float32; the result has the dtype of A.
+ *
+ * @example
+ * const [packed, state] = quantize4bit(weight, { quantType: "nf4" });
+ * const y = matmul4bit(x, packed, state);
+ */
+export function matmul4bit(A: Tensor, B: Tensor, quantState: QuantState, options: Matmul4bitOptions = {}): Tensor {
+  const { bias = null, out } = options;
+  checkActivationQuant("matmul4bit", options.activationQuant ?? "none");
+  const records = isGradEnabled() && (A.requiresGrad || bias?.requiresGrad === true);
+  if (out && records) {
+    throw new BnbError("ERR_BNB_ARGUMENT", "matmul4bit: out cannot be given when a gradient is wanted");
+  }
+  const weight = quantState.quantized(B);
+  // The backward pass needs the handle for as long as the graph lives; otherwise the call does.
+  if (records) return linear4bit(A, keep(weight), bias);
+  try {
+    if (!out) return linear4bit(A, weight, bias);
+    run(addon.linear4bitInto, A, weight, bias, out);
+    return out;
+  } finally {
+    weight.dispose();
+  }
+}
+
+/**
+ * `matmul4bit` for one row, without a gradient: A [..., K] with a single row, the step of generating one token.
+ */
+export function gemv4bit(A: Tensor, B: Tensor, state: QuantState, options: { out?: Tensor } = {}): Tensor {
+  if (A.ndim === 0 || A.size !== A.shape[A.ndim - 1]) {
+    throw new BnbError("ERR_BNB_SHAPE", `gemv4bit: A must have a single row, got [${A.shape.join(", ")}]`);
+  }
+  return noGrad(() => matmul4bit(A, B, state, options));
+}
+
+// Linear4BitPlan of csrc/kernels/linear_4bit.h: the position is what crosses.
+const plans = ["small", "packed", "plain"] as const;
+
+/**
+ * How the CPU computes `linear4bit` for m rows of k inputs: "small" multiplies while it decodes, "packed" decodes
+ * into panels first, "plain" does so for any k. For benchmarks and bug reports.
+ */
+export function linear4bitPlan(m: number, k: number): (typeof plans)[number] {
+  return plans[run(addon.linear4bitPlan, m, k)[0]] as (typeof plans)[number];
+}
