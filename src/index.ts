@@ -3,6 +3,7 @@ export { backward } from "./autograd/backward.js";
 export { defineOp, type GradsOf, type OpContext, type OpSpec } from "./autograd/define-op.js";
 export { isGradEnabled, noGrad } from "./autograd/no-grad.js";
 export * from "./ops/index.js";
+export * as optim from "./optim/index.js";
 export {
   arange,
   empty,

@@ -11,7 +11,7 @@ export {
 } from "./functional-update.js";
 export { GlobalOptimManager, type ParameterConfig } from "./global-optim-manager.js";
 export * from "./lamb.js";
-export { LARS, LARS8bit, LARS32bit, type LARSOptions } from "./lars.js";
+export { LARS, LARS8bit, LARS32bit, type LARSOptions, PytorchLARS } from "./lars.js";
 export * from "./lion.js";
 export { Optimizer1State, Optimizer2State, Optimizer8bit, type ParamGroup } from "./optimizer.js";
 export type { CommonOptions, GroupOptions, Hyperparameters, Params } from "./options.js";

@@ -50,3 +50,16 @@ export class LARS32bit extends LARS {
     super(params, withFixed("LARS32bit", options, "optimBits", 32));
   }
 }
+
+const pytorchFamily: OptimizerFamily<LARSOptions> = {
+  ...family,
+  defaults: { ...family.defaults, lr: 0.01, momentum: 0 },
+  fixed: [...family.fixed, "trustRatio"],
+};
+
+/** The plain form of {@link LARS}: 32-bit states, and a momentum that may be 0, its default. */
+export class PytorchLARS extends Optimizer1State<LARSOptions> {
+  constructor(params: Params<LARSOptions>, options: Partial<ThirtyTwoBit<LARSOptions>> = {}) {
+    super(params, withFixed<Partial<LARSOptions>, "optimBits">("PytorchLARS", options, "optimBits", 32), pytorchFamily);
+  }
+}

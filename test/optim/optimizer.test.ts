@@ -70,6 +70,21 @@ describe("classes", () => {
   });
 });
 
+describe("PytorchLARS", () => {
+  it("is LARS in 32 bits whose momentum may be 0", () => {
+    const p = tensor([3, 4], { requiresGrad: true });
+    p.grad = tensor([0, 1]);
+    const optimizer = new optim.PytorchLARS([p], { lr: 1 });
+    optimizer.step();
+    optimizer.step();
+    // Each step is at most 0.02 times as long as the parameter: 0.1, then 0.02 |(3, 3.9)|.
+    expectClose(p.floatsSync(), [3, 3.9 - 0.02 * Math.hypot(3, 3.9)], { atol: 1e-6, rtol: 0 });
+    expect(() => new optim.PytorchLARS([p], { trustRatio: true })).toThrow("PytorchLARS: trustRatio must be false");
+    expect(() => new optim.PytorchLARS([p], { optimBits: 8 as never })).toThrow("optimBits must be 32 or left out");
+    optimizer.dispose();
+  });
+});
+
 describe("options that are refused", () => {
   const sgd = { lr: 0.1, momentum: 0.9 };
   const cases: [name: string, options: object, message: string][] = [
