@@ -53,6 +53,21 @@ void pause() {
 #endif
 }
 
+// Waiting for another thread that is about to be done: spins, and gives its core away when that takes longer,
+// because on a busy machine the other thread may not be running at all.
+class Backoff {
+ public:
+  void wait() {
+    if (++rounds_ < 1000)
+      pause();
+    else
+      std::this_thread::yield();
+  }
+
+ private:
+  int rounds_ = 0;
+};
+
 struct Job {
   RangeBody body = nullptr;
   void* context = nullptr;
@@ -102,7 +117,7 @@ class ThreadPool {
     job_.run();
     inside_job = false;
     state_.fetch_and(~kOpen, std::memory_order_acq_rel);
-    while (state_.load(std::memory_order_acquire) != 0) pause();
+    for (Backoff backoff; state_.load(std::memory_order_acquire) != 0;) backoff.wait();
     if (job_.failed) throw std::bad_alloc();
     return true;
   }
@@ -129,7 +144,7 @@ class ThreadPool {
         job_.run();
         state_.fetch_sub(1, std::memory_order_release);
         // The job stays open until its caller notices that nothing is left.
-        while (state_.load(std::memory_order_acquire) & kOpen) pause();
+        for (Backoff backoff; state_.load(std::memory_order_acquire) & kOpen;) backoff.wait();
         until = Clock::now() + kSpin;
       } else if (Clock::now() < until) {
         for (int i = 0; i < 32; i++) pause();

@@ -101,6 +101,13 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::linear_4bit_backward>("linear4bitBackward(dy, weight, biasDtype, needsX, needsBias)");
   b.bind<&ops::linear_4bit_plan>("linear4bitPlan(m, k)");
   b.bind<&ops::embedding_4bit>("embedding4bit(ids, weight, dtype)");
+  // LLM.int8()
+  b.bind<&ops::int8_quantize_rows>("int8QuantizeRows(A, threshold)");
+  b.bind<&ops::int8_dequantize_rows>("int8DequantizeRows(codes, stats, ids, dtype)");
+  b.bind<&ops::int8_matmul>("int8Matmul(A, B)");
+  b.bind<&ops::int8_dequantize_product>("int8DequantizeProduct(A, rowStats, colStats, bias, dtype)");
+  b.bind<&ops::int8_linear>("int8Linear(x, weightCodes, weightStats, weight, bias, threshold)");
+  b.bind<&ops::int8_linear_backward>("int8LinearBackward(dy, weightCodes, weightStats)");
 }
 
 }  // namespace bnb

@@ -173,6 +173,21 @@ Tensor random_fill(const Shape& shape, DType dtype, Device& device, Distribution
                    int64_t seed, int64_t offset);
 // x / (1 - p) where the random word is at least p, else 0; the gradient is the same op on dy.
 Tensor dropout(const Tensor& x, double p, int64_t seed, int64_t offset);
+// ---- LLM.int8() (ops/int8.cc)
+// Row-wise codes [..., K], absmax [rows], and with a threshold the mask [K] of outlier columns.
+std::tuple<Tensor, Tensor, std::optional<Tensor>> int8_quantize_rows(const Tensor& a, double threshold);
+// codes * stats / 127, of every row or of the rows in ids.
+Tensor int8_dequantize_rows(const Tensor& codes, const Tensor& stats, const std::optional<Tensor>& ids, DType dtype);
+// The exact int32 product a[..., K] @ b[N, K]^T.
+Tensor int8_matmul(const Tensor& a, const Tensor& b);
+// An int32 product rescaled by the statistics of its rows and columns, plus a bias.
+Tensor int8_dequantize_product(const Tensor& c, const Tensor& row_stats, const Tensor& col_stats,
+                               const std::optional<Tensor>& bias, DType dtype);
+// The linear layer: quantizes x, multiplies codes, adds outlier columns in floating point.
+Tensor int8_linear(const Tensor& x, const Tensor& weight_codes, const Tensor& weight_stats,
+                   const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double threshold);
+// Its gradient for x where the float weight is gone: dy @ (codes * stats / 127).
+Tensor int8_linear_backward(const Tensor& dy, const Tensor& weight_codes, const Tensor& weight_stats);
 
 // ---- optimizers (ops/optimizer.cc)
 // Updates all parameters of a step in place: per parameter 14 numbers in `options` and in `tensors` p, g, state1,

@@ -45,28 +45,34 @@ function runTape(root: Tensor, gradient: Tensor | undefined): void {
     return;
   }
   const gradients = new Map<GradNode, Tensor>([[first, start]]);
-  for (const node of reachable(first)) {
-    const dy = gradients.get(node);
-    gradients.delete(node);
-    if (dy && node.apply) {
-      const grads = node.apply(dy);
-      const owned = new Set<Tensor>([dy]);
-      node.edges.forEach((edge, i) => {
-        const given = grads[i];
-        if (!edge || !given) {
-          if (given && !owned.has(given)) given.dispose();
-          return;
-        }
-        // A backward may hand out one tensor twice, or dy itself: every receiver owns a handle of its own.
-        const grad = owned.has(given) ? given.detach() : given;
-        owned.add(given);
-        if (edge instanceof GradNode) gradients.set(edge, sum(gradients.get(edge), grad));
-        else addToLeaf(edge, grad);
-      });
-      dy.dispose();
-    }
-    node.free();
+  const nodes = reachable(first);
+  // A node whose output was disposed lives by the nodes after it, which are freed before its turn comes.
+  for (const node of nodes) node.retain();
+  try {
+    for (const node of nodes) runNode(node, gradients);
+  } finally {
+    for (const node of nodes) node.release();
   }
+}
+
+function runNode(node: GradNode, gradients: Map<GradNode, Tensor>): void {
+  const dy = gradients.get(node);
+  gradients.delete(node);
+  if (dy && node.apply) {
+    const grads = node.apply(dy);
+    const owned = new Set<Tensor>([dy]);
+    node.edges.forEach((edge, i) => {
+      const given = grads[i];
+      if (!edge || !given) return;
+      // A backward may hand out one tensor twice, or dy itself: every receiver owns a handle of its own.
+      const grad = owned.has(given) ? given.detach() : given;
+      owned.add(given);
+      if (edge instanceof GradNode) gradients.set(edge, sum(gradients.get(edge), grad));
+      else addToLeaf(edge, grad);
+    });
+    dy.dispose();
+  }
+  node.free();
 }
 
 // Nodes between the root and the leaves, latest first.

@@ -32,6 +32,11 @@ export class GradNode implements NodeOwner {
     for (const edge of edges) if (edge instanceof GradNode) edge.#holders++;
   }
 
+  /** One holder more. */
+  retain(): void {
+    this.#holders++;
+  }
+
   /** One holder less. */
   release(): void {
     // A loop, because a graph may be deeper than the call stack.

@@ -260,6 +260,19 @@ export interface NativeOps {
   >;
   linear4bitPlan: NativeOp<[m: number, k: number], [number]>;
   embedding4bit: NativeOp<[ids: Tensor, weight: Quantized4Bit, dtype: number], [Tensor]>;
+  // LLM.int8()
+  int8QuantizeRows: NativeOp<[a: Tensor, threshold: number], [codes: Tensor, stats: Tensor, mask: Tensor | null]>;
+  int8DequantizeRows: NativeOp<[codes: Tensor, stats: Tensor, ids: Tensor | null, dtype: number], [Tensor]>;
+  int8Matmul: NativeOp<[a: Tensor, b: Tensor], [Tensor]>;
+  int8DequantizeProduct: NativeOp<
+    [c: Tensor, rowStats: Tensor, colStats: Tensor, bias: Tensor | null, dtype: number],
+    [Tensor]
+  >;
+  int8Linear: NativeOp<
+    [x: Tensor, codes: Tensor, stats: Tensor, weight: Tensor | null, bias: Tensor | null, threshold: number],
+    [Tensor]
+  >;
+  int8LinearBackward: NativeOp<[dy: Tensor, codes: Tensor, stats: Tensor], [dx: Tensor]>;
 }
 
 export const addon = loadAddon() as NativeOps & NativeRuntime;

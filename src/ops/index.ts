@@ -17,6 +17,7 @@ export * from "./dropout.js";
 export * from "./elementwise.js";
 export * from "./embedding.js";
 export { embedding4bit } from "./embedding-4bit.js";
+export * from "./int8.js";
 export * from "./layer-norm.js";
 export {
   type ActivationQuant,
@@ -53,3 +54,4 @@ export * from "./rope.js";
 export * from "./shape.js";
 export * from "./softmax.js";
 export * from "./swiglu.js";
+export * from "./to-device.js";

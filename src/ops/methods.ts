@@ -1,5 +1,6 @@
 // Methods of Tensor: x.add(y) is add(x, y). One line per op in the interface, one in the table.
 import { backward } from "../autograd/backward.js";
+import type { DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { Tensor } from "../tensor/tensor.js";
 import { cast } from "./cast.js";
@@ -10,6 +11,7 @@ import type { ReduceOptions } from "./reduce.js";
 import * as reduce from "./reduce.js";
 import * as shape from "./shape.js";
 import { logSoftmax, softmax } from "./softmax.js";
+import { clone, to } from "./to-device.js";
 
 declare module "../tensor/tensor.js" {
   interface Tensor {
@@ -48,6 +50,9 @@ declare module "../tensor/tensor.js" {
     slice(axis: number, start: number, end?: number): Tensor;
     broadcastTo(shape: readonly number[]): Tensor;
     cast(dtype: DType): Tensor;
+    to(device: DeviceLike): Tensor;
+    /** A copy in memory of its own. */
+    clone(): Tensor;
     /** Computes gradients of everything this tensor depends on; see `backward`. */
     backward(gradient?: Tensor): void;
   }
@@ -90,6 +95,8 @@ const methods = {
   slice: shape.slice,
   broadcastTo: shape.broadcastTo,
   cast,
+  to,
+  clone,
   backward,
 };
 

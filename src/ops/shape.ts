@@ -150,4 +150,5 @@ export interface CopyIntoOptions {
  */
 export function copyInto(dst: Tensor, src: Tensor, options: CopyIntoOptions = {}): void {
   run(addon.copyInto, dst, src, options.axis ?? 0, options.start ?? 0);
+  dst.markChanged();
 }

@@ -70,6 +70,17 @@ export class Tensor implements Scoped {
     return handle ? handle.slot : DISPOSED;
   }
 
+  /** How often the elements were changed in place, by an optimizer or `copyInto`. */
+  get version(): number {
+    return this.#claim.handle?.version ?? 0;
+  }
+
+  /** @internal Every op that writes to an existing tensor calls it. */
+  markChanged(): void {
+    const handle = this.#claim.handle;
+    if (handle) handle.version++;
+  }
+
   /** @internal The graph node that made it. */
   get node(): NodeOwner | null {
     return this.#claim.node;

@@ -1,0 +1,141 @@
+// LLM.int8(): vector-wise quantization, exact integer products, and the linear product with outlier columns in
+// floating point (Dettmers et al. 2022, arXiv:2208.07339).
+import type { OpContext } from "../autograd/define-op.js";
+import { defineOp } from "../autograd/define-op.js";
+import { addon } from "../native/addon.js";
+import type { DType } from "../tensor/dtype.js";
+import { dtypeCode } from "../tensor/dtype.js";
+import { run } from "../tensor/run.js";
+import type { Tensor } from "../tensor/tensor.js";
+
+/** Row-wise int8 codes with their scales; dispose it when it is not returned from a `tidy`. */
+export class Int8Rows {
+  /** int8 [..., K], zero in outlier columns. */
+  readonly codes: Tensor;
+  /** float32 [rows]: absmax of each row, not divided by 127. */
+  readonly stats: Tensor;
+  /** uint8 [K], 1 in outlier columns; null when the threshold was 0. */
+  readonly outlierMask: Tensor | null;
+
+  /** @internal */
+  constructor(codes: Tensor, stats: Tensor, outlierMask: Tensor | null) {
+    this.codes = codes;
+    this.stats = stats;
+    this.outlierMask = outlierMask;
+  }
+
+  /** Indices of the outlier columns, ascending; null when the threshold was 0. Reading them waits for the device. */
+  async outlierCols(): Promise<Int32Array | null> {
+    if (!this.outlierMask) return null;
+    const mask = await this.outlierMask.data();
+    return Int32Array.from([...mask.keys()].filter((i) => mask[i] === 1));
+  }
+
+  dispose(): void {
+    this.codes.dispose();
+    this.stats.dispose();
+    this.outlierMask?.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/**
+ * Quantizes each row of A [..., K] (float32, float16 or bfloat16) to int8: `q = rne(a * 127 / absmax(row))`.
+ *
+ * With `threshold` > 0, elements with |a| >= threshold are outliers: they do not count for the absmax, and every
+ * column that holds one is 0 in the codes. A row with NaN (or infinity, without a threshold) gets stats NaN and
+ * codes 0. Throws ERR_BNB_OPTION for a negative threshold.
+ */
+export function int8VectorwiseQuant(A: Tensor, options: { threshold?: number } = {}): Int8Rows {
+  const [codes, stats, mask] = run(addon.int8QuantizeRows, A, options.threshold ?? 0);
+  return new Int8Rows(codes, stats, mask);
+}
+
+/** `codes * stats / 127` row by row, as float32 [..., K]. */
+export function int8VectorwiseDequant(codes: Tensor, stats: Tensor): Tensor {
+  return run(addon.int8DequantizeRows, codes, stats, null, dtypeCode("float32"))[0];
+}
+
+/** Rows of an int8 table as floating point: `codes[id] * stats[id] / 127`, [...ids.shape, K]. No gradient. */
+export function embedding8bit(ids: Tensor, codes: Tensor, stats: Tensor, dtype: DType = "float32"): Tensor {
+  return run(addon.int8DequantizeRows, codes, stats, ids, dtypeCode(dtype))[0];
+}
+
+/** The exact int32 product A [..., K] @ B [N, K]^T of int8 codes. Throws ERR_BNB_SHAPE when K exceeds 131071. */
+export function int8LinearMatmul(A: Tensor, B: Tensor): Tensor {
+  return run(addon.int8Matmul, A, B)[0];
+}
+
+/**
+ * `A * rowStats * colStats / 127^2 + bias`: the int32 product A [..., N] as floating point. rowStats float32 [M],
+ * colStats float32 [N], bias [N] of any float dtype; the sum is rounded once to `dtype`, default float16.
+ */
+export function int8MmDequant(
+  A: Tensor,
+  rowStats: Tensor,
+  colStats: Tensor,
+  options: { bias?: Tensor | null; dtype?: DType } = {},
+): Tensor {
+  const dtype = dtypeCode(options.dtype ?? "float16");
+  return run(addon.int8DequantizeProduct, A, rowStats, colStats, options.bias ?? null, dtype)[0];
+}
+
+export interface Matmul8bitOptions {
+  /** [N], any float dtype. */
+  bias?: Tensor | null;
+  /** Activations of at least this magnitude make their column an outlier; 0 quantizes everything. Default 0. */
+  threshold?: number;
+  /** The unquantized weight [N, K]: used in outlier columns and for the gradients, where it is kept. */
+  weight?: Tensor | null;
+}
+
+/**
+ * `x [..., K] @ W [N, K]^T + bias` with W given as row-wise int8 codes CB [N, K] and absmax SCB [N]. Activations are
+ * quantized row-wise; the result has the dtype of x and is rounded once. Outlier columns depend on all rows of the
+ * call. Gradients: for x through the dequantized codes (through `weight` where given), for `weight` and bias in
+ * floating point, none for the codes.
+ */
+export function matmul8bit(x: Tensor, CB: Tensor, SCB: Tensor, options: Matmul8bitOptions = {}): Tensor {
+  return int8Linear(x, CB, SCB, options.weight ?? null, options.bias ?? null, options.threshold ?? 0);
+}
+
+type Saved = [x: Tensor | null, codes: Tensor, stats: Tensor, weight: Tensor | null, bias: Tensor | null];
+
+const int8Linear = defineOp({
+  name: "int8Linear",
+
+  forward(
+    ctx: OpContext<Saved>,
+    x: Tensor,
+    codes: Tensor,
+    stats: Tensor,
+    weight: Tensor | null,
+    bias: Tensor | null,
+    threshold: number,
+  ) {
+    const [y] = run(addon.int8Linear, x, codes, stats, weight, bias, threshold);
+    ctx.save(ctx.needs(3) ? x : null, codes, stats, weight, ctx.needs(4) ? bias : null);
+    return y;
+  },
+
+  backward(ctx, dy) {
+    const [x, codes, stats, weight, bias] = ctx.saved;
+    const biasGrad = bias && run(addon.sumTo, dy, bias.shape, dtypeCode(bias.dtype))[0];
+    if (!weight) {
+      const dx = ctx.needs(0) ? run(addon.int8LinearBackward, dy, codes, stats)[0] : null;
+      return [dx, null, null, null, biasGrad];
+    }
+    // With the original weight the gradients are those of an ordinary linear layer.
+    const w = castTo(weight, dy.dtype);
+    const dx = ctx.needs(0) ? run(addon.matmul, dy, w, false, false)[0] : null;
+    const dw = x && run(addon.linearBackward, x, w, dy, false, true, false)[1];
+    return [dx, null, null, dw && castTo(dw, weight.dtype), biasGrad];
+  },
+});
+
+function castTo(x: Tensor, dtype: DType): Tensor {
+  return x.dtype === dtype ? x : run(addon.cast, x, dtypeCode(dtype))[0];
+}
