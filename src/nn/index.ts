@@ -1,0 +1,12 @@
+// The public names of bitsandbytes-node/nn.
+
+export * from "./containers.js";
+export * from "./dropout.js";
+export * from "./embedding.js";
+export * as init from "./init.js";
+export * from "./layer-norm.js";
+export * from "./linear.js";
+export * from "./module.js";
+export * from "./parameter.js";
+export * from "./replace.js";
+export * from "./rms-norm.js";

@@ -1,0 +1,47 @@
+// Linear: y = x W^T + b with the initialization of PyTorch's layer.
+
+import { linear } from "../ops/matmul.js";
+import type { Generator } from "../ops/random.js";
+import type { DeviceLike } from "../tensor/device.js";
+import type { DType } from "../tensor/dtype.js";
+import type { Tensor } from "../tensor/tensor.js";
+import { kaimingUniform, uniform } from "./init.js";
+import { Module } from "./module.js";
+import { Parameter } from "./parameter.js";
+
+export interface LinearOptions {
+  /** Whether a bias is added; default true. */
+  bias?: boolean;
+  /** dtype of weight and bias; default float32. */
+  dtype?: DType;
+  device?: DeviceLike;
+  /** Source of the initial values; default the global one. */
+  generator?: Generator;
+}
+
+/**
+ * `y = x W^T + b` over the last axis. Weight and bias start uniform in ±1/sqrt(inFeatures).
+ *
+ * @example
+ * const layer = new Linear(64, 10);
+ * const y = layer.forward(x); // x [..., 64] -> y [..., 10]
+ */
+export class Linear extends Module {
+  readonly inFeatures: number;
+  readonly outFeatures: number;
+  weight: Parameter; // [outFeatures, inFeatures]
+  bias: Parameter | null; // [outFeatures]
+
+  constructor(inFeatures: number, outFeatures: number, options: LinearOptions = {}) {
+    super();
+    this.inFeatures = inFeatures;
+    this.outFeatures = outFeatures;
+    this.weight = new Parameter(kaimingUniform([outFeatures, inFeatures], options));
+    const bound = 1 / Math.sqrt(Math.max(inFeatures, 1));
+    this.bias = options.bias === false ? null : new Parameter(uniform([outFeatures], -bound, bound, options));
+  }
+
+  forward(x: Tensor): Tensor {
+    return linear(x, this.weight, this.bias);
+  }
+}

@@ -1,0 +1,27 @@
+// Parameter: a tensor that a module owns and an optimizer changes.
+
+import { Tensor } from "../tensor/tensor.js";
+
+/** What an optimizer does differently for one parameter; the keys are those of its options. */
+export interface ParameterOptimConfig {
+  /** 32 keeps the state of this parameter in float32 also under an 8-bit optimizer. */
+  optimBits?: 8 | 32;
+}
+
+/**
+ * A trainable tensor. It takes over the memory of the tensor it is made from, which counts as disposed from
+ * then on, and it belongs to no `tidy`: its module disposes it.
+ *
+ * @example
+ * this.weight = new Parameter(zeros([dim]));
+ */
+export class Parameter extends Tensor {
+  /** Overrides of the optimizer's options for this parameter, if any. */
+  optimConfig: ParameterOptimConfig | null = null;
+
+  constructor(data: Tensor, options: { requiresGrad?: boolean } = {}) {
+    super(data.takeHandle(), data.dtype, data.shape, data.device, false);
+    this.escape();
+    this.requiresGrad = options.requiresGrad ?? true;
+  }
+}

@@ -1,0 +1,87 @@
+// replaceLinear: swaps the Linear layers of a model for others, usually quantized ones.
+
+import { BnbError } from "../tensor/errors.js";
+import { Linear } from "./linear.js";
+import { Module } from "./module.js";
+
+/** Makes the layer that takes the place of `linear`. */
+export type LinearFactory = (
+  inputFeatures: number,
+  outputFeatures: number,
+  bias: boolean,
+  linear: Linear,
+  path: string,
+) => Module;
+
+export interface ReplaceLinearOptions {
+  /** Layers that stay: their own name or their whole path in the state dict. Default `["lm_head"]`. */
+  skipModules?: readonly string[];
+  /** Only layers for which this holds are replaced; it is asked after `skipModules`. */
+  predicate?: (path: string, linear: Linear) => boolean;
+  /** Whether weight and bias go into the new layer through its `loadStateDict`. Default false. */
+  copyWeights?: boolean;
+  /** Called with each new layer; or the name of a method of it to call, if it has one. */
+  postProcessingFunction?: string | ((layer: Module, path: string) => void) | null;
+}
+
+/**
+ * Replaces every `Linear` below `model` by what `factory` makes, and disposes the old ones. The head,
+ * `lm_head`, stays unless `skipModules` says otherwise. Returns the model.
+ *
+ * @example
+ * replaceLinear(model, (k, n, bias) => new LinearNF4(k, n, { bias }), { copyWeights: true });
+ */
+export function replaceLinear<M extends Module>(
+  model: M,
+  factory: LinearFactory,
+  options: ReplaceLinearOptions | ((path: string, linear: Linear) => boolean) = {},
+): M {
+  const settings = typeof options === "function" ? { predicate: options } : options;
+  if (model instanceof Linear) {
+    throw new BnbError("ERR_BNB_ARGUMENT", "replaceLinear: model must contain its Linear layers, got a Linear");
+  }
+  const skip = new Set(settings.skipModules ?? ["lm_head"]);
+  // Listed first: the new layers may contain Linear layers that must stay.
+  const found = model.namedModules().flatMap(([path, parent]) =>
+    parent.members().flatMap(({ field, name, value }) => {
+      const own = name ?? field;
+      const whole = path === "" ? own : `${path}.${own}`;
+      if (!(value instanceof Linear) || skip.has(own) || skip.has(whole)) return [];
+      return settings.predicate?.(whole, value) === false ? [] : [{ parent, field, path: whole, linear: value }];
+    }),
+  );
+  // A layer used in two places is made once.
+  const replaced = new Map<Linear, Module>();
+  for (const { parent, field, path, linear } of found) {
+    const next = replaced.get(linear) ?? build(linear, path, factory, settings);
+    replaced.set(linear, next);
+    parent.replaceMember(field, next);
+  }
+  disposeUnused(model, replaced);
+  return model;
+}
+
+function build(linear: Linear, path: string, factory: LinearFactory, options: ReplaceLinearOptions): Module {
+  const next = factory(linear.inFeatures, linear.outFeatures, linear.bias !== null, linear, path);
+  if (!(next instanceof Module)) {
+    throw new BnbError("ERR_BNB_ARGUMENT", `replaceLinear: factory must return a Module, got ${typeof next}`);
+  }
+  if (options.copyWeights && next !== linear) next.loadStateDict(linear.stateDict());
+  next.train(linear.training);
+  const after = options.postProcessingFunction;
+  if (typeof after === "function") after(next, path);
+  else if (after) {
+    const method: unknown = Reflect.get(next, after);
+    if (typeof method === "function") method.call(next);
+  }
+  return next;
+}
+
+/** Frees the old layers' tensors, except those that the model still holds: the factory may have moved them. */
+function disposeUnused(model: Module, replaced: ReadonlyMap<Linear, Module>): void {
+  const kept = new Set<unknown>(model.modules().flatMap((module) => module.members().map(({ value }) => value)));
+  for (const linear of replaced.keys()) {
+    if (kept.has(linear)) continue;
+    for (const { value } of linear.members()) if (!kept.has(value)) value.dispose();
+  }
+}

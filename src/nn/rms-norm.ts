@@ -1,0 +1,26 @@
+// RMSNorm: root-mean-square normalization with a learned scale.
+
+import { rmsNorm } from "../ops/rms-norm.js";
+import { ones } from "../tensor/create.js";
+import type { DeviceLike } from "../tensor/device.js";
+import type { DType } from "../tensor/dtype.js";
+import type { Tensor } from "../tensor/tensor.js";
+import { Module } from "./module.js";
+import { Parameter } from "./parameter.js";
+
+/** `y = x / sqrt(mean(x^2) + eps) * weight` over the last axis; the weight starts at one. */
+export class RMSNorm extends Module {
+  readonly eps: number;
+  weight: Parameter; // [dim]
+
+  constructor(dim: number, options: { eps?: number; dtype?: DType; device?: DeviceLike } = {}) {
+    super();
+    const { eps = 1e-6, ...place } = options;
+    this.eps = eps;
+    this.weight = new Parameter(ones([dim], place));
+  }
+
+  forward(x: Tensor): Tensor {
+    return rmsNorm(x, this.weight, this.eps);
+  }
+}
