@@ -6,7 +6,8 @@ import { to } from "../ops/to-device.js";
 import type { Device, DeviceLike } from "../tensor/device.js";
 import { toDevice } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
-import { keep } from "../tensor/scope.js";
+import type { Owner } from "../tensor/scope.js";
+import { keep, owned } from "../tensor/scope.js";
 import { Tensor } from "../tensor/tensor.js";
 import { Parameter } from "./parameter.js";
 import type { StateDict, StateSource } from "./state-loader.js";
@@ -47,7 +48,7 @@ export function snakeCase(field: string): string {
  *   }
  * }
  */
-export abstract class Module implements Disposable {
+export abstract class Module implements Disposable, Owner {
   /**
    * Names on disk of fields whose name is not the snake_case of the field, such as `{ loraA: "lora_A" }`.
    * `null` keeps a field out of the state dict.
@@ -224,6 +225,11 @@ export abstract class Module implements Disposable {
 
   [Symbol.dispose](): void {
     this.dispose();
+  }
+
+  /** @internal What a `tidy` that returns the module returns with it. */
+  [owned](): Iterable<unknown> {
+    return this.members().map(({ value }) => value);
   }
 }
 

@@ -6,10 +6,12 @@ import { addon } from "../native/addon.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";
 import { run } from "../tensor/run.js";
+import type { Owner } from "../tensor/scope.js";
+import { owned } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 
 /** Row-wise int8 codes with their scales; dispose it when it is not returned from a `tidy`. */
-export class Int8Rows {
+export class Int8Rows implements Owner {
   /** int8 [..., K], zero in outlier columns. */
   readonly codes: Tensor;
   /** float32 [rows]: absmax of each row, not divided by 127. */
@@ -39,6 +41,11 @@ export class Int8Rows {
 
   [Symbol.dispose](): void {
     this.dispose();
+  }
+
+  /** @internal */
+  [owned](): Iterable<unknown> {
+    return [this.codes, this.stats, this.outlierMask];
   }
 }
 

@@ -12,6 +12,14 @@ export interface Scoped {
   escape(): void;
 }
 
+/** Key of the method by which an object that is not a plain one tells `tidy` what it owns. */
+export const owned: unique symbol = Symbol("owned");
+
+/** An object that owns tensors: returning it from a `tidy` returns them. */
+export interface Owner {
+  [owned](): Iterable<unknown>;
+}
+
 class Scope {
   readonly members = new Set<Scoped>();
 }
@@ -31,9 +39,9 @@ export function leaveScope(owner: Scoped): void {
 }
 
 /**
- * Runs `fn` and disposes every tensor made inside, except those it returns (directly, or in arrays, Maps and plain
- * objects) and those passed to `keep`. Synchronous only: throws ERR_BNB_ARGUMENT when `fn` returns a promise.
- * On an exception everything made inside is disposed, too.
+ * Runs `fn` and disposes every tensor made inside, except those it returns (directly, in arrays, Maps and plain objects,
+ * or in modules and other owners) and those passed to `keep`. Synchronous only: throws ERR_BNB_ARGUMENT when `fn`
+ * returns a promise. On an exception everything made inside is disposed, too.
  *
  * @example
  * const y = tidy(() => x.mul(2).add(1)); // the product is gone, y lives
@@ -68,6 +76,8 @@ function release(value: unknown, scope: Scope): void {
     for (const item of value) release(item, scope);
   } else if (value instanceof Map) {
     for (const item of value.values()) release(item, scope);
+  } else if (owned in value) {
+    for (const item of (value as Owner)[owned]()) release(item, scope);
   } else {
     const prototype: unknown = Object.getPrototypeOf(value);
     if (prototype === Object.prototype || prototype === null) {
