@@ -113,6 +113,12 @@ void multiply_panels(int64_t depth, const float* a, const float* b, float* c, in
   for (int i = 0; i < R; i++)
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++) sum[i][v] = zero();
+  // The rows of c may lie pages apart, where no hardware prefetcher follows: ask for them before they are needed.
+#pragma GCC unroll 16
+  for (int i = 0; i < R; i++)
+    if (i < rows)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) __builtin_prefetch(c + i * ldc + v * F32::width, 1);
 #pragma GCC unroll 1
   for (int64_t k = 0; k < depth; k++) {
     F32 column[V];
