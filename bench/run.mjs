@@ -1,7 +1,7 @@
 // npm run bench [-- name ...]: compiles the benchmarks and runs all of them, or those named, one after the other,
 // each in a process of its own. A benchmark is a module that measures and calls record().
 import { spawnSync } from "node:child_process";
-import { readdirSync, writeFileSync } from "node:fs";
+import { readdirSync } from "node:fs";
 
 const names = readdirSync("bench")
   .filter((file) => file.endsWith(".ts") && file !== "timing.ts")
@@ -14,7 +14,6 @@ if (unknown.length > 0) {
 }
 const run = (...args) => spawnSync(process.execPath, args, { stdio: "inherit" }).status ?? 1;
 if (run("node_modules/typescript/bin/tsc", "-p", "bench/tsconfig.json") !== 0) process.exit(1);
-writeFileSync("build/bench/package.json", '{ "type": "module" }\n');
 for (const name of wanted.length > 0 ? wanted : names) {
   console.log(`\n${name}`);
   if (run("--expose-gc", `build/bench/${name}.js`) !== 0) process.exit(1);
