@@ -142,6 +142,7 @@ void quantize_blocks(const Quantize4BitArgs& a, int64_t begin, int64_t end) {
     const int64_t first = b * a.blocksize;
     const T* x = static_cast<const T*>(a.x) + first;
     const int64_t n = a.n - first < a.blocksize ? a.n - first : a.blocksize;
+    prefetch_ahead(x, n);
     if (n == a.blocksize) {
       a.absmax[b] = encode_4bit_block(encoder, widen(x, n, widened), n, zero_code, a.packed + first / 2, scratch);
       continue;

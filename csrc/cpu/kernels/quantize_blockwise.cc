@@ -87,7 +87,9 @@ void quantize_blocks(const QuantizeBlockwiseArgs& a, const Map& map, int64_t beg
   for (int64_t b = begin; b < end; b++) {
     const int64_t first = b * a.blocksize;
     const int64_t n = a.n - first < a.blocksize ? a.n - first : a.blocksize;
-    const float* x = widen(static_cast<const T*>(a.x) + first, n, buffer);
+    const T* stored = static_cast<const T*>(a.x) + first;
+    prefetch_ahead(stored, n);
+    const float* x = widen(stored, n, buffer);
     if (a.offset) {
       const float offset = a.offset[0];
       for (int64_t i = 0; i < n; i++) buffer[i] = x[i] - offset;

@@ -1,0 +1,2 @@
+// bitsandbytes-node/functional for `import`: the same objects that `require` gives.
+export * from "./functional.js";
