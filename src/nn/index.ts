@@ -3,10 +3,13 @@
 export * from "./containers.js";
 export * from "./dropout.js";
 export * from "./embedding.js";
+export * from "./embedding-4bit.js";
 export * as init from "./init.js";
 export * from "./layer-norm.js";
 export * from "./linear.js";
+export * from "./linear-4bit.js";
 export * from "./module.js";
 export * from "./parameter.js";
+export { Params4bit, type Params4bitOptions, type Quantization, type WeightHolder } from "./params-4bit.js";
 export * from "./replace.js";
 export * from "./rms-norm.js";

@@ -1,0 +1,98 @@
+// Linear4bit: a linear layer with a frozen 4-bit weight (QLoRA, Dettmers et al. 2023).
+import type { ActivationQuant } from "../ops/linear-4bit.js";
+import { checkActivationQuant, linear4bit } from "../ops/linear-4bit.js";
+import type { Generator } from "../ops/random.js";
+import type { Device, DeviceLike } from "../tensor/device.js";
+import type { DType } from "../tensor/dtype.js";
+import { isFloat } from "../tensor/dtype.js";
+import { BnbError } from "../tensor/errors.js";
+import type { Tensor } from "../tensor/tensor.js";
+import { Linear } from "./linear.js";
+import type { StateDict, StateSource } from "./module.js";
+import type { Quantization } from "./params-4bit.js";
+import { Params4bit, planWeight4bit } from "./params-4bit.js";
+
+export interface Linear4bitOptions extends Partial<Quantization> {
+  /** Whether a bias is added; default true. */
+  bias?: boolean;
+  /**
+   * The type that weights and activations may be rounded to before they are multiplied; default the dtype of the
+   * input. The CPU multiplies in float32 whatever it is.
+   */
+  computeDtype?: DType;
+  /** How activations enter the product; default "none": as they are. */
+  activationQuant?: ActivationQuant;
+  /** dtype of the weight until it is quantized, and of the bias; default float32. */
+  dtype?: DType;
+  device?: DeviceLike;
+  /** Source of the initial values; default the global one. */
+  generator?: Generator;
+}
+
+/**
+ * `y = x W^T + b` with W in 4-bit blocks. The weight is quantized by `quantize()` or `to()`, at the first forward
+ * at the latest, and frozen; its float memory is then free. Gradients reach x and the bias.
+ *
+ * @example
+ * const layer = new Linear4bit(4096, 4096, { quantType: "nf4" });
+ * layer.loadStateDict(linear.stateDict());
+ * const y = layer.forward(x); // x [..., 4096]
+ */
+export class Linear4bit extends Linear {
+  declare weight: Params4bit;
+  readonly computeDtype: DType | null;
+  readonly activationQuant: ActivationQuant;
+
+  constructor(inputFeatures: number, outputFeatures: number, options: Linear4bitOptions = {}) {
+    const { computeDtype = null, activationQuant = "none" } = options;
+    checkActivationQuant("Linear4bit", activationQuant);
+    if (computeDtype !== null && !isFloat(computeDtype)) {
+      const rule = "Linear4bit: computeDtype must be float32, float16 or bfloat16";
+      throw new BnbError("ERR_BNB_DTYPE", `${rule}, got ${String(computeDtype)}`);
+    }
+    super(inputFeatures, outputFeatures, options);
+    this.weight = new Params4bit(this.weight, { ...options, module: this });
+    this.computeDtype = computeDtype;
+    this.activationQuant = activationQuant;
+  }
+
+  /** Quantizes the weight and releases the float one; nothing happens if that was done. */
+  quantize(): this {
+    this.weight.quantize();
+    return this;
+  }
+
+  override forward(x: Tensor): Tensor {
+    this.quantize();
+    return linear4bit(x, this.weight.quantized, this.bias);
+  }
+
+  protected override moveTensors(device: Device, moved: Map<Tensor, Tensor>): void {
+    this.weight.moveTo(device);
+    super.moveTensors(device, moved);
+  }
+
+  override saveTo(dict: StateDict, prefix: string): void {
+    super.saveTo(dict, prefix);
+    this.weight.saveStatisticsTo(dict, `${prefix}weight`);
+  }
+
+  override loadFrom(source: StateSource, prefix: string): void {
+    planWeight4bit(source, prefix, [this.outFeatures, this.inFeatures], this);
+    if (this.bias) source.copy(`${prefix}bias`, this.bias);
+  }
+}
+
+/** `Linear4bit` with the type nf4. */
+export class LinearNF4 extends Linear4bit {
+  constructor(inputFeatures: number, outputFeatures: number, options: Omit<Linear4bitOptions, "quantType"> = {}) {
+    super(inputFeatures, outputFeatures, { ...options, quantType: "nf4" });
+  }
+}
+
+/** `Linear4bit` with the type fp4. */
+export class LinearFP4 extends Linear4bit {
+  constructor(inputFeatures: number, outputFeatures: number, options: Omit<Linear4bitOptions, "quantType"> = {}) {
+    super(inputFeatures, outputFeatures, { ...options, quantType: "fp4" });
+  }
+}

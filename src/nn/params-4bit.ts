@@ -1,0 +1,211 @@
+// Params4bit: the weight of a 4-bit layer, float until it is quantized, then packed codes with their statistics.
+import { noGrad } from "../autograd/no-grad.js";
+import type { QuantType } from "../ops/codebooks.js";
+import type { PackedQuantState } from "../ops/quant-state.js";
+import { QuantState } from "../ops/quant-state.js";
+import type { QuantStorage } from "../ops/quantize-4bit.js";
+import { quantize4bit } from "../ops/quantize-4bit.js";
+import { to } from "../ops/to-device.js";
+import type { DeviceLike } from "../tensor/device.js";
+import { toDevice } from "../tensor/device.js";
+import { BnbError } from "../tensor/errors.js";
+import type { Quantized4Bit } from "../tensor/quantized.js";
+import { keep, tidy } from "../tensor/scope.js";
+import type { Tensor } from "../tensor/tensor.js";
+import type { StateDict, StateSource } from "./module.js";
+import { Parameter } from "./parameter.js";
+
+/** How a weight is quantized. */
+export interface Quantization {
+  /** 32, 64, ... 4096; default 64. */
+  blocksize: number;
+  /** Whether the scales are quantized, too; default true. */
+  compressStatistics: boolean;
+  /** Default "fp4". */
+  quantType: QuantType;
+  /** What the packed bytes are declared as; default "uint8". */
+  quantStorage: QuantStorage;
+}
+
+/** What holds a Params4bit and takes its successor when it is quantized or moved. */
+export interface WeightHolder {
+  weight: Params4bit;
+}
+
+export interface Params4bitOptions extends Partial<Quantization> {
+  /** Default false; a quantized weight is always frozen. */
+  requiresGrad?: boolean;
+  /** Statistics of packed data; the parameter takes them over. */
+  quantState?: QuantState | null;
+  /** The layer whose `weight` this is; default null. */
+  module?: WeightHolder | null;
+  /** Whether `data` is packed already; then quantState must be given. Default false. */
+  bnbQuantized?: boolean;
+}
+
+/**
+ * The frozen weight of a 4-bit layer. It starts as a float tensor or as packed codes with a QuantState;
+ * `quantize()` and `moveTo()` turn the first into the second and free the float memory.
+ */
+export class Params4bit extends Parameter implements Quantization {
+  readonly blocksize: number;
+  readonly compressStatistics: boolean;
+  readonly quantType: QuantType;
+  readonly quantStorage: QuantStorage;
+  readonly quantState: QuantState | null;
+  readonly module: WeightHolder | null;
+  #weight: Quantized4Bit | null = null;
+  #packedState: PackedQuantState | null = null;
+
+  constructor(data: Tensor, options: Params4bitOptions = {}) {
+    const { quantState = null } = options;
+    if (options.bnbQuantized && !quantState) {
+      throw new BnbError("ERR_BNB_ARGUMENT", "Params4bit: bnbQuantized data needs its quantState");
+    }
+    super(data, { requiresGrad: quantState === null && (options.requiresGrad ?? false) });
+    this.blocksize = quantState?.blocksize ?? options.blocksize ?? 64;
+    this.compressStatistics = quantState?.nested ?? options.compressStatistics ?? true;
+    this.quantType = quantState?.quantType ?? options.quantType ?? "fp4";
+    this.quantStorage = quantState ? (data.dtype as QuantStorage) : (options.quantStorage ?? "uint8");
+    this.quantState = quantState && keep(quantState);
+    this.module = options.module ?? null;
+  }
+
+  /** Whether the data are packed codes. */
+  get bnbQuantized(): boolean {
+    return this.quantState !== null;
+  }
+
+  /** A parameter over packed codes and the tensors that a checkpoint keeps beside them. Shares their memory. */
+  static fromPrequantized(
+    data: Tensor,
+    quantizedStats: Readonly<Record<string, Tensor>>,
+    options: { requiresGrad?: boolean; device?: DeviceLike; module?: WeightHolder | null } = {},
+  ): Params4bit {
+    if (options.requiresGrad) {
+      throw new BnbError("ERR_BNB_OPTION", "fromPrequantized: requiresGrad must be false, the weight is frozen");
+    }
+    const device = toDevice(options.device ?? data.device);
+    const quantState = QuantState.fromDict(quantizedStats, device);
+    const packed = data.device === device ? data.detach() : to(data, device);
+    return new Params4bit(packed, { quantState, module: options.module ?? null });
+  }
+
+  /**
+   * The quantized successor of a float weight, which is disposed and replaced in `module`; the weight itself if it
+   * is quantized already.
+   */
+  quantize(): Params4bit {
+    return this.bnbQuantized ? this : this.#succeed(packedFrom(this, this));
+  }
+
+  /** The weight, quantized, on a device. The old one is disposed and replaced in `module` unless it stays. */
+  moveTo(device: DeviceLike): Params4bit {
+    const target = toDevice(device);
+    const next = this.quantize();
+    if (next.device === target) return next;
+    const data = noGrad(() => tidy(() => to(next, target)));
+    return next.#succeed({ data, quantState: (next.quantState as QuantState).to(target) });
+  }
+
+  /** @internal What `linear4bit` takes. */
+  get quantized(): Quantized4Bit {
+    if (!this.quantState) throw new BnbError("ERR_BNB_ARGUMENT", "Params4bit: the weight must be quantized first");
+    this.#weight ??= keep(this.quantState.quantized(this));
+    return this.#weight;
+  }
+
+  /** @internal Adds the statistics to a state dict under the name of the weight; nothing while it is float. */
+  saveStatisticsTo(dict: StateDict, name: string): void {
+    if (!this.quantState) return;
+    if (!this.#packedState) {
+      this.#packedState = tidy(() => (this.quantState as QuantState).asDict({ packed: true }));
+      for (const part of Object.values(this.#packedState)) keep(part);
+    }
+    for (const [key, part] of Object.entries(this.#packedState)) dict.set(`${name}.${key}`, part);
+  }
+
+  override dispose(): void {
+    super.dispose();
+    this.#weight?.dispose();
+    for (const part of Object.values(this.#packedState ?? {})) part.dispose();
+    this.quantState?.dispose();
+  }
+
+  #succeed({ data, quantState }: Packed): Params4bit {
+    const next = new Params4bit(data, { quantState, module: this.module });
+    if (this.module) this.module.weight = next;
+    this.dispose();
+    return next;
+  }
+}
+
+interface Packed {
+  data: Tensor;
+  quantState: QuantState;
+}
+
+function packedFrom(weight: Tensor, how: Quantization): Packed {
+  const { blocksize, compressStatistics, quantType, quantStorage } = how;
+  return noGrad(() =>
+    tidy(() => {
+      const [data, quantState] = quantize4bit(weight, { blocksize, compressStatistics, quantType, quantStorage });
+      keep(quantState);
+      return { data, quantState };
+    }),
+  );
+}
+
+/**
+ * @internal Plans the loading of `weight` and its statistics from under `prefix` into a layer: a quantized checkpoint
+ * is taken as it is, float values are copied into a float weight and quantized for a quantized one.
+ */
+export function planWeight4bit(
+  source: StateSource,
+  prefix: string,
+  shape: readonly [number, number],
+  layer: WeightHolder,
+): void {
+  const key = `${prefix}weight`;
+  const current = layer.weight;
+  const adopt = (next: Params4bit): void => {
+    layer.weight = next;
+    current.dispose();
+  };
+  const statistics = source.keys(`${key}.`);
+  if (statistics.length === 0 && !current.bnbQuantized) {
+    source.copy(key, current);
+    return;
+  }
+  const data = source.take(key);
+  if (statistics.length === 0) {
+    if (data && sameShape(data.shape, shape)) {
+      source.plan(() => {
+        const { data: packed, quantState } = packedFrom(data, current);
+        adopt(new Params4bit(packed, { quantState, module: current.module }));
+      });
+    } else if (data) {
+      source.reject(`the shape of "${key}" must be [${shape.join(", ")}], got [${data.shape.join(", ")}]`);
+    }
+    return;
+  }
+  const parts = Object.fromEntries(statistics.map((name) => [name.slice(key.length + 1), source.take(name) as Tensor]));
+  if (!data) return;
+  try {
+    const next = Params4bit.fromPrequantized(data, parts, { device: current.device, module: current.module });
+    const found = (next.quantState as QuantState).shape ?? [];
+    if (!sameShape(found, shape)) {
+      source.reject(`the shape of "${key}" must be [${shape.join(", ")}], got [${found.join(", ")}]`);
+    } else if (next.nbytes !== Math.ceil((shape[0] * shape[1]) / 2)) {
+      source.reject(`"${key}" must have ${Math.ceil((shape[0] * shape[1]) / 2)} bytes, got ${next.nbytes}`);
+    }
+    source.plan(() => adopt(next));
+  } catch (error) {
+    if (!(error instanceof BnbError)) throw error;
+    source.reject(`"${key}" cannot be read: ${error.message}`);
+  }
+}
+
+function sameShape(a: readonly number[], b: readonly number[]): boolean {
+  return a.length === b.length && a.every((size, axis) => size === b[axis]);
+}
