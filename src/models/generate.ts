@@ -1,0 +1,109 @@
+// Text generation as an async iterator: one forward pass and one awaited read per token, so that the event loop
+// turns between tokens however long the text becomes.
+import { noGrad } from "../autograd/no-grad.js";
+import { reshape } from "../ops/index.js";
+import { tensor } from "../tensor/create.js";
+import type { Device } from "../tensor/device.js";
+import { BnbError } from "../tensor/errors.js";
+import { tidy } from "../tensor/scope.js";
+import type { Tensor } from "../tensor/tensor.js";
+import type { KvCache } from "./kv-cache.js";
+import type { SamplingOptions } from "./sampling.js";
+import { checkSamplingOptions, sampleToken } from "./sampling.js";
+import { seededRandom } from "./seeded-random.js";
+
+/** A model that `generate` can drive. */
+export interface CausalLM {
+  readonly config: { readonly maxPositionEmbeddings: number; readonly vocabSize: number };
+  readonly device: Device;
+  createCache(batch: number, maxLength: number): KvCache;
+  /** Logits [batch, t, vocab] of ids [batch, t], or of the last `logitsToKeep` positions. */
+  forward(ids: Tensor, options?: { cache?: KvCache; logitsToKeep?: number }): Tensor;
+}
+
+/** Options of `generate`. */
+export interface GenerateOptions extends SamplingOptions {
+  /** Tokens to make at most; the model's `maxPositionEmbeddings` bounds it too. Default 128. */
+  maxNewTokens?: number;
+  /** Seed of the draws; the same seed gives the same text. Default 0. */
+  seed?: number;
+  /** Ends the text: token ids, which are still yielded, or a claim about the tokens made so far. */
+  stop?: readonly number[] | ((tokens: readonly number[]) => boolean);
+  /** Ends the generation with `ERR_BNB_ABORTED`. */
+  signal?: AbortSignal;
+}
+
+/**
+ * Yields the tokens that follow `prompt`, one by one.
+ *
+ * Put the model in `eval()` first: dropout stays as it is. All memory of a generation is freed when it ends,
+ * is aborted or is left early (`break`).
+ *
+ * @example
+ * for await (const token of generate(model, [72, 105], { temperature: 0.8, topP: 0.9, seed: 1 })) print(token);
+ */
+export async function* generate(
+  model: CausalLM,
+  prompt: readonly number[] | Int32Array | Uint8Array,
+  options: GenerateOptions = {},
+): AsyncGenerator<number, void, undefined> {
+  const { maxNewTokens = 128, seed = 0, stop = [], signal } = options;
+  const { maxPositionEmbeddings, vocabSize } = model.config;
+  checkSamplingOptions(options);
+  if (!(Number.isInteger(maxNewTokens) && maxNewTokens >= 0)) {
+    throw new BnbError(
+      "ERR_BNB_OPTION",
+      `generate: maxNewTokens must be an integer of at least 0, got ${maxNewTokens}`,
+    );
+  }
+  if (prompt.length === 0 || prompt.length > maxPositionEmbeddings) {
+    const range = `between 1 and ${maxPositionEmbeddings} tokens`;
+    throw new BnbError("ERR_BNB_ARGUMENT", `generate: the prompt must have ${range}, got ${prompt.length}`);
+  }
+  for (const id of prompt) {
+    if (Number.isInteger(id) && id >= 0 && id < vocabSize) continue;
+    throw new BnbError("ERR_BNB_ARGUMENT", `generate: a token id must lie in 0..${vocabSize - 1}, got ${id}`);
+  }
+  throwIfAborted(signal);
+
+  const uniform = seededRandom(seed);
+  const made: number[] = [];
+  const isEnd = typeof stop === "function" ? () => stop(made) : () => stop.includes(made.at(-1) as number);
+  // The last token made is never fed back, so it needs no position.
+  const count = Math.min(maxNewTokens, maxPositionEmbeddings - prompt.length + 1);
+  if (count === 0) return;
+
+  const cache = model.createCache(1, prompt.length + count - 1);
+  try {
+    let input = Int32Array.from(prompt);
+    while (made.length < count) {
+      const logits = noGrad(() => tidy(() => lastLogits(model, input, cache)));
+      let row: Float32Array;
+      try {
+        row = await logits.floats();
+      } finally {
+        logits.dispose();
+      }
+      throwIfAborted(signal);
+      const token = sampleToken(row, options, uniform);
+      made.push(token);
+      input = Int32Array.of(token);
+      yield token;
+      if (isEnd()) return;
+      throwIfAborted(signal);
+    }
+  } finally {
+    cache.dispose();
+  }
+}
+
+/** Logits [vocab] of the token that follows `ids`. */
+function lastLogits(model: CausalLM, ids: Int32Array, cache: KvCache): Tensor {
+  const input = tensor(ids, { shape: [1, ids.length], dtype: "int32", device: model.device });
+  return reshape(model.forward(input, { cache, logitsToKeep: 1 }), [-1]);
+}
+
+function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (!signal?.aborted) return;
+  throw new BnbError("ERR_BNB_ABORTED", "generate: aborted by its signal", { cause: signal.reason });
+}

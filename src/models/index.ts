@@ -1,0 +1,20 @@
+// Language models and how text is drawn from them.
+export { type CausalLM, type GenerateOptions, generate } from "./generate.js";
+export { KvCache, type KvCacheOptions } from "./kv-cache.js";
+export {
+  LlamaAttention,
+  LlamaDecoderLayer,
+  LlamaForCausalLM,
+  LlamaMLP,
+  LlamaModel,
+  type LlamaOptions,
+} from "./llama.js";
+export { LlamaConfig, type LlamaConfigOptions } from "./llama-config.js";
+export {
+  argmaxToken,
+  type SamplingOptions,
+  sampleToken,
+  type TokenDistribution,
+  tokenDistribution,
+} from "./sampling.js";
+export { seededRandom, type Uniform } from "./seeded-random.js";

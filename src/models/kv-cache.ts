@@ -1,0 +1,83 @@
+// Keys and values of every position seen so far, one pair of preallocated buffers per layer: a token writes one
+// row into each and nothing is reallocated or copied while the text grows.
+import { copyInto } from "../ops/index.js";
+import { zeros } from "../tensor/create.js";
+import type { DeviceLike } from "../tensor/device.js";
+import type { DType } from "../tensor/dtype.js";
+import { BnbError } from "../tensor/errors.js";
+import { keep } from "../tensor/scope.js";
+import type { Tensor } from "../tensor/tensor.js";
+
+/** Sizes of a cache. */
+export interface KvCacheOptions {
+  layers: number;
+  batch: number;
+  maxLength: number;
+  kvHeads: number;
+  headDim: number;
+  dtype?: DType;
+  device?: DeviceLike;
+}
+
+/** What attention reads: whole buffers, of which the first `length` positions are valid. */
+export interface CachedKeysValues {
+  keys: Tensor; // [batch, maxLength, kvHeads, headDim]
+  values: Tensor; // [batch, maxLength, kvHeads, headDim]
+  length: number;
+}
+
+/**
+ * The key-value cache of one generation.
+ *
+ * Owns its buffers until `dispose()`; no gradient flows through it.
+ */
+export class KvCache implements Disposable {
+  readonly maxLength: number;
+  readonly #keys: Tensor[] = [];
+  readonly #values: Tensor[] = [];
+  #length = 0;
+
+  constructor({ layers, batch, maxLength, kvHeads, headDim, dtype = "float32", device }: KvCacheOptions) {
+    this.maxLength = maxLength;
+    for (let i = 0; i < layers; i++) {
+      this.#keys.push(keep(zeros([batch, maxLength, kvHeads, headDim], { dtype, device })));
+      this.#values.push(keep(zeros([batch, maxLength, kvHeads, headDim], { dtype, device })));
+    }
+  }
+
+  /** Positions filled so far; the next token sits at this position. */
+  get length(): number {
+    return this.#length;
+  }
+
+  /** Writes keys and values of `t` new positions of one layer behind those already there. */
+  append(layer: number, k: Tensor, v: Tensor): CachedKeysValues {
+    const keys = this.#keys[layer] as Tensor;
+    const values = this.#values[layer] as Tensor;
+    const added = k.shape[1] as number;
+    if (this.#length + added > this.maxLength) {
+      throw new BnbError(
+        "ERR_BNB_SHAPE",
+        `kvCache: at most ${this.maxLength} positions fit, got ${this.#length} + ${added}`,
+      );
+    }
+    copyInto(keys, k, { axis: 1, start: this.#length });
+    copyInto(values, v, { axis: 1, start: this.#length });
+    return { keys, values, length: this.#length + added };
+  }
+
+  /** Counts `t` positions as filled, once every layer has appended them. */
+  advance(t: number): void {
+    this.#length += t;
+  }
+
+  dispose(): void {
+    for (const buffer of [...this.#keys, ...this.#values]) buffer.dispose();
+    this.#keys.length = 0;
+    this.#values.length = 0;
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}

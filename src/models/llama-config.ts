@@ -1,0 +1,106 @@
+// The sizes of a Llama model under Hugging Face's names, in camelCase; `fromJSON` reads its `config.json`.
+import { BnbError } from "../tensor/errors.js";
+
+/** What can be given; everything has Hugging Face's default but the sizes that make no sense to guess. */
+export interface LlamaConfigOptions {
+  vocabSize: number;
+  hiddenSize: number;
+  intermediateSize: number;
+  numHiddenLayers: number;
+  numAttentionHeads: number;
+  /** Heads of keys and values, each shared by a group of query heads. Default numAttentionHeads. */
+  numKeyValueHeads?: number | undefined;
+  /** Default hiddenSize / numAttentionHeads. */
+  headDim?: number | undefined;
+  /** Default 1e-6. */
+  rmsNormEps?: number | undefined;
+  /** Default 10000. */
+  ropeTheta?: number | undefined;
+  /** Default 2048. */
+  maxPositionEmbeddings?: number | undefined;
+  /** The head shares the weight of the embedding. Default false. */
+  tieWordEmbeddings?: boolean | undefined;
+  /** Standard deviation of new weights. Default 0.02. */
+  initializerRange?: number | undefined;
+}
+
+/** A complete, checked configuration: throws `ERR_BNB_OPTION` on sizes that do not fit together. */
+export class LlamaConfig {
+  readonly vocabSize: number;
+  readonly hiddenSize: number;
+  readonly intermediateSize: number;
+  readonly numHiddenLayers: number;
+  readonly numAttentionHeads: number;
+  readonly numKeyValueHeads: number;
+  readonly headDim: number;
+  readonly rmsNormEps: number;
+  readonly ropeTheta: number;
+  readonly maxPositionEmbeddings: number;
+  readonly tieWordEmbeddings: boolean;
+  readonly initializerRange: number;
+
+  constructor(options: LlamaConfigOptions) {
+    this.vocabSize = positiveInteger(options, "vocabSize");
+    this.hiddenSize = positiveInteger(options, "hiddenSize");
+    this.intermediateSize = positiveInteger(options, "intermediateSize");
+    this.numHiddenLayers = positiveInteger(options, "numHiddenLayers");
+    this.numAttentionHeads = positiveInteger(options, "numAttentionHeads");
+    this.numKeyValueHeads = positiveInteger(options, "numKeyValueHeads", this.numAttentionHeads);
+    this.headDim = positiveInteger(options, "headDim", this.hiddenSize / this.numAttentionHeads);
+    this.rmsNormEps = options.rmsNormEps ?? 1e-6;
+    this.ropeTheta = options.ropeTheta ?? 10000;
+    this.maxPositionEmbeddings = positiveInteger(options, "maxPositionEmbeddings", 2048);
+    this.tieWordEmbeddings = options.tieWordEmbeddings ?? false;
+    this.initializerRange = options.initializerRange ?? 0.02;
+    if (this.numAttentionHeads % this.numKeyValueHeads !== 0) {
+      const heads = `numAttentionHeads (${this.numAttentionHeads})`;
+      throw new BnbError(
+        "ERR_BNB_OPTION",
+        `llamaConfig: numKeyValueHeads must divide ${heads}, got ${this.numKeyValueHeads}`,
+      );
+    }
+    if (this.headDim % 2 !== 0) {
+      throw new BnbError("ERR_BNB_OPTION", `llamaConfig: headDim must be even, got ${this.headDim}`);
+    }
+  }
+
+  /** Reads the object of a Hugging Face `config.json` of model type "llama". */
+  static fromJSON(json: Record<string, unknown>): LlamaConfig {
+    const rope = (json.rope_parameters ?? json.rope_scaling ?? {}) as Record<string, unknown>;
+    const ropeType = rope.rope_type ?? rope.type ?? "default";
+    const unsupported: [key: string, value: unknown, wanted: unknown][] = [
+      ["model_type", json.model_type ?? "llama", "llama"],
+      ["hidden_act", json.hidden_act ?? "silu", "silu"],
+      ["attention_bias", json.attention_bias ?? false, false],
+      ["mlp_bias", json.mlp_bias ?? false, false],
+      ["rope_type", ropeType, "default"],
+    ];
+    for (const [key, value, wanted] of unsupported) {
+      if (value === wanted) continue;
+      throw new BnbError(
+        "ERR_BNB_UNSUPPORTED",
+        `config.json: ${key} must be ${JSON.stringify(wanted)}, got ${JSON.stringify(value)}`,
+      );
+    }
+    return new LlamaConfig({
+      vocabSize: json.vocab_size as number,
+      hiddenSize: json.hidden_size as number,
+      intermediateSize: json.intermediate_size as number,
+      numHiddenLayers: json.num_hidden_layers as number,
+      numAttentionHeads: json.num_attention_heads as number,
+      numKeyValueHeads: (json.num_key_value_heads ?? undefined) as number | undefined,
+      headDim: (json.head_dim ?? undefined) as number | undefined,
+      rmsNormEps: json.rms_norm_eps as number | undefined,
+      ropeTheta: (rope.rope_theta ?? json.rope_theta) as number | undefined,
+      maxPositionEmbeddings: json.max_position_embeddings as number | undefined,
+      tieWordEmbeddings: json.tie_word_embeddings as boolean | undefined,
+      initializerRange: json.initializer_range as number | undefined,
+    });
+  }
+}
+
+function positiveInteger(options: LlamaConfigOptions, name: keyof LlamaConfigOptions, otherwise?: number): number {
+  const value = options[name] ?? otherwise;
+  if (typeof value === "number" && Number.isInteger(value) && value > 0) return value;
+  throw new BnbError("ERR_BNB_OPTION", `llamaConfig: ${name} must be a positive integer, got ${value}`);
+}

@@ -1,0 +1,212 @@
+// The Llama architecture (Touvron et al., 2023): pre-norm blocks of grouped-query attention with rotary positions
+// and a SwiGLU MLP. Field names become Hugging Face's state-dict keys, so its checkpoints load unchanged.
+import { noGrad } from "../autograd/no-grad.js";
+import type { LinearOptions, UnaryModule } from "../nn/index.js";
+import { Embedding, init, Linear, Module, ModuleList, RMSNorm } from "../nn/index.js";
+import { add, attention, copyInto, linear, reshape, rope, slice, swiglu } from "../ops/index.js";
+import type { Device } from "../tensor/device.js";
+import { tidy } from "../tensor/scope.js";
+import type { Tensor } from "../tensor/tensor.js";
+import type { GenerateOptions } from "./generate.js";
+import { generate } from "./generate.js";
+import { KvCache } from "./kv-cache.js";
+import type { LlamaConfigOptions } from "./llama-config.js";
+import { LlamaConfig } from "./llama-config.js";
+import { RotaryTables } from "./rotary.js";
+
+/** dtype, device and source of new weights. */
+export type LlamaOptions = Pick<LinearOptions, "dtype" | "device" | "generator">;
+
+/** Grouped-query causal self-attention: `oProj(softmax(rope(q) rope(k)^T / sqrt(d)) v)`. */
+export class LlamaAttention extends Module {
+  qProj: UnaryModule;
+  kProj: UnaryModule;
+  vProj: UnaryModule;
+  oProj: UnaryModule;
+  readonly #headDim: number;
+  readonly #layer: number;
+
+  constructor(config: LlamaConfig, layer: number, options: LlamaOptions = {}) {
+    super();
+    const { hiddenSize, numAttentionHeads, numKeyValueHeads, headDim } = config;
+    this.#headDim = headDim;
+    this.#layer = layer;
+    this.qProj = new Linear(hiddenSize, numAttentionHeads * headDim, { bias: false, ...options });
+    this.kProj = new Linear(hiddenSize, numKeyValueHeads * headDim, { bias: false, ...options });
+    this.vProj = new Linear(hiddenSize, numKeyValueHeads * headDim, { bias: false, ...options });
+    this.oProj = new Linear(numAttentionHeads * headDim, hiddenSize, { bias: false, ...options });
+  }
+
+  forward(x: Tensor, rotary: RotaryTables, cache: KvCache | null): Tensor {
+    const [batch, length] = x.shape as [number, number, number];
+    const position = cache?.length ?? 0;
+    const heads = (y: Tensor) => reshape(y, [batch, length, -1, this.#headDim]);
+
+    const q = rope(heads(this.qProj.forward(x)), rotary.cos, rotary.sin, position);
+    const k = rope(heads(this.kProj.forward(x)), rotary.cos, rotary.sin, position);
+    const v = heads(this.vProj.forward(x));
+
+    const past = cache?.append(this.#layer, k, v);
+    const mixed = past
+      ? attention(q, past.keys, past.values, { causal: true, length: past.length })
+      : attention(q, k, v, { causal: true });
+    return this.oProj.forward(reshape(mixed, [batch, length, -1]));
+  }
+}
+
+/** `downProj(silu(gateProj(x)) * upProj(x))`. */
+export class LlamaMLP extends Module {
+  gateProj: UnaryModule;
+  upProj: UnaryModule;
+  downProj: UnaryModule;
+
+  constructor({ hiddenSize, intermediateSize }: LlamaConfig, options: LlamaOptions = {}) {
+    super();
+    this.gateProj = new Linear(hiddenSize, intermediateSize, { bias: false, ...options });
+    this.upProj = new Linear(hiddenSize, intermediateSize, { bias: false, ...options });
+    this.downProj = new Linear(intermediateSize, hiddenSize, { bias: false, ...options });
+  }
+
+  forward(x: Tensor): Tensor {
+    return this.downProj.forward(swiglu(this.gateProj.forward(x), this.upProj.forward(x)));
+  }
+}
+
+/** One block: `h = x + attention(norm(x))`, then `h + mlp(norm(h))`. */
+export class LlamaDecoderLayer extends Module {
+  selfAttn: LlamaAttention;
+  mlp: LlamaMLP;
+  inputLayernorm: RMSNorm;
+  postAttentionLayernorm: RMSNorm;
+
+  constructor(config: LlamaConfig, layer: number, options: LlamaOptions = {}) {
+    super();
+    this.selfAttn = new LlamaAttention(config, layer, options);
+    this.mlp = new LlamaMLP(config, options);
+    this.inputLayernorm = new RMSNorm(config.hiddenSize, { eps: config.rmsNormEps, ...place(options) });
+    this.postAttentionLayernorm = new RMSNorm(config.hiddenSize, { eps: config.rmsNormEps, ...place(options) });
+  }
+
+  forward(x: Tensor, rotary: RotaryTables, cache: KvCache | null): Tensor {
+    const h = add(x, this.selfAttn.forward(this.inputLayernorm.forward(x), rotary, cache));
+    return add(h, this.mlp.forward(this.postAttentionLayernorm.forward(h)));
+  }
+}
+
+/** Embedding, blocks and the final norm: ids [batch, t] to hidden states [batch, t, hidden]. */
+export class LlamaModel extends Module {
+  embedTokens: Embedding;
+  layers: ModuleList<LlamaDecoderLayer>;
+  norm: RMSNorm;
+  readonly #config: LlamaConfig;
+  #rotary: RotaryTables | null = null;
+
+  constructor(config: LlamaConfig, options: LlamaOptions = {}) {
+    super();
+    this.#config = config;
+    this.embedTokens = new Embedding(config.vocabSize, config.hiddenSize, options);
+    this.layers = new ModuleList(
+      Array.from({ length: config.numHiddenLayers }, (_, i) => new LlamaDecoderLayer(config, i, options)),
+    );
+    this.norm = new RMSNorm(config.hiddenSize, { eps: config.rmsNormEps, ...place(options) });
+  }
+
+  forward(ids: Tensor, cache: KvCache | null = null): Tensor {
+    const rotary = this.#rotaryTables(ids.device);
+    let h = this.embedTokens.forward(ids);
+    for (const layer of this.layers) h = layer.forward(h, rotary, cache);
+    cache?.advance(ids.shape[1] as number);
+    return this.norm.forward(h);
+  }
+
+  override dispose(): void {
+    this.#rotary?.dispose();
+    this.#rotary = null;
+    super.dispose();
+  }
+
+  /** Made at the first use on a device, so that moving the model takes them along. */
+  #rotaryTables(device: Device): RotaryTables {
+    if (this.#rotary?.cos.device !== device) {
+      this.#rotary?.dispose();
+      const { headDim, maxPositionEmbeddings, ropeTheta } = this.#config;
+      this.#rotary = new RotaryTables(headDim, maxPositionEmbeddings, ropeTheta, device);
+    }
+    return this.#rotary as RotaryTables;
+  }
+}
+
+/**
+ * A Llama language model: ids [batch, t] int32 to logits [batch, t, vocab].
+ *
+ * New weights are normal with `initializerRange`; norms are one. With `tieWordEmbeddings` there is no `lmHead`.
+ *
+ * @example
+ * const model = new LlamaForCausalLM({ vocabSize: 256, hiddenSize: 128, intermediateSize: 384,
+ *   numHiddenLayers: 4, numAttentionHeads: 4, numKeyValueHeads: 2 });
+ * for await (const byte of model.generate([72, 105], { maxNewTokens: 20 })) console.log(byte);
+ */
+export class LlamaForCausalLM extends Module {
+  model: LlamaModel;
+  lmHead: UnaryModule | null;
+  readonly config: LlamaConfig;
+
+  constructor(config: LlamaConfig | LlamaConfigOptions, options: LlamaOptions = {}) {
+    super();
+    this.config = config instanceof LlamaConfig ? config : new LlamaConfig(config);
+    const { hiddenSize, vocabSize, tieWordEmbeddings, initializerRange } = this.config;
+    this.model = new LlamaModel(this.config, options);
+    this.lmHead = tieWordEmbeddings ? null : new Linear(hiddenSize, vocabSize, { bias: false, ...options });
+    initialize(this, initializerRange, options);
+  }
+
+  get device(): Device {
+    return this.model.norm.weight.device;
+  }
+
+  /** Logits of every position, or of the last `logitsToKeep`; with a cache, `ids` continue what it holds. */
+  forward(
+    ids: Tensor,
+    { cache = null, logitsToKeep = 0 }: { cache?: KvCache | null; logitsToKeep?: number } = {},
+  ): Tensor {
+    const length = ids.shape[1] as number;
+    const h = this.model.forward(ids, cache);
+    const wanted = logitsToKeep > 0 && logitsToKeep < length ? slice(h, 1, length - logitsToKeep, length) : h;
+    return this.lmHead ? this.lmHead.forward(wanted) : linear(wanted, this.model.embedTokens.weight, null);
+  }
+
+  createCache(batch: number, maxLength: number): KvCache {
+    const { numHiddenLayers, numKeyValueHeads, headDim } = this.config;
+    const { dtype, device } = this.model.norm.weight;
+    return new KvCache({
+      layers: numHiddenLayers,
+      batch,
+      maxLength,
+      kvHeads: numKeyValueHeads,
+      headDim,
+      dtype,
+      device,
+    });
+  }
+
+  /** See `generate`. */
+  generate(prompt: readonly number[] | Int32Array | Uint8Array, options: GenerateOptions = {}): AsyncGenerator<number> {
+    return generate(this, prompt, options);
+  }
+}
+
+/** Draws every matrix from a normal distribution; vectors are norm weights and stay one. */
+function initialize(model: Module, std: number, options: LlamaOptions): void {
+  noGrad(() =>
+    tidy(() => {
+      for (const parameter of model.parameters()) {
+        if (parameter.ndim > 1) copyInto(parameter, init.normal(parameter.shape, 0, std, options));
+      }
+    }),
+  );
+}
+
+/** The options of a layer that starts with fixed values. */
+function place({ dtype, device }: LlamaOptions): Pick<LlamaOptions, "dtype" | "device"> {
+  return { ...(dtype && { dtype }), ...(device && { device }) };
+}

@@ -1,0 +1,142 @@
+// generate(): seeds, stops, limits, abort, memory, and an event loop that keeps turning.
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import type { GenerateOptions } from "../../src/models/index.js";
+import { LlamaForCausalLM } from "../../src/models/index.js";
+import { Generator } from "../../src/ops/index.js";
+import { toDevice } from "../../src/tensor/device.js";
+import { memory } from "../../src/tensor/scope.js";
+import { testDevices } from "../helpers/devices.js";
+
+describe.each(testDevices())("on %s", (name) => {
+  const device = toDevice(name);
+  let model: LlamaForCausalLM;
+  beforeAll(() => {
+    model = new LlamaForCausalLM(
+      {
+        vocabSize: 29,
+        hiddenSize: 32,
+        intermediateSize: 48,
+        numHiddenLayers: 2,
+        numAttentionHeads: 4,
+        numKeyValueHeads: 1,
+        maxPositionEmbeddings: 24,
+        initializerRange: 0.4,
+      },
+      { device, generator: new Generator(5) },
+    ).eval();
+  });
+  afterAll(() => model.dispose());
+
+  async function text(options: GenerateOptions, prompt = [3, 1, 4]): Promise<number[]> {
+    const made: number[] = [];
+    for await (const token of model.generate(prompt, options)) made.push(token);
+    return made;
+  }
+
+  describe("values", () => {
+    it("repeats with a seed and differs with another", async () => {
+      const options = { temperature: 1.5, maxNewTokens: 12 };
+      const first = await text({ ...options, seed: 1 });
+      expect(first).toHaveLength(12);
+      expect(await text({ ...options, seed: 1 })).toEqual(first);
+      expect(await text({ ...options, seed: 2 })).not.toEqual(first);
+    });
+
+    it("is greedy by default, which topK 1 is too", async () => {
+      const greedy = await text({ maxNewTokens: 8 });
+      expect(await text({ maxNewTokens: 8, temperature: 2, topK: 1, seed: 9 })).toEqual(greedy);
+    });
+
+    it("accepts bytes and Int32Array as prompt", async () => {
+      const wanted = await text({ maxNewTokens: 3 });
+      for (const prompt of [Uint8Array.of(3, 1, 4), Int32Array.of(3, 1, 4)]) {
+        const made: number[] = [];
+        for await (const token of model.generate(prompt, { maxNewTokens: 3 })) made.push(token);
+        expect(made).toEqual(wanted);
+      }
+    });
+
+    it("stops after a stop token, which it still yields", async () => {
+      const greedy = await text({ maxNewTokens: 8 });
+      const end = greedy.indexOf(greedy[4] as number);
+      expect(await text({ maxNewTokens: 8, stop: [greedy[4] as number] })).toEqual(greedy.slice(0, end + 1));
+    });
+
+    it("stops when a function of the tokens says so", async () => {
+      const greedy = await text({ maxNewTokens: 8 });
+      expect(await text({ maxNewTokens: 8, stop: (tokens) => tokens.length === 3 })).toEqual(greedy.slice(0, 3));
+    });
+
+    it("ends where the positions of the model end", async () => {
+      expect(await text({ maxNewTokens: 100 })).toHaveLength(24 - 3 + 1);
+      expect(await text({ maxNewTokens: 0 })).toEqual([]);
+    });
+  });
+
+  describe("abort", () => {
+    const aborted = expect.objectContaining({ code: "ERR_BNB_ABORTED", message: "generate: aborted by its signal" });
+
+    it("rejects before the first token when the signal was aborted", async () => {
+      await expect(text({ signal: AbortSignal.abort() })).rejects.toThrow(aborted);
+    });
+
+    it("rejects between tokens, with the reason as its cause, and frees what it held", async () => {
+      const before = memory();
+      const control = new AbortController();
+      const made: number[] = [];
+      const run = async () => {
+        for await (const token of model.generate([1, 2], { maxNewTokens: 20, signal: control.signal })) {
+          made.push(token);
+          if (made.length === 3) control.abort("enough");
+        }
+      };
+      await expect(run()).rejects.toThrow(expect.objectContaining({ code: "ERR_BNB_ABORTED", cause: "enough" }));
+      expect(made).toHaveLength(3);
+      expect(memory().liveBytes).toBe(before.liveBytes);
+    });
+  });
+
+  describe("memory", () => {
+    it("returns to its start at the end, also when the loop is left early", async () => {
+      await text({ maxNewTokens: 1 });
+      const before = memory();
+      await text({ maxNewTokens: 10, temperature: 1 });
+      for await (const _ of model.generate([1], { maxNewTokens: 10 })) break;
+      expect(memory().liveBytes).toBe(before.liveBytes);
+      expect(memory().tensors).toBe(before.tensors);
+    });
+  });
+
+  describe("event loop", () => {
+    it("turns between any two tokens", async () => {
+      let turns = 0;
+      let isRunning = true;
+      const spin = () => {
+        turns++;
+        if (isRunning) setImmediate(spin);
+      };
+      setImmediate(spin);
+      const made = await text({ maxNewTokens: 20 });
+      isRunning = false;
+      expect(turns).toBeGreaterThanOrEqual(made.length);
+    });
+  });
+
+  describe("errors", () => {
+    it.each([
+      [{ maxNewTokens: -1 }, "generate: maxNewTokens must be an integer of at least 0, got -1"],
+      [{ temperature: -2 }, "generate: temperature must be a number of at least 0, got -2"],
+    ])("rejects %o", async (options, message) => {
+      await expect(text(options)).rejects.toThrow(expect.objectContaining({ code: "ERR_BNB_OPTION", message }));
+    });
+
+    it.each([
+      [[], "generate: the prompt must have between 1 and 24 tokens, got 0"],
+      [new Array<number>(25).fill(1), "generate: the prompt must have between 1 and 24 tokens, got 25"],
+      [[29], "generate: a token id must lie in 0..28, got 29"],
+      [[-1], "generate: a token id must lie in 0..28, got -1"],
+    ])("rejects the prompt %o", async (prompt, message) => {
+      await expect(text({}, prompt)).rejects.toThrow(expect.objectContaining({ code: "ERR_BNB_ARGUMENT", message }));
+    });
+  });
+});

@@ -1,0 +1,211 @@
+// The Llama model against transformers: the fixture holds a small random checkpoint, its logits and the text it
+// continues greedily.
+import { readFileSync } from "node:fs";
+import { describe, expect, it } from "vitest";
+import { backward } from "../../src/autograd/backward.js";
+import { noGrad } from "../../src/autograd/no-grad.js";
+import { LlamaConfig, LlamaForCausalLM } from "../../src/models/index.js";
+import { crossEntropy, Generator } from "../../src/ops/index.js";
+import { fromBytes, tensor } from "../../src/tensor/create.js";
+import type { Device } from "../../src/tensor/device.js";
+import { toDevice } from "../../src/tensor/device.js";
+import { memory, tidy } from "../../src/tensor/scope.js";
+import type { Tensor } from "../../src/tensor/tensor.js";
+import { testDevices } from "../helpers/devices.js";
+import { expectClose } from "../helpers/expect-close.js";
+import { fixturePath, readSafetensors } from "../helpers/safetensors.js";
+
+const folder = "models/llama";
+const json = JSON.parse(readFileSync(fixturePath(`${folder}/fp32/config.json`), "utf8"));
+const expected = readSafetensors(`${folder}/expected.safetensors`);
+const checkpoint = readSafetensors(`${folder}/fp32/model.safetensors`);
+
+const numbers = (name: string) => Array.from(expected.get(name)?.values as ArrayLike<number | bigint>, Number);
+
+function load(device: Device): LlamaForCausalLM {
+  const model = new LlamaForCausalLM(LlamaConfig.fromJSON(json), { device });
+  const tensors = new Map(
+    [...checkpoint].map(([name, { dtype, shape, bytes }]) => {
+      expect(dtype).toBe("float32");
+      return [name, fromBytes(bytes, { dtype: "float32", shape, device })] as const;
+    }),
+  );
+  expect(model.loadStateDict(tensors)).toEqual({ missing: [], unexpected: [] });
+  for (const value of tensors.values()) value.dispose();
+  return model.eval();
+}
+
+describe.each(testDevices())("on %s", (name) => {
+  const device = toDevice(name);
+  describe("values", () => {
+    it("has the state-dict keys of Hugging Face", () => {
+      const model = load(device);
+      expect([...model.stateDict().keys()].sort()).toEqual([...checkpoint.keys()].sort());
+      model.dispose();
+    });
+
+    it("computes the logits of transformers", () => {
+      const model = load(device);
+      const logits = tidy(() =>
+        noGrad(() => model.forward(tensor(Int32Array.from(numbers("input_ids")), { shape: [2, 24], device }))),
+      );
+      expect(logits.shape).toEqual([2, 24, 512]);
+      const actual = logits.floatsSync();
+      const want = numbers("fp32.logits");
+      let largest = 0;
+      let sum = 0;
+      want.forEach((value, i) => {
+        const difference = Math.abs(value - (actual[i] as number));
+        largest = Math.max(largest, difference);
+        sum += difference;
+      });
+      expect(largest).toBeLessThan(2e-4);
+      expect(sum / want.length).toBeLessThan(2e-5);
+      logits.dispose();
+      model.dispose();
+    });
+
+    it("continues greedily as transformers does", async () => {
+      const model = load(device);
+      const made: number[] = [];
+      for await (const token of model.generate(numbers("prompt"), { maxNewTokens: 20 })) made.push(token);
+      expect(made).toEqual(numbers("fp32.generated"));
+      model.dispose();
+    });
+
+    it("gives the same logits with a cache, in one piece or token by token, as without", () => {
+      const model = load(device);
+      const ids = numbers("input_ids").slice(0, 24);
+      const logits = (part: number[], options = {}) =>
+        tidy(() =>
+          noGrad(() => model.forward(tensor(part, { dtype: "int32", shape: [1, part.length], device }), options)),
+        );
+      const whole = logits(ids).floatsSync();
+      const vocab = 512;
+      for (const sizes of [[24], [10, 14], [5, ...new Array<number>(19).fill(1)]]) {
+        const cache = model.createCache(1, 24);
+        let position = 0;
+        for (const size of sizes) {
+          const part = logits(ids.slice(position, position + size), { cache }).floatsSync();
+          for (let i = 0; i < part.length; i++) {
+            expect(Math.abs((part[i] as number) - (whole[position * vocab + i] as number))).toBeLessThan(1e-4);
+          }
+          position += size;
+        }
+        expect(cache.length).toBe(24);
+        cache.dispose();
+      }
+      const last = logits(ids, { logitsToKeep: 1 });
+      expect(last.shape).toEqual([1, 1, vocab]);
+      expectClose(last.floatsSync(), whole.subarray(23 * vocab), { atol: 1e-4, rtol: 0 });
+      model.dispose();
+    });
+
+    it("shares the embedding as the head when tied", () => {
+      const model = tiny(device, { tieWordEmbeddings: true });
+      expect(model.lmHead).toBeNull();
+      expect(model.stateDict().has("lm_head.weight")).toBe(false);
+      const logits = tidy(() => noGrad(() => model.forward(tensor([[1, 2, 3]], { dtype: "int32", device }))));
+      expect(logits.shape).toEqual([1, 3, 11]);
+      model.dispose();
+    });
+
+    it("starts from the seed of its generator", () => {
+      const weights = (seed: number) => {
+        const model = tiny(device, {}, seed);
+        const values = Array.from((model.stateDict().get("model.layers.0.mlp.up_proj.weight") as Tensor).floatsSync());
+        model.dispose();
+        return values;
+      };
+      expect(weights(3)).toEqual(weights(3));
+      expect(weights(3)).not.toEqual(weights(4));
+    });
+  });
+
+  describe("gradients", () => {
+    it("agree with finite differences for one element of every parameter", () => {
+      const model = tiny(device, { tieWordEmbeddings: true });
+      const ids = tensor([[1, 7, 3, 3, 9]], { dtype: "int32", device });
+      const targets = tensor([[7, 3, 3, 9, 0]], { dtype: "int32", device });
+      const loss = () => crossEntropy(model.forward(ids), targets);
+      tidy(() => backward(loss()));
+
+      for (const [name, parameter] of model.namedParameters()) {
+        const gradient = (parameter.grad as Tensor).floatsSync();
+        // The element with the largest gradient: the others drown in float32 rounding.
+        const at = gradient.reduce((best, g, i) => (Math.abs(g) > Math.abs(gradient[best] as number) ? i : best), 0);
+        const values = parameter.floatsSync();
+        const original = values[at] as number;
+        const step = 5e-3;
+        const lossAt = (value: number) => {
+          values[at] = value;
+          const dict = model.stateDict();
+          const changed = tensor(values, { shape: parameter.shape, device });
+          dict.set(name, changed);
+          model.loadStateDict(dict);
+          changed.dispose();
+          return tidy(() => noGrad(loss)).itemSync();
+        };
+        const difference = (lossAt(original + step) - lossAt(original - step)) / (2 * step);
+        lossAt(original);
+        expect(Math.abs(difference - (gradient[at] as number)), name).toBeLessThan(
+          2e-3 + 0.02 * Math.abs(gradient[at] as number),
+        );
+      }
+      model.dispose();
+    });
+  });
+
+  describe("memory", () => {
+    it("returns to its start after training and generating", async () => {
+      const ids = tensor([[1, 2, 3, 4]], { dtype: "int32", device });
+      const before = memory();
+      const model = tiny(device);
+      tidy(() => backward(crossEntropy(model.forward(ids), ids)));
+      for await (const _ of model.generate([1, 2], { maxNewTokens: 4 }));
+      model.dispose();
+      expect(memory().tensors).toBe(before.tensors);
+      expect(memory().liveBytes).toBe(before.liveBytes);
+      ids.dispose();
+    });
+  });
+});
+
+describe("errors", () => {
+  const sizes = { vocabSize: 11, hiddenSize: 16, intermediateSize: 24, numHiddenLayers: 1, numAttentionHeads: 4 };
+  it.each([
+    [{ ...sizes, vocabSize: 0 }, "llamaConfig: vocabSize must be a positive integer, got 0"],
+    [{ ...sizes, hiddenSize: 18 }, "llamaConfig: headDim must be a positive integer, got 4.5"],
+    [{ ...sizes, numKeyValueHeads: 3 }, "llamaConfig: numKeyValueHeads must divide numAttentionHeads (4), got 3"],
+    [{ ...sizes, headDim: 3 }, "llamaConfig: headDim must be even, got 3"],
+  ])("rejects %o", (options, message) => {
+    expect(() => new LlamaConfig(options)).toThrow(expect.objectContaining({ code: "ERR_BNB_OPTION", message }));
+  });
+
+  it.each([
+    [{ model_type: "gpt2" }, 'config.json: model_type must be "llama", got "gpt2"'],
+    [{ attention_bias: true }, "config.json: attention_bias must be false, got true"],
+    [{ rope_parameters: { rope_type: "llama3" } }, 'config.json: rope_type must be "default", got "llama3"'],
+  ])("says which part of a config.json it does not support: %o", (change, message) => {
+    expect(() => LlamaConfig.fromJSON({ ...json, ...change })).toThrow(
+      expect.objectContaining({ code: "ERR_BNB_UNSUPPORTED", message }),
+    );
+  });
+});
+
+function tiny(device: Device, options: { tieWordEmbeddings?: boolean } = {}, seed = 1): LlamaForCausalLM {
+  return new LlamaForCausalLM(
+    {
+      vocabSize: 11,
+      hiddenSize: 16,
+      intermediateSize: 24,
+      numHiddenLayers: 2,
+      numAttentionHeads: 4,
+      numKeyValueHeads: 2,
+      maxPositionEmbeddings: 16,
+      initializerRange: 0.3,
+      ...options,
+    },
+    { device, generator: new Generator(seed) },
+  );
+}
