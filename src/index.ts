@@ -2,6 +2,7 @@
 export { backward } from "./autograd/backward.js";
 export { defineOp, type GradsOf, type OpContext, type OpSpec } from "./autograd/define-op.js";
 export { isGradEnabled, noGrad } from "./autograd/no-grad.js";
+export * from "./models/index.js";
 export * from "./ops/index.js";
 export * as optim from "./optim/index.js";
 export {
@@ -22,3 +23,4 @@ export { BnbError, type ErrorCode } from "./tensor/errors.js";
 export { Quantized4Bit } from "./tensor/quantized.js";
 export { type DeviceMemory, emptyCache, keep, type MemoryInfo, memory, tidy } from "./tensor/scope.js";
 export { Tensor } from "./tensor/tensor.js";
+export * as train from "./train/index.js";

@@ -1,0 +1,104 @@
+// The training loop in its plainest form: forward, loss, backward, clip, step; one awaited read per step, so the
+// event loop turns while the kernels of a step run.
+import { backward } from "../autograd/backward.js";
+import { noGrad } from "../autograd/no-grad.js";
+import type { Module, Parameter } from "../nn/index.js";
+import { crossEntropy } from "../ops/index.js";
+import type { Optimizer8bit } from "../optim/index.js";
+import { clipGradNorm } from "../optim/index.js";
+import { BnbError } from "../tensor/errors.js";
+import { tidy } from "../tensor/scope.js";
+import type { Tensor } from "../tensor/tensor.js";
+import type { Batch } from "./data.js";
+
+/** A model from ids [batch, t] to logits [batch, t, vocab]. */
+export type LanguageModel = Module & { forward(ids: Tensor): Tensor };
+
+/** What is known after a step. */
+export interface StepReport {
+  /** Steps done, from 1. */
+  step: number;
+  steps: number;
+  /** Mean cross-entropy of the step's batch in nats per token, before the update. */
+  loss: number;
+  /** Mean over the run so far. */
+  tokensPerSecond: number;
+  secondsLeft: number;
+}
+
+/** What `train` needs. */
+export interface TrainOptions {
+  model: LanguageModel;
+  optimizer: Pick<Optimizer8bit, "step" | "zeroGrad">;
+  /** Parameters whose gradient norm is clipped; those of the optimizer. */
+  parameters: readonly Parameter[];
+  batches: Iterator<Batch>;
+  steps: number;
+  /** Advanced once after each step, such as a scheduler of `optim`. */
+  scheduler?: { step(): void };
+  /** Largest norm of all gradients together; 0 leaves them alone. Default 1. */
+  maxGradNorm?: number;
+  onStep?: (report: StepReport) => void;
+  /** Ends the run with `ERR_BNB_ABORTED`. */
+  signal?: AbortSignal;
+}
+
+/** Trains for `steps` steps and returns the loss of each and the speed. Leaves the model in training mode. */
+export async function train(options: TrainOptions): Promise<{ losses: number[]; tokensPerSecond: number }> {
+  const { model, optimizer, parameters, batches, steps, scheduler, maxGradNorm = 1, onStep, signal } = options;
+  const losses: number[] = [];
+  const started = performance.now();
+  let tokens = 0;
+  let tokensPerSecond = 0;
+  model.train();
+
+  for (let step = 1; step <= steps; step++) {
+    if (signal?.aborted)
+      throw new BnbError("ERR_BNB_ABORTED", "train: aborted by its signal", { cause: signal.reason });
+    const { done, value: batch } = batches.next();
+    if (done) throw new BnbError("ERR_BNB_ARGUMENT", `train: ${steps} batches are needed, got ${step - 1}`);
+
+    const loss = tidy(() => {
+      const loss = crossEntropy(model.forward(batch.ids), batch.targets);
+      backward(loss);
+      if (maxGradNorm > 0) clipGradNorm(parameters, maxGradNorm);
+      optimizer.step();
+      return loss;
+    });
+    optimizer.zeroGrad();
+    scheduler?.step();
+    tokens += batch.ids.size;
+    batch.ids.dispose();
+    batch.targets.dispose();
+
+    try {
+      losses.push(await loss.item());
+    } finally {
+      loss.dispose();
+    }
+    const seconds = (performance.now() - started) / 1000;
+    tokensPerSecond = tokens / seconds;
+    onStep?.({
+      step,
+      steps,
+      loss: losses.at(-1) as number,
+      tokensPerSecond,
+      secondsLeft: (seconds / step) * (steps - step),
+    });
+  }
+  return { losses, tokensPerSecond };
+}
+
+/** Mean cross-entropy in nats per token over batches, in evaluation mode and without gradients. */
+export async function evaluate(model: LanguageModel, batches: Iterable<Batch>): Promise<number> {
+  let sum = 0;
+  let count = 0;
+  model.eval();
+  for (const { ids, targets } of batches) {
+    const loss = noGrad(() => tidy(() => crossEntropy(model.forward(ids), targets)));
+    sum += (await loss.item()) * ids.size;
+    count += ids.size;
+    for (const used of [ids, targets, loss]) used.dispose();
+  }
+  return sum / count;
+}
