@@ -1,0 +1,139 @@
+// The exact NF4 product, blocks of 64, float32, against onnxruntime-node on the same bytes: MatMulBnb4, and the
+// evenly spaced codes of MatMulNBits. Weights stay in the caches they fit in (warm) for both.
+import {
+  backward,
+  devices,
+  fmaPeak,
+  linear4bit,
+  linear4bitPlan,
+  noGrad,
+  quantize4bit,
+  randn,
+  synchronize,
+  tensor,
+} from "bitsandbytes-node";
+import * as ort from "onnxruntime-node";
+import { matMulBnb4, matMulNBits } from "./peers/onnx-4bit.js";
+import type { Result } from "./timing.js";
+import { compare, once, record, time } from "./timing.js";
+
+const blocksize = 64;
+const shapes = [[4096, 4096]] as const;
+const rowCounts = [1, 4, 16, 64, 256];
+const cpu = devices()[0]!;
+const threads = cpu.processors;
+
+/** Multiply-adds in registers on all threads, GFLOP/s: the best of several runs. */
+async function peak(): Promise<number> {
+  const iterations = 2_000_000;
+  let best = 0;
+  for (let i = 0; i < 8; i++) {
+    let fmas = 0;
+    const ms = await once(async () => {
+      const result = fmaPeak(iterations, cpu);
+      fmas = (await result.data())[0] as number;
+      result.dispose();
+    });
+    best = Math.max(best, (2e-6 * fmas) / ms);
+  }
+  return best;
+}
+
+async function session(bytes: Uint8Array): Promise<ort.InferenceSession> {
+  return ort.InferenceSession.create(bytes, {
+    executionProviders: ["cpu"],
+    intraOpNumThreads: threads,
+    interOpNumThreads: 1,
+    executionMode: "sequential",
+  });
+}
+
+/** ||a - b|| / ||b||. */
+function relativeError(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  let difference = 0;
+  let norm = 0;
+  for (let i = 0; i < b.length; i++) {
+    difference += (a[i]! - b[i]!) ** 2;
+    norm += b[i]! ** 2;
+  }
+  return Math.sqrt(difference / norm);
+}
+
+/** Some outputs of the product with evenly spaced codes, in float64, to see that the peer computes what we think. */
+function checkNBits(y: Float32Array, x: Float32Array, packed: Uint8Array, scales: Float32Array, k: number): number {
+  const expected = Array.from({ length: 16 }, (_, column) => {
+    let sum = 0;
+    for (let i = 0; i < k; i++) {
+      const at = column * k + i;
+      const code = (packed[at >> 1]! >> (at % 2 ? 4 : 0)) & 15;
+      sum += x[i]! * (code - 8) * scales[Math.floor(at / blocksize)]!;
+    }
+    return sum;
+  });
+  return relativeError(y.subarray(0, 16), expected);
+}
+
+const results: Result[] = [];
+const peakBefore = await peak();
+for (const [n, k] of shapes) {
+  const [packed, state] = noGrad(() => quantize4bit(randn([n, k]), { quantType: "nf4", blocksize }));
+  const weight = state.quantized(packed);
+  const bytes = (await packed.data()) as Uint8Array;
+  const absmax = (await state.absmax.data()) as Float32Array;
+  const peers = {
+    MatMulBnb4: await session(matMulBnb4(n, k, bytes, absmax, blocksize, "nf4")),
+    "MatMulNBits fp32": await session(matMulNBits(n, k, bytes, absmax, blocksize, 1)),
+    "MatMulNBits int8": await session(matMulNBits(n, k, bytes, absmax, blocksize, 4)),
+  };
+  for (const m of rowCounts) {
+    const x = randn([m, k]);
+    const values = (await x.data()) as Float32Array;
+    const ours = (): unknown => linear4bit(x, weight);
+    const y = (await linear4bit(x, weight).data()) as Float32Array;
+    const feeds = { A: new ort.Tensor("float32", values, [m, k]) };
+    for (const [impl, peer] of Object.entries(peers)) {
+      const output = (await peer.run(feeds))["Y"]!.data as Float32Array;
+      const error = impl === "MatMulBnb4" ? relativeError(output, y) : checkNBits(output, values, bytes, absmax, k);
+      if (!(error < (impl === "MatMulNBits int8" ? 3e-2 : 1e-5))) throw new Error(`${impl} is off by ${error}`);
+      const pairs = m >= 64 ? 10 : 30;
+      const { ours: mine, peer: theirs, ratio } = await compare(ours, () => peer.run(feeds), pairs);
+      const gflops = (2e-6 * m * n * k) / mine.median;
+      results.push({
+        case: `M=${m} ${n}x${k} vs ${impl}`,
+        plan: linear4bitPlan(m, k),
+        ms: mine,
+        peerMs: theirs,
+        timesFaster: ratio,
+        GFLOPs: gflops,
+        ofPeak: gflops / peakBefore,
+        relErr: error,
+      });
+    }
+  }
+  // The gradient for x has no peer.
+  for (const m of [64, 256]) {
+    const dy = tensor(
+      new Float32Array(m * n).map((_, i) => Math.sin(i)),
+      { shape: [m, n] },
+    );
+    const x = randn([m, k]);
+    x.requiresGrad = true;
+    const timing = await time(() => {
+      const y = linear4bit(x, weight);
+      backward(y, dy);
+      x.grad?.dispose();
+      x.grad = null;
+    }, 10);
+    results.push({
+      case: `M=${m} ${n}x${k} forward + gradient of x`,
+      ms: timing,
+      GFLOPs: (4e-6 * m * n * k) / timing.median,
+      ofPeak: (4e-6 * m * n * k) / timing.median / peakBefore,
+    });
+  }
+}
+await synchronize();
+record("linear-4bit", results, {
+  versions: { "onnxruntime-node": ort.env.versions.node, threads },
+  ceilings: { fmaGFLOPs: [peakBefore, await peak()] },
+});
