@@ -9,8 +9,9 @@ namespace bnb::BNB_ISA {
 namespace {
 
 constexpr int64_t kDepth = 256;       // steps of the sum per packed block: a b panel fills about half of L1
-constexpr int64_t kChunkRows = 1024;  // rows and columns packed at a time: a few MB together
+constexpr int64_t kChunkRows = 1024;  // rows, columns and steps packed at a time: at most 12 MB together
 constexpr int64_t kChunkCols = 2048;
+constexpr int64_t kChunkDepth = 1024;
 constexpr int64_t kBlockPanels = 16;    // row panels of one work item: its part of a stays in L2
 constexpr int64_t kBlockCols = 128;     // columns of one work item
 constexpr int kSmallRows = 8;           // at most so many rows take the streaming path
@@ -75,34 +76,46 @@ void finish_tile(const Product& p, const float* sums, int64_t ld, int64_t row, i
   }
 }
 
-// One chunk: at most kChunkRows by kChunkCols of c, the whole sum.
+// One chunk: at most kChunkRows by kChunkCols of c. A part of kChunkDepth steps is packed whole; then each block of c
+// stays in cache while the sum runs over the part.
 void multiply_chunk(const Product& p, int64_t row0, int64_t m, int64_t col0, int64_t n) {
   const RowPanels rows(m);
   const ColPanels cols(n);
   const PanelProduct product = panel_product(rows, cols);
-  const int64_t steps = p.k > 0 ? ceil_div(p.k, kDepth) : 1;
-  const int64_t depth = p.k > 0 ? ceil_div(p.k, steps) : 0;
+  const int64_t parts = p.k > 0 ? ceil_div(p.k, kChunkDepth) : 1;
+  const int64_t part_depth = p.k > 0 ? ceil_div(p.k, parts) : 0;
+  const int64_t steps = part_depth > 0 ? ceil_div(part_depth, kDepth) : 1;
+  const int64_t depth = ceil_div(part_depth, steps);
   const bool narrow = p.dtype_c != DType::float32;
-  float* packed_a = scratch<float>(0, rows.count * rows.pitch * depth);
-  float* packed_b = scratch<float>(1, cols.count * cols.pitch * depth);
+  const int64_t lanes_a = rows.count * rows.pitch, lanes_b = cols.count * cols.pitch;
+  float* packed_a = scratch<float>(0, lanes_a * part_depth);
+  float* packed_b = scratch<float>(1, lanes_b * part_depth);
   // 16-bit results are summed in float32 until the last step; with a single step a tile on the stack does.
-  float* sums = narrow && steps > 1 ? scratch<float>(2, m * n) : nullptr;
+  float* sums = narrow && parts * steps > 1 ? scratch<float>(2, m * n) : nullptr;
   const int64_t row_blocks = ceil_div(rows.count, kBlockPanels);
   const int64_t block_cols = kBlockCols / cols.pitch;
   const int64_t col_blocks = ceil_div(cols.count, block_cols);
 
-  for (int64_t step = 0; step < steps; step++) {
-    const int64_t k0 = step * depth;
-    const int64_t kc = smaller(depth, p.k - k0);
-    const bool first = step == 0, last = step == steps - 1;
-    for_range(p.parallel, rows.count + cols.count, 8, [&](int64_t begin, int64_t end) {
+  for (int64_t part = 0; part < parts; part++) {
+    const int64_t k0 = part * part_depth;
+    const int64_t k_end = smaller(k0 + part_depth, p.k);
+    const auto steps_of_part = [&](const auto& f) {
+      int64_t k = k0;
+      do {
+        f(k, smaller(depth, k_end - k));
+        k += depth;
+      } while (k < k_end);
+    };
+    for_range(p.parallel, rows.count + cols.count, 4, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
         const bool is_a = i < rows.count;
-        const int64_t panel = is_a ? i : i - rows.count;
         const int64_t pitch = is_a ? rows.pitch : cols.pitch;
-        const int64_t lane = panel * pitch;
-        pack_panel(is_a ? p.a : p.b, (is_a ? row0 : col0) + lane, smaller(pitch, (is_a ? m : n) - lane), k0, kc, pitch,
-                   (is_a ? packed_a : packed_b) + lane * kc);
+        const int64_t lane = (is_a ? i : i - rows.count) * pitch;
+        const int64_t count = smaller(pitch, (is_a ? m : n) - lane);
+        steps_of_part([&](int64_t k, int64_t kc) {
+          float* to = is_a ? packed_a + lanes_a * (k - k0) : packed_b + lanes_b * (k - k0);
+          pack_panel(is_a ? p.a : p.b, (is_a ? row0 : col0) + lane, count, k, kc, pitch, to + lane * kc);
+        });
       }
     });
     for_range(p.parallel, row_blocks * col_blocks, 1, [&](int64_t begin, int64_t end) {
@@ -112,21 +125,27 @@ void multiply_chunk(const Product& p, int64_t row0, int64_t m, int64_t col0, int
         const int64_t row_end = smaller(row_begin + kBlockPanels, rows.count);
         const int64_t col_begin = block % col_blocks * block_cols;
         const int64_t col_end = smaller(col_begin + block_cols, cols.count);
-        for (int64_t jp = col_begin; jp < col_end; jp++) {
-          for (int64_t ip = row_begin; ip < row_end; ip++) {
-            const int64_t i = ip * rows.pitch, j = jp * cols.pitch;
-            const int64_t tile_rows = smaller(rows.pitch, m - i), tile_cols = smaller(cols.pitch, n - j);
-            float* to = !narrow ? reinterpret_cast<float*>(p.c) + (row0 + i) * p.n + col0 + j
-                        : sums  ? sums + i * n + j
-                                : tile;
-            const int64_t ld = !narrow ? p.n : sums ? n : kTileCols;
-            const bool add = !first || (!narrow && p.accumulate);
-            product(kc, packed_a + i * kc, packed_b + j * kc, to, ld, tile_rows, tile_cols, add);
-            if (!last || (!narrow && !p.bias)) continue;
-            visit_float(p.dtype_c,
-                        [&](auto t) { finish_tile<decltype(t)>(p, to, ld, row0 + i, col0 + j, tile_rows, tile_cols); });
+        steps_of_part([&](int64_t k, int64_t kc) {
+          const bool last = k + kc >= p.k;
+          const bool add = k > 0 || (!narrow && p.accumulate);
+          const float* a = packed_a + lanes_a * (k - k0);
+          const float* b = packed_b + lanes_b * (k - k0);
+          for (int64_t jp = col_begin; jp < col_end; jp++) {
+            for (int64_t ip = row_begin; ip < row_end; ip++) {
+              const int64_t i = ip * rows.pitch, j = jp * cols.pitch;
+              const int64_t tile_rows = smaller(rows.pitch, m - i), tile_cols = smaller(cols.pitch, n - j);
+              float* to = !narrow ? reinterpret_cast<float*>(p.c) + (row0 + i) * p.n + col0 + j
+                          : sums  ? sums + i * n + j
+                                  : tile;
+              const int64_t ld = !narrow ? p.n : sums ? n : kTileCols;
+              product(kc, a + i * kc, b + j * kc, to, ld, tile_rows, tile_cols, add);
+              if (!last || (!narrow && !p.bias)) continue;
+              visit_float(p.dtype_c, [&](auto t) {
+                finish_tile<decltype(t)>(p, to, ld, row0 + i, col0 + j, tile_rows, tile_cols);
+              });
+            }
           }
-        }
+        });
       }
     });
   }
