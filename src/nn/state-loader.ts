@@ -97,5 +97,6 @@ function copyValues(into: Tensor, from: Tensor): void {
   tidy(() => {
     const values = from.dtype === into.dtype ? from : cast(from, into.dtype);
     copyInto(reshape(into, [into.size]), reshape(values, [into.size]));
+    into.markChanged();
   });
 }

@@ -16,8 +16,8 @@ it("keeps the p99 delay of the event loop under 20 ms while a second of kernels 
     return performance.now() - start;
   };
   await round(4);
-  const perProduct = (await round(16)) / 16;
-  const count = Math.ceil(1200 / perProduct);
+  const perProduct = Math.min(await round(16), await round(16), await round(16)) / 16;
+  const count = Math.ceil(1500 / perProduct);
   const delay = monitorEventLoopDelay({ resolution: 1 });
   const start = performance.now();
   tidy(() => {
@@ -28,7 +28,7 @@ it("keeps the p99 delay of the event loop under 20 ms while a second of kernels 
   await synchronize();
   delay.disable();
   const total = performance.now() - start;
-  expect(total, "time that the queue took, ms").toBeGreaterThan(500);
+  expect(total, "time that the queue took, ms").toBeGreaterThan(1000);
   expect(enqueued, "time to enqueue, ms").toBeLessThan(total / 2);
   expect(delay.percentile(99) / 1e6, "p99 delay of the event loop, ms").toBeLessThan(20);
   a.dispose();

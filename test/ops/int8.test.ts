@@ -1,3 +1,4 @@
+// LLM.int8(): codes and integer sums to the bit, mixed products within their bound, fixtures of bitsandbytes.
 import { describe, expect, it } from "vitest";
 import type { Tensor } from "../../src/index.js";
 import { backward, memory, tensor } from "../../src/index.js";

@@ -1,0 +1,71 @@
+// What Linear8bitLt and Embedding8bit share on disk: `weight` int8 [N, K], `SCB` float32 [N], `weight_format` 0.
+import { int8VectorwiseQuant } from "../ops/int8.js";
+import { clone } from "../ops/to-device.js";
+import { zeros } from "../tensor/create.js";
+import type { DeviceLike } from "../tensor/device.js";
+import { tidy } from "../tensor/scope.js";
+import type { Tensor } from "../tensor/tensor.js";
+import type { StateSource } from "./module.js";
+import { Parameter } from "./parameter.js";
+
+/** A weight as row-wise codes with their scales. */
+export interface Int8Weight {
+  codes: Parameter; // int8 [N, K], frozen
+  SCB: Tensor; // float32 [N], absmax of each row
+  weightFormat: Tensor; // uint8 [], 0: row-major, the only layout there is
+}
+
+/** Quantizes a float weight [N, K] from its own dtype; the weight itself is left alone. */
+export function quantizeWeight(weight: Tensor): Int8Weight {
+  const rows = tidy(() => {
+    const { codes, stats } = int8VectorwiseQuant(weight);
+    return { codes, stats };
+  });
+  return ownWeight(rows.codes, rows.stats, weight.device);
+}
+
+function ownWeight(codes: Tensor, stats: Tensor, device: DeviceLike): Int8Weight {
+  const own = (t: Tensor): Parameter => new Parameter(t, { requiresGrad: false });
+  return { codes: own(codes), SCB: own(stats), weightFormat: own(zeros([], { dtype: "uint8", device })) };
+}
+
+/**
+ * Plans the loading of a quantized weight from under `prefix`, checking the codes and scales that come: -128 is
+ * written by nobody, scales are finite and not negative, and the layout must be row-major. Reads the values, so it
+ * waits for the device.
+ */
+export function planInt8Weight(
+  source: StateSource,
+  prefix: string,
+  shape: readonly [number, number],
+  adopt: (weight: Int8Weight) => void,
+): void {
+  const codes = source.take(`${prefix}weight`);
+  const stats = source.take(`${prefix}SCB`);
+  const format = source.has(`${prefix}weight_format`) ? source.take(`${prefix}weight_format`) : undefined;
+  if (!codes || !stats) return;
+  const want = (holds: boolean, key: string, rule: string, came: string): boolean => {
+    if (!holds) source.reject(`"${prefix}${key}" must ${rule}, got ${came}`);
+    return holds;
+  };
+  const describe = (t: Tensor): string => `${t.dtype} [${t.shape.join(", ")}]`;
+  const fits =
+    want(
+      sameShape(codes, shape) && codes.dtype === "int8",
+      "weight",
+      `be int8 [${shape.join(", ")}]`,
+      describe(codes),
+    ) &&
+    want(sameShape(stats, [shape[0]]) && stats.dtype === "float32", "SCB", `be float32 [${shape[0]}]`, describe(stats));
+  if (!fits) return;
+  const layout = format ? format.floatsSync()[0] : 0;
+  want(layout === 0, "weight_format", "be 0 (row-major)", String(layout));
+  want(!codes.dataSync().includes(-128), "weight", "hold codes from -127 to 127", "-128");
+  const badScale = stats.floatsSync().find((s) => !(s >= 0 && s < Infinity));
+  want(badScale === undefined, "SCB", "be finite and not negative", String(badScale));
+  source.plan(() => adopt(ownWeight(clone(codes), clone(stats), codes.device)));
+}
+
+function sameShape(t: Tensor, shape: readonly number[]): boolean {
+  return t.shape.length === shape.length && t.shape.every((dim, axis) => dim === shape[axis]);
+}

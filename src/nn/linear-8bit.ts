@@ -1,0 +1,129 @@
+// Linear8bitLt: a linear layer with int8 weights and activations and outlier columns in floating point
+// (LLM.int8(), Dettmers et al. 2022).
+import type { Int8Rows } from "../ops/int8.js";
+import { int8VectorwiseQuant, matmul8bit } from "../ops/int8.js";
+import type { Generator } from "../ops/random.js";
+import type { DeviceLike } from "../tensor/device.js";
+import type { DType } from "../tensor/dtype.js";
+import { BnbError } from "../tensor/errors.js";
+import { keep } from "../tensor/scope.js";
+import type { Tensor } from "../tensor/tensor.js";
+import type { Int8Weight } from "./int8-weight.js";
+import { planInt8Weight, quantizeWeight } from "./int8-weight.js";
+import { Linear } from "./linear.js";
+import type { StateSource } from "./module.js";
+import type { Parameter } from "./parameter.js";
+
+export interface Linear8bitLtOptions {
+  /** Default true. */
+  bias?: boolean;
+  /**
+   * True (the default) keeps the float weight as a trainable parameter and quantizes it on the way. False quantizes
+   * once, at `quantize()` or the first forward, releases the float weight and freezes the layer.
+   */
+  hasFp16Weights?: boolean;
+  /** Activations of at least this magnitude are multiplied in floating point; 6 is usual, 0 (the default) is never. */
+  threshold?: number;
+  /** dtype of the float weight and the bias; default float32. */
+  dtype?: DType;
+  device?: DeviceLike;
+  /** Source of the initial values; default the global one. */
+  generator?: Generator;
+}
+
+/**
+ * `y = x W^T + b` with W and x in int8. Quantized, it saves `weight` int8, `SCB` float32 and `weight_format`; a
+ * quantized checkpoint switches a layer that is not yet quantized.
+ *
+ * @example
+ * const layer = new Linear8bitLt(4096, 4096, { hasFp16Weights: false, threshold: 6 });
+ * layer.loadStateDict(linear.stateDict());
+ * const y = layer.forward(x); // x [..., 4096]
+ */
+export class Linear8bitLt extends Linear {
+  static override readonly names = { SCB: "SCB" };
+  readonly threshold: number;
+  readonly hasFp16Weights: boolean;
+  /** absmax of each row [outFeatures] float32, once quantized for good; `weight` then holds the int8 codes. */
+  SCB: Tensor | null = null;
+  weightFormat: Tensor | null = null;
+  // Codes of a float weight that may change: rebuilt when its version does.
+  #cache: { rows: Int8Rows; weight: Parameter; version: number } | null = null;
+
+  constructor(inputFeatures: number, outputFeatures: number, options: Linear8bitLtOptions = {}) {
+    super(inputFeatures, outputFeatures, checked(options));
+    this.threshold = options.threshold ?? 0;
+    this.hasFp16Weights = options.hasFp16Weights ?? true;
+  }
+
+  /** Whether the float weight is gone. */
+  get isQuantized(): boolean {
+    return this.SCB !== null;
+  }
+
+  /** Quantizes for good and releases the float weight; nothing happens if that was done, or with hasFp16Weights. */
+  quantize(): this {
+    if (!this.hasFp16Weights && !this.isQuantized) this.#adopt(quantizeWeight(this.weight));
+    return this;
+  }
+
+  override forward(x: Tensor): Tensor {
+    this.quantize();
+    const { threshold, bias } = this;
+    if (this.SCB) return matmul8bit(x, this.weight, this.SCB, { threshold, bias });
+    const { codes, stats } = this.#codes();
+    return matmul8bit(x, codes, stats, { threshold, bias, weight: this.weight });
+  }
+
+  override loadFrom(source: StateSource, prefix: string): void {
+    const isCheckpointQuantized = source.has(`${prefix}SCB`);
+    if (isCheckpointQuantized) {
+      planInt8Weight(source, prefix, [this.outFeatures, this.inFeatures], (weight) => this.#adopt(weight));
+    } else if (this.isQuantized) {
+      const weight = source.take(`${prefix}weight`);
+      if (weight) source.plan(() => this.#adopt(quantizeWeight(weight)));
+    } else {
+      source.copy(`${prefix}weight`, this.weight);
+    }
+    if (this.bias) source.copy(`${prefix}bias`, this.bias);
+  }
+
+  override dispose(): void {
+    super.dispose();
+    this.#dropCache();
+  }
+
+  #adopt(weight: Int8Weight): void {
+    this.weight.dispose();
+    this.SCB?.dispose();
+    this.weightFormat?.dispose();
+    this.#dropCache();
+    this.weight = weight.codes;
+    this.SCB = weight.SCB;
+    this.weightFormat = weight.weightFormat;
+  }
+
+  #codes(): Int8Rows {
+    const { weight } = this;
+    const cache = this.#cache;
+    if (cache && cache.weight === weight && cache.version === weight.version) return cache.rows;
+    this.#dropCache();
+    const rows = int8VectorwiseQuant(weight);
+    keep(rows.codes);
+    keep(rows.stats);
+    this.#cache = { rows, weight, version: weight.version };
+    return rows;
+  }
+
+  #dropCache(): void {
+    this.#cache?.rows.dispose();
+    this.#cache = null;
+  }
+}
+
+// Before anything is allocated.
+function checked(options: Linear8bitLtOptions): Linear8bitLtOptions {
+  const { threshold = 0 } = options;
+  if (threshold >= 0) return options;
+  throw new BnbError("ERR_BNB_OPTION", `Linear8bitLt: threshold must be at least 0, got ${threshold}`);
+}
