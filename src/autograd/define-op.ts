@@ -56,6 +56,9 @@ class Recorder implements OpContext {
   }
 }
 
+/** What ops outside a graph get: it keeps nothing, so one serves them all. */
+const forgetful = new Recorder(null);
+
 type Input = Tensor | null | readonly Tensor[];
 
 /**
@@ -66,9 +69,10 @@ export function defineOp<Args extends unknown[], Saved extends readonly unknown[
   spec: OpSpec<Args, Saved>,
 ): (...args: Args) => Tensor {
   return (...args) => {
-    const inputs = isGradEnabled() && spec.backward ? tensorInputs(args) : [];
-    if (!inputs.some(wantsGradient)) return spec.forward(new Recorder(null) as unknown as OpContext<Saved>, ...args);
-
+    if (!spec.backward || !isGradEnabled() || !anyWantsGradient(args)) {
+      return spec.forward(forgetful as unknown as OpContext<Saved>, ...args);
+    }
+    const inputs = tensorInputs(args);
     const recorder = new Recorder(inputs.map(wantsGradient));
     const ctx = recorder as unknown as OpContext<Saved>;
     const y = noGrad(() => spec.forward(ctx, ...args));
@@ -84,9 +88,23 @@ export function defineOp<Args extends unknown[], Saved extends readonly unknown[
   };
 }
 
+// Without an allocation: most calls are made outside a graph.
+function anyWantsGradient(args: readonly unknown[]): boolean {
+  for (const arg of args) {
+    if (arg instanceof Tensor ? arg.requiresGrad : Array.isArray(arg) && isTensorList(arg) && wantsGradient(arg)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+function isTensorList(list: readonly unknown[]): list is readonly Tensor[] {
+  return list[0] instanceof Tensor;
+}
+
 function tensorInputs(args: readonly unknown[]): Input[] {
   const isInput = (arg: unknown): arg is Input =>
-    arg === null || arg instanceof Tensor || (Array.isArray(arg) && arg[0] instanceof Tensor);
+    arg === null || arg instanceof Tensor || (Array.isArray(arg) && isTensorList(arg));
   return args.filter(isInput);
 }
 
