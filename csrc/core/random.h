@@ -57,4 +57,15 @@ BNB_INLINE void philox_batch(uint64_t seed, uint64_t first, uint32_t (&word)[4][
   }
 }
 
+// out[4 * j + k] = word[k][j]: elements in the order of their blocks.
+template <int N, class T>
+BNB_INLINE void interleave(const T (&word)[4][N], T* out) {
+  for (int j = 0; j < N; j++) {
+    out[4 * j] = word[0][j];
+    out[4 * j + 1] = word[1][j];
+    out[4 * j + 2] = word[2][j];
+    out[4 * j + 3] = word[3][j];
+  }
+}
+
 }  // namespace bnb

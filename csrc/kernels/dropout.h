@@ -12,7 +12,7 @@ struct DropoutArgs {
   int64_t n;
   uint64_t seed, offset;  // word i as in random_fill.h
   uint64_t threshold;     // p * 2^32; 2^32 drops all
-  float scale;            // 1 / (1 - p)
+  float scale;            // 1 / (1 - p); 0 for p = 1
   DType dtype;
 };
 BNB_KERNEL(dropout, DropoutArgs)

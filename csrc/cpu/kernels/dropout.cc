@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kBlocks = 64;
 constexpr int64_t kBatch = 4 * kBlocks;
+constexpr uint32_t kSign = 0x80000000u;  // turns the order of unsigned words into that of signed ones
 
 // The first n lanes; the whole vector without the slower partial access.
 template <class T>
@@ -32,15 +33,23 @@ BNB_INLINE void store_part(T* p, F32 v, int64_t n) {
 }  // namespace
 
 void dropout(const DropoutArgs& a) {
+  // With p = 1 the scale is 0, so that the one word at the saturated threshold does not matter.
+  const uint32_t limit = a.threshold > 0xffffffffu ? 0xffffffffu : static_cast<uint32_t>(a.threshold);
+  const int32_t threshold = static_cast<int32_t>(limit ^ kSign);
   visit_float(a.dtype, [&](auto t) {
     using T = decltype(t);
     parallel_for((a.n + kBatch - 1) / kBatch, 32, [&](int64_t begin, int64_t end) {
       for (int64_t batch = begin; batch < end; batch++) {
         uint32_t word[4][kBlocks];
         philox_batch(a.seed, a.offset + static_cast<uint64_t>(batch) * kBlocks, word);
-        float factor[kBatch];
-        for (int j = 0; j < kBlocks; j++)
-          for (int k = 0; k < 4; k++) factor[4 * j + k] = word[k][j] >= a.threshold ? a.scale : 0.0f;
+        // Copies, because a load behind the condition would keep the loop scalar.
+        const float scale = a.scale;
+        const int32_t least = threshold;
+        float chosen[4][kBlocks], factor[kBatch];
+        for (int k = 0; k < 4; k++)
+          for (int j = 0; j < kBlocks; j++)
+            chosen[k][j] = static_cast<int32_t>(word[k][j] ^ kSign) >= least ? scale : 0.0f;
+        interleave(chosen, factor);
 
         const int64_t at = batch * kBatch, left = a.n - at, count = left < kBatch ? left : kBatch;
         const T* x = static_cast<const T*>(a.x) + at;

@@ -62,14 +62,15 @@ void normals(const uint32_t (&word)[4][kBlocks], float mean, float deviation, fl
       value[pair + 1][j] = radius * sine + mean;
     }
   }
-  for (int j = 0; j < kBlocks; j++)
-    for (int k = 0; k < 4; k++) out[4 * j + k] = value[k][j];
+  interleave(value, out);
 }
 
 void uniforms(const uint32_t (&word)[4][kBlocks], float low, float width, float* out) {
-  for (int j = 0; j < kBlocks; j++)
-    for (int k = 0; k < 4; k++)
-      out[4 * j + k] = static_cast<float>(static_cast<int32_t>(word[k][j] >> 8)) * kUnit * width + low;
+  float value[4][kBlocks];
+  for (int k = 0; k < 4; k++)
+    for (int j = 0; j < kBlocks; j++)
+      value[k][j] = static_cast<float>(static_cast<int32_t>(word[k][j] >> 8)) * kUnit * width + low;
+  interleave(value, out);
 }
 
 // Calls f(words, first element, count) for every batch.
