@@ -182,9 +182,9 @@ export abstract class Module implements Disposable, Owner {
     return this.train(false);
   }
 
-  /** Makes every parameter of the tree trainable, or freezes it. */
+  /** Makes every parameter of the tree require a gradient, except packed codes, or freezes them all. */
   requiresGrad_(on = true): this {
-    for (const parameter of this.parameters()) parameter.requiresGrad = on;
+    for (const parameter of this.parameters()) parameter.requiresGrad = on && parameter.trainable;
     return this;
   }
 

@@ -1,5 +1,6 @@
 // Parameter: a tensor that a module owns and an optimizer changes.
 
+import { isFloat } from "../tensor/dtype.js";
 import { Tensor } from "../tensor/tensor.js";
 
 /** What an optimizer does differently for one parameter; the keys are those of its options. */
@@ -23,5 +24,10 @@ export class Parameter extends Tensor {
     super(data.takeHandle(), data.dtype, data.shape, data.device, false);
     this.escape();
     this.requiresGrad = options.requiresGrad ?? true;
+  }
+
+  /** Whether it can have a gradient at all: packed codes cannot. */
+  get trainable(): boolean {
+    return isFloat(this.dtype);
   }
 }

@@ -71,6 +71,10 @@ export class Params4bit extends Parameter implements Quantization {
     this.module = options.module ?? null;
   }
 
+  override get trainable(): boolean {
+    return !this.bnbQuantized && super.trainable;
+  }
+
   /** Whether the data are packed codes. */
   get bnbQuantized(): boolean {
     return this.quantState !== null;

@@ -25,8 +25,8 @@ export interface ReplaceLinearOptions {
 }
 
 /**
- * Replaces every `Linear` below `model` by what `factory` makes, and disposes the old ones. The head,
- * `lm_head`, stays unless `skipModules` says otherwise. Returns the model.
+ * Replaces every `Linear` below `model`, quantized ones included, by what `factory` makes, and disposes the old
+ * ones. The head, `lm_head`, stays unless `skipModules` says otherwise. Returns the model.
  *
  * @example
  * replaceLinear(model, (k, n, bias) => new LinearNF4(k, n, { bias }), { copyWeights: true });

@@ -4,6 +4,7 @@ import { backward } from "../../src/autograd/backward.js";
 import { ModuleList, Sequential } from "../../src/nn/containers.js";
 import { Dropout } from "../../src/nn/dropout.js";
 import { Linear } from "../../src/nn/linear.js";
+import { Linear4bit } from "../../src/nn/linear-4bit.js";
 import type { StateDict, StateSource } from "../../src/nn/module.js";
 import { Module, snakeCase } from "../../src/nn/module.js";
 import { Parameter } from "../../src/nn/parameter.js";
@@ -214,6 +215,15 @@ describe("modes", () => {
     layer.zeroGrad();
     expect(layer.bias!.grad).toBeNull();
     expect(layer.requiresGrad_(false).forward(ones([3, 2])).requiresGrad).toBe(false);
+    layer.dispose();
+  });
+});
+
+describe("packed weights", () => {
+  it.each(["uint8", "float32"] as const)("stored as %s stay frozen when the rest is made trainable", (quantStorage) => {
+    const layer = new Linear4bit(64, 2, { quantStorage }).quantize();
+    layer.requiresGrad_();
+    expect([layer.weight.requiresGrad, layer.bias!.requiresGrad]).toEqual([false, true]);
     layer.dispose();
   });
 });

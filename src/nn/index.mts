@@ -1,0 +1,2 @@
+// bitsandbytes-node/nn for `import`: the same objects that `require` gives.
+export * from "./index.js";
