@@ -9,10 +9,10 @@ namespace bnb::BNB_ISA {
 namespace {
 
 constexpr float kInv127 = 0x1.020408p-7f;
-constexpr int64_t kVectors = 2;                            // of columns in a register tile
+constexpr int64_t kVectors = 2;  // of columns in a register tile
 constexpr int64_t kTileCols = kVectors * F32::width;
-constexpr int64_t kPanelCols = 4 * kTileCols;              // of columns decoded together
-constexpr int64_t kChunk = 128;                            // rows of the weight decoded together
+constexpr int64_t kPanelCols = 4 * kTileCols;  // of columns decoded together
+constexpr int64_t kChunk = 128;                // rows of the weight decoded together
 constexpr int kTileRows = 4;
 
 // acc[R][kVectors] += dy[r][n] * panel[n][...] over a chunk.
@@ -77,7 +77,8 @@ void backward(const Int8LinearBackwardArgs& a) {
           int64_t i = 0;
           for (; i + kTileRows <= a.m; i += kTileRows)
             accumulate<kTileRows>(dy + i * a.n + from, a.n, panel + tile, rows, sums + i * kPanelCols + tile);
-          for (; i < a.m; i++) accumulate<1>(dy + i * a.n + from, a.n, panel + tile, rows, sums + i * kPanelCols + tile);
+          for (; i < a.m; i++)
+            accumulate<1>(dy + i * a.n + from, a.n, panel + tile, rows, sums + i * kPanelCols + tile);
         }
       }
       for (int64_t i = 0; i < a.m; i++)
