@@ -1,0 +1,53 @@
+// Puts adapters around the linear layers of a model, chosen by name, and freezes everything else.
+import type { Parameter } from "../nn/index.js";
+import { Module } from "../nn/index.js";
+import { BnbError } from "../tensor/errors.js";
+import type { LinearLike, LoraOptions } from "./lora-linear.js";
+import { LoraLinear } from "./lora-linear.js";
+
+/** Which layers get an adapter, and what it looks like. */
+export interface ApplyLoraOptions extends LoraOptions {
+  /** Layers whose path is an item or ends with "." + item, in state-dict spelling: `["q_proj", "v_proj"]`. */
+  targetModules: readonly string[];
+}
+
+/**
+ * Freezes the model, wraps the targeted layers in `LoraLinear` and returns the adapters' parameters, which
+ * are all that an optimizer should be given.
+ *
+ * @example
+ * const adapters = applyLora(model, { r: 8, loraAlpha: 16, targetModules: ["q_proj", "v_proj"] });
+ * const optimizer = new AdamW8bit(adapters, { lr: 2e-3 });
+ */
+export function applyLora(model: Module, { targetModules, ...options }: ApplyLoraOptions): Parameter[] {
+  const isTarget = (path: string) => targetModules.some((item) => path === item || path.endsWith(`.${item}`));
+  const targets = model.namedModules().flatMap(([parentPath, parent]) =>
+    parent.members().flatMap(({ field, name, value }) => {
+      const path = parentPath === "" ? (name ?? field) : `${parentPath}.${name ?? field}`;
+      return value instanceof Module && isTarget(path) ? [{ parent, field, path, layer: value }] : [];
+    }),
+  );
+  if (targets.length === 0) {
+    const wanted = targetModules.join(", ");
+    throw new BnbError("ERR_BNB_OPTION", `applyLora: targetModules must name layers of the model, got [${wanted}]`);
+  }
+  const wrong = targets.find(({ layer }) => !isLinearLike(layer));
+  if (wrong) {
+    const type = wrong.layer.constructor.name;
+    throw new BnbError("ERR_BNB_OPTION", `applyLora: a target must be a linear layer, got ${type} at ${wrong.path}`);
+  }
+
+  // A layer that is used in two places gets one adapter. All are made before the model changes.
+  const layers = [...new Set(targets.map(({ layer }) => layer as LinearLike))];
+  const wrapped = new Map(
+    layers.map((layer): [Module, LoraLinear] => [layer, new LoraLinear(layer, options)]),
+  );
+  for (const [layer, lora] of wrapped) lora.train(layer.training);
+  model.requiresGrad_(false);
+  for (const { parent, field, layer } of targets) parent.replaceMember(field, wrapped.get(layer) as LoraLinear);
+  return [...wrapped.values()].flatMap(({ loraA, loraB }) => [loraA, loraB]);
+}
+
+function isLinearLike(layer: Module): boolean {
+  return "inFeatures" in layer && "outFeatures" in layer;
+}

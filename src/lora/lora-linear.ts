@@ -1,0 +1,65 @@
+// A low-rank adapter around a frozen linear layer (Hu et al., 2021): y = base(x) + alpha / r * B A dropout(x).
+// Only A and B learn; the base may be a Linear or a quantized layer, its class does not matter here.
+import type { UnaryModule } from "../nn/index.js";
+import { Dropout, init, Module, Parameter } from "../nn/index.js";
+import type { Generator } from "../ops/index.js";
+import { add, cast, linear, mul } from "../ops/index.js";
+import { zeros } from "../tensor/create.js";
+import type { Device } from "../tensor/device.js";
+import { BnbError } from "../tensor/errors.js";
+import type { Tensor } from "../tensor/tensor.js";
+
+/** What an adapter needs of its base: a module that maps [..., inFeatures] to [..., outFeatures]. */
+export interface LinearLike extends UnaryModule {
+  readonly inFeatures: number;
+  readonly outFeatures: number;
+}
+
+/** Rank, scale and dropout of an adapter. */
+export interface LoraOptions {
+  /** Rank of the update. Default 8. */
+  r?: number;
+  /** The update is scaled by loraAlpha / r. Default 8. */
+  loraAlpha?: number;
+  /** Probability of dropping an input of A while training. Default 0. */
+  loraDropout?: number;
+  device?: Device;
+  generator?: Generator;
+}
+
+/**
+ * `y = base(x) + loraAlpha / r * dropout(x) A^T B^T`.
+ *
+ * A starts uniform in ±1/sqrt(in) and B at zero, so a new adapter changes nothing. Adapters are float32; their
+ * output is cast to the dtype of `base(x)`. Owns its base.
+ */
+export class LoraLinear extends Module {
+  static override readonly names = { loraA: "lora_A", loraB: "lora_B" };
+
+  baseLayer: LinearLike;
+  loraA: Parameter; // [r, in] float32
+  loraB: Parameter; // [out, r] float32
+  loraDropout: Dropout;
+  readonly scaling: number;
+
+  constructor(base: LinearLike, { r = 8, loraAlpha = 8, loraDropout = 0, device, generator }: LoraOptions = {}) {
+    super();
+    if (!(Number.isInteger(r) && r > 0)) {
+      throw new BnbError("ERR_BNB_OPTION", `loraLinear: r must be a positive integer, got ${r}`);
+    }
+    const { inFeatures, outFeatures } = base;
+    const bound = 1 / Math.sqrt(inFeatures);
+    this.baseLayer = base;
+    this.scaling = loraAlpha / r;
+    this.loraDropout = new Dropout(loraDropout, { generator });
+    this.loraA = new Parameter(init.uniform([r, inFeatures], -bound, bound, { device, generator }));
+    this.loraB = new Parameter(zeros([outFeatures, r], { device }));
+  }
+
+  forward(x: Tensor): Tensor {
+    const y = this.baseLayer.forward(x);
+    const low = linear(this.loraDropout.forward(cast(x, "float32")), this.loraA, null);
+    const update = mul(linear(low, this.loraB, null), this.scaling);
+    return add(y, cast(update, y.dtype));
+  }
+}
