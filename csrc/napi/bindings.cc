@@ -15,7 +15,6 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::quantized_4bit>(
       "quantized4bit(packed, absmax, nestedAbsmax, nestedCode, offset, shape, blocksize, nestedBlocksize, type, "
       "dtype)");
-  b.bind<&ops::quantized_parts>("quantizedParts(weight)");
 
   // matrix products
   b.bind<&ops::matmul>("matmul(a, b, transposeA, transposeB)");

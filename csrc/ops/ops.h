@@ -30,8 +30,6 @@ Quantized4Bit quantized_4bit(const Tensor& packed, const Tensor& absmax, const s
                              const std::optional<Tensor>& nested_code, const std::optional<Tensor>& offset,
                              const Shape& shape, int64_t blocksize, int64_t nested_blocksize, QuantType type,
                              DType dtype);
-// The tensors of such a handle: packed, absmax, and when nested nested_absmax, nested_code, offset.
-std::vector<Tensor> quantized_parts(const Quantized4Bit& weight);
 
 // ---- matrix products (ops/matmul.cc)
 // a[..., M, K] b[..., K, N], where b may be one matrix for all; a transposed operand is stored with its last two

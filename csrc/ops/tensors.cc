@@ -93,9 +93,4 @@ Quantized4Bit quantized_4bit(const Tensor& packed, const Tensor& absmax, const s
           .dtype = dtype};
 }
 
-std::vector<Tensor> quantized_parts(const Quantized4Bit& weight) {
-  if (!weight.is_nested()) return {weight.packed, weight.absmax};
-  return {weight.packed, weight.absmax, weight.nested_absmax, weight.nested_code, weight.offset};
-}
-
 }  // namespace bnb::ops

@@ -67,7 +67,6 @@ export interface NativeOps {
     ],
     [Quantized4Bit]
   >;
-  quantizedParts: NativeOp<[weight: Quantized4Bit], Tensor[]>;
 
   // optimizers
   optimizerStep: NativeOp<[tensors: readonly Tensor[], options: Float64Array, nonFiniteCount: Tensor], []>;
