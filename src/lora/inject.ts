@@ -39,9 +39,7 @@ export function applyLora(model: Module, { targetModules, ...options }: ApplyLor
 
   // A layer that is used in two places gets one adapter. All are made before the model changes.
   const layers = [...new Set(targets.map(({ layer }) => layer as LinearLike))];
-  const wrapped = new Map(
-    layers.map((layer): [Module, LoraLinear] => [layer, new LoraLinear(layer, options)]),
-  );
+  const wrapped = new Map(layers.map((layer): [Module, LoraLinear] => [layer, new LoraLinear(layer, options)]));
   for (const [layer, lora] of wrapped) lora.train(layer.training);
   model.requiresGrad_(false);
   for (const { parent, field, layer } of targets) parent.replaceMember(field, wrapped.get(layer) as LoraLinear);
