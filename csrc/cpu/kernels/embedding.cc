@@ -125,13 +125,16 @@ void renorm(const EmbeddingRenormArgs& a) {
 void embedding(const EmbeddingArgs& a) {
   parallel_for(a.count, grain_of(a.row_bytes / 4), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
-      char* y = static_cast<char*>(a.y) + i * a.row_bytes;
       const int32_t id = a.ids[i];
-      if (inside(id, a.rows)) {
-        __builtin_memcpy(y, static_cast<const char*>(a.weight) + id * a.row_bytes, static_cast<size_t>(a.row_bytes));
+      const bool known = inside(id, a.rows);
+      if (!known) report_fault(a.fault, FaultCode::index_out_of_range, id, a.rows);
+      if (a.row_bytes == 0) continue;  // tensors without elements may have no memory
+      char* y = static_cast<char*>(a.y) + i * a.row_bytes;
+      const size_t nbytes = static_cast<size_t>(a.row_bytes);
+      if (known) {
+        __builtin_memcpy(y, static_cast<const char*>(a.weight) + id * a.row_bytes, nbytes);
       } else {
-        report_fault(a.fault, FaultCode::index_out_of_range, id, a.rows);
-        __builtin_memset(y, 0, static_cast<size_t>(a.row_bytes));
+        __builtin_memset(y, 0, nbytes);
       }
     }
   });
