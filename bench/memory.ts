@@ -1,6 +1,7 @@
 // What forgetting costs: a 2000-step training loop that disposes everything, and one that disposes nothing outside
 // tidy, where the garbage collector is the net. Each runs in a process of its own; the peaks are compared.
 import { execFileSync } from "node:child_process";
+import type { Tensor } from "bitsandbytes-node";
 import {
   crossEntropy,
   LlamaConfig,
@@ -10,7 +11,6 @@ import {
   optim,
   randn,
   synchronize,
-  type Tensor,
   tensor,
   tidy,
 } from "bitsandbytes-node";

@@ -1,5 +1,6 @@
 // npm run bench [-- name ...]: compiles the benchmarks and runs all of them, or those named, one after the other,
-// each in a process of its own. A benchmark is a module that measures and calls record().
+// each in a process of its own. A benchmark is a module that measures and calls record(). With --readme, the
+// recorded figures are written into README.md instead.
 import { spawnSync } from "node:child_process";
 import { readdirSync } from "node:fs";
 
@@ -7,6 +8,10 @@ const names = readdirSync("bench")
   .filter((file) => file.endsWith(".ts") && file !== "timing.ts")
   .map((file) => file.slice(0, -3));
 const wanted = process.argv.slice(2);
+if (wanted[0] === "--readme") {
+  await import("./readme.mjs");
+  process.exit(0);
+}
 const unknown = wanted.filter((name) => !names.includes(name));
 if (unknown.length > 0) {
   console.error(`bench: unknown ${unknown.join(", ")}; there are ${names.join(", ")}`);

@@ -1,0 +1,79 @@
+// npm run bench -- --readme: writes the README's figures from bench/results, so that none is typed by hand.
+import { readFileSync, writeFileSync } from "node:fs";
+
+const read = (name) => JSON.parse(readFileSync(`bench/results/${name}.json`, "utf8"));
+const number = (x) => (x >= 100 ? Math.round(x) : Number(x.toPrecision(3))).toString();
+const of = (file, label) => {
+  const found = file.results.find((result) => result.case === label);
+  if (!found) throw new Error(`bench/results/${file.name}.json has no case "${label}"`);
+  return found;
+};
+const median = (value) => (typeof value === "object" ? value.median : value);
+
+const [linear, quantize, optimizer, matmul, crossing, memory] = [
+  "linear-4bit",
+  "quantize",
+  "optimizer",
+  "matmul",
+  "crossing",
+  "memory",
+].map(read);
+
+const rows = [
+  ...[1, 4, 16, 64].map((m) => {
+    const r = of(linear, `M=${m} 4096x4096 vs MatMulBnb4`);
+    return [
+      `NF4 linear, 4096 x 4096, ${m} row${m > 1 ? "s" : ""}, exact float32`,
+      `${number(median(r.ms))} ms`,
+      `${number(median(r.timesFaster))} times as fast as onnxruntime-node's MatMulBnb4`,
+    ];
+  }),
+  ...[
+    ["quantize4bit nf4 float32", "quantize to NF4, 16.8 M float32"],
+    ["dequantize4bit nf4 nested float32", "dequantize nested NF4 to float32"],
+    ["quantizeBlockwise 256 float32", "quantize to 8 bits in blocks of 256"],
+  ].map(([label, text]) => {
+    const r = of(quantize, label);
+    return [text, `${number(r.Gelements)} G elements/s`, `${number(1 / r.copyOverOurs)} of the speed of a copy`];
+  }),
+  ...["AdamW8bit", "AdamW32bit", "Lion8bit"].map((label) => {
+    const r = of(optimizer, label);
+    const bytes = `${number(r.stateBytesPerParameter)} bytes of state a parameter`;
+    return [`${label} step, 16.8 M float32 parameters`, `${number(r.gigaParametersPerSecond)} G parameters/s`, bytes];
+  }),
+  (() => {
+    const r = of(matmul, "matmul 1024^3 float32");
+    return [
+      "float32 product, 1024 x 1024 x 1024",
+      `${number(r.GFLOPs)} GFLOP/s`,
+      `${number(100 * r.ofPeak)} % of the multiply-add peak`,
+    ];
+  })(),
+  ...["silu [16] in tidy", "add [16] in tidy"].map((label) => {
+    const r = of(crossing, label);
+    return [
+      `queueing \`${label.split(" ")[0]}\` of 16 elements from JavaScript`,
+      `${number(median(r.us))} us`,
+      `best ${number(r.best)} us`,
+    ];
+  }),
+  ...memory.results.map((r) => [
+    `2000 training steps, ${r.case}`,
+    `${number(r.rssMB)} MB of process memory`,
+    `${number(r.rssRatio)} times that of a loop that disposes everything`,
+  ]),
+];
+
+const { host, date, commit } = linear;
+const text = [
+  `Medians on ${host.threads} threads of an ${host.cpu} (${host.isa}), Node ${host.node}, ${date}, commit ${commit}:`,
+  "",
+  "| what | | |",
+  "|---|---|---|",
+  ...rows.map((row) => `| ${row.join(" | ")} |`),
+].join("\n");
+
+const readme = readFileSync("README.md", "utf8");
+const marked = /(<!-- figures:[^\n]*-->\n)[\s\S]*?(\n?<!-- end of figures -->)/;
+if (!marked.test(readme)) throw new Error("README.md has no place for figures");
+writeFileSync("README.md", readme.replace(marked, `$1\n${text}\n\n<!-- end of figures -->`));
