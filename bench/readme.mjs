@@ -1,4 +1,5 @@
 // npm run bench -- --readme: writes the README's figures from bench/results, so that none is typed by hand.
+import { spawnSync } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 
 const read = (name) => JSON.parse(readFileSync(`bench/results/${name}.json`, "utf8"));
@@ -77,3 +78,4 @@ const readme = readFileSync("README.md", "utf8");
 const marked = /(<!-- figures:[^\n]*-->\n)[\s\S]*?(\n?<!-- end of figures -->)/;
 if (!marked.test(readme)) throw new Error("README.md has no place for figures");
 writeFileSync("README.md", readme.replace(marked, `$1\n${text}\n\n<!-- end of figures -->`));
+spawnSync("node_modules/.bin/biome", ["format", "--write", "README.md"], { stdio: "inherit" });
