@@ -13,8 +13,8 @@ constexpr int kDotCols = 4;
 
 BNB_INLINE __m512i load_bytes(const int8_t* p, __mmask64 lanes) { return _mm512_maskz_loadu_epi8(lanes, p); }
 
-// vpdpbusd wants one unsigned operand: a + 128. The surplus 128 * sum(b) is taken off at the end; int32 wraps
-// on the way, which cancels.
+// vpdpbusd wants one unsigned operand: a + 128. The surplus 128 * sum(b) is taken off lane by lane before the lanes
+// are summed; within a lane int32 may wrap, which cancels.
 template <int R, int C>
 void dot_tile(const int8_t* a, const int8_t* b, int64_t k, int64_t stride, int32_t (&sums)[kDotRows][kDotCols]) {
   const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80)), ones = _mm512_set1_epi8(1);
@@ -43,10 +43,9 @@ void dot_tile(const int8_t* a, const int8_t* b, int64_t k, int64_t stride, int32
   }
 #pragma GCC unroll 4
   for (int j = 0; j < C; j++) {
-    const uint32_t excess = static_cast<uint32_t>(_mm512_reduce_add_epi32(surplus[j])) << 7;
+    const __m512i excess = _mm512_slli_epi32(surplus[j], 7);
 #pragma GCC unroll 4
-    for (int i = 0; i < R; i++)
-      sums[i][j] = static_cast<int32_t>(static_cast<uint32_t>(_mm512_reduce_add_epi32(acc[i][j])) - excess);
+    for (int i = 0; i < R; i++) sums[i][j] = _mm512_reduce_add_epi32(_mm512_sub_epi32(acc[i][j], excess));
   }
 }
 
