@@ -67,9 +67,9 @@ export const fullSettings: DemoSettings = {
 /** The sizes of `bnb demo --quick`: the same model, fewer steps. */
 export const quickSettings: DemoSettings = {
   ...fullSettings,
-  pretrain: { ...fullSettings.pretrain, steps: 170, shortSteps: 110, warmupSteps: 16 },
-  finetune: { ...fullSettings.finetune, steps: 120, warmupSteps: 6 },
-  evaluationBatches: 12,
+  pretrain: { ...fullSettings.pretrain, steps: 110, shortSteps: 75, warmupSteps: 12 },
+  finetune: { ...fullSettings.finetune, steps: 125, warmupSteps: 6 },
+  evaluationBatches: 8,
   speedTokens: 48,
   sampleTokens: 160,
 };
