@@ -58,8 +58,8 @@ export class LoraLinear extends Module {
 
   forward(x: Tensor): Tensor {
     const y = this.baseLayer.forward(x);
-    const low = linear(this.loraDropout.forward(cast(x, "float32")), this.loraA, null);
-    const update = mul(linear(low, this.loraB, null), this.scaling);
-    return add(y, cast(update, y.dtype));
+    // Scaled where it is narrow: r columns instead of as many as y has.
+    const low = mul(linear(this.loraDropout.forward(cast(x, "float32")), this.loraA, null), this.scaling);
+    return add(y, cast(linear(low, this.loraB, null), y.dtype));
   }
 }

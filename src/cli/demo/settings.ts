@@ -56,7 +56,7 @@ export const fullSettings: DemoSettings = {
     warmupSteps: 10,
     r: 16,
     loraAlpha: 32,
-    loraDropout: 0.05,
+    loraDropout: 0,
     targetModules,
   },
   evaluationBatches: 24,
