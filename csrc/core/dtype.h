@@ -26,7 +26,7 @@ BNB_INLINE bool is_float(DType t) { return t == DType::float32 || t == DType::fl
 
 // Calls f with a value of the storage type (float, f16 or bf16). The op has checked is_float.
 template <class F>
-BNB_INLINE void visit_float(DType t, const F& f) {
+BNB_HOST_INLINE void visit_float(DType t, const F& f) {
   if (t == DType::float32) {
     f(float{});
   } else if (t == DType::float16) {

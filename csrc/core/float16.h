@@ -3,12 +3,15 @@
 #pragma once
 #include <cstdint>
 
+#if defined(_MSC_VER)
+#define BNB_HOST_INLINE __forceinline
+#else
+#define BNB_HOST_INLINE __attribute__((always_inline)) inline
+#endif
 #if defined(__CUDACC__)
 #define BNB_INLINE __host__ __device__ __forceinline__
-#elif defined(_MSC_VER)
-#define BNB_INLINE __forceinline
 #else
-#define BNB_INLINE __attribute__((always_inline)) inline
+#define BNB_INLINE BNB_HOST_INLINE
 #endif
 
 namespace bnb {

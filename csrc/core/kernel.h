@@ -59,6 +59,8 @@ struct Fault {
   int32_t code;   // FaultCode
   int64_t value;  // the offending value
   int64_t limit;  // it must be in [0, limit)
+  // Who reports. Null on a CPU, where the fault is seen right after the kernel that made it.
+  const char* op;
 };
 
 }  // namespace bnb

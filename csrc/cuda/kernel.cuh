@@ -1,0 +1,186 @@
+// What every .cu file starts from: launch(), shared memory, vector loads, conversions, reductions. The same file
+// compiles with nvcc and, for the emulated device, with g++ after emulation/simt.h.
+#pragma once
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#endif
+
+#include "core/kernel.h"
+#include "cuda/stream.h"
+
+namespace bnb::cuda {
+
+constexpr int kWarp = 32;
+constexpr uint32_t kFullMask = 0xffffffffu;
+
+// BNB_SHARED(float[32], partial): an array that the threads of a block share.
+// BNB_DYNAMIC_SHARED(bytes): an unsigned char*, as large as the launch says, aligned to 128 bytes.
+#if defined(__CUDACC__)
+template <class T>
+struct SharedType {
+  using type = T;
+};
+#define BNB_SHARED(T, name) __shared__ typename ::bnb::cuda::SharedType<T>::type name
+#define BNB_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+#else
+#define BNB_SHARED(T, name)          \
+  static const char name##_site = 0; \
+  auto& name = ::simt::shared<T>(&name##_site, #name)
+#define BNB_DYNAMIC_SHARED(name) unsigned char* const name = ::simt::dynamic_shared()
+#endif
+
+// Queues kernel(args...) on the stream. An empty grid does nothing. `shared` is the size of BNB_DYNAMIC_SHARED.
+template <class... P, class... A>
+void launch(CudaStream& s, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, const A&... args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  check_grid(grid.x, grid.y, grid.z, uint64_t{block.x} * block.y * block.z, shared, s.gpu);
+#if defined(__CUDACC__)
+  if (shared > (48 << 10))
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  kernel<<<grid, block, shared, static_cast<cudaStream_t>(s.handle)>>>(static_cast<P>(args)...);
+#else
+  ::simt::launch(grid, block, shared, [&] { kernel(static_cast<P>(args)...); });
+#endif
+  check_launch("launch");
+}
+
+BNB_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Blocks for a grid-stride loop over n items, `per_block` at a time: enough to fill the card, no more.
+inline dim3 stride_grid(const CudaStream& s, int64_t n, int64_t per_block) {
+  const int64_t blocks = ceil_div(n, per_block), most = int64_t{s.gpu.sms} * 32;
+  return dim3(static_cast<unsigned>(blocks < most ? blocks : most));
+}
+
+// First item of this thread in a grid-stride loop, and the step to its next.
+__device__ __forceinline__ int64_t global_thread() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+__device__ __forceinline__ int64_t global_threads() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
+
+// --- 16-bit floats: the conversion instructions, equal to those of core/float16.h but for the payload of a NaN ----
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(bf16 x) { return to_float(x); }
+__device__ __forceinline__ float widen(f16 x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+#else
+  return to_float(x);
+#endif
+}
+
+template <class T>
+__device__ __forceinline__ T narrow(float x) {
+  return from_float<T>(x);
+}
+template <>
+__device__ __forceinline__ f16 narrow<f16>(float x) {
+#if defined(__CUDA_ARCH__)
+  f16 y;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  return y;
+#else
+  return from_float<f16>(x);
+#endif
+}
+template <>
+__device__ __forceinline__ bf16 narrow<bf16>(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  bf16 y;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  return y;
+#else
+  return from_float<bf16>(x);
+#endif
+}
+
+// --- vectors: one load or store of 2, 4, 8 or 16 bytes; the address must be a multiple of the size ----------------
+
+template <class T, int N>
+struct alignas(sizeof(T) * N) Vec {
+  T v[N];
+};
+
+template <int N, class T>
+__device__ __forceinline__ Vec<T, N> load_vec(const T* from) {
+  static_assert(sizeof(T) * N <= 16);
+#if !defined(__CUDACC__)
+  ::simt::check_access(from, sizeof(T) * N, alignof(Vec<T, N>), false);
+#endif
+  return *reinterpret_cast<const Vec<T, N>*>(from);
+}
+
+template <int N, class T>
+__device__ __forceinline__ void store_vec(T* to, const Vec<T, N>& value) {
+  static_assert(sizeof(T) * N <= 16);
+#if !defined(__CUDACC__)
+  ::simt::check_access(to, sizeof(T) * N, alignof(Vec<T, N>), true);
+#endif
+  *reinterpret_cast<Vec<T, N>*>(to) = value;
+}
+
+// Whether vectors of N elements may be used on all of these, row by row.
+template <class... P>
+bool aligned_for(size_t nbytes, const P*... pointers) {
+  return ((reinterpret_cast<uintptr_t>(pointers) % nbytes == 0) && ...);
+}
+
+// --- reductions: fixed trees, so that results do not depend on timing ----------------------------------------------
+
+struct Sum {
+  template <class T>
+  __device__ __forceinline__ T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+// NaN wins, as in the CPU's kernels.
+struct Max {
+  __device__ __forceinline__ float operator()(float a, float b) const { return a > b || a != a ? a : b; }
+  __device__ __forceinline__ int64_t operator()(int64_t a, int64_t b) const { return a > b ? a : b; }
+  __device__ __forceinline__ uint32_t operator()(uint32_t a, uint32_t b) const { return a > b ? a : b; }
+};
+
+// Every lane gets the result over the `Width` neighbouring lanes that it is part of.
+template <int Width = kWarp, class T, class F>
+__device__ __forceinline__ T warp_reduce(T v, F f) {
+#pragma unroll
+  for (int offset = Width / 2; offset > 0; offset /= 2) v = f(v, __shfl_xor_sync(kFullMask, v, offset));
+  return v;
+}
+template <int Width = kWarp, class T>
+__device__ __forceinline__ T warp_sum(T v) {
+  return warp_reduce<Width>(v, Sum{});
+}
+
+// Every thread gets the result over the block. blockDim.x must be a multiple of 32 and at most 1024, and all of
+// the block must call it. May be called repeatedly.
+template <class T, class F>
+__device__ __forceinline__ T block_reduce(T v, F f, T identity) {
+  BNB_SHARED(T[kWarp], partial);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  v = warp_reduce(v, f);
+  if (lane == 0) partial[warp] = v;
+  __syncthreads();
+  v = warp_reduce(lane < warps ? partial[lane] : identity, f);
+  __syncthreads();
+  return v;
+}
+template <class T>
+__device__ __forceinline__ T block_sum(T v) {
+  return block_reduce(v, Sum{}, T{});
+}
+
+// The first report wins. `op` is a host string, carried and never read here.
+__device__ __forceinline__ void report_out_of_range(Fault* fault, const char* op, int64_t value, int64_t limit) {
+  if (atomicCAS(&fault->code, static_cast<int32_t>(FaultCode::none),
+                static_cast<int32_t>(FaultCode::index_out_of_range)) != 0)
+    return;
+  fault->value = value;
+  fault->limit = limit;
+  fault->op = op;
+}
+
+}  // namespace bnb::cuda

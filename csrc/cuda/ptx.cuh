@@ -1,0 +1,159 @@
+// The PTX instructions that kernels use, by name, each with a body for the emulated device. Nothing else in the
+// project contains inline assembly but the two conversions in kernel.cuh.
+//
+// Fragments are those of the PTX manual: with g = lane / 4 and t = lane % 4,
+//   m16n8k16 (16-bit)  a[0] rows g, k 2t..2t+1   a[1] row g+8   a[2], a[3] the same at k + 8
+//                      b[0] column g, k 2t..2t+1                b[1] at k + 8
+//                      d[0], d[1] row g, columns 2t, 2t+1       d[2], d[3] row g + 8
+//   m16n8k32 (int8)    the same with four bytes in place of two halves, k 4t..4t+3 and k + 16
+//   m16n8k8 (16-bit)   a[0] row g, a[1] row g+8, b[0], k 2t..2t+1;  m8n8k16 (int8): a row g, b column g, k 4t..4t+3
+#pragma once
+#include "cuda/kernel.cuh"
+
+namespace bnb::cuda {
+
+// --- bytes and shared memory -----------------------------------------------------------------------------------------
+
+// Byte i of the result is byte (selector >> 4 i) & 7 of the eight bytes b:a, a the low ones.
+__device__ __forceinline__ uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
+  return __byte_perm(a, b, selector);
+}
+
+#if defined(__CUDACC__)
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+#endif
+
+// Copies 16 bytes from global to shared memory; with valid = false writes zeros and reads nothing. Both addresses
+// must be multiples of 16. The bytes are there after cp_async_wait and a barrier.
+__device__ __forceinline__ void cp_async16(void* shared, const void* global, bool valid = true) {
+#if !defined(__CUDACC__)
+  ::simt::cp_async(shared, global, 16, valid);
+#elif __CUDA_ARCH__ >= 800
+  const int bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
+               : "memory");
+#else
+  const uint4 zero = {0, 0, 0, 0};
+  *static_cast<uint4*>(shared) = valid ? *static_cast<const uint4*>(global) : zero;
+#endif
+}
+
+// Closes a group: all copies since the last commit.
+__device__ __forceinline__ void cp_async_commit() {
+#if !defined(__CUDACC__)
+  ::simt::cp_async_commit();
+#elif __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most N of this thread's groups are under way.
+template <int N>
+__device__ __forceinline__ void cp_async_wait() {
+#if !defined(__CUDACC__)
+  ::simt::cp_async_wait(N);
+#elif __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+#endif
+}
+
+// Four 8x8 matrices of 16-bit elements: lane l passes the address of row l % 8 of matrix l / 8, 16 bytes aligned;
+// lane l gets elements 2 (l % 4), +1 of row l / 4 of each. With transpose, of column l / 4.
+template <bool Transpose = false>
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+#if !defined(__CUDACC__)
+  ::simt::ldmatrix(r, 4, row, Transpose);
+#else
+  if constexpr (Transpose)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+#endif
+}
+
+// --- matrix units: d += a * b, accumulated in float32 or int32 -------------------------------------------------------
+
+#if !defined(__CUDACC__)
+template <class T>
+inline float half_of(uint32_t pair, int i) {
+  return to_float(T{static_cast<uint16_t>(pair >> (16 * i))});
+}
+#endif
+
+// Needs compute capability 8.0. T is f16 or bf16.
+template <class T>
+__device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if !defined(__CUDACC__)
+  ::simt::mma_half<16>(d, a, b, half_of<T>);
+#elif __CUDA_ARCH__ >= 800
+#define BNB_MMA(type)                                                                                              \
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                              \
+               ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                        \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                    \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+  if constexpr (sizeof(T) == 2 && __is_same(T, bf16))
+    BNB_MMA("bf16");
+  else
+    BNB_MMA("f16");
+#undef BNB_MMA
+#else
+  __trap();
+#endif
+}
+
+// For compute capability 7.5. f16 only.
+__device__ __forceinline__ void mma_m16n8k8(float (&d)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]) {
+#if !defined(__CUDACC__)
+  ::simt::mma_half<8>(d, a, b, half_of<f16>);
+#else
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+#endif
+}
+
+// Needs compute capability 8.0.
+__device__ __forceinline__ void mma_m16n8k32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if !defined(__CUDACC__)
+  ::simt::mma_int8<16, 32>(d, a, b);
+#elif __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  __trap();
+#endif
+}
+
+// For compute capability 7.5.
+__device__ __forceinline__ void mma_m8n8k16(int32_t (&d)[2], const uint32_t (&a)[1], const uint32_t (&b)[1]) {
+#if !defined(__CUDACC__)
+  ::simt::mma_int8<8, 16>(d, a, b);
+#else
+  asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+               : "+r"(d[0]), "+r"(d[1])
+               : "r"(a[0]), "r"(b[0]));
+#endif
+}
+
+// Four products of int8 lanes added to c.
+__device__ __forceinline__ int32_t dp4a(uint32_t a, uint32_t b, int32_t c) {
+#if !defined(__CUDACC__)
+  for (int i = 0; i < 32; i += 8) c += static_cast<int8_t>(a >> i) * static_cast<int8_t>(b >> i);
+  return c;
+#else
+  return __dp4a(static_cast<int>(a), static_cast<int>(b), c);
+#endif
+}
+
+}  // namespace bnb::cuda
