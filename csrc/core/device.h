@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/gpu.h"
 #include "core/kernel.h"
 #include "core/pool.h"
 #include "core/stream.h"
@@ -23,13 +24,21 @@ struct DeviceInfo {
   int32_t cc = 0;          // compute capability * 10; 0 on a CPU
   int32_t processors = 1;  // threads used by kernels, or multiprocessors
   std::string isa;         // "avx512"; empty on a GPU
+  GpuInfo gpu{};           // what the choice of a GPU kernel depends on; zeros on a CPU
 };
 
 // What a device's memory can do. Functions that copy run on the stream's worker, in order.
 struct Runtime {
   void* (*allocate)(Device&, size_t nbytes);  // null when out of memory
   void (*release)(Device&, void* block);      // on the worker: everything that used the block has run
-  void (*copy)(Device&, void* to, const void* from, size_t nbytes);  // any direction; blocks the worker
+  // Any direction; on the worker, which goes on when the bytes at `to` may be read and those at `from` changed.
+  void (*copy)(Device&, void* to, const void* from, size_t nbytes);
+  // The rest is null on a CPU. On the worker, after its last command.
+  void (*stop)(Device&) = nullptr;
+  // On the worker: returns when everything launched has run, and throws what went wrong in it.
+  void (*finish)(Device&) = nullptr;
+  // Fills a block that is about to be used with garbage; null except on an emulated device.
+  void (*poison)(Device&, void* block, size_t nbytes) = nullptr;
 };
 
 class Device {
@@ -45,6 +54,8 @@ class Device {
   Pool& pool() { return pool_; }
   // Handed to kernels that can meet bad data.
   Fault* fault() { return stream_.fault(); }
+  // What the runtime keeps for this device; null on a CPU.
+  CudaStream* cuda() { return stream_.cuda; }
 
  private:
   DeviceInfo info_;

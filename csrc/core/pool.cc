@@ -54,6 +54,9 @@ Block Pool::take(size_t nbytes) {
   }
   live_bytes_ += block.capacity;
   if (live_bytes_ > peak_bytes_) peak_bytes_ = live_bytes_;
+  if (device_.runtime().poison)
+    device_.stream().push_always(
+        "poison", block, +[](Device& device, const Block& b) { device.runtime().poison(device, b.data, b.capacity); });
   return block;
 }
 

@@ -92,7 +92,10 @@ void Stream::work() {
         sleeping_.store(true, std::memory_order_seq_cst);
         wake_.wait(lock, [&] { return published_.load(std::memory_order_seq_cst) != at || stop_; });
         sleeping_ = false;
-        if (published_.load() == at) return;  // stopped and drained
+        if (published_.load() == at) {  // stopped and drained
+          if (device_.runtime().stop) device_.runtime().stop(device_);
+          return;
+        }
       }
     }
     if (at > 0 && at % kChunk == 0) {
@@ -121,13 +124,17 @@ void Stream::run(const Command& command) {
   } catch (const std::exception& error) {
     keep_error(command.name, Error(Code::unsupported, error.what()));
   }
-  if (fault_.code != 0) {
-    const Fault fault = fault_;
-    fault_ = {};
-    std::ostringstream what;
-    what << "index " << fault.value << " is out of range, it must be in [0, " << fault.limit << ")";
-    keep_error(command.name, Error(Code::argument, what.str()));
-  }
+  // A GPU has not run it yet: take_error() looks when it has.
+  if (!cuda) check_fault(command.name);
+}
+
+void Stream::check_fault(const char* op) {
+  if (fault_->code == 0) return;
+  const Fault fault = *fault_;
+  *fault_ = {};
+  std::ostringstream what;
+  what << "index " << fault.value << " is out of range, it must be in [0, " << fault.limit << ")";
+  keep_error(fault.op ? fault.op : op, Error(Code::argument, what.str()));
 }
 
 void Stream::keep_error(const char* op, const Error& error) {
@@ -137,6 +144,14 @@ void Stream::keep_error(const char* op, const Error& error) {
 }
 
 std::optional<Error> Stream::take_error() {
+  if (const auto finish = device_.runtime().finish) {
+    try {
+      finish(device_);
+    } catch (const Error& error) {
+      keep_error(device_.str().c_str(), error);
+    }
+    check_fault(device_.str().c_str());
+  }
   if (!failed_) return {};
   std::optional<Error> error = std::move(error_);
   error_.reset();

@@ -56,11 +56,13 @@ class Stream {
     publish();
   }
 
-  // Blocks until everything pushed so far has run.
+  // Blocks until the worker has come to the end of everything pushed so far.
   void wait();
-  // On the worker, or when idle: the first failure since the last call.
+  // On the worker: the first failure since the last call, also of what a GPU is still running: it is waited for.
   std::optional<Error> take_error();
-  Fault* fault() { return &fault_; }
+  Fault* fault() { return fault_; }
+  // A cell that the device's kernels can write; before the first command.
+  void set_fault(Fault* fault) { fault_ = fault; }
   // Commands pushed and not yet run.
   uint64_t pending() const {
     return published_.load(std::memory_order_relaxed) - completed_.load(std::memory_order_relaxed);
@@ -88,12 +90,14 @@ class Stream {
   void work();
   void run(const Command& command);
   void keep_error(const char* op, const Error& error);
+  void check_fault(const char* op);
 
   Device& device_;
   Chunk* write_chunk_;
   Chunk* read_chunk_;
   std::atomic<Chunk*> spare_{nullptr};  // one drained chunk, to be written again
-  Fault fault_{};
+  Fault own_fault_{};
+  Fault* fault_ = &own_fault_;
   std::atomic<bool> failed_{false};
   std::optional<Error> error_;  // written by the worker
 

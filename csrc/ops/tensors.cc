@@ -1,11 +1,22 @@
 // Making, viewing and moving tensors: no arithmetic.
 
+#include <optional>
+
+#include "core/gate.h"
 #include "ops/ops.h"
 #include "ops/validate.h"
 
 namespace bnb::ops {
 namespace {
 
+// A copy between two devices. It runs on a stream that can reach both; the other one stands still meanwhile: what
+// was queued there before must be done, and what comes after may write to either end.
+struct Crossing {
+  void* to;
+  const void* from;
+  size_t nbytes;
+  Gate ready, done;
+};
 struct CopyArgs {
   void* to;
   const void* from;
@@ -40,13 +51,38 @@ Tensor view(const Tensor& x, const Shape& shape, DType dtype, int64_t offset) {
 
 Tensor to_device(const Tensor& x, Device& device) {
   Tensor y = Tensor::empty(x.shape(), x.dtype(), device);
-  const bool crosses = &x.device() != &device;
-  // Work queued on the source must be done before another device's stream reads it.
-  if (crosses) x.device().stream().wait();
-  device.stream().push_always(
-      "toDevice", CopyArgs{y.data(), x.data(), x.nbytes()},
-      +[](Device& d, const CopyArgs& c) { d.runtime().copy(d, c.to, c.from, c.nbytes); });
-  if (crosses) device.stream().wait();
+  if (&x.device() == &device) {
+    device.stream().push_always(
+        "toDevice", CopyArgs{y.data(), x.data(), x.nbytes()},
+        +[](Device& d, const CopyArgs& c) { d.runtime().copy(d, c.to, c.from, c.nbytes); });
+    return y;
+  }
+  Device& copies = device.type() == DeviceType::cpu ? x.device() : device;
+  Device& waits = &copies == &device ? x.device() : device;
+  auto* crossing = new Crossing{y.data(), x.data(), x.nbytes(), {}, {}};
+  waits.stream().push_always(
+      "toDevice", crossing, +[](Device& d, Crossing* const& c) {
+        // What a GPU could not finish is reported by its next read.
+        try {
+          if (d.runtime().finish) d.runtime().finish(d);
+        } catch (const Error&) {
+        }
+        c->ready.open();
+        c->done.wait();
+        delete c;
+      });
+  copies.stream().push_always(
+      "toDevice", crossing, +[](Device& d, Crossing* const& c) {
+        c->ready.wait();
+        std::optional<Error> error;
+        try {
+          d.runtime().copy(d, c->to, c->from, c->nbytes);
+        } catch (const Error& e) {
+          error = e;
+        }
+        c->done.open();
+        if (error) throw *error;
+      });
   return y;
 }
 

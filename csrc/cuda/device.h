@@ -1,0 +1,12 @@
+// The GPUs of this machine as devices. Implemented by device.cc on the CUDA runtime, by emulation/device.cc without.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "core/device.h"
+
+namespace bnb::cuda {
+
+void append_devices(std::vector<std::unique_ptr<Device>>& devices);
+
+}  // namespace bnb::cuda

@@ -1,0 +1,105 @@
+// GPUs that are not there: the runtime's functions on memory of this process, kernels run by simt.cc on the stream's
+// worker. BNB_EMULATED_DEVICES gives their number (default 1), BNB_EMULATED_CC their compute capability (default 90).
+
+#include "cuda/device.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#include "cuda/emulation/memory.h"
+#include "cuda/stream.h"
+
+namespace bnb {
+namespace {
+
+constexpr int64_t kMemory = int64_t{4} << 30;
+constexpr uint32_t kPoison = 0x7fa0dead;  // a signalling NaN
+
+std::atomic<bool> lost{false};
+
+int number_from(const char* variable, int otherwise) {
+  const char* text = std::getenv(variable);
+  return text && *text ? std::atoi(text) : otherwise;
+}
+
+void check_alive() {
+  if (lost) fail(Code::cuda, "emulated device", "a kernel stopped with a fault; the process must restart to use it again");
+}
+
+void* allocate(Device& device, size_t nbytes) {
+  const size_t held = device.pool().live_bytes() + device.pool().cached_bytes();
+  if (nbytes > static_cast<size_t>(kMemory) || held > static_cast<size_t>(kMemory) - nbytes) return nullptr;
+  return cuda::arena_allocate(nbytes);
+}
+
+void release(Device&, void* block) { cuda::arena_release(block); }
+
+void copy(Device&, void* to, const void* from, size_t nbytes) {
+  check_alive();
+  std::memcpy(to, from, nbytes);
+}
+
+void finish(Device&) { check_alive(); }
+
+void poison(Device&, void* block, size_t nbytes) {
+  auto* words = static_cast<uint32_t*>(block);
+  for (size_t i = 0; i < nbytes / sizeof kPoison; i++) words[i] = kPoison;
+}
+
+void stop(Device& device) {
+  CudaStream* s = device.cuda();
+  if (s->scratch_block) cuda::arena_release(s->scratch_block);
+  cuda::arena_release(s->counters);
+  delete s;
+}
+
+constexpr Runtime kEmulated = {allocate, release, copy, stop, finish, poison};
+
+// What the cards of a compute capability offer one block, in KB.
+int64_t shared_per_block(int32_t cc) {
+  const int kb = cc < 80 ? 64 : cc == 80 ? 163 : cc < 90 || cc >= 120 ? 99 : 227;
+  return int64_t{kb} << 10;
+}
+
+}  // namespace
+
+void* CudaStream::scratch(size_t nbytes) {
+  if (nbytes > scratch_capacity) {
+    if (scratch_block) cuda::arena_release(scratch_block);
+    scratch_block = cuda::arena_allocate(nbytes);
+    scratch_capacity = scratch_block ? nbytes : 0;
+    if (!scratch_block) fail(Code::oom, "scratch", "out of device memory: wanted ", nbytes, " bytes");
+  }
+  auto* words = static_cast<uint32_t*>(scratch_block);
+  for (size_t i = 0; i < nbytes / sizeof kPoison; i++) words[i] = kPoison;
+  return scratch_block;
+}
+
+namespace cuda {
+
+void device_trapped() { lost = true; }
+void check_launch(const char*) { check_alive(); }
+
+void append_devices(std::vector<std::unique_ptr<Device>>& devices) {
+  const int count = number_from("BNB_EMULATED_DEVICES", 1), cc = number_from("BNB_EMULATED_CC", 90);
+  for (int i = 0; i < count; i++) {
+    DeviceInfo info;
+    info.type = DeviceType::cuda;
+    info.index = i;
+    info.name = "emulated GPU";
+    info.memory = kMemory;
+    info.cc = cc;
+    info.processors = 4;
+    info.gpu = {.cc = cc, .sms = 4, .shared_per_block = shared_per_block(cc), .l2_bytes = 4 << 20, .has_cublaslt = false};
+    devices.push_back(std::make_unique<Device>(info, kEmulated));
+    auto* stream = new CudaStream;
+    stream->gpu = info.gpu;
+    stream->counters = static_cast<int32_t*>(arena_allocate(kCounters * sizeof(int32_t)));
+    std::memset(stream->counters, 0, kCounters * sizeof(int32_t));
+    devices.back()->stream().cuda = stream;
+  }
+}
+
+}  // namespace cuda
+}  // namespace bnb
