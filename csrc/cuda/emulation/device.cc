@@ -24,7 +24,8 @@ int number_from(const char* variable, int otherwise) {
 }
 
 void check_alive() {
-  if (lost) fail(Code::cuda, "emulated device", "a kernel stopped with a fault; the process must restart to use it again");
+  if (lost)
+    fail(Code::cuda, "emulated device", "a kernel stopped with a fault; the process must restart to use it again");
 }
 
 void* allocate(Device& device, size_t nbytes) {
@@ -91,7 +92,8 @@ void append_devices(std::vector<std::unique_ptr<Device>>& devices) {
     info.memory = kMemory;
     info.cc = cc;
     info.processors = 4;
-    info.gpu = {.cc = cc, .sms = 4, .shared_per_block = shared_per_block(cc), .l2_bytes = 4 << 20, .has_cublaslt = false};
+    info.gpu = {
+        .cc = cc, .sms = 4, .shared_per_block = shared_per_block(cc), .l2_bytes = 4 << 20, .has_cublaslt = false};
     devices.push_back(std::make_unique<Device>(info, kEmulated));
     auto* stream = new CudaStream;
     stream->gpu = info.gpu;
