@@ -20,7 +20,7 @@ export {
   tensor,
   zeros,
 } from "./tensor/create.js";
-export { Device, type DeviceLike, devices, synchronize } from "./tensor/device.js";
+export { Device, type DeviceLike, defaultDevice, devices, setDefaultDevice, synchronize } from "./tensor/device.js";
 export { type DType, dtypes, type TypedArray } from "./tensor/dtype.js";
 export { BnbError, type ErrorCode } from "./tensor/errors.js";
 export { Quantized4Bit } from "./tensor/quantized.js";

@@ -39,6 +39,8 @@ struct Runtime {
   void (*finish)(Device&) = nullptr;
   // Fills a block that is about to be used with garbage; null except on an emulated device.
   void (*poison)(Device&, void* block, size_t nbytes) = nullptr;
+  // Runs a kernel that is wrong in a known way (emulation/broken.cu); null except on an emulated device.
+  void (*provoke)(Device&, int32_t which) = nullptr;
 };
 
 class Device {
@@ -66,6 +68,8 @@ class Device {
 
 // One Device object per device of this machine, the CPU first.
 std::vector<std::unique_ptr<Device>> make_devices();
+// Why no GPU, or not every GPU, is among them: one line with advice. Empty when none is missing.
+std::string gpu_unavailable();
 
 // Queues a kernel on the device's stream. Args must be trivially copyable and at most 192 bytes.
 template <class Args>

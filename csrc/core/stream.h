@@ -44,16 +44,14 @@ class Stream {
   template <class Args>
   void push(Device& device, const Kernel<Args>& kernel, const Args& args);
 
-  // Queues callback(device, args) that runs whatever happened before it.
+  // Queues callback(device, args), which is skipped after a failure, like a kernel; or which runs whatever happened.
+  template <class Args>
+  void push(const char* name, const Args& args, void (*callback)(Device&, const Args&)) {
+    push_callback(name, args, callback, false);
+  }
   template <class Args>
   void push_always(const char* name, const Args& args, void (*callback)(Device&, const Args&)) {
-    Command& c = prepare(name, args);
-    c.always = true;
-    c.function = reinterpret_cast<Command::Function>(callback);
-    c.invoke = [](Device& d, const Command& command) {
-      reinterpret_cast<void (*)(Device&, const Args&)>(command.function)(d, command.as<Args>());
-    };
-    publish();
+    push_callback(name, args, callback, true);
   }
 
   // Blocks until the worker has come to the end of everything pushed so far.
@@ -84,6 +82,16 @@ class Stream {
     c.name = name;
     std::memcpy(c.args, &args, sizeof(Args));
     return c;
+  }
+  template <class Args>
+  void push_callback(const char* name, const Args& args, void (*callback)(Device&, const Args&), bool always) {
+    Command& c = prepare(name, args);
+    c.always = always;
+    c.function = reinterpret_cast<Command::Function>(callback);
+    c.invoke = [](Device& d, const Command& command) {
+      reinterpret_cast<void (*)(Device&, const Args&)>(command.function)(d, command.as<Args>());
+    };
+    publish();
   }
   Command& slot();
   void publish();

@@ -77,4 +77,4 @@ BNB_PENDING(softmax, SoftmaxArgs)
 BNB_PENDING(softmax_backward, SoftmaxBackwardArgs)
 BNB_PENDING(swiglu, SwigluArgs)
 BNB_PENDING(swiglu_backward, SwigluBackwardArgs)
-}
+}  // namespace bnb::cuda

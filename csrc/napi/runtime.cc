@@ -179,6 +179,29 @@ void set(napi_env env, napi_value object, const char* name, double number) {
   napi_set_named_property(env, object, name, v);
 }
 
+// gpuStatus(): why no GPU, or not every GPU, is among the devices; "" when none is missing.
+napi_value gpu_status(napi_env napi, napi_callback_info info) {
+  return guarded<0>(napi, info, "gpuStatus", [&](Env& env, napi_value*) {
+    const std::string text = gpu_unavailable();
+    napi_value v;
+    napi_create_string_utf8(env.napi, text.c_str(), text.size(), &v);
+    return v;
+  });
+}
+
+// provoke(device, which): queues a kernel that is wrong in a known way, on an emulated device.
+napi_value provoke(napi_env napi, napi_callback_info info) {
+  return guarded<2>(napi, info, "provoke", [&](Env& env, napi_value* v) -> napi_value {
+    Device& device = device_of(env, v[0]);
+    check_unsupported(device.runtime().provoke != nullptr, "provoke", "only an emulated device has broken kernels");
+    int32_t which = 0;
+    napi_get_value_int32(napi, v[1], &which);
+    device.stream().push(
+        "provoke", which, +[](Device& d, const int32_t& w) { d.runtime().provoke(d, w); });
+    return nullptr;
+  });
+}
+
 // devices(): the CPU first.
 napi_value list_devices(napi_env napi, napi_callback_info info) {
   return guarded<0>(napi, info, "devices", [&](Env& env, napi_value*) {
@@ -234,7 +257,7 @@ void define_runtime(Env& env, napi_value exports) {
   constexpr Entry kEntries[] = {
       {"setup", setup},     {"dispose", dispose},        {"finalize", finalize},       {"fromBytes", from_bytes},
       {"read", read_async}, {"readSync", read_sync},     {"synchronize", synchronize}, {"devices", list_devices},
-      {"memory", memory},   {"emptyCache", empty_cache},
+      {"memory", memory},   {"emptyCache", empty_cache}, {"gpuStatus", gpu_status},    {"provoke", provoke},
   };
   for (const Entry& e : kEntries) {
     napi_value function;

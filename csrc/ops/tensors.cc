@@ -65,8 +65,7 @@ Tensor to_device(const Tensor& x, Device& device) {
         // What a GPU could not finish is reported by its next read.
         try {
           if (d.runtime().finish) d.runtime().finish(d);
-        } catch (const Error&) {
-        }
+        } catch (const Error&) {}
         c->ready.open();
         c->done.wait();
         delete c;

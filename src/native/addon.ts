@@ -44,6 +44,10 @@ export interface NativeRuntime {
   devices(): NativeDevice[];
   memory(device: number): NativeMemory;
   emptyCache(device: number): void;
+  /** Why no GPU, or not every GPU, is among the devices; "" when none is missing. */
+  gpuStatus(): string;
+  /** Queues a kernel that is wrong in a known way: test/native/emulator.test.ts. */
+  provoke(device: number, which: number): void;
 }
 
 /** dtype, quantType and device arguments are the numbers of tensor/dtype.ts and Device.index. */

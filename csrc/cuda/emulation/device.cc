@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cuda/emulation/broken.h"
 #include "cuda/emulation/memory.h"
 #include "cuda/stream.h"
 
@@ -24,7 +25,8 @@ int number_from(const char* variable, int otherwise) {
 }
 
 void check_alive() {
-  if (lost) fail(Code::cuda, "emulated device", "a kernel stopped with a fault; the process must restart to use it again");
+  if (lost)
+    fail(Code::cuda, "emulated device", "a kernel stopped with a fault; the process must restart to use it again");
 }
 
 void* allocate(Device& device, size_t nbytes) {
@@ -54,7 +56,9 @@ void stop(Device& device) {
   delete s;
 }
 
-constexpr Runtime kEmulated = {allocate, release, copy, stop, finish, poison};
+void provoke(Device& device, int32_t which) { cuda::launch_broken(*device.cuda(), which); }
+
+constexpr Runtime kEmulated = {allocate, release, copy, stop, finish, poison, provoke};
 
 // What the cards of a compute capability offer one block, in KB.
 int64_t shared_per_block(int32_t cc) {
@@ -81,6 +85,11 @@ namespace cuda {
 void device_trapped() { lost = true; }
 void check_launch(const char*) { check_alive(); }
 
+const std::string& unavailable() {
+  static const std::string* none = new std::string;
+  return *none;
+}
+
 void append_devices(std::vector<std::unique_ptr<Device>>& devices) {
   const int count = number_from("BNB_EMULATED_DEVICES", 1), cc = number_from("BNB_EMULATED_CC", 90);
   for (int i = 0; i < count; i++) {
@@ -91,7 +100,8 @@ void append_devices(std::vector<std::unique_ptr<Device>>& devices) {
     info.memory = kMemory;
     info.cc = cc;
     info.processors = 4;
-    info.gpu = {.cc = cc, .sms = 4, .shared_per_block = shared_per_block(cc), .l2_bytes = 4 << 20, .has_cublaslt = false};
+    info.gpu = {
+        .cc = cc, .sms = 4, .shared_per_block = shared_per_block(cc), .l2_bytes = 4 << 20, .has_cublaslt = false};
     devices.push_back(std::make_unique<Device>(info, kEmulated));
     auto* stream = new CudaStream;
     stream->gpu = info.gpu;

@@ -5,8 +5,8 @@
 #include <link.h>
 #include <sys/mman.h>
 
-#include <cstdint>
 #include <algorithm>
+#include <cstdint>
 #include <map>
 #include <mutex>
 #include <vector>
@@ -22,7 +22,7 @@ struct Arena {
   std::mutex mutex;
   unsigned char* base;
   std::map<size_t, size_t> blocks;  // offset -> size
-  uint8_t* live;  // one bit per unit
+  uint8_t* live;                    // one bit per unit
 
   Arena() {
     base = static_cast<unsigned char*>(map(kArena));

@@ -66,7 +66,7 @@ struct Fiber : Thread {
   Scope scope = Scope::warp;
   const char* what = "";
   int line = 0;
-  int parity = 0;  // which of the two exchange buffers comes next
+  int parity = 0;                                // which of the two exchange buffers comes next
   std::vector<std::vector<PendingCopy>> groups;  // committed, oldest first
   std::vector<PendingCopy> open;
 #if defined(__x86_64__)
@@ -159,7 +159,8 @@ Machine::Machine() {
   order_name = text;
 }
 
-// --- fibers ------------------------------------------------------------------------------------------------------------
+// --- fibers
+// ------------------------------------------------------------------------------------------------------------
 
 #if defined(__x86_64__)
 // Saves the callee-saved registers and the stack pointer, and continues on another stack.
@@ -260,7 +261,8 @@ std::string name_of(const Fiber& f) {
   std::abort();  // a dead thread is never resumed
 }
 
-// --- scheduling --------------------------------------------------------------------------------------------------------
+// --- scheduling
+// --------------------------------------------------------------------------------------------------------
 
 std::string position(const Fiber& f) {
   if (f.state == State::done) return name_of(f) + " has returned";
@@ -356,11 +358,10 @@ std::vector<uint64_t> block_order(uint64_t blocks) {
   return order;
 }
 
-// --- shared memory -----------------------------------------------------------------------------------------------------
+// --- shared memory
+// -----------------------------------------------------------------------------------------------------
 
-std::string place(const unsigned char* p) {
-  return "shared byte " + std::to_string(p - machine().shared);
-}
+std::string place(const unsigned char* p) { return "shared byte " + std::to_string(p - machine().shared); }
 
 bool in_shared_array(size_t offset, size_t size) {
   const Machine& m = machine();
@@ -431,6 +432,9 @@ void deliver(const PendingCopy& copy) {
 void global_access(const unsigned char* p, size_t size, bool write) {
   const Machine& m = machine();
   if (static_cast<size_t>(p - m.stacks) < kMaxThreads * (kStack + kPage)) return;
+  // threadIdx lives in the fiber.
+  const auto* fibers = reinterpret_cast<const unsigned char*>(m.fibers.data());
+  if (static_cast<size_t>(p - fibers) < kMaxThreads * sizeof(Fiber)) return;
   if (static_cast<size_t>(p - m.host_frame) < kHostFrames) return;
   if (bnb::cuda::is_device_memory(p, size) || bnb::cuda::is_module_memory(p)) return;
   fail_kernel("illegal address: " + name_of(self()) + " of block (" + std::to_string(block_index.x) + ", " +
@@ -555,7 +559,8 @@ const unsigned char* exchange(const void* bytes, size_t size, const char* what, 
   Fiber& f = self();
   // Two buffers in turn: nobody can be a whole collective ahead of a lane that still reads the last one.
   unsigned char* all =
-      m.lanes.data() + (static_cast<size_t>(f.parity) * kMaxThreads + static_cast<size_t>(f.id / kWarp * kWarp)) * kLaneBytes;
+      m.lanes.data() +
+      (static_cast<size_t>(f.parity) * kMaxThreads + static_cast<size_t>(f.id / kWarp * kWarp)) * kLaneBytes;
   f.parity ^= 1;
   std::memcpy(all + (f.id % kWarp) * kLaneBytes, bytes, size);
   rendezvous(Scope::warp, what, line);
@@ -632,10 +637,10 @@ void mma_int(int32_t* d, const uint32_t* a, int a_count, const uint32_t* b, int 
 
 // --- what the compiler calls before each load and store of a kernel file ---------------------------------------------
 
-#define BNB_ACCESS(size)                                                           \
-  void __tsan_read##size(void* p) { simt::access(p, size, false); }                \
-  void __tsan_write##size(void* p) { simt::access(p, size, true); }                \
-  void __tsan_unaligned_read##size(void* p) { simt::access(p, size, false); }      \
+#define BNB_ACCESS(size)                                                      \
+  void __tsan_read##size(void* p) { simt::access(p, size, false); }           \
+  void __tsan_write##size(void* p) { simt::access(p, size, true); }           \
+  void __tsan_unaligned_read##size(void* p) { simt::access(p, size, false); } \
   void __tsan_unaligned_write##size(void* p) { simt::access(p, size, true); }
 
 extern "C" {

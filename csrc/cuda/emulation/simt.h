@@ -121,14 +121,13 @@ constexpr int warpSize = 32;
   ::simt::shuffle("__shfl_sync", __LINE__, v, [&](int) { return static_cast<int>(source); })
 #define __shfl_xor_sync(mask, v, bits) \
   ::simt::shuffle("__shfl_xor_sync", __LINE__, v, [&](int lane) { return lane ^ static_cast<int>(bits); })
-#define __shfl_down_sync(mask, v, delta)                           \
-  ::simt::shuffle("__shfl_down_sync", __LINE__, v, [&](int lane) { \
+#define __shfl_down_sync(mask, v, delta)                                                \
+  ::simt::shuffle("__shfl_down_sync", __LINE__, v, [&](int lane) {                      \
     return lane + static_cast<int>(delta) < 32 ? lane + static_cast<int>(delta) : lane; \
   })
-#define __shfl_up_sync(mask, v, delta)                           \
-  ::simt::shuffle("__shfl_up_sync", __LINE__, v, [&](int lane) { \
-    return lane >= static_cast<int>(delta) ? lane - static_cast<int>(delta) : lane; \
-  })
+#define __shfl_up_sync(mask, v, delta)           \
+  ::simt::shuffle("__shfl_up_sync", __LINE__, v, \
+                  [&](int lane) { return lane >= static_cast<int>(delta) ? lane - static_cast<int>(delta) : lane; })
 #define __ballot_sync(mask, predicate) ::simt::ballot("__ballot_sync", __LINE__, static_cast<bool>(predicate))
 #define __any_sync(mask, predicate) (::simt::ballot("__any_sync", __LINE__, static_cast<bool>(predicate)) != 0)
 #define __all_sync(mask, predicate) \

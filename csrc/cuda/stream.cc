@@ -1,0 +1,45 @@
+// The compute stream of a device: made by the worker before its first command, ended after its last.
+
+#include "core/error.h"
+#include "cuda/runtime.h"
+
+namespace bnb::cuda {
+
+void start(Device& device) {
+  RuntimeStream& s = runtime_stream(device);
+  check(cudaSetDevice(s.device), "start");
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "start");
+  s.handle = stream;
+  check(cudaHostAlloc(reinterpret_cast<void**>(&s.staging.memory), 2 * Staging::kHalf, cudaHostAllocDefault), "start");
+  for (cudaEvent_t& event : s.staging.copied)
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync), "start");
+  check(cudaMalloc(reinterpret_cast<void**>(&s.counters), kCounters * sizeof(int32_t)), "start");
+  check(cudaMemsetAsync(s.counters, 0, kCounters * sizeof(int32_t), stream), "start");
+}
+
+void finish(Device& device) {
+  RuntimeStream& s = runtime_stream(device);
+  check(cudaSetDevice(s.device), device.str().c_str());
+  check(cudaStreamSynchronize(s.stream()), device.str().c_str());
+}
+
+void stop(Device& device) {
+  RuntimeStream* s = &runtime_stream(device);
+  if (s->handle) {
+    cudaStreamSynchronize(s->stream());
+    for (cudaEvent_t event : s->staging.copied)
+      if (event) cudaEventDestroy(event);
+    cudaFreeHost(s->staging.memory);
+    cudaFree(s->counters);
+    cudaFree(s->scratch_block);
+    cudaStreamDestroy(s->stream());
+  }
+  cudaFreeHost(s->fault);
+  cudaGetLastError();
+  delete s;
+}
+
+void check_launch(const char* what) { check(cudaGetLastError(), what); }
+
+}  // namespace bnb::cuda
