@@ -31,13 +31,14 @@ ColumnSumPlan plan_column_sums(const CudaStream& s, int64_t rows, int64_t cols, 
 template <class R, int Sums>
 class ColumnSums {
  public:
-  // `partials` null: no sums are wanted, and nothing else may be called but finish().
+  // All threads of the block. `partials` null: no sums are wanted, and nothing may be called but wanted() and finish().
   __device__ __forceinline__ ColumnSums(float* partials, int64_t per_sum, float* shared)
       : partials_(partials ? partials + int64_t{blockIdx.x} * Sums * per_sum : nullptr),
         mine_(shared ? shared + int64_t{threadIdx.y} * Sums * per_sum : partials_),
         per_sum_(per_sum) {
     if (!partials_) return;
     for (int64_t i = threadIdx.x; i < Sums * per_sum; i += blockDim.x) mine_[i] = 0;
+    __syncthreads();  // a thread adds to other floats than it has cleared
   }
 
   __device__ __forceinline__ bool wanted() const { return partials_ != nullptr; }
