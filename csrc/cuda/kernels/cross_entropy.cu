@@ -1,7 +1,7 @@
 // Mean cross entropy of rows of logits against integer targets, and its gradient.
 //
 // Layout    logits [rows, classes], any alignment; the loss, the count and lse are float32.
-// Work      a team of threads per row (rows.cuh): a warp up to 1024 classes, a block above. Forward reads each row
+// Work      a team of threads per row (rows.cuh): a warp up to 512 classes, a block above. Forward reads each row
 //           once, with a running maximum, and leaves the losses of rows in scratch, which one block adds. Backward
 //           reads and writes each row once.
 // Numerics  float32 per row, always relative to the largest logit, so that large logits keep their digits; each thread
@@ -14,7 +14,7 @@
 namespace bnb::cuda {
 namespace {
 
-constexpr int kStep = 32;  // elements that a thread reads at a time
+constexpr int kStep = 16;  // elements that a thread reads at a time
 constexpr int kFinalThreads = 1024;
 
 template <class A>
