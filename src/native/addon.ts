@@ -44,6 +44,15 @@ export interface NativeRuntime {
   devices(): NativeDevice[];
   memory(device: number): NativeMemory;
   emptyCache(device: number): void;
+  /** Why no GPU, or not every GPU, is among the devices; "" when none is missing. */
+  gpuStatus(): string;
+  /** Records the ops of a device until endGraph, which gives the id of the graph, or 0 without `keep`. */
+  beginGraph(device: number): void;
+  endGraph(device: number, keep: boolean): number;
+  replayGraph(graph: number): void;
+  disposeGraph(graph: number): void;
+  /** Queues a kernel that is wrong in a known way: test/native/emulator.test.ts. */
+  provoke(device: number, which: number): void;
 }
 
 /** dtype, quantType and device arguments are the numbers of tensor/dtype.ts and Device.index. */

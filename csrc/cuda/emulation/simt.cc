@@ -432,6 +432,9 @@ void deliver(const PendingCopy& copy) {
 void global_access(const unsigned char* p, size_t size, bool write) {
   const Machine& m = machine();
   if (static_cast<size_t>(p - m.stacks) < kMaxThreads * (kStack + kPage)) return;
+  // threadIdx lives in the fiber.
+  const auto* fibers = reinterpret_cast<const unsigned char*>(m.fibers.data());
+  if (static_cast<size_t>(p - fibers) < kMaxThreads * sizeof(Fiber)) return;
   if (static_cast<size_t>(p - m.host_frame) < kHostFrames) return;
   if (bnb::cuda::is_device_memory(p, size) || bnb::cuda::is_module_memory(p)) return;
   fail_kernel("illegal address: " + name_of(self()) + " of block (" + std::to_string(block_index.x) + ", " +
