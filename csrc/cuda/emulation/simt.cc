@@ -436,6 +436,7 @@ void global_access(const unsigned char* p, size_t size, bool write) {
   const auto* fibers = reinterpret_cast<const unsigned char*>(m.fibers.data());
   if (static_cast<size_t>(p - fibers) < kMaxThreads * sizeof(Fiber)) return;
   if (static_cast<size_t>(p - m.host_frame) < kHostFrames) return;
+  if (static_cast<size_t>(p - m.lanes.data()) < m.lanes.size()) return;  // a shuffle, inlined into the kernel
   if (bnb::cuda::is_device_memory(p, size) || bnb::cuda::is_module_memory(p)) return;
   fail_kernel("illegal address: " + name_of(self()) + " of block (" + std::to_string(block_index.x) + ", " +
               std::to_string(block_index.y) + ", " + std::to_string(block_index.z) + ")" +
