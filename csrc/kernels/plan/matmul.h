@@ -33,11 +33,11 @@ struct MatmulTileShape {
   int32_t m, n, k, stages;
   constexpr int64_t shared_bytes(int64_t element) const { return int64_t{stages} * (m + n) * k * element; }
 };
-constexpr MatmulTileShape kMmaSkinny = {16, 32, 128, 4};
-constexpr MatmulTileShape kMmaSmall = {64, 64, 64, 3};
-constexpr MatmulTileShape kMmaLarge = {128, 128, 32, 4};
-constexpr MatmulTileShape kSimtSmall = {64, 64, 16, 2};
-constexpr MatmulTileShape kSimtLarge = {128, 128, 8, 2};
+inline constexpr MatmulTileShape kMmaSkinny = {16, 32, 128, 4};
+inline constexpr MatmulTileShape kMmaSmall = {64, 64, 64, 3};
+inline constexpr MatmulTileShape kMmaLarge = {128, 128, 32, 4};
+inline constexpr MatmulTileShape kSimtSmall = {64, 64, 16, 2};
+inline constexpr MatmulTileShape kSimtLarge = {128, 128, 8, 2};
 
 constexpr int64_t kMatmulRows = 8;                        // rows of c up to which `rows` streams b
 constexpr int64_t kMatmulSkinnyRows = 16;                 // and up to which `skinny` does
