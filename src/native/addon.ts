@@ -105,7 +105,16 @@ export interface NativeOps {
 
   // attention
   attention: NativeOp<
-    [q: Tensor, k: Tensor, v: Tensor, scale: number, causal: boolean, length: number, keepLse: boolean],
+    [
+      q: Tensor,
+      k: Tensor,
+      v: Tensor,
+      scale: number,
+      causal: boolean,
+      length: number,
+      keepLse: boolean,
+      position: Tensor | null,
+    ],
     [y: Tensor, lse: Tensor | null]
   >;
   attentionBackward: NativeOp<
@@ -149,7 +158,14 @@ export interface NativeOps {
   >;
 
   // rope
-  rope: NativeOp<[x: Tensor, cos: Tensor, sin: Tensor, offset: number, inverse: boolean], [y: Tensor]>;
+  rope: NativeOp<
+    [x: Tensor, cos: Tensor, sin: Tensor, offset: number, inverse: boolean, position: Tensor | null],
+    [y: Tensor]
+  >;
+
+  // clamp
+  clamp: NativeOp<[x: Tensor, low: number, high: number], [y: Tensor]>;
+  clampBackward: NativeOp<[dy: Tensor, x: Tensor, low: number, high: number], [dx: Tensor]>;
 
   // swiglu
   swiglu: NativeOp<[gate: Tensor, up: Tensor], [y: Tensor]>;
@@ -239,7 +255,7 @@ export interface NativeOps {
   slice: NativeOp<[x: Tensor, axis: number, start: number, end: number], [y: Tensor]>;
   sliceBackward: NativeOp<[dy: Tensor, shape: readonly number[], axis: number, start: number], [dx: Tensor]>;
   concat: NativeOp<[xs: readonly Tensor[], axis: number], [y: Tensor]>;
-  copyInto: NativeOp<[dst: Tensor, src: Tensor, axis: number, start: number], []>;
+  copyInto: NativeOp<[dst: Tensor, src: Tensor, axis: number, start: number, position: Tensor | null], []>;
   full: NativeOp<[shape: readonly number[], value: number, dtype: number, device: number], [y: Tensor]>;
   cast: NativeOp<[x: Tensor, dtype: number], [y: Tensor]>;
 

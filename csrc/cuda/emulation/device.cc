@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <new>
 
 #include "cuda/emulation/broken.h"
 #include "cuda/emulation/memory.h"
@@ -54,19 +53,18 @@ void stop(Device& device) {
   CudaStream* s = device.cuda();
   if (s->scratch_block) cuda::arena_release(s->scratch_block);
   cuda::arena_release(s->counters);
-  cuda::arena_release(device.stream().fault());
   delete s;
 }
 
 void provoke(Device& device, int32_t which) { cuda::launch_broken(*device.cuda(), which); }
 
 constexpr Runtime kEmulated = {.allocate = allocate,
-                              .release = release,
-                              .copy = copy,
-                              .stop = stop,
-                              .finish = finish,
-                              .poison = poison,
-                              .provoke = provoke};
+                               .release = release,
+                               .copy = copy,
+                               .stop = stop,
+                               .finish = finish,
+                               .poison = poison,
+                               .provoke = provoke};
 
 // What the cards of a compute capability offer one block, in KB.
 int64_t shared_per_block(int32_t cc) {
@@ -115,7 +113,6 @@ void append_devices(std::vector<std::unique_ptr<Device>>& devices) {
     stream->gpu = info.gpu;
     stream->counters = static_cast<int32_t*>(arena_allocate(kCounters * sizeof(int32_t)));
     std::memset(stream->counters, 0, kCounters * sizeof(int32_t));
-    devices.back()->stream().set_fault(new (arena_allocate(sizeof(Fault))) Fault{});
     devices.back()->stream().cuda = stream;
   }
 }
