@@ -8,6 +8,7 @@
 #include <optional>
 #include <thread>
 #include <type_traits>
+#include <vector>
 
 #include "core/error.h"
 #include "core/kernel.h"
@@ -65,6 +66,12 @@ class Stream {
   uint64_t pending() const {
     return published_.load(std::memory_order_relaxed) - completed_.load(std::memory_order_relaxed);
   }
+  // Between these, kernels are kept and not run; callbacks are run as ever. See core/graph.h.
+  void begin_recording() { recording_.emplace(); }
+  std::vector<Command> end_recording();
+  bool is_recording() const { return recording_.has_value(); }
+  // On the worker: a command of a recording.
+  void run_recorded(const Command& command);
   // The CUDA runtime's stream, null on a CPU; set by the device before its first launch.
   CudaStream* cuda = nullptr;
 
@@ -76,16 +83,15 @@ class Stream {
   };
 
   template <class Args>
-  Command& prepare(const char* name, const Args& args) {
+  Command& prepare(Command& c, const char* name, const Args& args) {
     static_assert(sizeof(Args) <= kMaxArgs && std::is_trivially_copyable_v<Args>);
-    Command& c = slot();
     c.name = name;
     std::memcpy(c.args, &args, sizeof(Args));
     return c;
   }
   template <class Args>
   void push_callback(const char* name, const Args& args, void (*callback)(Device&, const Args&), bool always) {
-    Command& c = prepare(name, args);
+    Command& c = prepare(slot(), name, args);
     c.always = always;
     c.function = reinterpret_cast<Command::Function>(callback);
     c.invoke = [](Device& d, const Command& command) {
@@ -107,7 +113,8 @@ class Stream {
   Fault own_fault_{};
   Fault* fault_ = &own_fault_;
   std::atomic<bool> failed_{false};
-  std::optional<Error> error_;  // written by the worker
+  std::optional<Error> error_;                     // written by the worker
+  std::optional<std::vector<Command>> recording_;  // of the JavaScript thread
 
   alignas(64) std::atomic<uint64_t> published_{0};
   alignas(64) std::atomic<uint64_t> completed_{0};
@@ -119,7 +126,7 @@ class Stream {
 
 template <class Args>
 void Stream::push(Device&, const Kernel<Args>& kernel, const Args& args) {
-  Command& c = prepare(kernel.name, args);
+  Command& c = prepare(recording_ ? recording_->emplace_back() : slot(), kernel.name, args);
   c.always = false;
   if (cuda) {
     c.function = reinterpret_cast<Command::Function>(kernel.cuda);
@@ -132,7 +139,7 @@ void Stream::push(Device&, const Kernel<Args>& kernel, const Args& args) {
       reinterpret_cast<void (*)(const Args&)>(command.function)(command.as<Args>());
     };
   }
-  publish();
+  if (!recording_) publish();
 }
 
 }  // namespace bnb

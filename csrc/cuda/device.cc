@@ -10,7 +10,15 @@
 namespace bnb::cuda {
 namespace {
 
-constexpr Runtime kRuntime = {.allocate = allocate, .release = release, .copy = copy, .stop = stop, .finish = finish};
+constexpr Runtime kRuntime = {.allocate = allocate,
+                              .release = release,
+                              .copy = copy,
+                              .stop = stop,
+                              .finish = finish,
+                              .begin_capture = begin_capture,
+                              .capture = capture,
+                              .replay = replay,
+                              .release_graph = release_graph};
 
 std::string explain(cudaError_t status) {
   int driver = 0, runtime = 0;

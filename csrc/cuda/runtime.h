@@ -18,6 +18,10 @@ void release(Device& device, void* block);
 void copy(Device& device, void* to, const void* from, size_t nbytes);
 void finish(Device& device);
 void stop(Device& device);
+void begin_capture(Device& device);
+void* capture(Device& device);
+void replay(Device& device, void* executable);
+void release_graph(Device& device, void* executable);
 // On the worker, as its first command.
 void start(Device& device);
 

@@ -40,6 +40,34 @@ void stop(Device& device) {
   delete s;
 }
 
+void begin_capture(Device& device) {
+  RuntimeStream& s = runtime_stream(device);
+  // Thread-local: the JavaScript thread may allocate meanwhile.
+  check(cudaStreamBeginCapture(s.stream(), cudaStreamCaptureModeThreadLocal), "graph");
+  s.capturing = true;
+}
+
+void* capture(Device& device) {
+  RuntimeStream& s = runtime_stream(device);
+  s.capturing = false;
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamEndCapture(s.stream(), &graph), "graph");
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
+  cudaGraphDestroy(graph);
+  check(status, "graph");
+  return executable;
+}
+
+void replay(Device& device, void* executable) {
+  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(executable), runtime_stream(device).stream()), "graph");
+}
+
+void release_graph(Device& device, void* executable) {
+  cudaStreamSynchronize(runtime_stream(device).stream());
+  cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(executable));
+}
+
 void check_launch(const char* what) { check(cudaGetLastError(), what); }
 
 }  // namespace bnb::cuda

@@ -60,6 +60,11 @@ export function deviceAt(index: number): Device {
   return all[index] as Device;
 }
 
+/** Why no GPU, or not every GPU, is among `devices()`, with what to do about it; "" when none is missing. */
+export function gpuStatus(): string {
+  return addon.gpuStatus();
+}
+
 /** The device of tensors and layers that are made without a `device`: the CPU, until setDefaultDevice says otherwise. */
 export function defaultDevice(): Device {
   return fallback ?? cpu;
@@ -88,7 +93,7 @@ export function toDevice(device: DeviceLike | undefined): Device {
   const label = device === "cuda" ? "cuda:0" : device;
   const found = all.find((d) => String(d) === label);
   if (found) return found;
-  const why = addon.gpuStatus();
+  const why = gpuStatus();
   if (/^cuda(:\d+)?$/.test(String(device)) && why !== "") {
     throw new BnbError("ERR_BNB_CUDA", `device: ${String(device)} must be a usable GPU, but ${why}`);
   }

@@ -58,7 +58,13 @@ void stop(Device& device) {
 
 void provoke(Device& device, int32_t which) { cuda::launch_broken(*device.cuda(), which); }
 
-constexpr Runtime kEmulated = {allocate, release, copy, stop, finish, poison, provoke};
+constexpr Runtime kEmulated = {.allocate = allocate,
+                               .release = release,
+                               .copy = copy,
+                               .stop = stop,
+                               .finish = finish,
+                               .poison = poison,
+                               .provoke = provoke};
 
 // What the cards of a compute capability offer one block, in KB.
 int64_t shared_per_block(int32_t cc) {
