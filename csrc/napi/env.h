@@ -40,6 +40,7 @@ struct Env {
 
  private:
   int64_t reported_bytes_ = 0;
+  uint64_t calls_ = 0;
   bool warned_backlog_ = false;
 };
 
