@@ -10,7 +10,8 @@
 //           Otherwise a block has `x` neighbouring columns (or vectors of columns) and `y` rows at a time.
 // Work      where the lines alone do not fill the card, each is cut into pieces, whose states go to scratch
 //           [outer, pieces, inner] and are joined by a second kernel.
-// Numerics  four or more chains per thread, of at most about 16 links, then fixed trees over threads and pieces: what is
+// Numerics  four or more chains per thread, of at most about 16 links, then fixed trees over threads and pieces: what
+// is
 //           added in which order depends on the shape, the alignment and the card.
 #pragma once
 #include "cuda/rows.cuh"
@@ -220,7 +221,8 @@ __global__ void __launch_bounds__(kReduceThreads)
       const int64_t o = plan.inner == 1 ? line : line / plan.inner;
       const State* from = partials + o * plan.pieces * plan.inner + (line - o * plan.inner);
 #pragma unroll 4
-      for (int64_t p = threadIdx.y; p < plan.pieces; p += blockDim.y) total[0] = Op::join(total[0], from[p * plan.inner]);
+      for (int64_t p = threadIdx.y; p < plan.pieces; p += blockDim.y)
+        total[0] = Op::join(total[0], from[p * plan.inner]);
     }
     join_down<Op>(total);
     if (line < lines && threadIdx.y == 0) op.put(line, total[0]);
@@ -229,8 +231,7 @@ __global__ void __launch_bounds__(kReduceThreads)
 
 // `partials` has plan.partials() states.
 template <class Op, class T>
-void launch_reduce(CudaStream& s, const ReducePlan& plan, const Op& op, const void* x,
-                   typename Op::State* partials) {
+void launch_reduce(CudaStream& s, const ReducePlan& plan, const Op& op, const void* x, typename Op::State* partials) {
   const T* from = static_cast<const T*>(x);
   if (plan.inner == 1) {
     launch(s, reduce_rows<Op, T>, stride_grid(s, plan.outer * plan.pieces, plan.block.y), plan.block, 0, op, from, plan,
