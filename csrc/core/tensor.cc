@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "core/graph.h"
 #include "core/transfer.h"
 
 namespace bnb {
@@ -29,7 +30,7 @@ Tensor Tensor::empty(const Shape& shape, DType dtype, Device& device) {
   t.shape_ = shape;
   t.dtype_ = dtype;
   t.numel_ = numel;
-  t.storage_ = std::make_shared<Storage>(device, t.nbytes());
+  t.storage_ = StorageRef(new Storage(device, t.nbytes()));
   return t;
 }
 
@@ -59,6 +60,7 @@ struct StagedUpload {
 }  // namespace
 
 Tensor upload(const void* bytes, size_t nbytes, const Shape& shape, DType dtype, Device& device) {
+  Graph::check_not_recording(device, "tensor");
   Tensor t = Tensor::empty(shape, dtype, device);
   check_shape(t.nbytes() == nbytes, "tensor", "shape ", shape, " of ", name_of(dtype), " needs ", t.nbytes(),
               " bytes, got ", nbytes);

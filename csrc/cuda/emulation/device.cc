@@ -6,7 +6,9 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 
+#include "cuda/emulation/broken.h"
 #include "cuda/emulation/memory.h"
 #include "cuda/stream.h"
 
@@ -52,10 +54,19 @@ void stop(Device& device) {
   CudaStream* s = device.cuda();
   if (s->scratch_block) cuda::arena_release(s->scratch_block);
   cuda::arena_release(s->counters);
+  cuda::arena_release(device.stream().fault());
   delete s;
 }
 
-constexpr Runtime kEmulated = {allocate, release, copy, stop, finish, poison};
+void provoke(Device& device, int32_t which) { cuda::launch_broken(*device.cuda(), which); }
+
+constexpr Runtime kEmulated = {.allocate = allocate,
+                               .release = release,
+                               .copy = copy,
+                               .stop = stop,
+                               .finish = finish,
+                               .poison = poison,
+                               .provoke = provoke};
 
 // What the cards of a compute capability offer one block, in KB.
 int64_t shared_per_block(int32_t cc) {
@@ -82,6 +93,11 @@ namespace cuda {
 void device_trapped() { lost = true; }
 void check_launch(const char*) { check_alive(); }
 
+const std::string& unavailable() {
+  static const std::string* none = new std::string;
+  return *none;
+}
+
 void append_devices(std::vector<std::unique_ptr<Device>>& devices) {
   const int count = number_from("BNB_EMULATED_DEVICES", 1), cc = number_from("BNB_EMULATED_CC", 90);
   for (int i = 0; i < count; i++) {
@@ -99,6 +115,7 @@ void append_devices(std::vector<std::unique_ptr<Device>>& devices) {
     stream->gpu = info.gpu;
     stream->counters = static_cast<int32_t*>(arena_allocate(kCounters * sizeof(int32_t)));
     std::memset(stream->counters, 0, kCounters * sizeof(int32_t));
+    devices.back()->stream().set_fault(new (arena_allocate(sizeof(Fault))) Fault{});
     devices.back()->stream().cuda = stream;
   }
 }
