@@ -78,7 +78,8 @@ function withoutNamespaces(name) {
   return name
     .replaceAll("(anonymous namespace)::", "")
     .replace(/\bbnb::(cuda::)?/g, "")
-    .replace(/^void /, "");
+    .replace(/^void /, "")
+    .replace(/>(?: >)+/g, (ends) => ends.replaceAll(" ", ""));
 }
 
 // --- the table: { compiler, archs, rows: Map of "file<tab>kernel" to Map of arch to figures } ---------------------

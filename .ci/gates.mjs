@@ -183,7 +183,7 @@ if (!sameCompiler) {
   console.log(`gates: ${table} was made with ${committed.compiler}, this is ${compiler}: only spills are compared`);
 }
 problems.push(...wrong);
-for (const { file, message } of problems.slice(0, 50)) console.log(`FAILED ${file}: ${message}`);
+for (const { file, message } of problems.slice(0, 30)) console.log(`FAILED ${file}: ${message}`);
 for (const { file, message } of shrunk)
   console.log(`  smaller, "npm run gates -- --write" keeps it so: ${file}: ${message}`);
 if (problems.length > 0) console.log(`gates: ${problems.length} problems; if they are meant, npm run gates -- --write`);

@@ -20,9 +20,18 @@ export {
   tensor,
   zeros,
 } from "./tensor/create.js";
-export { Device, type DeviceLike, devices, synchronize } from "./tensor/device.js";
+export {
+  Device,
+  type DeviceLike,
+  defaultDevice,
+  devices,
+  gpuStatus,
+  setDefaultDevice,
+  synchronize,
+} from "./tensor/device.js";
 export { type DType, dtypes, type TypedArray } from "./tensor/dtype.js";
 export { BnbError, type ErrorCode } from "./tensor/errors.js";
+export { capture, Graph } from "./tensor/graph.js";
 export { Quantized4Bit } from "./tensor/quantized.js";
 export { type DeviceMemory, emptyCache, keep, type MemoryInfo, memory, tidy } from "./tensor/scope.js";
 export { Tensor } from "./tensor/tensor.js";

@@ -1,6 +1,7 @@
 // Matchers that every test file has: tensors against numbers, and what a piece of code leaves in memory.
 import { expect } from "vitest";
 import type { Tensor } from "../src/index.js";
+import { setDefaultDevice } from "../src/index.js";
 import type { Numbers } from "./helpers/expect-close.js";
 import { expectClose } from "./helpers/expect-close.js";
 import type { OpKind } from "./helpers/tolerance.js";
@@ -14,6 +15,9 @@ declare module "vitest" {
     toLeakNothing(): Promise<T>;
   }
 }
+
+const device = process.env["BNB_TEST_DEVICE"];
+if (device) setDefaultDevice(device);
 
 expect.extend({
   toBeCloseToTensor(actual: Tensor, expected: Numbers, kind?: OpKind) {

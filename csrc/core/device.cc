@@ -87,4 +87,12 @@ std::vector<std::unique_ptr<Device>> make_devices() {
   return devices;
 }
 
+std::string gpu_unavailable() {
+#if BNB_CUDA
+  return cuda::unavailable();
+#else
+  return "this build has no CUDA kernels";
+#endif
+}
+
 }  // namespace bnb

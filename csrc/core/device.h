@@ -37,8 +37,16 @@ struct Runtime {
   void (*stop)(Device&) = nullptr;
   // On the worker: returns when everything launched has run, and throws what went wrong in it.
   void (*finish)(Device&) = nullptr;
+  // Null where a graph is replayed command by command. On the worker: kernels launched between begin_capture and
+  // capture become an executable, which replay launches. capture() ends the capture also when it throws.
+  void (*begin_capture)(Device&) = nullptr;
+  void* (*capture)(Device&) = nullptr;
+  void (*replay)(Device&, void* executable) = nullptr;
+  void (*release_graph)(Device&, void* executable) = nullptr;
   // Fills a block that is about to be used with garbage; null except on an emulated device.
   void (*poison)(Device&, void* block, size_t nbytes) = nullptr;
+  // Runs a kernel that is wrong in a known way (emulation/broken.cu); null except on an emulated device.
+  void (*provoke)(Device&, int32_t which) = nullptr;
 };
 
 class Device {
@@ -66,6 +74,8 @@ class Device {
 
 // One Device object per device of this machine, the CPU first.
 std::vector<std::unique_ptr<Device>> make_devices();
+// Why no GPU, or not every GPU, is among them: one line with advice. Empty when none is missing.
+std::string gpu_unavailable();
 
 // Queues a kernel on the device's stream. Args must be trivially copyable and at most 192 bytes.
 template <class Args>

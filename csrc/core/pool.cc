@@ -34,6 +34,7 @@ Pool::~Pool() {
 
 Block Pool::take(size_t nbytes) {
   const size_t capacity = capacity_for(nbytes);
+  if (recording_) return take_private(nbytes, capacity);
   const size_t largest = capacity > kLarge ? capacity + capacity / 8 : capacity;
   Block block;
   const auto bin = cache_.lower_bound(capacity);
@@ -43,29 +44,89 @@ Block Pool::take(size_t nbytes) {
     if (bin->second.empty()) cache_.erase(bin);
     cached_bytes_ -= block.capacity;
   } else {
-    block = {device_.runtime().allocate(device_, capacity), capacity};
-    if (!block.data && cached_bytes_ > 0) {
-      empty_cache();
-      block.data = device_.runtime().allocate(device_, capacity);
-    }
-    if (!block.data)
-      fail(Code::oom, device_.str().c_str(), "out of memory: wanted ", nbytes, " bytes, live ", live_bytes_,
-           ", cached ", cached_bytes_, ", the device has ", device_.info().memory);
+    block = allocate(nbytes, capacity);
   }
   live_bytes_ += block.capacity;
   if (live_bytes_ > peak_bytes_) peak_bytes_ = live_bytes_;
-  if (device_.runtime().poison)
-    device_.stream().push_always(
-        "poison", block, +[](Device& device, const Block& b) { device.runtime().poison(device, b.data, b.capacity); });
+  poison(block);
   return block;
 }
 
+Block Pool::allocate(size_t nbytes, size_t capacity) {
+  Block block = {device_.runtime().allocate(device_, capacity), capacity};
+  if (!block.data && cached_bytes_ > 0) {
+    empty_cache();
+    block.data = device_.runtime().allocate(device_, capacity);
+  }
+  if (!block.data)
+    fail(Code::oom, device_.str().c_str(), "out of memory: wanted ", nbytes, " bytes, live ", live_bytes_, ", cached ",
+         cached_bytes_, ", the device has ", device_.info().memory);
+  return block;
+}
+
+void Pool::poison(const Block& block) {
+  if (!device_.runtime().poison) return;
+  device_.stream().push_always(
+      "poison", block, +[](Device& device, const Block& b) { device.runtime().poison(device, b.data, b.capacity); });
+}
+
 void Pool::give_back(Block block) {
+  if (recording_) {
+    const auto own = recording_->all.find(block.data);
+    if (own != recording_->all.end()) {
+      recording_->unused.emplace(own->second, own->first);
+      return;
+    }
+  }
+  const auto found = private_.find(block.data);
+  if (found != private_.end()) {
+    found->second = false;
+    return;
+  }
   live_bytes_ -= block.capacity;
+  put_in_cache(block);
+}
+
+void Pool::put_in_cache(Block block) {
   cached_bytes_ += block.capacity;
   cache_[block.capacity].push_back(block.data);
   const size_t limit = live_bytes_ / 2 > kCacheFloor ? live_bytes_ / 2 : kCacheFloor;
   while (cached_bytes_ > limit) release_one(std::prev(cache_.end()));
+}
+
+Block Pool::take_private(size_t nbytes, size_t capacity) {
+  const auto fit = recording_->unused.lower_bound(capacity);
+  if (fit != recording_->unused.end() && fit->first <= capacity + capacity / 8) {
+    const Block block = {fit->second, fit->first};
+    recording_->unused.erase(fit);
+    return block;
+  }
+  const Block block = allocate(nbytes, capacity);
+  recording_->all.emplace(block.data, block.capacity);
+  live_bytes_ += block.capacity;
+  if (live_bytes_ > peak_bytes_) peak_bytes_ = live_bytes_;
+  return block;
+}
+
+void Pool::begin_private() { recording_.emplace(); }
+
+PrivateBlocks Pool::end_private() {
+  PrivateBlocks blocks = std::move(*recording_);
+  recording_.reset();
+  for (const auto& [data, capacity] : blocks.all) private_[data] = true;
+  for (const auto& [capacity, data] : blocks.unused) private_[data] = false;
+  return blocks;
+}
+
+void Pool::release_private(PrivateBlocks blocks) {
+  for (const auto& [data, capacity] : blocks.all) {
+    const auto found = private_.find(data);
+    const bool has_tensor = found->second;
+    private_.erase(found);
+    if (has_tensor) continue;  // which gives it back as any other
+    live_bytes_ -= capacity;
+    put_in_cache({data, capacity});
+  }
 }
 
 void Pool::empty_cache() {

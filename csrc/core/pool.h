@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <vector>
 
 namespace bnb {
@@ -13,6 +14,12 @@ class Device;
 struct Block {
   void* data = nullptr;
   size_t capacity = 0;
+};
+
+// The blocks of a graph: those that its function took, live or not. All of them count as live.
+struct PrivateBlocks {
+  std::map<void*, size_t> all;          // block -> capacity
+  std::multimap<size_t, void*> unused;  // capacity -> block
 };
 
 class Pool {
@@ -25,6 +32,11 @@ class Pool {
   // Throws Code::oom, after emptying the cache, with the wanted, live and cached bytes.
   Block take(size_t nbytes);
   void give_back(Block block);
+  // Between these, blocks come from and go to a set of their own. It stays apart until release_private: a block of it
+  // that a tensor gives back later waits there for the graph.
+  void begin_private();
+  PrivateBlocks end_private();
+  void release_private(PrivateBlocks blocks);
   // Returns the cached blocks to the system, in stream order, and waits for it.
   void empty_cache();
 
@@ -36,7 +48,14 @@ class Pool {
  private:
   void release_one(std::map<size_t, std::vector<void*>>::iterator bin);
 
+  Block allocate(size_t nbytes, size_t capacity);
+  void put_in_cache(Block block);
+  Block take_private(size_t nbytes, size_t capacity);
+  void poison(const Block& block);
+
   Device& device_;
+  std::optional<PrivateBlocks> recording_;
+  std::map<void*, bool> private_;               // blocks of graphs that exist -> whether a tensor has it, too
   std::map<size_t, std::vector<void*>> cache_;  // capacity -> blocks
   size_t live_bytes_ = 0;
   size_t cached_bytes_ = 0;

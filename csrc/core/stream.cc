@@ -128,6 +128,17 @@ void Stream::run(const Command& command) {
   if (!cuda) check_fault(command.name);
 }
 
+void Stream::run_recorded(const Command& command) {
+  command.invoke(device_, command);
+  if (!cuda) check_fault(command.name);
+}
+
+std::vector<Command> Stream::end_recording() {
+  std::vector<Command> commands = std::move(*recording_);
+  recording_.reset();
+  return commands;
+}
+
 void Stream::check_fault(const char* op) {
   if (fault_->code == 0) return;
   const Fault fault = *fault_;

@@ -8,6 +8,7 @@
 #include <optional>
 #include <thread>
 #include <type_traits>
+#include <vector>
 
 #include "core/error.h"
 #include "core/kernel.h"
@@ -44,16 +45,14 @@ class Stream {
   template <class Args>
   void push(Device& device, const Kernel<Args>& kernel, const Args& args);
 
-  // Queues callback(device, args) that runs whatever happened before it.
+  // Queues callback(device, args), which is skipped after a failure, like a kernel; or which runs whatever happened.
+  template <class Args>
+  void push(const char* name, const Args& args, void (*callback)(Device&, const Args&)) {
+    push_callback(name, args, callback, false);
+  }
   template <class Args>
   void push_always(const char* name, const Args& args, void (*callback)(Device&, const Args&)) {
-    Command& c = prepare(name, args);
-    c.always = true;
-    c.function = reinterpret_cast<Command::Function>(callback);
-    c.invoke = [](Device& d, const Command& command) {
-      reinterpret_cast<void (*)(Device&, const Args&)>(command.function)(d, command.as<Args>());
-    };
-    publish();
+    push_callback(name, args, callback, true);
   }
 
   // Blocks until the worker has come to the end of everything pushed so far.
@@ -67,6 +66,12 @@ class Stream {
   uint64_t pending() const {
     return published_.load(std::memory_order_relaxed) - completed_.load(std::memory_order_relaxed);
   }
+  // Between these, kernels are kept and not run; callbacks are run as ever. See core/graph.h.
+  void begin_recording() { recording_.emplace(); }
+  std::vector<Command> end_recording();
+  bool is_recording() const { return recording_.has_value(); }
+  // On the worker: a command of a recording.
+  void run_recorded(const Command& command);
   // The CUDA runtime's stream, null on a CPU; set by the device before its first launch.
   CudaStream* cuda = nullptr;
 
@@ -78,12 +83,21 @@ class Stream {
   };
 
   template <class Args>
-  Command& prepare(const char* name, const Args& args) {
+  Command& prepare(Command& c, const char* name, const Args& args) {
     static_assert(sizeof(Args) <= kMaxArgs && std::is_trivially_copyable_v<Args>);
-    Command& c = slot();
     c.name = name;
     std::memcpy(c.args, &args, sizeof(Args));
     return c;
+  }
+  template <class Args>
+  void push_callback(const char* name, const Args& args, void (*callback)(Device&, const Args&), bool always) {
+    Command& c = prepare(slot(), name, args);
+    c.always = always;
+    c.function = reinterpret_cast<Command::Function>(callback);
+    c.invoke = [](Device& d, const Command& command) {
+      reinterpret_cast<void (*)(Device&, const Args&)>(command.function)(d, command.as<Args>());
+    };
+    publish();
   }
   Command& slot();
   void publish();
@@ -99,7 +113,8 @@ class Stream {
   Fault own_fault_{};
   Fault* fault_ = &own_fault_;
   std::atomic<bool> failed_{false};
-  std::optional<Error> error_;  // written by the worker
+  std::optional<Error> error_;                     // written by the worker
+  std::optional<std::vector<Command>> recording_;  // of the JavaScript thread
 
   alignas(64) std::atomic<uint64_t> published_{0};
   alignas(64) std::atomic<uint64_t> completed_{0};
@@ -111,7 +126,7 @@ class Stream {
 
 template <class Args>
 void Stream::push(Device&, const Kernel<Args>& kernel, const Args& args) {
-  Command& c = prepare(kernel.name, args);
+  Command& c = prepare(recording_ ? recording_->emplace_back() : slot(), kernel.name, args);
   c.always = false;
   if (cuda) {
     c.function = reinterpret_cast<Command::Function>(kernel.cuda);
@@ -124,7 +139,7 @@ void Stream::push(Device&, const Kernel<Args>& kernel, const Args& args) {
       reinterpret_cast<void (*)(const Args&)>(command.function)(command.as<Args>());
     };
   }
-  publish();
+  if (!recording_) publish();
 }
 
 }  // namespace bnb

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "core/graph.h"
 #include "core/transfer.h"
 
 namespace bnb {
@@ -59,6 +60,7 @@ struct StagedUpload {
 }  // namespace
 
 Tensor upload(const void* bytes, size_t nbytes, const Shape& shape, DType dtype, Device& device) {
+  Graph::check_not_recording(device, "tensor");
   Tensor t = Tensor::empty(shape, dtype, device);
   check_shape(t.nbytes() == nbytes, "tensor", "shape ", shape, " of ", name_of(dtype), " needs ", t.nbytes(),
               " bytes, got ", nbytes);

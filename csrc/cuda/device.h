@@ -1,6 +1,7 @@
 // The GPUs of this machine as devices. Implemented by device.cc on the CUDA runtime, by emulation/device.cc without.
 #pragma once
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "core/device.h"
@@ -8,5 +9,7 @@
 namespace bnb::cuda {
 
 void append_devices(std::vector<std::unique_ptr<Device>>& devices);
+// Why a GPU of this machine is not among them, with advice; empty when none is missing.
+const std::string& unavailable();
 
 }  // namespace bnb::cuda

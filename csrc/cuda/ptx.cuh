@@ -88,7 +88,18 @@ inline float half_of(uint32_t pair, int i) {
 }
 #endif
 
-// Needs compute capability 8.0. T is f16 or bf16.
+// For compute capability 7.5. f16 only.
+__device__ __forceinline__ void mma_m16n8k8(float (&d)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]) {
+#if !defined(__CUDACC__)
+  ::simt::mma_half<8>(d, a, b, half_of<f16>);
+#else
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+#endif
+}
+
+// T is f16 or bf16, which needs compute capability 8.0; f16 takes two steps on 7.5.
 template <class T>
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if !defined(__CUDACC__)
@@ -105,31 +116,13 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
     BNB_MMA("f16");
 #undef BNB_MMA
 #else
-  __trap();
-#endif
-}
-
-// For compute capability 7.5. f16 only.
-__device__ __forceinline__ void mma_m16n8k8(float (&d)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]) {
-#if !defined(__CUDACC__)
-  ::simt::mma_half<8>(d, a, b, half_of<f16>);
-#else
-  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(b[0]));
-#endif
-}
-
-// Needs compute capability 8.0.
-__device__ __forceinline__ void mma_m16n8k32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-#if !defined(__CUDACC__)
-  ::simt::mma_int8<16, 32>(d, a, b);
-#elif __CUDA_ARCH__ >= 800
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else
-  __trap();
+  if constexpr (__is_same(T, bf16)) {
+    __trap();
+  } else {
+    const uint32_t a_low[2] = {a[0], a[1]}, a_high[2] = {a[2], a[3]}, b_low[1] = {b[0]}, b_high[1] = {b[1]};
+    mma_m16n8k8(d, a_low, b_low);
+    mma_m16n8k8(d, a_high, b_high);
+  }
 #endif
 }
 
@@ -141,6 +134,29 @@ __device__ __forceinline__ void mma_m8n8k16(int32_t (&d)[2], const uint32_t (&a)
   asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
                : "+r"(d[0]), "+r"(d[1])
                : "r"(a[0]), "r"(b[0]));
+#endif
+}
+
+// Four steps on compute capability 7.5.
+__device__ __forceinline__ void mma_m16n8k32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if !defined(__CUDACC__)
+  ::simt::mma_int8<16, 32>(d, a, b);
+#elif __CUDA_ARCH__ >= 800
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+#pragma unroll
+  for (int row = 0; row < 2; row++) {
+    int32_t sums[2] = {d[2 * row], d[2 * row + 1]};
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const uint32_t x[1] = {a[2 * half + row]}, y[1] = {b[half]};
+      mma_m8n8k16(sums, x, y);
+    }
+    d[2 * row] = sums[0];
+    d[2 * row + 1] = sums[1];
+  }
 #endif
 }
 

@@ -2,6 +2,7 @@
 // and, when causal, sees the keys up to that position.
 #pragma once
 #include "core/kernel.h"
+#include "kernels/position.h"
 
 namespace bnb {
 
@@ -13,6 +14,7 @@ struct AttentionArgs {
   float* lse;     // [batch, queries, heads], log of the sum of exponentials, for the backward pass; or null
   int64_t batch, queries, keys, length;
   int64_t heads, kv_heads, dim;
+  Position position;  // added to length
   float scale;
   DType dtype;
   bool causal;

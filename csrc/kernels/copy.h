@@ -1,6 +1,7 @@
 // Moving elements without looking at them: slabs of an axis, permuted and repeated axes, and fills.
 #pragma once
 #include "core/kernel.h"
+#include "kernels/position.h"
 
 namespace bnb {
 
@@ -11,6 +12,8 @@ struct CopyRowsArgs {
   void* to;
   int64_t rows, run_bytes;
   int64_t from_pitch, to_pitch;
+  Position position;       // where the rows of `to` begin
+  int64_t position_bytes;  // of one step of it
 };
 BNB_KERNEL(copy_rows, CopyRowsArgs)
 

@@ -2,6 +2,7 @@
 // and sine stand in row (offset + t) of the tables. The backward pass is the opposite turn.
 #pragma once
 #include "core/kernel.h"
+#include "kernels/position.h"
 
 namespace bnb {
 
@@ -11,7 +12,8 @@ struct RopeArgs {
   const float* sin;  // [positions, dim / 2]
   void* y;           // [batch, length, heads, dim] dtype
   int64_t batch, length, heads, dim;
-  int64_t offset;  // position of t = 0; offset + length <= positions
+  int64_t offset;     // position of t = 0; offset + length <= positions
+  Position position;  // added to offset
   bool inverse;
   DType dtype;
 };

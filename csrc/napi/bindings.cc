@@ -28,7 +28,7 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::softmax_backward>("softmaxBackward(y, dy, log)");
 
   // attention
-  b.bind<&ops::attention>("attention(q, k, v, scale, causal, length, keepLse)");
+  b.bind<&ops::attention>("attention(q, k, v, scale, causal, length, keepLse, position)");
   b.bind<&ops::attention_backward>("attentionBackward(q, k, v, y, lse, dy, scale, causal, length)");
 
   // rms_norm
@@ -40,7 +40,7 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::layer_norm_backward>("layerNormBackward(dy, x, weight, mean, rstd, wantsWeight, wantsBias)");
 
   // rope
-  b.bind<&ops::rope>("rope(x, cos, sin, offset, inverse)");
+  b.bind<&ops::rope>("rope(x, cos, sin, offset, inverse, position)");
 
   // swiglu
   b.bind<&ops::swiglu>("swiglu(gate, up)");
@@ -82,7 +82,7 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::slice>("slice(x, axis, start, end)");
   b.bind<&ops::slice_backward>("sliceBackward(dy, shape, axis, start)");
   b.bind<&ops::concat>("concat(xs, axis)");
-  b.bind<&ops::copy_into>("copyInto(dst, src, axis, start)");
+  b.bind<&ops::copy_into>("copyInto(dst, src, axis, start, position)");
   b.bind<&ops::full>("full(shape, value, dtype, device)");
   b.bind<&ops::cast>("cast(x, dtype)");
 

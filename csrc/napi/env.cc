@@ -17,6 +17,7 @@ Env::~Env() {
   // Run what is queued first: it may write into ArrayBuffers that reads hold.
   for (auto& device : devices) device->stream().wait();
   slots = Slots{};
+  graphs.clear();
   devices.clear();
 }
 

@@ -3,10 +3,12 @@
 #pragma once
 #include <node_api.h>
 
+#include <map>
 #include <memory>
 #include <vector>
 
 #include "core/device.h"
+#include "core/graph.h"
 #include "napi/slots.h"
 
 namespace bnb {
@@ -18,6 +20,8 @@ struct Env {
   napi_env napi;
   std::vector<std::unique_ptr<Device>> devices;
   Slots slots;
+  std::map<int32_t, std::shared_ptr<Graph>> graphs;
+  int32_t last_graph = 0;
 
   // Results of an op, read by src/tensor/run.ts: [count, then per output: handle, dtype, device, ndim, dims...].
   double* results = nullptr;

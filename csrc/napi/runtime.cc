@@ -1,5 +1,6 @@
 // The addon's functions that are not ops: setup, dispose, uploads, reads, devices, memory.
 
+#include "core/graph.h"
 #include "core/transfer.h"
 #include "napi/bind.h"
 
@@ -123,6 +124,7 @@ Device& prepare_read(Env& env, napi_value tensor, napi_value buffer, Read& read)
   check_argument(read.nbytes == source.nbytes(), "data", "the buffer must have ", source.nbytes(), " bytes, got ",
                  read.nbytes);
   read.from = source.data();
+  Graph::check_not_recording(source.device(), "data");
   return source.device();
 }
 
@@ -179,6 +181,71 @@ void set(napi_env env, napi_value object, const char* name, double number) {
   napi_set_named_property(env, object, name, v);
 }
 
+// beginGraph(device): its ops are recorded from here on. endGraph(device, keep): the id of the graph, or 0.
+napi_value begin_graph(napi_env napi, napi_callback_info info) {
+  return guarded<1>(napi, info, "graph", [&](Env& env, napi_value* v) -> napi_value {
+    Graph::begin(device_of(env, v[0]));
+    return nullptr;
+  });
+}
+napi_value end_graph(napi_env napi, napi_callback_info info) {
+  return guarded<2>(napi, info, "graph", [&](Env& env, napi_value* v) {
+    bool keep = false;
+    napi_get_value_bool(napi, v[1], &keep);
+    int32_t id = 0;
+    if (auto graph = Graph::end(device_of(env, v[0]), keep)) {
+      id = ++env.last_graph;
+      env.graphs[id] = std::move(graph);
+    }
+    napi_value result;
+    napi_create_int32(napi, id, &result);
+    return result;
+  });
+}
+
+// replayGraph(id) and disposeGraph(id); TypeScript knows which exist.
+napi_value replay_graph(napi_env napi, napi_callback_info info) {
+  return guarded<1>(napi, info, "graph", [&](Env& env, napi_value* v) -> napi_value {
+    int32_t id = 0;
+    napi_get_value_int32(napi, v[0], &id);
+    const auto found = env.graphs.find(id);
+    if (found == env.graphs.end()) fail(Code::disposed, "graph", "the graph was disposed");
+    found->second->replay();
+    return nullptr;
+  });
+}
+napi_value dispose_graph(napi_env napi, napi_callback_info info) {
+  return guarded<1>(napi, info, "graph", [&](Env& env, napi_value* v) -> napi_value {
+    int32_t id = 0;
+    napi_get_value_int32(napi, v[0], &id);
+    env.graphs.erase(id);
+    return nullptr;
+  });
+}
+
+// gpuStatus(): why no GPU, or not every GPU, is among the devices; "" when none is missing.
+napi_value gpu_status(napi_env napi, napi_callback_info info) {
+  return guarded<0>(napi, info, "gpuStatus", [&](Env& env, napi_value*) {
+    const std::string text = gpu_unavailable();
+    napi_value v;
+    napi_create_string_utf8(env.napi, text.c_str(), text.size(), &v);
+    return v;
+  });
+}
+
+// provoke(device, which): queues a kernel that is wrong in a known way, on an emulated device.
+napi_value provoke(napi_env napi, napi_callback_info info) {
+  return guarded<2>(napi, info, "provoke", [&](Env& env, napi_value* v) -> napi_value {
+    Device& device = device_of(env, v[0]);
+    check_unsupported(device.runtime().provoke != nullptr, "provoke", "only an emulated device has broken kernels");
+    int32_t which = 0;
+    napi_get_value_int32(napi, v[1], &which);
+    device.stream().push(
+        "provoke", which, +[](Device& d, const int32_t& w) { d.runtime().provoke(d, w); });
+    return nullptr;
+  });
+}
+
 // devices(): the CPU first.
 napi_value list_devices(napi_env napi, napi_callback_info info) {
   return guarded<0>(napi, info, "devices", [&](Env& env, napi_value*) {
@@ -232,9 +299,22 @@ void define_runtime(Env& env, napi_value exports) {
     napi_callback callback;
   };
   constexpr Entry kEntries[] = {
-      {"setup", setup},     {"dispose", dispose},        {"finalize", finalize},       {"fromBytes", from_bytes},
-      {"read", read_async}, {"readSync", read_sync},     {"synchronize", synchronize}, {"devices", list_devices},
-      {"memory", memory},   {"emptyCache", empty_cache},
+      {"setup", setup},
+      {"dispose", dispose},
+      {"finalize", finalize},
+      {"fromBytes", from_bytes},
+      {"read", read_async},
+      {"readSync", read_sync},
+      {"synchronize", synchronize},
+      {"devices", list_devices},
+      {"memory", memory},
+      {"emptyCache", empty_cache},
+      {"gpuStatus", gpu_status},
+      {"provoke", provoke},
+      {"beginGraph", begin_graph},
+      {"endGraph", end_graph},
+      {"replayGraph", replay_graph},
+      {"disposeGraph", dispose_graph},
   };
   for (const Entry& e : kEntries) {
     napi_value function;

@@ -8,7 +8,7 @@ namespace bnb::ops {
 namespace {
 
 AttentionArgs check_attention(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, float scale,
-                              bool causal, int64_t length) {
+                              bool causal, int64_t length, const std::optional<Tensor>& position = {}) {
   check_same_device(op, q, k, v);
   check_float(op, "q", q);
   check_same_dtype(op, "q", q, "k", k);
@@ -36,6 +36,7 @@ AttentionArgs check_attention(const char* op, const Tensor& q, const Tensor& k, 
           .heads = heads,
           .kv_heads = kv_heads,
           .dim = dim,
+          .position = position_arg(op, q, position, k.shape()[1] - length + 1),
           .scale = scale,
           .dtype = q.dtype(),
           .causal = causal};
@@ -44,8 +45,11 @@ AttentionArgs check_attention(const char* op, const Tensor& q, const Tensor& k, 
 }  // namespace
 
 std::tuple<Tensor, std::optional<Tensor>> attention(const Tensor& q, const Tensor& k, const Tensor& v, float scale,
-                                                    bool causal, int64_t length, bool keep_lse) {
-  AttentionArgs args = check_attention("attention", q, k, v, scale, causal, length);
+                                                    bool causal, int64_t length, bool keep_lse,
+                                                    const std::optional<Tensor>& position) {
+  AttentionArgs args = check_attention("attention", q, k, v, scale, causal, length, position);
+  check_unsupported(!position || !keep_lse, "attention",
+                    "a position on the device is for inference: it has no gradient");
   Tensor y = Tensor::empty(q.shape(), q.dtype(), q.device());
   std::optional<Tensor> lse;
   if (keep_lse) lse = Tensor::empty({args.batch, args.queries, args.heads}, DType::float32, q.device());

@@ -16,7 +16,8 @@ int checked_axis(const char* op, const Shape& shape, int32_t axis) {
 }
 
 // Copies a slab: along `axis`, `count` entries from `from_start` of one tensor to `to_start` of the other.
-void copy_slab(const Tensor& from, int64_t from_start, const Tensor& to, int64_t to_start, int axis, int64_t count) {
+void copy_slab(const Tensor& from, int64_t from_start, const Tensor& to, int64_t to_start, int axis, int64_t count,
+               const Position& position = {}) {
   const int64_t entry = from.shape().product(axis + 1, from.ndim()) * static_cast<int64_t>(size_of(from.dtype()));
   const int64_t rows = from.shape().product(0, axis);
   if (rows * entry * count == 0) return;
@@ -26,7 +27,9 @@ void copy_slab(const Tensor& from, int64_t from_start, const Tensor& to, int64_t
                        .rows = rows,
                        .run_bytes = count * entry,
                        .from_pitch = from.shape()[axis] * entry,
-                       .to_pitch = to.shape()[axis] * entry});
+                       .to_pitch = to.shape()[axis] * entry,
+                       .position = position,
+                       .position_bytes = entry});
 }
 
 // y = x read with the given strides; axes of size 1 are left out, neighbours that stay neighbours merged.
@@ -165,12 +168,13 @@ Tensor concat(const std::vector<Tensor>& xs, int32_t axis) {
   return y;
 }
 
-void copy_into(const Tensor& dst, const Tensor& src, int32_t axis, int64_t start) {
+void copy_into(const Tensor& dst, const Tensor& src, int32_t axis, int64_t start,
+               const std::optional<Tensor>& position) {
   constexpr const char* op = "copyInto";
   check_same_device(op, dst, src);
   check_same_dtype(op, "dst", dst, "src", src);
   if (dst.ndim() == 0 && src.ndim() == 0) {
-    check_shape(start == 0, op, "start must be 0 for scalars, got ", start);
+    check_shape(start == 0 && !position, op, "start must be 0 for scalars, got ", start);
     return copy_slab(src.view({1}), 0, dst.view({1}), 0, 0, 1);
   }
   const int at = checked_axis(op, dst.shape(), axis);
@@ -178,7 +182,8 @@ void copy_into(const Tensor& dst, const Tensor& src, int32_t axis, int64_t start
   for (int i = 0; fits && i < src.ndim(); i++) fits = i == at || src.shape()[i] == dst.shape()[i];
   check_shape(fits && start >= 0 && start <= dst.shape()[at] - src.shape()[at], op, "src must fit into dst ",
               dst.shape(), " along axis ", axis, " from ", start, ", got ", src.shape());
-  copy_slab(src, 0, dst, start, at, src.shape()[at]);
+  copy_slab(src, 0, dst, start, at, src.shape()[at],
+            position_arg(op, dst, position, dst.shape()[at] - src.shape()[at] - start + 1));
 }
 
 Tensor full(const Shape& shape, double value, DType dtype, Device& device) {

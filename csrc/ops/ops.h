@@ -57,7 +57,8 @@ Tensor softmax_backward(const Tensor& y, const Tensor& dy, bool log);
 // softmax(scale q k^T) v for q[B, T, H, D], k and v[B, S, Hkv, D] of which the first `length` keys count; gives y and
 // on request lse[B, T, H] for the backward pass.
 std::tuple<Tensor, std::optional<Tensor>> attention(const Tensor& q, const Tensor& k, const Tensor& v, float scale,
-                                                    bool causal, int64_t length, bool keep_lse);
+                                                    bool causal, int64_t length, bool keep_lse,
+                                                    const std::optional<Tensor>& position);
 // The gradients of q, k and v.
 std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& q, const Tensor& k, const Tensor& v,
                                                       const Tensor& y, const Tensor& lse, const Tensor& dy, float scale,
@@ -79,7 +80,8 @@ std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> layer_norm_back
 
 // ---- rotary embedding (ops/rope.cc)
 // The pairs (i, i + D/2) of x [B, T, H, D] turned by the angles of rows offset + t of cos and sin [positions, D/2].
-Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t offset, bool inverse);
+Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t offset, bool inverse,
+            const std::optional<Tensor>& position);
 
 // ---- swiglu (ops/swiglu.cc)
 // silu(gate) * up.
@@ -158,8 +160,9 @@ Tensor slice(const Tensor& x, int32_t axis, int64_t start, int64_t end);
 Tensor slice_backward(const Tensor& dy, const Shape& shape, int32_t axis, int64_t start);
 // The tensors one after another along an axis.
 Tensor concat(const std::vector<Tensor>& xs, int32_t axis);
-// Overwrites entries of dst along an axis, from `start` on, by src.
-void copy_into(const Tensor& dst, const Tensor& src, int32_t axis, int64_t start);
+// Overwrites entries of dst along an axis, from `start` (plus the device's `position`) on, by src.
+void copy_into(const Tensor& dst, const Tensor& src, int32_t axis, int64_t start,
+               const std::optional<Tensor>& position);
 // Every element `value`.
 Tensor full(const Shape& shape, double value, DType dtype, Device& device);
 // x in another dtype; shares memory when it is the same.

@@ -7,7 +7,8 @@
 
 namespace bnb::ops {
 
-Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t offset, bool inverse) {
+Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t offset, bool inverse,
+            const std::optional<Tensor>& position) {
   check_float("rope", "x", x);
   check_same_device("rope", x, cos, sin);
   check_shape(x.ndim() == 4 && x.shape()[3] % 2 == 0, "rope",
@@ -31,6 +32,7 @@ Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t offse
               .heads = x.shape()[2],
               .dim = x.shape()[3],
               .offset = offset,
+              .position = position_arg("rope", x, position, cos.shape()[0] - x.shape()[1] - offset + 1),
               .inverse = inverse,
               .dtype = x.dtype(),
           });

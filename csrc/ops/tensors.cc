@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "core/gate.h"
+#include "core/graph.h"
 #include "ops/ops.h"
 #include "ops/validate.h"
 
@@ -50,6 +51,8 @@ Tensor view(const Tensor& x, const Shape& shape, DType dtype, int64_t offset) {
 }
 
 Tensor to_device(const Tensor& x, Device& device) {
+  Graph::check_not_recording(device, "toDevice");
+  Graph::check_not_recording(x.device(), "toDevice");
   Tensor y = Tensor::empty(x.shape(), x.dtype(), device);
   if (&x.device() == &device) {
     device.stream().push_always(

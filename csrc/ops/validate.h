@@ -1,6 +1,9 @@
 // Checks shared by the ops. Messages: "op: what must hold, what came".
 #pragma once
+#include <optional>
+
 #include "core/tensor.h"
+#include "kernels/position.h"
 
 namespace bnb::ops {
 
@@ -31,6 +34,15 @@ inline void check_same_dtype(const char* op, const char* name_a, const Tensor& a
 
 inline void check_shape_is(const char* op, const char* name, const Tensor& t, const Shape& shape) {
   check_shape(t.shape() == shape, op, name, " must have shape ", shape, ", got ", t.shape());
+}
+
+// An int32 [1] beside x, whose value the kernel checks: it must stay below `limit`.
+inline Position position_arg(const char* op, const Tensor& x, const std::optional<Tensor>& position, int64_t limit) {
+  if (!position) return {};
+  check_same_device(op, x, *position);
+  check_dtype_is(op, "position", *position, DType::int32);
+  check_shape(position->numel() == 1, op, "position must have 1 element, got ", position->shape());
+  return {position->ptr<int32_t>(), limit, x.device().fault()};
 }
 
 }  // namespace bnb::ops

@@ -1,12 +1,9 @@
 // Text generation as an async iterator: one forward pass and one awaited read per token, so that the event loop
 // turns between tokens however long the text becomes.
-import { noGrad } from "../autograd/no-grad.js";
-import { reshape } from "../ops/index.js";
-import { tensor } from "../tensor/create.js";
 import type { Device } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
-import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
+import { Decoder } from "./decoder.js";
 import type { KvCache } from "./kv-cache.js";
 import type { SamplingOptions } from "./sampling.js";
 import { checkSamplingOptions, sampleToken } from "./sampling.js";
@@ -31,6 +28,11 @@ export interface GenerateOptions extends SamplingOptions {
   stop?: readonly number[] | ((tokens: readonly number[]) => boolean);
   /** Ends the generation with `ERR_BNB_ABORTED`. */
   signal?: AbortSignal;
+  /**
+   * Whether the step of one token is recorded and replayed as a graph, where the model does nothing but call ops; the
+   * tokens are the same. Default: on a GPU.
+   */
+  graph?: boolean;
 }
 
 /**
@@ -47,7 +49,7 @@ export async function* generate(
   prompt: readonly number[] | Int32Array | Uint8Array,
   options: GenerateOptions = {},
 ): AsyncGenerator<number, void, undefined> {
-  const { maxNewTokens = 128, seed = 0, stop = [], signal } = options;
+  const { maxNewTokens = 128, seed = 0, stop = [], signal, graph = model.device.type === "cuda" } = options;
   const { maxPositionEmbeddings, vocabSize } = model.config;
   checkSamplingOptions(options);
   if (!(Number.isInteger(maxNewTokens) && maxNewTokens >= 0)) {
@@ -74,16 +76,11 @@ export async function* generate(
   if (count === 0) return;
 
   const cache = model.createCache(1, prompt.length + count - 1);
+  const decoder = new Decoder(model, cache, graph);
   try {
     let input = Int32Array.from(prompt);
     while (made.length < count) {
-      const logits = noGrad(() => tidy(() => lastLogits(model, input, cache)));
-      let row: Float32Array;
-      try {
-        row = await logits.floats();
-      } finally {
-        logits.dispose();
-      }
+      const row = await decoder.next(input);
       throwIfAborted(signal);
       const token = sampleToken(row, options, uniform);
       made.push(token);
@@ -93,14 +90,9 @@ export async function* generate(
       throwIfAborted(signal);
     }
   } finally {
+    decoder.dispose();
     cache.dispose();
   }
-}
-
-/** Logits [vocab] of the token that follows `ids`. */
-function lastLogits(model: CausalLM, ids: Int32Array, cache: KvCache): Tensor {
-  const input = tensor(ids, { shape: [1, ids.length], dtype: "int32", device: model.device });
-  return reshape(model.forward(input, { cache, logitsToKeep: 1 }), [-1]);
 }
 
 function throwIfAborted(signal: AbortSignal | undefined): void {

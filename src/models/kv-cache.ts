@@ -24,6 +24,8 @@ export interface CachedKeysValues {
   keys: Tensor; // [batch, maxLength, kvHeads, headDim]
   values: Tensor; // [batch, maxLength, kvHeads, headDim]
   length: number;
+  /** Where the first new position sits, when only the device knows: `length` then counts the new ones alone. */
+  position?: Tensor;
 }
 
 /**
@@ -36,6 +38,7 @@ export class KvCache implements Disposable {
   readonly #keys: Tensor[] = [];
   readonly #values: Tensor[] = [];
   #length = 0;
+  #position: Tensor | null = null;
 
   constructor({ layers, batch, maxLength, kvHeads, headDim, dtype = "float32", device }: KvCacheOptions) {
     this.maxLength = maxLength;
@@ -50,6 +53,19 @@ export class KvCache implements Disposable {
     return this.#length;
   }
 
+  /** Where the next token goes, for ops that take a position: a number, or the tensor given to `readPositionFrom`. */
+  get position(): number | Tensor {
+    return this.#position ?? this.#length;
+  }
+
+  /**
+   * From now on kernels read the position from an int32 tensor [1] on the device, which must be kept at `length`; null
+   * ends it. For recorded graphs, where a number would stay what it was. The tensor stays the caller's.
+   */
+  readPositionFrom(tensor: Tensor | null): void {
+    this.#position = tensor;
+  }
+
   /** Writes keys and values of `t` new positions of one layer behind those already there. */
   append(layer: number, k: Tensor, v: Tensor): CachedKeysValues {
     const keys = this.#keys[layer] as Tensor;
@@ -61,9 +77,11 @@ export class KvCache implements Disposable {
         `kvCache: at most ${this.maxLength} positions fit, got ${this.#length} + ${added}`,
       );
     }
-    copyInto(keys, k, { axis: 1, start: this.#length });
-    copyInto(values, v, { axis: 1, start: this.#length });
-    return { keys, values, length: this.#length + added };
+    copyInto(keys, k, { axis: 1, start: this.position });
+    copyInto(values, v, { axis: 1, start: this.position });
+    return this.#position
+      ? { keys, values, length: added, position: this.#position }
+      : { keys, values, length: this.#length + added };
   }
 
   /** Counts `t` positions as filled, once every layer has appended them. */

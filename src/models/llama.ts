@@ -39,7 +39,7 @@ export class LlamaAttention extends Module {
 
   forward(x: Tensor, rotary: RotaryTables, cache: KvCache | null): Tensor {
     const [batch, length] = x.shape as [number, number, number];
-    const position = cache?.length ?? 0;
+    const position = cache?.position ?? 0;
     const heads = (y: Tensor) => reshape(y, [batch, length, -1, this.#headDim]);
 
     const q = rope(heads(this.qProj.forward(x)), rotary.cos, rotary.sin, position);
@@ -48,7 +48,7 @@ export class LlamaAttention extends Module {
 
     const past = cache?.append(this.#layer, k, v);
     const mixed = past
-      ? attention(q, past.keys, past.values, { causal: true, length: past.length })
+      ? attention(q, past.keys, past.values, { causal: true, length: past.length, position: past.position })
       : attention(q, k, v, { causal: true });
     return this.oProj.forward(reshape(mixed, [batch, length, -1]));
   }

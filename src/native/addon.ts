@@ -44,6 +44,15 @@ export interface NativeRuntime {
   devices(): NativeDevice[];
   memory(device: number): NativeMemory;
   emptyCache(device: number): void;
+  /** Why no GPU, or not every GPU, is among the devices; "" when none is missing. */
+  gpuStatus(): string;
+  /** Records the ops of a device until endGraph, which gives the id of the graph, or 0 without `keep`. */
+  beginGraph(device: number): void;
+  endGraph(device: number, keep: boolean): number;
+  replayGraph(graph: number): void;
+  disposeGraph(graph: number): void;
+  /** Queues a kernel that is wrong in a known way: test/native/emulator.test.ts. */
+  provoke(device: number, which: number): void;
 }
 
 /** dtype, quantType and device arguments are the numbers of tensor/dtype.ts and Device.index. */
@@ -96,7 +105,16 @@ export interface NativeOps {
 
   // attention
   attention: NativeOp<
-    [q: Tensor, k: Tensor, v: Tensor, scale: number, causal: boolean, length: number, keepLse: boolean],
+    [
+      q: Tensor,
+      k: Tensor,
+      v: Tensor,
+      scale: number,
+      causal: boolean,
+      length: number,
+      keepLse: boolean,
+      position: Tensor | null,
+    ],
     [y: Tensor, lse: Tensor | null]
   >;
   attentionBackward: NativeOp<
@@ -140,7 +158,10 @@ export interface NativeOps {
   >;
 
   // rope
-  rope: NativeOp<[x: Tensor, cos: Tensor, sin: Tensor, offset: number, inverse: boolean], [y: Tensor]>;
+  rope: NativeOp<
+    [x: Tensor, cos: Tensor, sin: Tensor, offset: number, inverse: boolean, position: Tensor | null],
+    [y: Tensor]
+  >;
 
   // swiglu
   swiglu: NativeOp<[gate: Tensor, up: Tensor], [y: Tensor]>;
@@ -230,7 +251,7 @@ export interface NativeOps {
   slice: NativeOp<[x: Tensor, axis: number, start: number, end: number], [y: Tensor]>;
   sliceBackward: NativeOp<[dy: Tensor, shape: readonly number[], axis: number, start: number], [dx: Tensor]>;
   concat: NativeOp<[xs: readonly Tensor[], axis: number], [y: Tensor]>;
-  copyInto: NativeOp<[dst: Tensor, src: Tensor, axis: number, start: number], []>;
+  copyInto: NativeOp<[dst: Tensor, src: Tensor, axis: number, start: number, position: Tensor | null], []>;
   full: NativeOp<[shape: readonly number[], value: number, dtype: number, device: number], [y: Tensor]>;
   cast: NativeOp<[x: Tensor, dtype: number], [y: Tensor]>;
 

@@ -12,18 +12,23 @@ export interface AttentionOptions {
   scale?: number;
   /** How many of the S keys are in use, as in a cache that is filled step by step; default all. */
   length?: number;
+  /**
+   * An int32 tensor [1] that the kernel reads: the position of the first query, so that `position + T` keys are in use;
+   * then `length` is not given. For inference.
+   */
+  position?: Tensor;
 }
 
 type Settings = readonly [scale: number, causal: boolean, length: number];
 
 const attend = defineOp<
-  [q: Tensor, k: Tensor, v: Tensor, settings: Settings],
+  [q: Tensor, k: Tensor, v: Tensor, settings: Settings, position: Tensor | null],
   [q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, settings: Settings]
 >({
   name: "attention",
-  forward(ctx, q, k, v, settings) {
+  forward(ctx, q, k, v, settings, position) {
     const wanted = ctx.needs(0) || ctx.needs(1) || ctx.needs(2);
-    const [y, lse] = run(addon.attention, q, k, v, ...settings, wanted);
+    const [y, lse] = run(addon.attention, q, k, v, ...settings, wanted, position);
     if (lse) {
       ctx.save(q, k, v, y, lse, settings);
       lse.dispose();
@@ -32,7 +37,7 @@ const attend = defineOp<
   },
   backward(ctx, dy) {
     const [q, k, v, y, lse, settings] = ctx.saved;
-    return run(addon.attentionBackward, q, k, v, y, lse, dy, ...settings);
+    return [...run(addon.attentionBackward, q, k, v, y, lse, dy, ...settings), null];
   },
 });
 
@@ -41,6 +46,7 @@ const attend = defineOp<
  * of q. Query i sits at position length - T + i. Gives [B, T, H, D].
  */
 export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): Tensor {
-  const { causal = true, scale = 1 / Math.sqrt(q.shape[3] ?? 1), length = k.shape[1] ?? 0 } = options;
-  return attend(q, k, v, [scale, causal, length]);
+  const { causal = true, scale = 1 / Math.sqrt(q.shape[3] ?? 1), position } = options;
+  const length = options.length ?? (position ? q.shape[1] : k.shape[1]) ?? 0;
+  return attend(q, k, v, [scale, causal, length], position ?? null);
 }

@@ -10,7 +10,8 @@ import type { Tensor } from "../tensor/tensor.js";
  * Turns each pair `(x[i], x[i + D/2])` of every head by the angle of its position `offset + t`:
  * `y[i] = x[i] cos - x[i + D/2] sin`, `y[i + D/2] = x[i + D/2] cos + x[i] sin`.
  *
- * The tables are float32 [positions, D/2] and get no gradient; `y` has the dtype of `x`.
+ * The tables are float32 [positions, D/2] and get no gradient; `y` has the dtype of `x`. An int32 tensor [1] as
+ * `offset` is read by the kernel, so that a recorded graph finds its position anew at each replay.
  *
  * @example
  * const q = rope(x, cos, sin, cache.length); // x [batch, seq, heads, dim]
@@ -19,13 +20,13 @@ export const rope = defineOp({
   name: "rope",
 
   forward(
-    ctx: OpContext<[cos: Tensor, sin: Tensor, offset: number]>,
+    ctx: OpContext<[cos: Tensor, sin: Tensor, offset: number | Tensor]>,
     x: Tensor,
     cos: Tensor,
     sin: Tensor,
-    offset: number = 0,
+    offset: number | Tensor = 0,
   ) {
-    const [y] = run(addon.rope, x, cos, sin, offset, false);
+    const [y] = run(addon.rope, x, cos, sin, ...turn(offset, false));
     ctx.save(cos, sin, offset);
     return y;
   },
@@ -33,7 +34,13 @@ export const rope = defineOp({
   // A rotation is undone by its inverse, which is also its transpose.
   backward(ctx, dy) {
     const [cos, sin, offset] = ctx.saved;
-    const [dx] = run(addon.rope, dy, cos, sin, offset, true);
+    const [dx] = run(addon.rope, dy, cos, sin, ...turn(offset, true));
     return [dx, null, null];
   },
 });
+
+type Turn = [offset: number, inverse: boolean, position: Tensor | null];
+
+function turn(offset: number | Tensor, inverse: boolean): Turn {
+  return typeof offset === "number" ? [offset, inverse, null] : [0, inverse, offset];
+}

@@ -137,8 +137,8 @@ export const broadcastTo = defineOp({
 export interface CopyIntoOptions {
   /** The axis along which `src` may be shorter than `dst`. Default 0. */
   axis?: number;
-  /** The first entry of that axis to overwrite. Default 0. */
-  start?: number;
+  /** The first entry of that axis to overwrite: a number, or an int32 tensor [1] that the kernel reads. Default 0. */
+  start?: number | Tensor;
 }
 
 /**
@@ -149,6 +149,8 @@ export interface CopyIntoOptions {
  * copyInto(cache, keys, { axis: 1, start: length }); // cache [B, S, H, D], keys [B, T, H, D]
  */
 export function copyInto(dst: Tensor, src: Tensor, options: CopyIntoOptions = {}): void {
-  run(addon.copyInto, dst, src, options.axis ?? 0, options.start ?? 0);
+  const { axis = 0, start = 0 } = options;
+  if (typeof start === "number") run(addon.copyInto, dst, src, axis, start, null);
+  else run(addon.copyInto, dst, src, axis, 0, start);
   dst.markChanged();
 }

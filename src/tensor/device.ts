@@ -45,6 +45,8 @@ export class Device {
   }
 }
 
+let fallback: Device | undefined;
+
 const all: readonly Device[] = addon.devices().map((native, index) => new Device(index, native));
 const cpu = all[0] as Device;
 
@@ -58,18 +60,45 @@ export function deviceAt(index: number): Device {
   return all[index] as Device;
 }
 
-/** Resolves a device option; undefined is the CPU. Throws ERR_BNB_DEVICE when there is no such device. */
+/** Why no GPU, or not every GPU, is among `devices()`, with what to do about it; "" when none is missing. */
+export function gpuStatus(): string {
+  return addon.gpuStatus();
+}
+
+/** The device of tensors and layers that are made without a `device`: the CPU, until setDefaultDevice says otherwise. */
+export function defaultDevice(): Device {
+  return fallback ?? cpu;
+}
+
+/**
+ * Makes `device` the one that tensors, layers and models get when no `device` is given, in this thread. Tensors that
+ * exist stay where they are. Throws ERR_BNB_DEVICE or ERR_BNB_CUDA as `toDevice` does.
+ *
+ * @example
+ * setDefaultDevice("auto"); // the first GPU, else the CPU
+ */
+export function setDefaultDevice(device: DeviceLike): void {
+  fallback = toDevice(device);
+}
+
+/**
+ * Resolves a device option; undefined is the default device. Throws ERR_BNB_CUDA, with what to do, when a GPU is asked
+ * for and none can be used, and ERR_BNB_DEVICE when there is no such device.
+ */
 export function toDevice(device: DeviceLike | undefined): Device {
-  if (device === undefined || device === "cpu") return cpu;
+  if (device === undefined) return defaultDevice();
+  if (device === "cpu") return cpu;
   if (device instanceof Device) return device;
   if (device === "auto") return all[1] ?? cpu;
   const label = device === "cuda" ? "cuda:0" : device;
   const found = all.find((d) => String(d) === label);
-  if (!found) {
-    const has = all.map(String).join(", ");
-    throw new BnbError("ERR_BNB_DEVICE", `device: must be one of auto, ${has}, got ${String(device)}`);
+  if (found) return found;
+  const why = gpuStatus();
+  if (/^cuda(:\d+)?$/.test(String(device)) && why !== "") {
+    throw new BnbError("ERR_BNB_CUDA", `device: ${String(device)} must be a usable GPU, but ${why}`);
   }
-  return found;
+  const has = all.map(String).join(", ");
+  throw new BnbError("ERR_BNB_DEVICE", `device: must be one of auto, ${has}, got ${String(device)}`);
 }
 
 /** Resolves when everything queued on the device (default: on all devices) has run. */

@@ -68,22 +68,32 @@ export function tidy<T>(fn: () => T): T {
 
 // Moves what is found in a result to the outer scope.
 function release(value: unknown, scope: Scope): void {
+  eachScoped(value, (member) => {
+    if (scope.members.delete(member) && !enterScope(member)) member.escape();
+  });
+}
+
+// Everything that a value holds: itself, or what is in arrays, Maps, plain objects and owners.
+function eachScoped(value: unknown, visit: (member: Scoped) => void): void {
   if (typeof value !== "object" || value === null) return;
-  if (scope.members.has(value as Scoped)) {
-    scope.members.delete(value as Scoped);
-    if (!enterScope(value as Scoped)) (value as Scoped).escape();
+  if (isScoped(value)) {
+    visit(value);
   } else if (Array.isArray(value)) {
-    for (const item of value) release(item, scope);
+    for (const item of value) eachScoped(item, visit);
   } else if (value instanceof Map) {
-    for (const item of value.values()) release(item, scope);
+    for (const item of value.values()) eachScoped(item, visit);
   } else if (owned in value) {
-    for (const item of (value as Owner)[owned]()) release(item, scope);
+    for (const item of (value as Owner)[owned]()) eachScoped(item, visit);
   } else {
     const prototype: unknown = Object.getPrototypeOf(value);
     if (prototype === Object.prototype || prototype === null) {
-      for (const item of Object.values(value)) release(item, scope);
+      for (const item of Object.values(value)) eachScoped(item, visit);
     }
   }
+}
+
+function isScoped(value: object): value is Scoped {
+  return typeof (value as Partial<Scoped>).escape === "function";
 }
 
 /** Takes a tensor out of every `tidy`, so that it lives until it is disposed. Returns it. */
@@ -91,6 +101,18 @@ export function keep<T extends Scoped>(tensor: T): T {
   leaveScope(tensor);
   tensor.escape();
   return tensor;
+}
+
+/**
+ * @internal Keeps every tensor found in a value (as a `tidy` that returns it would); the function returned disposes
+ * them all.
+ */
+export function escapeAll(value: unknown): () => void {
+  const members: Scoped[] = [];
+  eachScoped(value, (member) => members.push(keep(member)));
+  return () => {
+    for (const member of members) member.dispose();
+  };
 }
 
 /** Memory of one device, in bytes. */

@@ -159,7 +159,14 @@ describe("errors", () => {
     expect(failure(() => tensor(new BigInt64Array([2n ** 40n]))).message).toBe(
       "tensor: ids must fit int32, got 1099511627776 at 0",
     );
-    expect(failure(() => tensor([1], { device: "cuda:99" }))).toMatchObject({ code: "ERR_BNB_DEVICE" });
+    expect(failure(() => tensor([1], { device: "tpu:0" }))).toMatchObject({
+      code: "ERR_BNB_DEVICE",
+      message: `device: must be one of auto, ${devices().map(String).join(", ")}, got tpu:0`,
+    });
+    // Where no GPU can be used, the error says why; where one can, that there is no such one.
+    const missing = failure(() => tensor([1], { device: "cuda:99" }));
+    expect(missing.code).toBe(devices().length > 1 ? "ERR_BNB_DEVICE" : "ERR_BNB_CUDA");
+    expect(missing.message).toMatch(/^device: (must be one of auto, cpu, cuda|cuda:99 must be a usable GPU, but \w+)/);
     expect(failure(() => tensor([[1], [2, 3]])).message).toBe("tensor: nested arrays must have equal lengths");
     expect(failure(() => tensor([1, 2], { shape: [3] })).message).toBe(
       "tensor: shape [3] of float32 needs 12 bytes, got 8",

@@ -42,6 +42,13 @@ describe.each(testDevices())("on %s", (name) => {
       expect(await text({ ...options, seed: 2 })).not.toEqual(first);
     });
 
+    it("gives the same tokens with a recorded graph as without, up to the last position", async () => {
+      const options = { temperature: 1.5, maxNewTokens: 40, seed: 3 };
+      const eager = await text({ ...options, graph: false });
+      expect(eager).toHaveLength(22);
+      expect(await text({ ...options, graph: true })).toEqual(eager);
+    });
+
     it("is greedy by default, which topK 1 is too", async () => {
       const greedy = await text({ maxNewTokens: 8 });
       expect(await text({ maxNewTokens: 8, temperature: 2, topK: 1, seed: 9 })).toEqual(greedy);

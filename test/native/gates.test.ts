@@ -73,11 +73,11 @@ describe("what the compiler says", () => {
     const prefix = "bnb::cuda::(anonymous namespace)::";
     expect(
       shortNames([
-        `void ${prefix}rms<bnb::bf16, (bool)1>(bnb::bf16 const*, float (*)(int), long)`,
+        `void ${prefix}rms<bnb::Row<bnb::bf16, (bool)1> >(bnb::bf16 const*, float (*)(int), long)`,
         `${prefix}fill(float*)`,
         `${prefix}fill(int*)`,
       ]),
-    ).toEqual(["rms<bf16, (bool)1>", "fill(float*)", "fill(int*)"]);
+    ).toEqual(["rms<Row<bf16, (bool)1>>", "fill(float*)", "fill(int*)"]);
   });
 });
 

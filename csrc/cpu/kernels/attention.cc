@@ -6,6 +6,7 @@
 #include "cpu/gemm.h"
 #include "cpu/math.h"
 #include "cpu/parallel.h"
+#include "cpu/position.h"
 
 namespace bnb::BNB_ISA {
 namespace {
@@ -305,7 +306,9 @@ void backward_head(const Head<T>& h, const AttentionBackwardArgs& b) {
 
 }  // namespace
 
-void attention(const AttentionArgs& a) {
+void attention(const AttentionArgs& args) {
+  AttentionArgs a = args;
+  if (!resolve(a.position, a.length)) return;
   const int64_t group = a.heads / a.kv_heads, rows = a.queries * group;
   const bool few = rows <= kFewRows;
   const int64_t per_block = few ? larger(1, rows) : block_rows(group, a.dim);

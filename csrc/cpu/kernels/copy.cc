@@ -8,6 +8,7 @@
 #include "kernels/copy.h"
 
 #include "cpu/parallel.h"
+#include "cpu/position.h"
 #include "cpu/simd.h"
 
 namespace bnb::BNB_ISA {
@@ -95,13 +96,15 @@ void copy_transposed(const CopyStridedArgs& a, int unit) {
 }  // namespace
 
 void copy_rows(const CopyRowsArgs& a) {
+  int64_t start = 0;
+  if (!resolve(a.position, start)) return;
+  char* to = static_cast<char*>(a.to) + start * a.position_bytes;
   const int64_t piece = min_of(a.run_bytes, kGrainBytes);
   const int64_t pieces = (a.run_bytes + piece - 1) / piece;
   parallel_for(a.rows * pieces, kGrainBytes / piece, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t row = i / pieces, at = i % pieces * piece;
-      __builtin_memcpy(static_cast<char*>(a.to) + row * a.to_pitch + at,
-                       static_cast<const char*>(a.from) + row * a.from_pitch + at,
+      __builtin_memcpy(to + row * a.to_pitch + at, static_cast<const char*>(a.from) + row * a.from_pitch + at,
                        static_cast<size_t>(min_of(a.run_bytes - at, piece)));
     }
   });

@@ -9,36 +9,13 @@
 
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
+#include "kernels/box_muller.h"
 
 namespace bnb::BNB_ISA {
 namespace {
 
 constexpr int kBlocks = 64;
 constexpr int64_t kBatch = 4 * kBlocks;
-constexpr float kUnit = 5.9604644775390625e-8f;  // 2^-24
-
-// Natural logarithm of a normal positive number: the mantissa m in [sqrt(1/2), sqrt(2)) by the series of
-// 2 artanh((m - 1) / (m + 1)).
-BNB_INLINE float log_of(float u) {
-  const int32_t bits = static_cast<int32_t>(float_bits(u));
-  const int32_t exponent = (bits - 0x3f3504f3) >> 23;
-  const float m = float_from_bits(static_cast<uint32_t>(bits - exponent * (1 << 23)));
-  const float s = (m - 1.0f) / (m + 1.0f), z = s * s;
-  const float series = 1.0f + z * (0.333333333f + z * (0.2f + z * (0.142857143f + z * 0.111111111f)));
-  return static_cast<float>(exponent) * 0.693147181f + 2.0f * s * series;
-}
-
-// cosine and sine of a turn of k * 2^-24, reduced to an eighth of a turn in integers, hence exactly.
-BNB_INLINE void turn(uint32_t k, float& cosine, float& sine) {
-  const int32_t quarter = static_cast<int32_t>((k + (1u << 21)) >> 22);
-  const float x = static_cast<float>(static_cast<int32_t>(k) - quarter * (1 << 22)) * 3.74507028e-7f;  // 2 pi / 2^24
-  const float z = x * x;
-  const float s = x * (1.0f + z * (-0.166666667f + z * (8.33333333e-3f + z * (-1.98412698e-4f + z * 2.75573192e-6f))));
-  const float c = 1.0f + z * (-0.5f + z * (0.0416666667f + z * (-1.38888889e-3f + z * 2.48015873e-5f)));
-  const float a = quarter & 1 ? s : c, b = quarter & 1 ? c : s;
-  cosine = (quarter + 1) & 2 ? -a : a;
-  sine = quarter & 2 ? -b : b;
-}
 
 // The first n lanes; the whole vector without the slower partial access.
 template <class T>
@@ -54,8 +31,7 @@ void normals(const uint32_t (&word)[4][kBlocks], float mean, float deviation, fl
   float value[4][kBlocks];
   for (int pair = 0; pair < 4; pair += 2) {
     for (int j = 0; j < kBlocks; j++) {
-      const float u = static_cast<float>(static_cast<int32_t>(word[pair][j] >> 8) + 1) * kUnit;
-      const float radius = __builtin_sqrtf(-2.0f * log_of(u)) * deviation;
+      const float radius = __builtin_sqrtf(squared_radius(word[pair][j])) * deviation;
       float cosine, sine;
       turn(word[pair + 1][j] >> 8, cosine, sine);
       value[pair][j] = radius * cosine + mean;

@@ -8,6 +8,7 @@
 
 #include "cpu/lanes.h"
 #include "cpu/parallel.h"
+#include "cpu/position.h"
 #include "cpu/simd.h"
 
 namespace bnb::BNB_ISA {
@@ -40,7 +41,9 @@ void rotate(const RopeArgs& a) {
 
 }  // namespace
 
-void rope(const RopeArgs& a) {
+void rope(const RopeArgs& args) {
+  RopeArgs a = args;
+  if (!resolve(a.position, a.offset)) return;
   visit_float(a.dtype, [&](auto t) { rotate<decltype(t)>(a); });
 }
 

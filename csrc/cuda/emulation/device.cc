@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cuda/emulation/broken.h"
 #include "cuda/emulation/memory.h"
 #include "cuda/stream.h"
 
@@ -55,7 +56,15 @@ void stop(Device& device) {
   delete s;
 }
 
-constexpr Runtime kEmulated = {allocate, release, copy, stop, finish, poison};
+void provoke(Device& device, int32_t which) { cuda::launch_broken(*device.cuda(), which); }
+
+constexpr Runtime kEmulated = {.allocate = allocate,
+                               .release = release,
+                               .copy = copy,
+                               .stop = stop,
+                               .finish = finish,
+                               .poison = poison,
+                               .provoke = provoke};
 
 // What the cards of a compute capability offer one block, in KB.
 int64_t shared_per_block(int32_t cc) {
@@ -81,6 +90,11 @@ namespace cuda {
 
 void device_trapped() { lost = true; }
 void check_launch(const char*) { check_alive(); }
+
+const std::string& unavailable() {
+  static const std::string* none = new std::string;
+  return *none;
+}
 
 void append_devices(std::vector<std::unique_ptr<Device>>& devices) {
   const int count = number_from("BNB_EMULATED_DEVICES", 1), cc = number_from("BNB_EMULATED_CC", 90);

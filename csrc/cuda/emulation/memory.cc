@@ -87,7 +87,11 @@ void* arena_allocate(size_t nbytes) {
   if (nbytes > kArena || at + step > kArena) return nullptr;
   a.blocks[at] = nbytes;
   a.mark(at, nbytes, true);
-  return a.base + at;
+  unsigned char* block = a.base + at;
+  BNB_FORBID(block - kGap, kGap);
+  BNB_PERMIT(block, nbytes);
+  BNB_FORBID(block + nbytes, step - nbytes);
+  return block;
 }
 
 void arena_release(void* block) {
@@ -97,6 +101,7 @@ void arena_release(void* block) {
   const auto found = a.blocks.find(at);
   if (found == a.blocks.end()) return;
   a.mark(at, found->second, false);
+  BNB_FORBID(block, found->second);
   madvise(block, (found->second + kGap - 1) / kGap * kGap, MADV_DONTNEED);
   a.blocks.erase(found);
 }

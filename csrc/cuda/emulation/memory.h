@@ -2,6 +2,16 @@
 #pragma once
 #include <cstddef>
 
+// In a build with AddressSanitizer, what lies between blocks is poisoned; elsewhere these do nothing.
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define BNB_FORBID(p, nbytes) ASAN_POISON_MEMORY_REGION(p, nbytes)
+#define BNB_PERMIT(p, nbytes) ASAN_UNPOISON_MEMORY_REGION(p, nbytes)
+#else
+#define BNB_FORBID(p, nbytes) ((void)(p), (void)(nbytes))
+#define BNB_PERMIT(p, nbytes) ((void)(p), (void)(nbytes))
+#endif
+
 namespace bnb::cuda {
 
 // 64-byte aligned, null when the range is full.

@@ -315,10 +315,14 @@ bool step_warp(int warp) {
   return true;
 }
 
+void fill_with_poison(unsigned char* from, size_t size) {
+  for (size_t i = 0; i < size; i++) from[i] = static_cast<unsigned char>(kPoison >> (8 * (i % 4)));
+}
+
 void poison_shared() {
   Machine& m = machine();
-  auto* words = reinterpret_cast<uint32_t*>(m.shared);
-  std::fill(words, words + m.shared_top / 4, kPoison);
+  fill_with_poison(m.shared + m.dynamic_offset, m.dynamic_size);
+  for (const SharedArray& a : m.arrays) fill_with_poison(m.shared + a.offset, a.size);
 }
 
 void run_block() {
@@ -432,7 +436,11 @@ void deliver(const PendingCopy& copy) {
 void global_access(const unsigned char* p, size_t size, bool write) {
   const Machine& m = machine();
   if (static_cast<size_t>(p - m.stacks) < kMaxThreads * (kStack + kPage)) return;
+  // threadIdx lives in the fiber.
+  const auto* fibers = reinterpret_cast<const unsigned char*>(m.fibers.data());
+  if (static_cast<size_t>(p - fibers) < kMaxThreads * sizeof(Fiber)) return;
   if (static_cast<size_t>(p - m.host_frame) < kHostFrames) return;
+  if (static_cast<size_t>(p - m.lanes.data()) < m.lanes.size()) return;  // a shuffle, inlined into the kernel
   if (bnb::cuda::is_device_memory(p, size) || bnb::cuda::is_module_memory(p)) return;
   fail_kernel("illegal address: " + name_of(self()) + " of block (" + std::to_string(block_index.x) + ", " +
               std::to_string(block_index.y) + ", " + std::to_string(block_index.z) + ")" +
@@ -467,6 +475,8 @@ void launch(dim3 grid, dim3 block, size_t shared, void (*body)(void*), void* con
   m.dynamic_offset = kRedZone;
   m.dynamic_size = shared;
   m.shared_top = (kRedZone + shared + kRedZone + kRedZone - 1) / kRedZone * kRedZone;
+  BNB_FORBID(m.shared, kSharedBytes);
+  BNB_PERMIT(dynamic_shared(), shared);
   for (const uint64_t at : block_order(uint64_t{grid.x} * grid.y * grid.z)) {
     block_index = {static_cast<unsigned>(at % grid.x), static_cast<unsigned>(at / grid.x % grid.y),
                    static_cast<unsigned>(at / grid.x / grid.y)};
@@ -511,9 +521,9 @@ void* shared_array(const void* site, const char* name, size_t size, size_t align
                 " bytes, a kernel may declare 48 KB");
   m.arrays.push_back({site, offset, size});
   m.shared_top = (offset + size + kRedZone + 127) / 128 * 128;
+  BNB_PERMIT(m.shared + offset, size);
   // The first thread to come here: nobody has touched it in this block.
-  auto* words = reinterpret_cast<uint32_t*>(m.shared + offset);
-  std::fill(words, words + size / 4, kPoison);
+  fill_with_poison(m.shared + offset, size);
   return m.shared + offset;
 }
 

@@ -24,7 +24,7 @@ Options:
   --seed N         seed of weights, batches and samples (default 1)
   --text FILE      text to train on (default: the Markdown files of the installed packages)
   --style FILE     text to fine-tune on (default: the TypeScript declarations of the installed packages)
-  --device NAME    where to compute (default cpu)
+  --device NAME    where to compute: cpu, cuda, cuda:N or auto (default auto: the first GPU, else the CPU)
   --report FILE    where the page goes (default report/index.html)
   --json FILE      write every measurement to a file
   -h, --help       show this help
@@ -57,7 +57,7 @@ export function demoCommand(sizes?: DemoSettings): Command {
           seed: { type: "string", default: "1" },
           text: { type: "string" },
           style: { type: "string" },
-          device: { type: "string", default: "cpu" },
+          device: { type: "string", default: "auto" },
           report: { type: "string", default: join("report", "index.html") },
           json: { type: "string" },
         },

@@ -1,6 +1,6 @@
 // `bnb info`: what to quote in a bug report.
 import { parseArgs } from "node:util";
-import { devices } from "../../tensor/device.js";
+import { devices, gpuStatus } from "../../tensor/device.js";
 import type { Command } from "../command.js";
 
 /** `bnb info` as it is called. */
@@ -24,6 +24,8 @@ CPU kernels use (BNB_CPU=base|avx2|avx512 chooses another).
           : `compute capability ${device.computeCapability}, ${device.processors} multiprocessors`;
       lines.push([String(device), `${device.name}, ${memory}, ${kind}`]);
     }
+    const missing = gpuStatus();
+    if (missing !== "") lines.push(["GPU", missing]);
     const width = Math.max(...lines.map(([name]) => name.length));
     for (const [name, value] of lines) stdout.write(`${name.padEnd(width)}  ${value}\n`);
     return 0;

@@ -1,0 +1,8 @@
+// See probe.cu.
+#pragma once
+
+namespace bnb::cuda {
+
+const void* probe_kernel();
+
+}  // namespace bnb::cuda

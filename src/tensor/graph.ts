@@ -1,0 +1,74 @@
+// Graphs: a function of ops recorded once and run again by one call, without JavaScript in between. On a GPU the
+// recording becomes a CUDA graph, so that a replay launches everything at once.
+import { addon } from "../native/addon.js";
+import type { Device, DeviceLike } from "./device.js";
+import { toDevice } from "./device.js";
+import { escapeAll, tidy } from "./scope.js";
+
+/**
+ * What `capture` recorded. `replay()` runs it again on the tensors that the function saw: their memory, not their
+ * values, is part of the graph, so new inputs are copied into the old tensors (`copyInto`) before a replay, and results
+ * appear in `outputs` after it.
+ *
+ * Owns the memory of everything made inside until `dispose()`; the outputs are disposed with it.
+ */
+export class Graph<T> implements Disposable {
+  /** What the function returned: its tensors hold the results of the last replay. */
+  readonly outputs: T;
+  readonly device: Device;
+  #id: number;
+  readonly #release: () => void;
+
+  /** @internal */
+  constructor(id: number, device: Device, outputs: T, release: () => void) {
+    this.#id = id;
+    this.device = device;
+    this.outputs = outputs;
+    this.#release = release;
+  }
+
+  /** Queues all recorded ops. Throws ERR_BNB_DISPOSED after `dispose()`. */
+  replay(): void {
+    addon.replayGraph(this.#id);
+  }
+
+  dispose(): void {
+    if (this.#id === 0) return;
+    this.#release();
+    addon.disposeGraph(this.#id);
+    this.#id = 0;
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/**
+ * Records the ops that `fn` calls on `device` (default: the default device) and returns them as a Graph. Nothing runs
+ * until `replay()`: the outputs are uninitialized before.
+ *
+ * Numbers that `fn` computes in JavaScript (sizes, offsets, seeds, learning rates) are recorded as they are now.
+ * Throws ERR_BNB_UNSUPPORTED when `fn` reads a tensor or makes one from JavaScript values, and ERR_BNB_ARGUMENT when
+ * it is not synchronous or another recording is under way. On a GPU, call `fn` once before, so that scratch memory has
+ * its size.
+ *
+ * @example
+ * const step = capture(() => silu(linear(x, weight, null)));
+ * copyInto(x, tensor(values));
+ * step.replay();
+ * console.log(await step.outputs.data());
+ */
+export function capture<T>(fn: () => T, { device }: { device?: DeviceLike } = {}): Graph<T> {
+  const target = toDevice(device);
+  addon.beginGraph(target.index);
+  let outputs: T;
+  try {
+    outputs = tidy(fn);
+  } catch (error) {
+    addon.endGraph(target.index, false);
+    throw error;
+  }
+  const id = addon.endGraph(target.index, true);
+  return new Graph(id, target, outputs, escapeAll(outputs));
+}
