@@ -77,7 +77,7 @@ template <class Op, class T>
 __global__ void __launch_bounds__(kRowThreads, 2)
     reduce_rows(Op op, const T* x, ReducePlan plan, typename Op::State* partials) {
   using State = typename Op::State;
-  constexpr int kVec = 16 / sizeof(T);
+  constexpr int kVec = 16 / sizeof(T), kChains = sizeof(State) == 8 ? 4 : kVec;  // as many as registers allow
   const int64_t items = plan.outer * plan.pieces;
   for (int64_t base = int64_t{blockIdx.x} * blockDim.y; base < items; base += row_step()) {
     // All of a warp go on to the shuffles, also those without a row.
@@ -97,9 +97,9 @@ __global__ void __launch_bounds__(kRowThreads, 2)
         total = Op::join(total, __shfl_xor_sync(kFullMask, total, offset));
       }
     } else {
-      State part[kVec];
+      State part[kChains];
 #pragma unroll
-      for (int j = 0; j < kVec; j++) part[j] = Op::identity();
+      for (int j = 0; j < kChains; j++) part[j] = Op::identity();
       stream_row(
           from, count,
           [&](const auto& vectors, int at, int step) {
@@ -116,12 +116,12 @@ __global__ void __launch_bounds__(kRowThreads, 2)
 #pragma unroll
                 for (int k = 0; k < half; k++) chain[k] = Op::join(chain[k], chain[k + half]);
               }
-              part[j] = Op::join(part[j], chain[0]);
+              part[j % kChains] = Op::join(part[j % kChains], chain[0]);
             }
           },
           [&](T x, int at) { total = Op::join(total, op.of(widen(x), first + at, context)); });
 #pragma unroll
-      for (int half = kVec / 2; half > 0; half /= 2) {
+      for (int half = kChains / 2; half > 0; half /= 2) {
 #pragma unroll
         for (int j = 0; j < half; j++) part[j] = Op::join(part[j], part[j + half]);
       }
