@@ -21,32 +21,29 @@ constexpr int kHeld = 4;          // vectors that a thread keeps
 
 struct RowNorm {
   float absmax, scale;
-  bool coded;  // false: all codes are 0
-  bool tiny;   // the reciprocal overflowed
+  bool plain;  // codes are x * scale; false for rows of zeros, with NaN, or so small that the reciprocal overflowed
 
   __device__ __forceinline__ explicit RowNorm(uint32_t top)
       : absmax(float_from_bits(top < kInfinityBits ? top : kNanBits)),
         scale(127.0f * (1.0f / absmax)),
-        coded(absmax > 0),
-        tiny(float_bits(scale) >= kInfinityBits) {}
+        plain(float_bits(scale) < kInfinityBits) {}
 
-  // The code as the low byte.
-  __device__ __forceinline__ uint32_t code(float x) const {
-    if (!coded) return 0;
-    const float y = tiny ? x / absmax * 127.0f : x * scale;
+  // The code as the low byte, of x * scale or what replaces it.
+  static __device__ __forceinline__ uint32_t code(float x) {
     // Outlier elements are out of range; their column is cleared afterwards. In [2^23, 2^24) a float counts in ones.
-    return float_bits(fminf(fmaxf(y, -127.0f), 127.0f) + 12582912.0f) & 255;
+    return float_bits(fminf(fmaxf(x, -127.0f), 127.0f) + 12582912.0f) & 255;
   }
+  __device__ __forceinline__ uint32_t rare_code(float x) const { return absmax > 0 ? code(x / absmax * 127.0f) : 0; }
 };
 
 template <class T, int W>
 __device__ __forceinline__ void store_codes(int8_t* to, const Vec<T, W>& x, const RowNorm& norm) {
   if constexpr (W == 1) {
-    to[0] = static_cast<int8_t>(norm.code(widen(x.v[0])));
+    to[0] = static_cast<int8_t>(norm.code(widen(x.v[0]) * norm.scale));
   } else {
     Vec<uint32_t, W / 4> words = {};
 #pragma unroll
-    for (int i = 0; i < W; i++) words.v[i / 4] |= norm.code(widen(x.v[i])) << (8 * (i % 4));
+    for (int i = 0; i < W; i++) words.v[i / 4] |= norm.code(widen(x.v[i]) * norm.scale) << (8 * (i % 4));
     store_vec(reinterpret_cast<uint32_t*>(to), words);
   }
 }
@@ -54,7 +51,8 @@ __device__ __forceinline__ void store_codes(int8_t* to, const Vec<T, W>& x, cons
 template <class T, int W>
 __global__ void __launch_bounds__(kTeam) quantize_rows_kernel(const T* a, int8_t* codes, float* stats, uint8_t* mask,
                                                               int64_t rows, int64_t cols, float threshold) {
-  const int64_t step = static_cast<int64_t>(blockDim.x) * W, mine = static_cast<int64_t>(threadIdx.x) * W;
+  const int step = static_cast<int>(blockDim.x) * W, mine = static_cast<int>(threadIdx.x) * W;
+  const int held_cols = cols < kHeld * step ? static_cast<int>(cols) : kHeld * step;
   for (int64_t row = first_row(); row < rows; row += row_step()) {
     const T* const from = a + row * cols;
     int8_t* const to = codes + row * cols;
@@ -72,17 +70,25 @@ __global__ void __launch_bounds__(kTeam) quantize_rows_kernel(const T* a, int8_t
     Vec<T, W> held[kHeld];
 #pragma unroll
     for (int v = 0; v < kHeld; v++)
-      if (mine + v * step < cols) held[v] = load_vec<W>(from + mine + v * step);
+      if (mine + v * step < held_cols) held[v] = load_vec<W>(from + mine + v * step);
 #pragma unroll
     for (int v = 0; v < kHeld; v++)
-      if (mine + v * step < cols) scan(held[v], mine + v * step);
+      if (mine + v * step < held_cols) scan(held[v], mine + v * step);
+#pragma unroll 1
     for (int64_t col = mine + kHeld * step; col < cols; col += step) scan(load_vec<W>(from + col), col);
 
     const RowNorm norm(team_reduce(top, Max{}, 0u));
     if (threadIdx.x == 0) stats[row] = norm.absmax;
+    if (!norm.plain) {
+#pragma unroll 1
+      for (int64_t col = threadIdx.x; col < cols; col += blockDim.x)
+        to[col] = static_cast<int8_t>(norm.rare_code(widen(from[col])));
+      continue;
+    }
 #pragma unroll
     for (int v = 0; v < kHeld; v++)
-      if (mine + v * step < cols) store_codes(to + mine + v * step, held[v], norm);
+      if (mine + v * step < held_cols) store_codes(to + mine + v * step, held[v], norm);
+#pragma unroll 1
     for (int64_t col = mine + kHeld * step; col < cols; col += step)
       store_codes(to + col, load_vec<W>(from + col), norm);
   }
