@@ -51,7 +51,11 @@ struct Values4bitTable {
     const float* values = device_values_4bit(type);
     for (int i = threadIdx.x; i < 16 * kWarp; i += blockDim.x) v[i / kWarp][i % kWarp] = values[i / kWarp];
   }
-  __device__ __forceinline__ float at(uint32_t nibble, uint32_t lane) const { return v[nibble][lane]; }
+  __device__ __forceinline__ float at(uint32_t nibble, uint32_t lane) const {
+    // v[nibble][lane]; an offset put together by "or" is one instruction with the mask that gave the nibble.
+    const uint32_t offset = nibble * sizeof(v[0]) | lane * sizeof(float);
+    return *reinterpret_cast<const float*>(reinterpret_cast<const unsigned char*>(v) + offset);
+  }
 };
 
 // A row of Bins4bit in 8 bytes: code(x) = byte x > threshold of codes.

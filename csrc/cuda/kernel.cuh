@@ -97,6 +97,27 @@ __device__ __forceinline__ bf16 narrow<bf16>(float x) {
 #endif
 }
 
+// Two at once, which is one instruction from compute capability 8.0 on.
+template <class T>
+__device__ __forceinline__ void narrow_pair(float a, float b, T& x, T& y) {
+  x = narrow<T>(a);
+  y = narrow<T>(b);
+}
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+template <>
+__device__ __forceinline__ void narrow_pair<f16>(float a, float b, f16& x, f16& y) {
+  asm("{\n .reg .b32 p;\n cvt.rn.f16x2.f32 p, %3, %2;\n mov.b32 {%0, %1}, p;\n}"
+      : "=h"(x.bits), "=h"(y.bits)
+      : "f"(a), "f"(b));
+}
+template <>
+__device__ __forceinline__ void narrow_pair<bf16>(float a, float b, bf16& x, bf16& y) {
+  asm("{\n .reg .b32 p;\n cvt.rn.bf16x2.f32 p, %3, %2;\n mov.b32 {%0, %1}, p;\n}"
+      : "=h"(x.bits), "=h"(y.bits)
+      : "f"(a), "f"(b));
+}
+#endif
+
 // --- vectors: one load or store of 2, 4, 8 or 16 bytes; the address must be a multiple of the size ----------------
 
 template <class T, int N>

@@ -67,7 +67,8 @@ template <int V, class T>
 __device__ __forceinline__ void store_floats(T* to, int64_t count, bool whole, const float (&from)[V]) {
   T stored[V];
 #pragma unroll
-  for (int i = 0; i < V; i++) stored[i] = narrow<T>(from[i]);
+  for (int i = 0; i + 1 < V; i += 2) narrow_pair<T>(from[i], from[i + 1], stored[i], stored[i + 1]);
+  if constexpr (V % 2 == 1) stored[V - 1] = narrow<T>(from[V - 1]);
   store_run(to, count, whole, stored);
 }
 

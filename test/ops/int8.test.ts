@@ -1,8 +1,9 @@
 // LLM.int8(): codes and integer sums to the bit, mixed products within their bound, fixtures of bitsandbytes.
 import { describe, expect, it } from "vitest";
 import type { Tensor } from "../../src/index.js";
-import { backward, memory, tensor } from "../../src/index.js";
+import { backward, memory, slice, tensor } from "../../src/index.js";
 import {
+  embedding8bit,
   int8LinearMatmul,
   int8MmDequant,
   int8VectorwiseDequant,
@@ -65,6 +66,85 @@ describe.each(testDevices())("LLM.int8() on %s", (device) => {
           const expected = quantizeRows(x.floatsSync(), m, k, threshold);
           expect(rows.codes.dataSync()).toEqual(expected.codes);
           expect(rows.stats.dataSync()).toEqual(expected.stats);
+        }
+      }
+    });
+
+    // Short rows and long ones, whole vectors and odd sizes, rows longer than a team of threads keeps.
+    it.each(dtypes)("equals the rule to the bit for rows of any length, %s", (dtype) => {
+      for (const [m, k] of [
+        [70, 24],
+        [9, 1024],
+        [3, 1032],
+        [2, 1027],
+        [2, 8200],
+        [1, 5003],
+      ] as const) {
+        for (const threshold of [0, 3.2]) {
+          using x = put(normals(m * k, k), [m, k], dtype);
+          using rows = int8VectorwiseQuant(x, { threshold });
+          const expected = quantizeRows(x.floatsSync(), m, k, threshold);
+          expect(rows.codes.dataSync()).toEqual(expected.codes);
+          expect(rows.stats.dataSync()).toEqual(expected.stats);
+          if (threshold > 0) {
+            const marked = [...(rows.outlierMask as Tensor).dataSync()].flatMap((one, j) => (one === 1 ? [j] : []));
+            expect(marked).toEqual(expected.outliers);
+          }
+        }
+      }
+    });
+
+    it.each(dtypes)("quantizes and dequantizes views that start anywhere, %s", (dtype) => {
+      const [m, k] = [3, 40];
+      using all = put(normals((m + 1) * k, 5), [(m + 1) * k], dtype);
+      for (const start of [1, 4, 8]) {
+        using x = slice(all, 0, start, start + m * k).reshape([m, k]);
+        using rows = int8VectorwiseQuant(x);
+        const expected = quantizeRows(x.floatsSync(), m, k);
+        expect(rows.codes.dataSync()).toEqual(expected.codes);
+        using padded = bytes([...new Int8Array(start), ...expected.codes], [start + m * k]);
+        using codes = slice(padded, 0, start, start + m * k).reshape([m, k]);
+        using y = embedding8bit(tensor(Int32Array.of(2, 0), { device }), codes, rows.stats, dtype);
+        using plain = int8VectorwiseDequant(codes, rows.stats);
+        const exact = Float32Array.from(expected.codes, (q, i) =>
+          Math.fround(Math.fround(q * (expected.stats[Math.floor(i / k)] as number)) * Math.fround(1 / 127)),
+        );
+        expect(plain.dataSync()).toEqual(exact);
+        using rounded = put([...exact.slice(2 * k), ...exact.slice(0, k)], [2, k], dtype);
+        expect(y.dataSync()).toEqual(rounded.dataSync());
+      }
+    });
+
+    it("reports an id outside the table", () => {
+      const [codes, stats] = [bytes([1, 2, 3, 4], [2, 2]), put([127, 127], [2])];
+      for (const id of [-1, 2]) {
+        using y = embedding8bit(tensor(Int32Array.of(0, id), { device }), codes, stats);
+        expect(() => y.dataSync()).toThrow(`index ${id} is out of range, it must be in [0, 2)`);
+      }
+    });
+
+    it("rescales a product in float32, in a fixed order, and rounds once", () => {
+      for (const [m, n] of [
+        [3, 5],
+        [2, 1028],
+        [17, 64],
+      ] as const) {
+        const c = integers(m * n, 1 << 22, n).map((q) => q - (1 << 21));
+        const [rows, cols, bias] = [normals(m, 1), normals(n, 2), normals(n, 3)].map((v) => Float32Array.from(v));
+        const exact = Float32Array.from(c, (q, i) => {
+          const scaled = Math.fround(
+            Math.fround(q * (rows?.[Math.floor(i / n)] as number)) * (cols?.[i % n] as number),
+          );
+          return Math.fround(Math.fround(scaled * 6.200012285262346e-5) + (bias?.[i % n] as number));
+        });
+        using sums = tensor(Int32Array.from(c), { shape: [m, n], device });
+        for (const dtype of dtypes) {
+          using y = int8MmDequant(sums, put(rows as Float32Array, [m]), put(cols as Float32Array, [n]), {
+            bias: put(bias as Float32Array, [n]),
+            dtype,
+          });
+          using rounded = put(exact, [m, n], dtype);
+          expect(y.dataSync()).toEqual(rounded.dataSync());
         }
       }
     });

@@ -11,7 +11,7 @@ import {
   quantizeNf4,
 } from "../../src/functional.js";
 import type { DType, Tensor } from "../../src/index.js";
-import { empty, fromBytes, memory, ones, tensor, tidy } from "../../src/index.js";
+import { empty, fromBytes, memory, ones, slice, tensor, tidy } from "../../src/index.js";
 import { decode, encode } from "../../src/tensor/dtype.js";
 import { testDevices } from "../helpers/devices.js";
 import { expectClose } from "../helpers/expect-close.js";
@@ -375,6 +375,47 @@ describe.each(testDevices())("quantize4bit on %s", (device) => {
   });
 
   describe("memory", () => {
+    // More than the threads of a small GPU hold at once, so that each of them does several parts.
+    it.each([
+      ["float32", 64],
+      ["float16", 1024],
+      ["bfloat16", 4096],
+    ] as const)("a long tensor equals the plain rule, %s in blocks of %i", (dtype, blocksize) => {
+      const stored = encode(normals(2 * 65536 + 4097, blocksize), dtype);
+      using x = tensor(stored, { dtype, device });
+      const [packed, state] = quantizeNf4(x, { blocksize });
+      const expected = quantize4(decode(stored, dtype), blocksize, "nf4");
+      using y = dequantize4bit(packed, { quantState: state });
+      const back = encode(dequantize4(expected.codes, expected.absmax, blocksize, "nf4"), dtype);
+      expect(crc32(bytesOf(packed))).toBe(crc32(expected.packed));
+      expect([...state.absmax.floatsSync()]).toEqual(expected.absmax);
+      expect(crc32(bytesOf(y))).toBe(crc32(new Uint8Array(back.buffer, back.byteOffset, back.byteLength)));
+      for (const t of [packed, state]) t.dispose();
+    });
+
+    it.each(floats)("views that start anywhere, %s", (dtype) => {
+      const n = 4500;
+      const stored = encode(normals(n + 8, 11), dtype);
+      using x = tensor(stored, { dtype, device });
+      for (const start of [1, 2, 4, 8]) {
+        for (const blocksize of [32, 512]) {
+          using view = slice(x, 0, start, start + n);
+          using buffer = empty([n], { dtype: "uint8", device });
+          using out = slice(buffer, 0, start, start + n / 2);
+          const [, state] = quantize4bit(view, { quantType: "fp4", blocksize, out });
+          const expected = quantize4(decode(stored, dtype).slice(start, start + n), blocksize, "fp4");
+          expect(bytesOf(out)).toEqual(expected.packed);
+          expect([...state.absmax.floatsSync()]).toEqual(expected.absmax);
+          using target = empty([n + 8], { dtype, device });
+          using y = slice(target, 0, start, start + n);
+          dequantize4bit(out, { absmax: state.absmax, blocksize, quantType: "fp4", out: y });
+          const back = encode(dequantize4(expected.codes, expected.absmax, blocksize, "fp4"), dtype);
+          expect(decode(y.dataSync(), dtype)).toEqual(decode(back, dtype));
+          state.dispose();
+        }
+      }
+    });
+
     it("everything is given back", () => {
       const x = ones([300], { device });
       const before = memory().tensors;

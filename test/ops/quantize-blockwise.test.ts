@@ -10,9 +10,11 @@ import {
   quantizeBlockwise,
 } from "../../src/functional.js";
 import type { DType, Tensor } from "../../src/index.js";
-import { empty, fromBytes, memory, ones, tensor, tidy } from "../../src/index.js";
+import { empty, fromBytes, memory, ones, slice, tensor, tidy } from "../../src/index.js";
+import { addon } from "../../src/native/addon.js";
 import { expandAbsmax } from "../../src/ops/index.js";
 import { decode, encode } from "../../src/tensor/dtype.js";
+import { run } from "../../src/tensor/run.js";
 import { testDevices } from "../helpers/devices.js";
 import { expectClose } from "../helpers/expect-close.js";
 import { normals } from "../helpers/random.js";
@@ -232,6 +234,56 @@ describe.each(testDevices())("quantizeBlockwise on %s", (device) => {
       expectClose(expandAbsmax(state).floatsSync(), second.expanded, { atol: 0, rtol: 1.2e-7 });
       const y = dequantizeBlockwise(codes, { quantState: state }).floatsSync();
       expectClose(y, dequantize8(first.codes, second.expanded, blocksize, signedMap), { atol: 0, rtol: 2.4e-7 });
+    });
+
+    // More than the threads of a small GPU hold at once, so that each of them does several parts.
+    it.each([
+      ["float32", "signed", signedMap, 64],
+      ["float16", "fp8", createFp8Map().floatsSync(), 1024],
+      ["bfloat16", "unsigned", unsignedMap, 4096],
+    ] as const)("a long tensor equals the plain rule, %s, %s map", (dtype, _, map, blocksize) => {
+      const stored = encode(normals(2 * 65536 + 4097, blocksize), dtype);
+      using x = tensor(stored, { dtype, device });
+      using code = tensor(map, { device });
+      const [codes, state] = quantizeBlockwise(x, { blocksize, code });
+      const expected = quantize8(decode(stored, dtype), blocksize, map);
+      using y = dequantizeBlockwise(codes, { quantState: state });
+      const back = encode(dequantize8(expected.codes, expected.absmax, blocksize, map), dtype);
+      expect(crc32(bytesOf(codes))).toBe(crc32(Uint8Array.from(expected.codes)));
+      expect([...state.absmax.floatsSync()]).toEqual(expected.absmax);
+      expect(crc32(bytesOf(y))).toBe(crc32(new Uint8Array(back.buffer, back.byteOffset, back.byteLength)));
+      for (const t of [codes, state]) t.dispose();
+    });
+
+    it.each(floats)("views that start anywhere, %s", (dtype) => {
+      const n = 4501;
+      const stored = encode(normals(n + 8, 12), dtype);
+      using x = tensor(stored, { dtype, device });
+      for (const start of [1, 2, 4, 8]) {
+        for (const blocksize of [64, 512]) {
+          using view = slice(x, 0, start, start + n);
+          using buffer = empty([n + 8], { dtype: "uint8", device });
+          using out = slice(buffer, 0, start, start + n);
+          const [, state] = quantizeBlockwise(view, { blocksize, out });
+          const expected = quantize8(decode(stored, dtype).slice(start, start + n), blocksize, signedMap);
+          expect([...bytesOf(out)]).toEqual(expected.codes);
+          expect([...state.absmax.floatsSync()]).toEqual(expected.absmax);
+          using target = empty([n + 8], { dtype, device });
+          using y = slice(target, 0, start, start + n);
+          dequantizeBlockwise(out, { absmax: state.absmax, blocksize, out: y });
+          const back = encode(dequantize8(expected.codes, expected.absmax, blocksize, signedMap), dtype);
+          expect(decode(y.dataSync(), dtype)).toEqual(decode(back, dtype));
+          state.dispose();
+        }
+      }
+    });
+
+    it.each([0, 1, 31, 4096, 4097, 70001])("the mean of %i scales is rounded once", (n) => {
+      const x = Float32Array.from(normals(n, n + 1), Math.abs);
+      using given = tensor(x, { device });
+      const [mean] = run(addon.meanFloat64, given);
+      expect(mean.itemSync()).toBe(n ? Math.fround(x.reduce((sum, value) => sum + value, 0) / n) : 0);
+      mean.dispose();
     });
 
     it("the round trip has the published error", () => {
