@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(T::kThreads, Long ? 1 : 2)
 template <class T, bool Aligned, bool Long>
 void run(const Int8LinearArgs& a, const int64_t* outliers, int64_t tiles_m, int64_t tiles_n, CudaStream& s) {
   constexpr size_t kValues = (T::kM + T::kN) * kPitch * sizeof(float), kRing = T::kStages * T::kStage;
-  launch(s, int8_linear_kernel<T, Aligned, Long>, dim3(static_cast<unsigned>(tiles_m * tiles_n)), dim3(T::kThreads),
+  launch(s, int8_linear_kernel<T, Aligned, Long>, grid_of(tiles_m * tiles_n), dim3(T::kThreads),
          kRing > kValues ? kRing : kValues, a, outliers, tiles_m, tiles_n);
 }
 

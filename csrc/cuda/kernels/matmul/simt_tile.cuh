@@ -94,7 +94,7 @@ struct Share {
 
 // c[m, n] tile by tile; a_along, b_along: the sum runs along the contiguous axis of that operand.
 template <int Tile, class A, class B>
-__global__ void __launch_bounds__(256, Tile == 128 ? 2 : 3)
+__global__ void __launch_bounds__(256, Tile == 128 ? 2 : 4)
     simt_tile_kernel(A a, bool a_along, B b, bool b_along, Output out, int64_t k, int64_t tiles_m, int64_t tiles_n) {
   using T = SimtTile<Tile>;
   BNB_SHARED(float[2 * T::kDepth * T::kPitch], tiles_a);
@@ -161,8 +161,8 @@ template <class A, class B>
 void launch_simt_tiles(MatmulTile tile, const A& a, bool a_along, const B& b, bool b_along, const Output& out,
                        int64_t k, int64_t blocks, CudaStream& s) {
   const auto with = [&](auto kernel, int64_t side) {
-    launch(s, kernel, dim3(static_cast<unsigned>(blocks)), dim3(256), 0, a, a_along, b, b_along, out, k,
-           ceil_div(out.m, side), ceil_div(out.n, side));
+    launch(s, kernel, grid_of(blocks), dim3(256), 0, a, a_along, b, b_along, out, k, ceil_div(out.m, side),
+           ceil_div(out.n, side));
   };
   if (tile == MatmulTile::large)
     with(simt_tile_kernel<128, A, B>, 128);
