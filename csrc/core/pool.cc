@@ -1,5 +1,5 @@
-// Size classes: eight per doubling up to 1 MB, so that small blocks of similar size share a bin; above that
-// multiples of 64 KB, and a cached block serves a request if it is at most an eighth too large.
+// Size classes: eight per doubling up to 1 MB, so that small blocks of similar size share a bin, found by its number;
+// above that multiples of 64 KB, and a cached block serves a request if it is at most an eighth too large.
 
 #include "core/pool.h"
 
@@ -17,35 +17,36 @@ constexpr size_t kCacheFloor = size_t{512} << 20;
 
 size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
+// Of a small size: multiples of 64 bytes up to 512, then an eighth of a power of two apart.
+int bin_of(size_t nbytes) {
+  if (nbytes <= 8 * kMinBlock) return nbytes == 0 ? 0 : static_cast<int>((nbytes - 1) / kMinBlock);
+  const int log2 = 63 - __builtin_clzll(nbytes - 1);
+  return (log2 - 9) * 8 + static_cast<int>((nbytes - 1) >> (log2 - 3));
+}
+
+size_t capacity_of(int bin) {
+  const size_t eighths = static_cast<size_t>(bin % 8 + 1);
+  return bin < 8 ? eighths * kMinBlock : (8 + eighths) << (bin / 8 + 5);
+}
+
 size_t capacity_for(size_t nbytes) {
-  if (nbytes <= kMinBlock) return kMinBlock;
-  if (nbytes > kLarge) return round_up(nbytes, kLargeStep);
-  const int log2 = 63 - __builtin_clzll(nbytes);
-  const size_t step = log2 >= 9 ? size_t{1} << (log2 - 3) : kMinBlock;
-  return round_up(nbytes, step);
+  return nbytes > kLarge ? round_up(nbytes, kLargeStep) : capacity_of(bin_of(nbytes));
 }
 
 }  // namespace
 
 Pool::~Pool() {
-  for (auto& [capacity, blocks] : cache_)
+  for (Blocks& blocks : small_)
+    for (void* block : blocks) device_.runtime().release(device_, block);
+  for (auto& [capacity, blocks] : large_)
     for (void* block : blocks) device_.runtime().release(device_, block);
 }
 
 Block Pool::take(size_t nbytes) {
   const size_t capacity = capacity_for(nbytes);
   if (recording_) return take_private(nbytes, capacity);
-  const size_t largest = capacity > kLarge ? capacity + capacity / 8 : capacity;
-  Block block;
-  const auto bin = cache_.lower_bound(capacity);
-  if (bin != cache_.end() && bin->first <= largest) {
-    block = {bin->second.back(), bin->first};
-    bin->second.pop_back();
-    if (bin->second.empty()) cache_.erase(bin);
-    cached_bytes_ -= block.capacity;
-  } else {
-    block = allocate(nbytes, capacity);
-  }
+  Block block = take_cached(capacity);
+  if (!block.data) block = allocate(nbytes, capacity);
   live_bytes_ += block.capacity;
   if (live_bytes_ > peak_bytes_) peak_bytes_ = live_bytes_;
   poison(block);
@@ -70,6 +71,24 @@ void Pool::poison(const Block& block) {
       "poison", block, +[](Device& device, const Block& b) { device.runtime().poison(device, b.data, b.capacity); });
 }
 
+Block Pool::take_cached(size_t capacity) {
+  Block block;
+  if (capacity <= kLarge) {
+    Blocks& blocks = small_[static_cast<size_t>(bin_of(capacity))];
+    if (blocks.empty()) return block;
+    block = {blocks.back(), capacity};
+    blocks.pop_back();
+  } else {
+    const auto bin = large_.lower_bound(capacity);
+    if (bin == large_.end() || bin->first > capacity + capacity / 8) return block;
+    block = {bin->second.back(), bin->first};
+    bin->second.pop_back();
+    if (bin->second.empty()) large_.erase(bin);
+  }
+  cached_bytes_ -= block.capacity;
+  return block;
+}
+
 void Pool::give_back(Block block) {
   if (recording_) {
     const auto own = recording_->all.find(block.data);
@@ -78,10 +97,12 @@ void Pool::give_back(Block block) {
       return;
     }
   }
-  const auto found = private_.find(block.data);
-  if (found != private_.end()) {
-    found->second = false;
-    return;
+  if (!private_.empty()) {
+    const auto found = private_.find(block.data);
+    if (found != private_.end()) {
+      found->second = false;
+      return;
+    }
   }
   live_bytes_ -= block.capacity;
   put_in_cache(block);
@@ -89,9 +110,11 @@ void Pool::give_back(Block block) {
 
 void Pool::put_in_cache(Block block) {
   cached_bytes_ += block.capacity;
-  cache_[block.capacity].push_back(block.data);
+  Blocks& blocks =
+      block.capacity <= kLarge ? small_[static_cast<size_t>(bin_of(block.capacity))] : large_[block.capacity];
+  blocks.push_back(block.data);
   const size_t limit = live_bytes_ / 2 > kCacheFloor ? live_bytes_ / 2 : kCacheFloor;
-  while (cached_bytes_ > limit) release_one(std::prev(cache_.end()));
+  while (cached_bytes_ > limit) release_largest();
 }
 
 Block Pool::take_private(size_t nbytes, size_t capacity) {
@@ -130,17 +153,27 @@ void Pool::release_private(PrivateBlocks blocks) {
 }
 
 void Pool::empty_cache() {
-  while (!cache_.empty()) release_one(cache_.begin());
+  while (cached_bytes_ > 0) release_largest();
   device_.stream().wait();
 }
 
-void Pool::release_one(std::map<size_t, std::vector<void*>>::iterator bin) {
-  void* data = bin->second.back();
-  cached_bytes_ -= bin->first;
-  bin->second.pop_back();
-  if (bin->second.empty()) cache_.erase(bin);
-  device_.stream().push_always(
-      "release", data, +[](Device& device, void* const& block) { device.runtime().release(device, block); });
+void Pool::release_largest() {
+  const auto release_from = [this](Blocks& blocks, size_t capacity) {
+    void* data = blocks.back();
+    blocks.pop_back();
+    cached_bytes_ -= capacity;
+    device_.stream().push_always(
+        "release", data, +[](Device& device, void* const& block) { device.runtime().release(device, block); });
+  };
+  if (!large_.empty()) {
+    const auto bin = std::prev(large_.end());
+    release_from(bin->second, bin->first);
+    if (bin->second.empty()) large_.erase(bin);
+  } else {
+    int bin = kSmallBins - 1;
+    while (small_[static_cast<size_t>(bin)].empty()) bin--;
+    release_from(small_[static_cast<size_t>(bin)], capacity_of(bin));
+  }
 }
 
 }  // namespace bnb

@@ -1,6 +1,7 @@
 // Stream-ordered caching allocator, one per device. A block goes back at once on dispose: whatever reuses it
 // is queued behind the kernels that still read it. Called from the JavaScript thread only.
 #pragma once
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -46,7 +47,12 @@ class Pool {
   void reset_peak() { peak_bytes_ = live_bytes_; }
 
  private:
-  void release_one(std::map<size_t, std::vector<void*>>::iterator bin);
+  // Lists of their own, not links in the blocks: a queued kernel may still write there, and the host may not.
+  using Blocks = std::vector<void*>;
+  static constexpr int kSmallBins = 96;
+
+  Block take_cached(size_t capacity);
+  void release_largest();
 
   Block allocate(size_t nbytes, size_t capacity);
   void put_in_cache(Block block);
@@ -55,8 +61,9 @@ class Pool {
 
   Device& device_;
   std::optional<PrivateBlocks> recording_;
-  std::map<void*, bool> private_;               // blocks of graphs that exist -> whether a tensor has it, too
-  std::map<size_t, std::vector<void*>> cache_;  // capacity -> blocks
+  std::map<void*, bool> private_;         // blocks of graphs that exist -> whether a tensor has it, too
+  std::array<Blocks, kSmallBins> small_;  // by size class
+  std::map<size_t, Blocks> large_;        // by capacity; none is empty
   size_t live_bytes_ = 0;
   size_t cached_bytes_ = 0;
   size_t peak_bytes_ = 0;

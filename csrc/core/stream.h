@@ -116,9 +116,12 @@ class Stream {
   std::optional<Error> error_;                     // written by the worker
   std::optional<std::vector<Command>> recording_;  // of the JavaScript thread
 
+  // Three cache lines: what the producer writes per command, what the worker writes per command, and what both
+  // read per command and seldom write. Sharing one would cost each push two trips to the other core.
   alignas(64) std::atomic<uint64_t> published_{0};
   alignas(64) std::atomic<uint64_t> completed_{0};
-  std::atomic<bool> sleeping_{false}, waiting_{false}, stop_{false};
+  alignas(64) std::atomic<bool> sleeping_{false};
+  std::atomic<bool> waiting_{false}, stop_{false};
   std::mutex mutex_;
   std::condition_variable wake_, idle_;
   std::thread worker_;

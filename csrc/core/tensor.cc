@@ -30,7 +30,7 @@ Tensor Tensor::empty(const Shape& shape, DType dtype, Device& device) {
   t.shape_ = shape;
   t.dtype_ = dtype;
   t.numel_ = numel;
-  t.storage_ = std::make_shared<Storage>(device, t.nbytes());
+  t.storage_ = StorageRef(new Storage(device, t.nbytes()));
   return t;
 }
 

@@ -1,7 +1,7 @@
 // Tensor = shared storage + shape + dtype, always contiguous. Reference counts change on the JavaScript
 // thread only: queued kernels hold raw pointers, which stay valid because the pool is stream-ordered.
 #pragma once
-#include <memory>
+#include <utility>
 
 #include "core/device.h"
 #include "core/dtype.h"
@@ -22,9 +22,37 @@ class Storage {
   size_t nbytes() const { return nbytes_; }
 
  private:
+  friend class StorageRef;
   Device& device_;
   size_t nbytes_;
   Block block_;
+  size_t holders_ = 0;
+};
+
+// A holder of a storage. Not std::shared_ptr: its counts are atomic, and only one thread changes them here.
+class StorageRef {
+ public:
+  StorageRef() = default;
+  explicit StorageRef(Storage* storage) : storage_(storage) { retain(); }
+  StorageRef(const StorageRef& other) : storage_(other.storage_) { retain(); }
+  StorageRef(StorageRef&& other) noexcept : storage_(std::exchange(other.storage_, nullptr)) {}
+  StorageRef& operator=(StorageRef other) noexcept {
+    std::swap(storage_, other.storage_);
+    return *this;
+  }
+  ~StorageRef() {
+    if (storage_ && --storage_->holders_ == 0) delete storage_;
+  }
+
+  Storage* operator->() const { return storage_; }
+  bool operator==(const StorageRef& other) const = default;
+  explicit operator bool() const { return storage_ != nullptr; }
+
+ private:
+  void retain() {
+    if (storage_) storage_->holders_++;
+  }
+  Storage* storage_ = nullptr;
 };
 
 class Tensor {
@@ -40,7 +68,7 @@ class Tensor {
   size_t nbytes() const { return static_cast<size_t>(numel_) * size_of(dtype_); }
   DType dtype() const { return dtype_; }
   Device& device() const { return storage_->device(); }
-  bool defined() const { return storage_ != nullptr; }
+  bool defined() const { return static_cast<bool>(storage_); }
 
   // Device memory: pass it to enqueue(), never read or write it here.
   void* data() const { return static_cast<char*>(storage_->data()) + offset_; }
@@ -57,7 +85,7 @@ class Tensor {
   bool shares_storage(const Tensor& other) const { return storage_ == other.storage_; }
 
  private:
-  std::shared_ptr<Storage> storage_;
+  StorageRef storage_;
   Shape shape_;
   DType dtype_ = DType::float32;
   int64_t numel_ = 0;

@@ -77,6 +77,27 @@ __device__ __forceinline__ void for_each_run(int64_t n, bool vectors, const F& f
   for (int64_t i = global_thread() * V; i < n; i += global_threads() * V) f(i, n - i, vectors && n - i >= V);
 }
 
+// Bytes that move unseen go in units: the most that divides every address and distance, up to 16 bytes. Calls f with a
+// Vec of that size; `all` holds the bits of all of them.
+template <class F>
+void with_unit(uint64_t all, const F& f) {
+  if (all % 16 == 0) return f(Vec<uint64_t, 2>{});
+  if (all % 8 == 0) return f(Vec<uint64_t, 1>{});
+  if (all % 4 == 0) return f(Vec<uint32_t, 1>{});
+  if (all % 2 == 0) return f(Vec<uint16_t, 1>{});
+  f(Vec<uint8_t, 1>{});
+}
+inline uint64_t bits_of(const void* p) { return reinterpret_cast<uintptr_t>(p); }
+
+template <class T, int N>
+__device__ __forceinline__ Vec<T, N> load_unit(const Vec<T, N>* from) {
+  return load_vec<N>(from->v);
+}
+template <class T, int N>
+__device__ __forceinline__ void store_unit(Vec<T, N>* to, const Vec<T, N>& unit) {
+  store_vec(to->v, unit);
+}
+
 // The grid that for_each_run wants, with blocks of kMapThreads.
 inline dim3 map_grid(const CudaStream& s, int64_t n, int per_thread) {
   return stride_grid(s, n, int64_t{kMapThreads} * per_thread);

@@ -2,8 +2,6 @@
 
 #include "napi/bind.h"
 
-#include <cmath>
-
 namespace bnb {
 namespace {
 
@@ -28,7 +26,8 @@ SlotValue& slot_arg(const Argument& a, const char* expected) {
   double number = 0;
   const bool is_number = napi_get_value_double(a.env.napi, a.value, &number) == napi_ok;
   // The smallest generation is 1, so handles start at -2^20.
-  const bool is_handle = is_number && number <= -(1 << 20) && number >= INT32_MIN && number == std::floor(number);
+  const bool is_handle =
+      is_number && number <= -(1 << 20) && number >= INT32_MIN && number == static_cast<int32_t>(number);
   if (!is_handle)
     fail(Code::argument, a.op(), a.name(), " must be ", expected, ", got ",
          is_number && number == 0 ? "null" : type_name(a));
@@ -70,23 +69,23 @@ Signature::Signature(const char* text) {
 }
 
 const Tensor& tensor_arg(const Argument& a) {
-  const Tensor* tensor = std::get_if<Tensor>(&slot_arg(a, "a Tensor"));
-  check_argument(tensor != nullptr, a.op(), a.name(), " must be a Tensor, got a quantized weight");
-  return *tensor;
+  const Tensor& tensor = slot_arg(a, "a Tensor").tensor;
+  check_argument(tensor.defined(), a.op(), a.name(), " must be a Tensor, got a quantized weight");
+  return tensor;
 }
 
 const Quantized4Bit& quantized_arg(const Argument& a) {
-  const auto* q = std::get_if<std::shared_ptr<Quantized4Bit>>(&slot_arg(a, "a quantized weight"));
+  const Quantized4Bit* q = slot_arg(a, "a quantized weight").quantized.get();
   check_argument(q != nullptr, a.op(), a.name(), " must be a quantized weight, got a Tensor");
-  return **q;
+  return *q;
 }
 
 bool is_absent(const Argument& a) {
+  double number;
+  if (napi_get_value_double(a.env.napi, a.value, &number) == napi_ok) return number == 0;
   napi_valuetype type;
   napi_typeof(a.env.napi, a.value, &type);
-  if (type == napi_null || type == napi_undefined) return true;
-  double number = 1;
-  return napi_get_value_double(a.env.napi, a.value, &number) == napi_ok && number == 0;
+  return type == napi_null || type == napi_undefined;
 }
 
 double number_arg(const Argument& a) {
@@ -98,7 +97,8 @@ double number_arg(const Argument& a) {
 
 int64_t integer_arg(const Argument& a) {
   const double number = number_arg(a);
-  check_argument(number == std::floor(number) && std::abs(number) <= 9007199254740992.0, a.op(), a.name(),
+  const bool fits = number >= -9007199254740992.0 && number <= 9007199254740992.0;
+  check_argument(fits && number == static_cast<double>(static_cast<int64_t>(number)), a.op(), a.name(),
                  " must be an integer, got ", number);
   return static_cast<int64_t>(number);
 }
@@ -165,7 +165,7 @@ void Results::put(const Tensor& t) {
 
 void Results::put(const Quantized4Bit& q) {
   const double device = static_cast<double>(env_.index_of(q.device()));
-  write(env_.slots.add(std::make_shared<Quantized4Bit>(q)), -1, device, q.shape);
+  write(env_.slots.add(std::make_unique<Quantized4Bit>(q)), -1, device, q.shape);
 }
 
 void Results::put(const std::optional<Tensor>& t) {

@@ -136,7 +136,7 @@ struct Binding<F> {
     try {
       check_argument(n == sizeof...(A), op.signature.op.c_str(), "takes ", sizeof...(A), " arguments, got ", n);
       call(op, values, std::index_sequence_for<A...>{});
-      op.env.account(false);
+      op.env.account();
       op.env.check_backlog();
     } catch (const Error& error) {
       op.env.throw_error(error);

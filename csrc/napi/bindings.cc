@@ -45,6 +45,10 @@ void define_ops(Env& env, napi_value exports) {
   // rope
   b.bind<&ops::rope>("rope(x, cos, sin, offset, inverse, position)");
 
+  // clamp
+  b.bind<&ops::clamp>("clamp(x, low, high)");
+  b.bind<&ops::clamp_backward>("clampBackward(dy, x, low, high)");
+
   // swiglu
   b.bind<&ops::swiglu>("swiglu(gate, up)");
   b.bind<&ops::swiglu_backward>("swigluBackward(dy, gate, up)");

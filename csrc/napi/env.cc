@@ -5,13 +5,19 @@
 namespace bnb {
 namespace {
 
-constexpr int64_t kAccountStep = int64_t{32} << 20;
-constexpr int64_t kAccountSlack = int64_t{64} << 20;
+// Garbage that may gather before V8 is asked to collect it: an eighth of what is alive, at least this much.
+constexpr int64_t kLeastAllowance = int64_t{16} << 20;
+// V8 starts a collection when external memory has grown by this much since the last one (kExternalAllocationSoftLimit).
+constexpr int64_t kV8SoftLimit = int64_t{64} << 20;
 constexpr uint64_t kBacklog = 64 << 10;
+// Calls between two looks: asking how far a worker is takes a cache line away from it.
+constexpr uint64_t kBacklogPeriod = 256;
+
+int64_t allowance(int64_t live) { return live / 8 > kLeastAllowance ? live / 8 : kLeastAllowance; }
 
 }  // namespace
 
-Env::Env(napi_env env) : napi(env), devices(make_devices()) {}
+Env::Env(napi_env env) : napi(env), devices(make_devices()), level_(kLeastAllowance) {}
 
 Env::~Env() {
   // Run what is queued first: it may write into ArrayBuffers that reads hold.
@@ -32,19 +38,36 @@ int64_t Env::index_of(const Device& device) const {
   return index;
 }
 
-void Env::account(bool from_finalizer) {
+int64_t Env::live_bytes() const {
   int64_t live = 0;
   for (const auto& device : devices) live += static_cast<int64_t>(device->pool().live_bytes());
-  const bool grew = live > reported_bytes_;
-  const bool shrank = from_finalizer && live < reported_bytes_ - kAccountSlack;
-  if (!grew && !shrank) return;
-  const int64_t level = (live + kAccountStep - 1) / kAccountStep * kAccountStep;
+  return live;
+}
+
+void Env::account() {
+  const int64_t live = live_bytes();
+  if (collected_ > 0) peak_ = collected_ = 0;
+  if (live > peak_) peak_ = live;
+  if (live <= level_) return;
+  tell(live + allowance(live) + kV8SoftLimit);
+  tell(level_ - kV8SoftLimit);
+}
+
+void Env::account_collected(int64_t nbytes) {
+  collected_ += nbytes;
+  const int64_t peak = peak_ - collected_;
+  const int64_t level = peak + allowance(peak);
+  if (level < level_ - allowance(peak) / 2) tell(level);
+}
+
+void Env::tell(int64_t level) {
   int64_t total;
-  napi_adjust_external_memory(napi, level - reported_bytes_, &total);
-  reported_bytes_ = level;
+  napi_adjust_external_memory(napi, level - level_, &total);
+  level_ = level;
 }
 
 void Env::check_backlog() {
+  if (calls_++ % kBacklogPeriod != 0) return;
   for (const auto& device : devices) {
     const uint64_t pending = device->stream().pending();
     if (pending < kBacklog / 2) {

@@ -34,16 +34,24 @@ struct Env {
 
   Device& device_at(int64_t index);
   int64_t index_of(const Device& device) const;
-  // Tells V8 about memory it cannot see, in steps of 32 MB upwards; downwards only after a finalizer, and only
-  // when 64 MB went, so that a loop which frees what it makes costs V8 nothing.
-  void account(bool from_finalizer);
+  int64_t live_bytes() const;
+  // Memory that V8 cannot see. It is told a level somewhat above the most that was live at once, and asked to collect
+  // whenever that is exceeded. Deliberate disposes leave the level, so a loop which frees what it makes never costs V8
+  // anything; what the garbage collector freed, of which account_collected is told, lowers it.
+  void account();
+  void account_collected(int64_t nbytes);
   // Warns once per burst when a stream's queue grows beyond 64 Ki commands.
   void check_backlog();
   napi_value make_error(const Error& error) const;
   void throw_error(const Error& error) const;
 
  private:
-  int64_t reported_bytes_ = 0;
+  void tell(int64_t level);
+
+  int64_t level_;
+  int64_t peak_ = 0;       // most that was live since the garbage collector last freed something
+  int64_t collected_ = 0;  // what it freed since the last op
+  uint64_t calls_ = 0;
   bool warned_backlog_ = false;
 };
 

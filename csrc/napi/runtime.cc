@@ -59,8 +59,13 @@ napi_value dispose_handle(napi_env napi, napi_callback_info info, bool from_fina
   return guarded<1>(napi, info, "dispose", [&](Env& env, napi_value* v) -> napi_value {
     int32_t handle = 0;
     napi_get_value_int32(napi, v[0], &handle);
+    if (!from_finalizer) {
+      env.slots.remove(handle);
+      return nullptr;
+    }
+    const int64_t before = env.live_bytes();
     env.slots.remove(handle);
-    if (from_finalizer) env.account(true);
+    env.account_collected(before - env.live_bytes());
     return nullptr;
   });
 }
@@ -77,7 +82,7 @@ napi_value from_bytes(napi_env napi, napi_callback_info info) {
     const auto dtype = static_cast<DType>(integer_arg({env, upload_signature(), v[1], 1}));
     const Shape shape = shape_arg({env, upload_signature(), v[2], 2});
     Results(env).put(upload(data, nbytes, shape, dtype, device_of(env, v[3])));
-    env.account(false);
+    env.account();
     return nullptr;
   });
 }

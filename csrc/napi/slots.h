@@ -3,17 +3,53 @@
 #pragma once
 #include <cstdint>
 #include <memory>
-#include <variant>
+#include <utility>
 #include <vector>
 
 #include "core/quantized.h"
 
 namespace bnb {
 
-using SlotValue = std::variant<std::monostate, Tensor, std::shared_ptr<Quantized4Bit>>;
+// A tensor, a quantized weight, or neither.
+struct SlotValue {
+  Tensor tensor;
+  std::unique_ptr<Quantized4Bit> quantized;
+
+  bool empty() const { return !tensor.defined() && !quantized; }
+};
 
 class Slots {
  public:
+  int32_t add(Tensor tensor) { return add(SlotValue{std::move(tensor), nullptr}); }
+  int32_t add(std::unique_ptr<Quantized4Bit> quantized) { return add(SlotValue{Tensor(), std::move(quantized)}); }
+
+  // Null when the handle is stale or was never one.
+  SlotValue* find(int32_t handle) {
+    if (handle >= 0 || handle == INT32_MIN) return nullptr;
+    const uint32_t bits = static_cast<uint32_t>(-handle);
+    const uint32_t index = bits & (kMaxIndex - 1);
+    if (index >= entries_.size()) return nullptr;
+    Entry& e = entries_[index];
+    if (e.generation != bits >> 20 || e.value.empty()) return nullptr;
+    return &e.value;
+  }
+
+  // Frees the slot; false when it was stale.
+  bool remove(int32_t handle) {
+    SlotValue* value = find(handle);
+    if (!value) return false;
+    *value = SlotValue{};
+    const uint32_t index = static_cast<uint32_t>(-handle) & (kMaxIndex - 1);
+    Entry& e = entries_[index];
+    e.generation = e.generation == kMaxGeneration ? 1 : e.generation + 1;
+    free_.push_back(index);
+    live_--;
+    return true;
+  }
+
+  int64_t live() const { return live_; }
+
+ private:
   int32_t add(SlotValue value) {
     uint32_t index;
     if (!free_.empty()) {
@@ -32,33 +68,6 @@ class Slots {
     return -static_cast<int32_t>(e.generation << 20 | index);
   }
 
-  // Null when the handle is stale or was never one.
-  SlotValue* find(int32_t handle) {
-    if (handle >= 0 || handle == INT32_MIN) return nullptr;
-    const uint32_t bits = static_cast<uint32_t>(-handle);
-    const uint32_t index = bits & (kMaxIndex - 1);
-    if (index >= entries_.size()) return nullptr;
-    Entry& e = entries_[index];
-    if (e.generation != bits >> 20 || std::holds_alternative<std::monostate>(e.value)) return nullptr;
-    return &e.value;
-  }
-
-  // Frees the slot; false when it was stale.
-  bool remove(int32_t handle) {
-    SlotValue* value = find(handle);
-    if (!value) return false;
-    *value = std::monostate{};
-    const uint32_t index = static_cast<uint32_t>(-handle) & (kMaxIndex - 1);
-    Entry& e = entries_[index];
-    e.generation = e.generation == kMaxGeneration ? 1 : e.generation + 1;
-    free_.push_back(index);
-    live_--;
-    return true;
-  }
-
-  int64_t live() const { return live_; }
-
- private:
   static constexpr uint32_t kMaxIndex = 1u << 20;
   static constexpr uint32_t kMaxGeneration = (1u << 11) - 1;
   struct Entry {

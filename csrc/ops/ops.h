@@ -90,6 +90,11 @@ std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> layer_norm_back
 Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t offset, bool inverse,
             const std::optional<Tensor>& position);
 
+// ---- clamp (ops/clamp.cc)
+// min(max(x, low), high).
+Tensor clamp(const Tensor& x, double low, double high);
+Tensor clamp_backward(const Tensor& dy, const Tensor& x, double low, double high);
+
 // ---- swiglu (ops/swiglu.cc)
 // silu(gate) * up.
 Tensor swiglu(const Tensor& gate, const Tensor& up);

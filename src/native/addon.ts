@@ -181,6 +181,10 @@ export interface NativeOps {
     [y: Tensor]
   >;
 
+  // clamp
+  clamp: NativeOp<[x: Tensor, low: number, high: number], [y: Tensor]>;
+  clampBackward: NativeOp<[dy: Tensor, x: Tensor, low: number, high: number], [dx: Tensor]>;
+
   // swiglu
   swiglu: NativeOp<[gate: Tensor, up: Tensor], [y: Tensor]>;
   swigluBackward: NativeOp<[dy: Tensor, gate: Tensor, up: Tensor], [dgate: Tensor, dup: Tensor]>;

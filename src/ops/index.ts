@@ -3,6 +3,7 @@ import "./methods.js";
 
 export * from "./attention.js";
 export * from "./cast.js";
+export * from "./clamp.js";
 export {
   createDynamicMap,
   createFp8Map,

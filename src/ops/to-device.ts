@@ -17,7 +17,7 @@ const copy = defineOp<[x: Tensor, device: Device], [Device]>({
   },
 });
 
-/** A copy of x on a device; of the same dtype and shape. Between two devices the call waits for both. */
+/** A copy of x on a device; of the same dtype and shape. Between two devices, each waits for the other; the call does not. */
 export function to(x: Tensor, device: DeviceLike): Tensor {
   return copy(x, toDevice(device));
 }

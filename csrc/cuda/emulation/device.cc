@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 
 #include "cuda/emulation/broken.h"
 #include "cuda/emulation/memory.h"
@@ -55,6 +56,7 @@ void stop(Device& device) {
     if (t && t->scratch_block) cuda::arena_release(t->scratch_block);
   delete s->inner_stream;
   cuda::arena_release(s->counters);
+  cuda::arena_release(device.stream().fault());
   delete s;
 }
 
@@ -115,6 +117,7 @@ void append_devices(std::vector<std::unique_ptr<Device>>& devices) {
     stream->gpu = info.gpu;
     stream->counters = static_cast<int32_t*>(arena_allocate(kCounters * sizeof(int32_t)));
     std::memset(stream->counters, 0, kCounters * sizeof(int32_t));
+    devices.back()->stream().set_fault(new (arena_allocate(sizeof(Fault))) Fault{});
     devices.back()->stream().cuda = stream;
   }
 }

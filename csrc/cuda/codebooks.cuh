@@ -1,0 +1,237 @@
+// The code tables of kernels/codebooks.h where a kernel reads them: constants in device memory, and the form in which
+// each search or look-up wants them in shared memory. All numbers are derived at compile time from the one copy.
+//
+//   BNB_SHARED(Values4bitTable, table);    table.load(type);   __syncthreads();   table.at(nibble, lane) * scale
+//   BNB_SHARED(Encoder4bit, encoder);      encoder.load(type); __syncthreads();   encoder.code(x * inverse, lane)
+//   BNB_SHARED(DynamicEncoder<...>, e);    e.load();           __syncthreads();   e.code(x * inverse)
+//   BNB_SHARED(Values8bitTable, table);    table.load(map);    __syncthreads();   table.at(code, lane) * scale
+//
+// load() is for all threads of the block, in one dimension, and ends before any barrier.
+#pragma once
+#include "cuda/kernel.cuh"
+#include "kernels/block_scales.h"
+#include "kernels/codebooks.h"
+
+namespace bnb::cuda {
+
+// The scale of a block is its largest magnitude, found as a bit pattern: those order like the magnitudes and keep
+// infinity and NaN on top. From kInfinityBits on the block has an element that is not finite; below
+// kSmallestNormalBits the reciprocal could overflow, and x / scale is used for x * (1 / scale).
+constexpr uint32_t kMagnitudeMask = 0x7fffffffu;
+constexpr uint32_t kInfinityBits = 0x7f800000u;
+constexpr uint32_t kNanBits = 0x7fc00000u;
+constexpr uint32_t kSmallestNormalBits = 0x00800000u;
+
+// a * b + c rounded down, for |c| so large that c + a * b has its exponent: one FFMA.RM.
+__device__ __forceinline__ float fma_round_down(float a, float b, float c) {
+#if defined(__CUDACC__)
+  return __fmaf_rd(a, b, c);
+#else
+  // Both differences are exact in double.
+  const float nearest = fmaf(a, b, c);
+  const double below = static_cast<double>(nearest) - static_cast<double>(c);
+  return below > static_cast<double>(a) * static_cast<double>(b) ? float_from_bits(float_bits(nearest) - 1) : nearest;
+#endif
+}
+
+// --- 4-bit -----------------------------------------------------------------------------------------------------------
+
+// What a code stands for, indexed by QuantType.
+static __device__ const Values4bit kDeviceValues4bit[4] = {kValues4bit[0], kValues4bit[1], kValues4bit[2],
+                                                           kValues4bit[3]};
+__device__ __forceinline__ const float* device_values_4bit(QuantType type) {
+  return kDeviceValues4bit[static_cast<int>(type)].v;
+}
+
+// 16 values, a copy for every lane: no bank conflicts.
+struct Values4bitTable {
+  float v[16][kWarp];
+
+  __device__ void load(QuantType type) {
+    const float* values = device_values_4bit(type);
+    for (int i = threadIdx.x; i < 16 * kWarp; i += blockDim.x) v[i / kWarp][i % kWarp] = values[i / kWarp];
+  }
+  __device__ __forceinline__ float at(uint32_t nibble, uint32_t lane) const { return v[nibble][lane]; }
+};
+
+// A row of Bins4bit in 8 bytes: code(x) = byte x > threshold of codes.
+struct alignas(8) Bin4bit {
+  float threshold;
+  uint32_t codes;
+};
+struct PackedBins4bit {
+  Bin4bit bin[32];
+};
+
+namespace codebook_detail {
+
+consteval PackedBins4bit pack_bins(const Bins4bit& b) {
+  PackedBins4bit r{};
+  for (int i = 0; i < 32; i++)
+    r.bin[i] = {b.threshold[i], static_cast<uint32_t>(b.below[i]) | static_cast<uint32_t>(b.above[i]) << 8};
+  return r;
+}
+
+}  // namespace codebook_detail
+
+static __device__ const PackedBins4bit kDeviceBins4bit[4] = {
+    codebook_detail::pack_bins(kBins4bit[0]), codebook_detail::pack_bins(kBins4bit[1]),
+    codebook_detail::pack_bins(kBins4bit[2]), codebook_detail::pack_bins(kBins4bit[3])};
+
+// The code of a normalized x, |x| <= 1: the bins of Bins4bit, a copy for every lane of half a warp, which is what one
+// pass of 8-byte loads covers.
+struct Encoder4bit {
+  static constexpr int kCopies = 16;
+  Bin4bit row[32][kCopies];
+
+  __device__ void load(QuantType type) {
+    const Bin4bit* bins = kDeviceBins4bit[static_cast<int>(type)].bin;
+    for (int i = threadIdx.x; i < 32 * kCopies; i += blockDim.x) row[i / kCopies][i % kCopies] = bins[i / kCopies];
+  }
+
+  __device__ __forceinline__ uint32_t code(float x, uint32_t lane) const {
+    // In [2^16, 2^17) a float counts in steps of 1/128, so the bin starts at bit 7: times the 128 bytes of a row.
+    const float position = fma_round_down(x, kBinScale, 98304.0f + kBinOffset);
+    const uint32_t offset = (float_bits(position) & 0xf80u) | (lane % kCopies * sizeof(Bin4bit));
+    static_assert(sizeof(row[0]) == 128);
+    const Bin4bit bin = *reinterpret_cast<const Bin4bit*>(reinterpret_cast<const unsigned char*>(row) + offset);
+    return __byte_perm(bin.codes, 0, x > bin.threshold ? 0x4441 : 0x4440);
+  }
+};
+
+// --- 8-bit -----------------------------------------------------------------------------------------------------------
+
+struct Values8bit {
+  alignas(64) float v[256];
+};
+
+// The dynamic maps. signed_keep_sign is for optimizer states: a value with a sign bit never becomes the code of 0.
+enum class DynamicMap { signed_map, unsigned_map, signed_keep_sign };
+
+// A bin of the magnitudes: it holds at most one threshold, so the steps from the code of 0 are rank + (m > threshold).
+struct alignas(8) Bin8bit {
+  float threshold;
+  uint32_t rank;
+};
+
+// Bins by float bits: with m + 2^-23, the low five bits of the exponent (which then is -23 to 0) and the first
+// kMantissa bits of the mantissa number the bins in ascending order.
+template <bool is_signed>
+struct Bins8bit {
+  static constexpr int kMantissa = is_signed ? 6 : 7;
+  static constexpr int kFirst = 8 << kMantissa;  // exponent field 104, of 2^-23
+  static constexpr int kCount = (32 << kMantissa) - kFirst;
+  static constexpr float kShift = 0x1p-23f;
+
+  // For m in [0, 1] and NaN.
+  BNB_INLINE static constexpr int of(uint32_t shifted_magnitude_bits) {
+    return static_cast<int>(shifted_magnitude_bits >> (23 - kMantissa) & ((32u << kMantissa) - 1)) - kFirst;
+  }
+
+  Bin8bit bin[kCount];
+  bool valid;
+};
+
+namespace codebook_detail {
+
+consteval Values8bit values_8bit(const float (&map)[256]) {
+  Values8bit r{};
+  for (int i = 0; i < 256; i++) r.v[i] = map[i];
+  return r;
+}
+
+// The steps above 0 of the signed map serve the negative side as well: its values mirror each other, and so do the
+// ties, because the code of 0 is odd. Only the last step, to 1, has no mirror image.
+consteval bool mirrored() {
+  using bnb::codebook_detail::kInf;
+  for (int k = 0; k < 127; k++)
+    if (kDynamicSigned[127 - k] != -kDynamicSigned[127 + k]) return false;
+  for (int k = 1; k < 127; k++) {
+    // x > t is |x| < -t, and the smallest magnitude for which that fails is -t itself.
+    const float t = kSignedThresholds.t[126 - k];
+    if (next_below(-t) != kSignedThresholds.t[127 + k]) return false;
+  }
+  return kSignedThresholds.t[255] == kInf;
+}
+
+template <bool is_signed>
+consteval Bins8bit<is_signed> bins_8bit() {
+  using Bins = Bins8bit<is_signed>;
+  Bins r{};
+  r.valid = !is_signed || mirrored();
+  const float* t = is_signed ? kSignedThresholds.t + 127 : kUnsignedThresholds.t;
+  const int steps = is_signed ? 128 : 255;
+  int rank = 0;
+  for (int i = 0; i < Bins::kCount; i++) {
+    r.bin[i] = {bnb::codebook_detail::kInf, static_cast<uint32_t>(rank)};
+    int inside = 0;
+    while (rank < steps && Bins::of(__builtin_bit_cast(uint32_t, t[rank] + Bins::kShift)) == i) {
+      r.bin[i].threshold = t[rank++];
+      if (++inside > 1) r.valid = false;
+    }
+  }
+  if (rank != steps) r.valid = false;
+  return r;
+}
+
+}  // namespace codebook_detail
+
+static __device__ const Values8bit kDeviceDynamicSigned = codebook_detail::values_8bit(kDynamicSigned);
+static __device__ const Values8bit kDeviceDynamicUnsigned = codebook_detail::values_8bit(kDynamicUnsigned);
+__device__ __forceinline__ const float* device_dynamic_map(bool is_signed) {
+  return is_signed ? kDeviceDynamicSigned.v : kDeviceDynamicUnsigned.v;
+}
+
+// A template, so that a file that does not search has no copy of these 36 KB.
+template <bool is_signed>
+static __device__ const Bins8bit<is_signed> kDeviceBins8bit = codebook_detail::bins_8bit<is_signed>();
+static_assert(codebook_detail::bins_8bit<true>().valid && codebook_detail::bins_8bit<false>().valid);
+
+// Any 256 values, with 8 copies (8 KB) so that few lanes meet in a bank.
+struct Values8bitTable {
+  static constexpr int kCopies = 8;
+  float v[256][kCopies];
+
+  // map: [256], global memory
+  __device__ void load(const float* map) {
+    for (int i = threadIdx.x; i < 256 * kCopies; i += blockDim.x) v[i / kCopies][i % kCopies] = map[i / kCopies];
+  }
+  __device__ __forceinline__ float at(uint32_t code, uint32_t lane) const { return v[code][lane % kCopies]; }
+};
+
+// The code of a normalized x, |x| <= 1, in a dynamic map. 12 KB for the signed ones, 24 KB for the unsigned.
+template <DynamicMap map>
+struct DynamicEncoder {
+  static constexpr bool kSigned = map != DynamicMap::unsigned_map;
+  static constexpr uint32_t kZero = kSigned ? 127 : 0;
+  using Bins = Bins8bit<kSigned>;
+  Bin8bit bin[Bins::kCount];
+
+  __device__ void load() {
+    for (int i = threadIdx.x; i < Bins::kCount; i += blockDim.x) bin[i] = kDeviceBins8bit<kSigned>.bin[i];
+  }
+
+  // A NaN has some code.
+  __device__ __forceinline__ uint32_t code(float x) const {
+    const float magnitude = kSigned ? fabsf(x) : fmaxf(x, 0.0f);
+    const Bin8bit b = bin[Bins::of(float_bits(magnitude + Bins::kShift))];
+    const int steps = static_cast<int>(b.rank) + (magnitude > b.threshold);
+    if constexpr (!kSigned) return static_cast<uint32_t>(steps);
+    if (!(float_bits(x) >> 31)) return static_cast<uint32_t>(127 + steps);
+    const int down = map == DynamicMap::signed_keep_sign && steps < 1 ? 1 : steps;
+    return static_cast<uint32_t>(down > 127 ? 0 : 127 - down);
+  }
+};
+
+// --- scales ----------------------------------------------------------------------------------------------------------
+
+// scale_of() for a nested blocksize of 2^nested_shift: without the 64-bit division.
+__device__ __forceinline__ float scale_of(const BlockScales& s, int64_t block, int nested_shift) {
+  if (!s.nested_absmax) return static_cast<const float*>(s.absmax)[block];
+  const uint8_t code = static_cast<const uint8_t*>(s.absmax)[block];
+  return s.nested_code[code] * s.nested_absmax[block >> nested_shift] + s.offset[0];
+}
+// On the host: the binary logarithm of a blocksize, all of which are powers of two.
+inline int shift_of(int64_t blocksize) { return blocksize > 1 ? __builtin_ctzll(static_cast<uint64_t>(blocksize)) : 0; }
+
+}  // namespace bnb::cuda
