@@ -59,7 +59,6 @@ struct SimtTile {
 template <class T>
 struct Share {
   int64_t index;  // in the operand
-  int64_t step;   // to the tile of the next terms
   int lane, term;
   int lanes;  // that exist, of the four or one
   bool along;
@@ -73,7 +72,11 @@ struct Share {
     const int64_t at = lane0 + lane;
     lanes = up_to_four((along ? x.rows : x.cols) - at);
     index = batch * x.stride + (along ? at * x.cols + term : term * x.cols + at);
-    step = along ? T::kDepth : T::kDepth * x.cols;
+  }
+  // To the tile of the next terms.
+  template <class X>
+  __device__ __forceinline__ void advance(const X& x) {
+    index += along ? T::kDepth : T::kDepth * x.cols;
   }
   template <class X>
   __device__ __forceinline__ void fetch(const X& x, int64_t term0, int64_t k, float (&out)[4]) const {
@@ -94,7 +97,7 @@ struct Share {
 
 // c[m, n] tile by tile; a_along, b_along: the sum runs along the contiguous axis of that operand.
 template <int Tile, class A, class B>
-__global__ void __launch_bounds__(256, Tile == 128 ? 2 : 4)
+__global__ void __launch_bounds__(256, Tile == 128 ? 2 : 1)
     simt_tile_kernel(A a, bool a_along, B b, bool b_along, Output out, int64_t k, int64_t tiles_m, int64_t tiles_n) {
   using T = SimtTile<Tile>;
   BNB_SHARED(float[2 * T::kDepth * T::kPitch], tiles_a);
@@ -120,8 +123,8 @@ __global__ void __launch_bounds__(256, Tile == 128 ? 2 : 4)
   for (int64_t k0 = 0; k0 < k; k0 += T::kDepth) {
     const bool more = k0 + T::kDepth < k;
     if (more) {
-      share_a.index += share_a.step;
-      share_b.index += share_b.step;
+      share_a.advance(a);
+      share_b.advance(b);
       share_a.fetch(a, k0 + T::kDepth, k, next_a);
       share_b.fetch(b, k0 + T::kDepth, k, next_b);
     }
