@@ -120,6 +120,7 @@ __global__ void __launch_bounds__(T::kThreads, Long ? 1 : 2)
 #pragma unroll
         for (int j = 0; j < Own::kCols; j++) y[i][j] = static_cast<float>(sums[i / 2][j / 2][i % 2 * 2 + j % 2]);
     } else {
+      y[0][0] = y[0][1] = 0.0f;
       emit_tile<T>(shared, sums, [&](int, int, const int32_t(&pair)[2]) {
         y[0][0] = static_cast<float>(pair[0]);
         y[0][1] = static_cast<float>(pair[1]);
