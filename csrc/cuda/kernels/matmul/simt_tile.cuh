@@ -50,8 +50,9 @@ template <int Tile>
 struct SimtTile {
   static constexpr MatmulTileShape kShape = Tile == 128 ? kSimtLarge : kSimtSmall;
   static constexpr int kTile = Tile, kDepth = kShape.k, kThreads = 256;
-  static constexpr int kPitch = Tile + 4;    // keeps rows of four aligned and spreads the banks
-  static constexpr int kGroups = Tile / 64;  // groups of four rows, and of four columns, that a thread owns
+  static constexpr int kPitch = Tile + 4;               // keeps rows of four aligned and spreads the banks
+  static constexpr int kGroups = Tile / 64;             // groups of four rows, and of four columns, that a thread owns
+  static constexpr int kUnroll = kGroups == 2 ? 2 : 8;  // terms; more of them spill 64 sums
   static_assert(kShape.m == Tile && kShape.n == Tile && Tile * kDepth == 4 * kThreads);
 };
 
@@ -130,7 +131,7 @@ __global__ void __launch_bounds__(256, Tile == 128 ? 2 : 1)
     }
     const float* from_a = tiles_a + buffer * T::kDepth * T::kPitch + 4 * ty;
     const float* from_b = tiles_b + buffer * T::kDepth * T::kPitch + 4 * tx;
-#pragma unroll
+#pragma unroll T::kUnroll
     for (int p = 0; p < T::kDepth; p++) {
       Vec<float, 4> x[T::kGroups], y[T::kGroups];
 #pragma unroll
