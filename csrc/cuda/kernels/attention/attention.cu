@@ -3,7 +3,9 @@
 
 namespace bnb::cuda {
 
-void attention(const AttentionArgs& a, CudaStream& s) { attention_simt(a, s); }
+void attention(const AttentionArgs& a, CudaStream& s) {
+  if (!attention_mma(a, s)) attention_simt(a, s);
+}
 
 void attention_backward(const AttentionBackwardArgs& b, CudaStream& s) {
   const AttentionArgs& a = b.forward;

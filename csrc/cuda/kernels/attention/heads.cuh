@@ -28,6 +28,8 @@ struct Head {
   }
 };
 
+// 16-bit dtypes on the matrix units; false where those cannot take the problem.
+bool attention_mma(const AttentionArgs& a, CudaStream& s);
 // float32, and whatever the matrix units cannot take.
 void attention_simt(const AttentionArgs& a, CudaStream& s);
 // delta[batch, queries, heads] = sum of y * dy.
