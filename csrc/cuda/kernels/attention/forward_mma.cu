@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(AttentionArgs a, Spli
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         const int row = row0 + lane / 4 + 8 * i;
-        if (row >= present) break;
+        if (row >= present) continue;
         const int64_t at = h.query_at(a, first + row);
         const float inverse = sum[i] == 0.0f ? 0.0f : 1.0f / sum[i];
         auto* const y = static_cast<T*>(a.y) + at * a.dim;

@@ -29,11 +29,6 @@ struct HalfTile {
     const int lane = threadIdx.x % kWarp;
     ldmatrix_x4(r, piece(row0 + lane % 16, k / 8 + lane / 16));
   }
-  // Operand a, transposed: row i of the operand is column m0 + i of the tile, its terms are rows k .. k + 15.
-  __device__ __forceinline__ void a_across(uint32_t (&r)[4], int m0, int k) const {
-    const int lane = threadIdx.x % kWarp;
-    ldmatrix_x4<true>(r, piece(k + lane / 16 * 8 + lane % 8, m0 / 8 + lane / 8 % 2));
-  }
   // Operand b for columns that are rows row0 .. + 15 of the tile, terms along the row: {r0, r1} and {r2, r3}.
   __device__ __forceinline__ void b(uint32_t (&r)[4], int row0, int k) const {
     const int lane = threadIdx.x % kWarp;

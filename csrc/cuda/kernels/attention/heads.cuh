@@ -30,9 +30,11 @@ struct Head {
 
 // 16-bit dtypes on the matrix units; false where those cannot take the problem.
 bool attention_mma(const AttentionArgs& a, CudaStream& s);
+bool attention_backward_mma(const AttentionBackwardArgs& b, const float* delta, CudaStream& s);
 // float32, and whatever the matrix units cannot take.
 void attention_simt(const AttentionArgs& a, CudaStream& s);
-// delta[batch, queries, heads] = sum of y * dy.
-void attention_backward_simt(const AttentionBackwardArgs& b, float* delta, CudaStream& s);
+void attention_backward_simt(const AttentionBackwardArgs& b, const float* delta, CudaStream& s);
+// delta[batch, queries, heads] = sum of y * dy, the part of the gradient of the softmax that a row has in common.
+void attention_delta(const AttentionBackwardArgs& b, float* delta, CudaStream& s);
 
 }  // namespace bnb::cuda

@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(kThreads, 4) forward_kernel(AttentionArgs a, i
   }
 }
 
-// delta[row] = y . dy, the part of the softmax gradient that is common to a row. One warp per row.
+// One warp per row.
 template <class T>
 __global__ void delta_kernel(const T* y, const T* dy, float* delta, int64_t rows, int64_t dim) {
   const int lane = threadIdx.x % kWarp;
@@ -310,15 +310,23 @@ void attention_simt(const AttentionArgs& a, CudaStream& s) {
   });
 }
 
-void attention_backward_simt(const AttentionBackwardArgs& b, float* delta, CudaStream& s) {
+void attention_delta(const AttentionBackwardArgs& b, float* delta, CudaStream& s) {
   const AttentionArgs& a = b.forward;
-  const int64_t rows = a.queries * (a.heads / a.kv_heads), all_rows = a.batch * a.queries * a.heads;
+  const int64_t rows = a.batch * a.queries * a.heads;
+  visit_float(a.dtype, [&](auto t) {
+    using T = decltype(t);
+    launch(s, delta_kernel<T>, stride_grid(s, rows, 8), 256, 0, static_cast<const T*>(a.y), static_cast<const T*>(b.dy),
+           delta, rows, a.dim);
+  });
+}
+
+void attention_backward_simt(const AttentionBackwardArgs& b, const float* delta, CudaStream& s) {
+  const AttentionArgs& a = b.forward;
+  const int64_t rows = a.queries * (a.heads / a.kv_heads);
   choose_rows("attention_backward", a.dim, 2, s, [&](auto rows_per_warp, size_t shared) {
     constexpr int kRows = decltype(rows_per_warp)::value;
     visit_float(a.dtype, [&](auto t) {
       using T = decltype(t);
-      launch(s, delta_kernel<T>, stride_grid(s, all_rows, 8), 256, 0, static_cast<const T*>(a.y),
-             static_cast<const T*>(b.dy), delta, all_rows, a.dim);
       launch_heads<kRows>(s, a, rows, shared / 2, query_gradient_kernel<T, kRows>, b, delta);
       launch_heads<kRows>(s, a, a.keys, shared, key_gradient_kernel<T, kRows>, b, delta);
     });
