@@ -1,0 +1,158 @@
+// What a compiled CUDA kernel costs, and whether it may: reads ptxas's report and a cubin's sections, and compares
+// figures with those of the committed table, csrc/cuda/budget.tsv. Nothing here runs a program or touches a file.
+
+/** A kernel's figures, in the order in which a cell of the table lists them. All but the first are bytes. */
+export const figures = ["registers", "spill", "stack", "shared", "code"];
+/** A figure may grow by this factor before the table must say so. Spills and stack may not grow at all. */
+const tolerated = { registers: 1.05, spill: 1, stack: 1, shared: 1.05, code: 1.05 };
+
+/** The report of `ptxas -v`: per mangled kernel, everything but the size of its code. */
+export function parsePtxas(text) {
+  const kernels = new Map();
+  let name = null;
+  let properties = null;
+  for (const line of text.split("\n")) {
+    const entry = /Compiling entry function '([^']+)'/.exec(line);
+    if (entry) {
+      name = entry[1];
+      kernels.set(name, { registers: 0, spill: 0, stack: 0, shared: 0 });
+    }
+    // Functions that were not inlined have properties too; they are not kernels.
+    properties = /Function properties for (\S+)/.exec(line)?.[1] ?? properties;
+    const frame = /(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads/.exec(line);
+    if (frame && kernels.has(properties)) {
+      const spill = Number(frame[2]) + Number(frame[3]);
+      Object.assign(kernels.get(properties), { stack: Number(frame[1]), spill });
+    }
+    const used = /Used (\d+) registers/.exec(line);
+    if (used && name) {
+      const shared = Number(/(\d+) bytes smem/.exec(line)?.[1] ?? 0);
+      Object.assign(kernels.get(name), { registers: Number(used[1]), shared });
+    }
+  }
+  return kernels;
+}
+
+/** The sizes of the sections of a 64-bit little-endian ELF file, such as a cubin, by name. */
+export function sectionSizes(elf) {
+  if (elf.readUInt32BE(0) !== 0x7f454c46 || elf[4] !== 2 || elf[5] !== 1) throw new Error("not a 64-bit ELF file");
+  const start = Number(elf.readBigUInt64LE(0x28));
+  const [entrySize, count, names] = [0x3a, 0x3c, 0x3e].map((at) => elf.readUInt16LE(at));
+  const header = (i) => start + i * entrySize;
+  const offset = (i) => Number(elf.readBigUInt64LE(header(i) + 0x18));
+  const size = (i) => Number(elf.readBigUInt64LE(header(i) + 0x20));
+  const text = (at) => elf.toString("latin1", at, elf.indexOf(0, at));
+  const sizes = new Map();
+  for (let i = 1; i < count; i++) sizes.set(text(offset(names) + elf.readUInt32LE(header(i))), size(i));
+  return sizes;
+}
+
+/** The rows of one compiled file: mangled name to figures. */
+export function measure(report, cubin) {
+  const sizes = sectionSizes(cubin);
+  const kernels = parsePtxas(report);
+  for (const [name, found] of kernels) found.code = sizes.get(`.text.${name}`) ?? 0;
+  return kernels;
+}
+
+/** Demangled names as a reader wants them: without result, parameters and the namespaces that all kernels share. */
+export function shortNames(demangled) {
+  const short = demangled.map((name) => {
+    let end = name.length;
+    if (name.endsWith(")")) {
+      let depth = 0;
+      do {
+        end--;
+        depth += name[end] === ")" ? 1 : name[end] === "(" ? -1 : 0;
+      } while (depth > 0);
+    }
+    return withoutNamespaces(name.slice(0, end));
+  });
+  // Overloads keep what tells them apart.
+  return short.map((name, i) =>
+    short.indexOf(name) === short.lastIndexOf(name) ? name : withoutNamespaces(demangled[i]),
+  );
+}
+
+function withoutNamespaces(name) {
+  return name
+    .replaceAll("(anonymous namespace)::", "")
+    .replace(/\bbnb::(cuda::)?/g, "")
+    .replace(/^void /, "")
+    .replace(/>(?: >)+/g, (ends) => ends.replaceAll(" ", ""));
+}
+
+// --- the table: { compiler, archs, rows: Map of "file<tab>kernel" to Map of arch to figures } ---------------------
+
+const heading = `# What each CUDA kernel costs per compute capability: ${figures.join(", ")} (bytes but for the first).
+# npm run gates compares; npm run gates -- --write writes this file. Say in the commit why a kernel grew.
+`;
+
+export function formatTable({ compiler, archs, rows }) {
+  const lines = [...rows].map(([key, cells]) => {
+    const cell = (arch) => {
+      const found = cells.get(arch);
+      return found ? figures.map((figure) => found[figure]).join(" ") : "-";
+    };
+    return [key, ...archs.map(cell)].join("\t");
+  });
+  lines.sort((a, b) => (a < b ? -1 : 1));
+  return `${heading}# ${compiler}\n${["file", "kernel", ...archs].join("\t")}\n${lines.map((line) => `${line}\n`).join("")}`;
+}
+
+export function parseTable(text) {
+  const lines = text.split("\n").filter(Boolean);
+  const comments = lines.filter((line) => line.startsWith("#"));
+  const [names, ...body] = lines.filter((line) => !line.startsWith("#")).map((line) => line.split("\t"));
+  const archs = names?.slice(2) ?? [];
+  const rows = new Map();
+  for (const [file, kernel, ...cells] of body) {
+    const found = new Map();
+    for (const [i, arch] of archs.entries()) {
+      const numbers = cells[i].split(" ").map(Number);
+      if (cells[i] !== "-") found.set(arch, Object.fromEntries(figures.map((figure, j) => [figure, numbers[j]])));
+    }
+    rows.set(`${file}\t${kernel}`, found);
+  }
+  return { compiler: comments.at(-1)?.replace(/^# /, "") ?? "", archs, rows };
+}
+
+/**
+ * What is wrong with the measured table against the committed one, and what has shrunk so much that the committed one
+ * should follow: lists of { file, message }. `files` and `archs` are those that were measured. Another compiler
+ * makes other code: then only spills count.
+ */
+export function compare(committed, measured, files, archs) {
+  const wrong = [];
+  const shrunk = [];
+  const sameCompiler = committed.rows.size === 0 || committed.compiler === measured.compiler;
+  const among = (key) => files.includes(key.split("\t")[0]);
+  for (const [key, cells] of measured.rows) {
+    const [file, kernel] = key.split("\t");
+    const say = (list, message) => list.push({ file, message: `${kernel}: ${message}` });
+    const known = committed.rows.get(key);
+    if (!known && sameCompiler) say(wrong, "is not in the table");
+    for (const [arch, now] of cells) {
+      const before = known?.get(arch);
+      if (!before) {
+        if (now.spill > 0) say(wrong, `sm_${arch} spills ${now.spill} bytes`);
+        else if (known && sameCompiler) say(wrong, `sm_${arch} is not in the table`);
+        continue;
+      }
+      for (const figure of figures) {
+        if (!sameCompiler && figure !== "spill") continue;
+        const change = `sm_${arch} ${figure} ${before[figure]} -> ${now[figure]}`;
+        if (now[figure] > before[figure] * tolerated[figure]) say(wrong, change);
+        else if (now[figure] * tolerated[figure] < before[figure]) say(shrunk, change);
+      }
+    }
+  }
+  for (const [key, cells] of committed.rows) {
+    if (!sameCompiler || !among(key)) continue;
+    const [file, kernel] = key.split("\t");
+    const gone = [...cells.keys()].filter((arch) => archs.includes(arch) && !measured.rows.get(key)?.has(arch));
+    if (gone.length > 0)
+      wrong.push({ file, message: `${kernel}: in the table, but not compiled for sm_${gone.join(", ")}` });
+  }
+  return { wrong, shrunk, sameCompiler };
+}

@@ -1,0 +1,195 @@
+// npm run gates [-- --write] [-- --arch 80,90] [-- <part of a path> ...]: compiles every CUDA kernel for every
+// architecture and compares registers, spills, shared memory and code size with csrc/cuda/budget.tsv. Fails when one
+// does not compile without warnings, spills, or grows by more than 5 %; --write puts the new figures into the table.
+// What has not changed since the last run is not compiled again (build-gates). Skipped where nvcc is missing.
+import { spawn, spawnSync } from "node:child_process";
+import { createHash } from "node:crypto";
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { availableParallelism } from "node:os";
+import { dirname, join } from "node:path";
+import { parseArgs } from "node:util";
+import { compare, figures, formatTable, measure, parseTable, shortNames } from "./cubin.mjs";
+
+// The PTX of the newest is what later GPUs compile; its cubin is made from it, so it is checked too.
+const allArchs = ["75", "80", "86", "89", "90", "100", "120"];
+const table = "csrc/cuda/budget.tsv";
+const cache = "build-gates";
+
+const { values: options, positionals: filters } = parseArgs({
+  options: { write: { type: "boolean" }, arch: { type: "string" }, report: { type: "string" } },
+  allowPositionals: true,
+});
+const archs = options.arch?.split(",") ?? allArchs;
+const sources = readdirSync("csrc/cuda", { recursive: true, encoding: "utf8" })
+  .filter((path) => path.endsWith(".cu") && !path.startsWith("emulation"))
+  .filter((path) => filters.length === 0 || filters.some((part) => path.includes(part)))
+  .sort();
+
+// The counts of a vitest report, for .ci/summary.mjs: a source file is one test.
+function finish(failed, skipped) {
+  const report = { numPassedTests: sources.length - failed - skipped, numFailedTests: failed };
+  if (options.report) {
+    writeFileSync(
+      options.report,
+      JSON.stringify({ ...report, numPendingTests: skipped, numTodoTests: 0, testResults: [] }),
+    );
+  }
+  process.exit(failed > 0 ? 1 : 0);
+}
+
+const nvcc = ["nvcc", ...["CUDA_HOME", "CUDA_PATH"].map((name) => join(process.env[name] ?? "/", "bin/nvcc"))].find(
+  (path) => spawnSync(path, ["--version"]).status === 0,
+);
+if (!nvcc) {
+  console.log(`gates: SKIPPED, nvcc was not found; no kernel was compiled for a GPU`);
+  finish(0, sources.length);
+}
+const compiler = `nvcc ${/V(\d+\.\d+\.\d+)/.exec(spawnSync(nvcc, ["--version"], { encoding: "utf8" }).stdout)?.[1]}`;
+
+// The flags of the build itself.
+const shared = /\$<COMPILE_LANGUAGE:CUDA>:([^>]+)>/.exec(readFileSync("CMakeLists.txt", "utf8"))?.[1].split(";");
+if (!shared) throw new Error("CMakeLists.txt: no compile options for CUDA found");
+const flags = ["-std=c++20", "-O3", "-DNDEBUG", ...shared, "-DBNB_CUDA=1", "-Icsrc", "-Xptxas=-v"];
+
+// A hash of everything that a compilation reads from this repository, and of what compiles it.
+function fingerprint(source, arch) {
+  const seen = new Map();
+  const visit = (path) => {
+    if (seen.has(path)) return;
+    const text = readFileSync(path, "utf8");
+    seen.set(path, text);
+    for (const [, name] of text.matchAll(/^\s*#\s*include\s+"([^"]+)"/gm)) {
+      const found = [join(dirname(path), name), join("csrc", name)].find((candidate) => existsSync(candidate));
+      if (found) visit(found);
+    }
+  };
+  visit(join("csrc/cuda", source));
+  const hash = createHash("sha256").update([compiler, arch, ...flags].join("\n"));
+  for (const [path, text] of [...seen].sort()) hash.update(`${path}\n${text}`);
+  return hash.digest("hex");
+}
+
+const execute = (command, args) =>
+  new Promise((resolve) => {
+    const child = spawn(command, args, { stdio: ["ignore", "pipe", "pipe"] });
+    let text = "";
+    for (const stream of [child.stdout, child.stderr]) stream.on("data", (chunk) => (text += chunk));
+    child.on("close", (status) => resolve({ status, text }));
+    child.on("error", (error) => resolve({ status: 1, text: String(error) }));
+  });
+
+function demangle(names) {
+  if (names.length === 0) return [];
+  const { status, stdout } = spawnSync("c++filt", { input: names.join("\n"), encoding: "utf8" });
+  if (status !== 0) throw new Error("c++filt, part of binutils, was not found");
+  return stdout.trimEnd().split("\n");
+}
+
+function withShortNames(kernels) {
+  const names = shortNames(kernels.map(([name]) => name));
+  return kernels.map(([, found], i) => [names[i], found]);
+}
+
+// One source for one architecture: its kernels as [name, figures] pairs, or why there are none.
+async function compile({ source, arch }) {
+  const stem = join(cache, arch, source.replaceAll("/", "-"));
+  const inputs = fingerprint(source, arch);
+  const stored = existsSync(`${stem}.json`) ? JSON.parse(readFileSync(`${stem}.json`, "utf8")) : null;
+  if (stored?.inputs === inputs) return { kernels: withShortNames(stored.kernels), seconds: 0 };
+  const began = performance.now();
+  const cubin = `${stem}.cubin`;
+  const { status, text } = await execute(nvcc, [
+    ...flags,
+    `-arch=sm_${arch}`,
+    "-cubin",
+    `csrc/cuda/${source}`,
+    "-o",
+    cubin,
+  ]);
+  const seconds = (performance.now() - began) / 1000;
+  if (status !== 0) return { error: text, seconds };
+  // A file whose kernels all exist for other architectures makes no cubin with code in it.
+  const found = measure(text, readFileSync(cubin));
+  rmSync(cubin);
+  const names = demangle([...found.keys()]);
+  const kernels = [...found.values()].map((value, i) => [names[i], value]);
+  writeFileSync(`${stem}.json`, JSON.stringify({ inputs, kernels }));
+  return { kernels: withShortNames(kernels), seconds };
+}
+
+for (const arch of archs) mkdirSync(join(cache, arch), { recursive: true });
+const size = (source) => statSync(join("csrc/cuda", source)).size;
+// The long ones first, so that none is waited for at the end.
+const tasks = archs.flatMap((arch) => sources.map((source) => ({ source, arch })));
+tasks.sort((a, b) => size(b.source) - size(a.source));
+const measured = { compiler, archs, rows: new Map() };
+const problems = [];
+const times = new Map();
+const began = performance.now();
+let compiled = 0;
+
+async function worker() {
+  for (let task = tasks.shift(); task; task = tasks.shift()) {
+    const { source, arch } = task;
+    const { kernels, error, seconds } = await compile(task);
+    if (seconds > 0) compiled++;
+    times.set(source, (times.get(source) ?? 0) + seconds);
+    if (error !== undefined) problems.push({ file: source, message: `does not compile for sm_${arch}\n${error}` });
+    for (const [name, found] of kernels ?? []) {
+      const key = `${source}\t${name}`;
+      if (!measured.rows.has(key)) measured.rows.set(key, new Map());
+      measured.rows.get(key).set(arch, found);
+    }
+  }
+}
+const jobs = Number(process.env.BNB_JOBS ?? availableParallelism());
+await Promise.all(Array.from({ length: jobs }, worker));
+
+const committed = existsSync(table) ? parseTable(readFileSync(table, "utf8")) : parseTable("");
+const total = sources.length * archs.length;
+const seconds = ((performance.now() - began) / 1000).toFixed(0);
+console.log(
+  `gates: ${measured.rows.size} kernels in ${sources.length} files for sm_${archs.join(" ")}, ${compiler}; ` +
+    `${compiled} of ${total} compiled, ${seconds} s`,
+);
+const slow = [...times].sort((a, b) => b[1] - a[1]).filter(([, time]) => time > 20);
+if (slow.length > 0) console.log(slow.map(([source, time]) => `  ${time.toFixed(0)} s in ${source}`).join("\n"));
+
+if (options.write && problems.length === 0) {
+  if (archs.length === allArchs.length) {
+    // Files that were not looked at keep their rows, as long as they exist.
+    for (const [key, cells] of committed.rows) {
+      const file = key.split("\t")[0];
+      if (!sources.includes(file) && existsSync(join("csrc/cuda", file))) measured.rows.set(key, cells);
+    }
+    if (filters.length > 0 && committed.rows.size > 0 && committed.compiler !== compiler) {
+      throw new Error(`the table was made with ${committed.compiler}: write all of it, not a part`);
+    }
+    writeFileSync(table, formatTable(measured));
+    console.log(`gates: wrote ${table}`);
+  } else {
+    throw new Error("--write needs all architectures");
+  }
+  const spills = [...measured.rows].filter(([, cells]) => [...cells.values()].some((cell) => cell.spill > 0));
+  for (const [key] of spills) console.log(`  spills: ${key.replace("\t", " ")}`);
+  finish(0, 0);
+}
+
+// A named part is being worked on: show its figures.
+if (filters.length > 0) {
+  console.log(`  per architecture: ${figures.join(" ")}`);
+  for (const [key, cells] of measured.rows) {
+    console.log(`  ${key.split("\t")[1]}`);
+    for (const [arch, found] of cells) console.log(`    sm_${arch}\t${figures.map((name) => found[name]).join("\t")}`);
+  }
+}
+const { wrong, shrunk, sameCompiler } = compare(committed, measured, sources, archs);
+if (!sameCompiler) {
+  console.log(`gates: ${table} was made with ${committed.compiler}, this is ${compiler}: only spills are compared`);
+}
+problems.push(...wrong);
+for (const { file, message } of problems.slice(0, 30)) console.log(`FAILED ${file}: ${message}`);
+for (const { file, message } of shrunk)
+  console.log(`  smaller, "npm run gates -- --write" keeps it so: ${file}: ${message}`);
+if (problems.length > 0) console.log(`gates: ${problems.length} problems; if they are meant, npm run gates -- --write`);
+finish(new Set(problems.map(({ file }) => file)).size, 0);

@@ -1,0 +1,125 @@
+// npm run gpu:bundle [-- --emulated]: makes gpu-bundle/, all that a machine with a GPU and without a network needs to
+// test and time this project: Node, the addon, the compiled tests with their fixtures, the GPU benchmarks and
+// run.sh. BNB_CUDA_ARCHS chooses the architectures (default 90). --emulated takes the addon with the emulated GPU, to
+// try the bundle where there is none. See docs/gpu-testing.md.
+import { execFileSync, spawnSync } from "node:child_process";
+import {
+  chmodSync,
+  copyFileSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { availableParallelism } from "node:os";
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+
+const { values: options } = parseArgs({ options: { emulated: { type: "boolean", default: false } } });
+const limit = 60e6;
+const bundle = "gpu-bundle";
+const app = join(bundle, "app");
+const archs = options.emulated ? "" : (process.env.BNB_CUDA_ARCHS ?? "90").replaceAll(",", ";");
+
+function run(command, ...args) {
+  const { status, error } = spawnSync(command, args, { stdio: "inherit" });
+  if (error) throw error;
+  if (status !== 0) process.exit(status ?? 1);
+}
+
+// --- the addon -----------------------------------------------------------------------------------------------------
+
+const build = options.emulated ? "build-emulated" : "build-gpu-bundle";
+const ninja = spawnSync("ninja", ["--version"]).status === 0 ? ["-G", "Ninja"] : [];
+// -lineinfo lets the sanitizer name source lines; it changes no instruction.
+const cuda = options.emulated
+  ? ["-DBNB_CUDA=emulate"]
+  : ["-DBNB_CUDA=on", `-DBNB_CUDA_ARCHS=${archs}`, "-DCMAKE_CUDA_FLAGS=-lineinfo"];
+run("cmake", "-S", ".", "-B", build, ...ninja, ...cuda);
+run("cmake", "--build", build, "--parallel", process.env.BNB_JOBS ?? String(availableParallelism()));
+
+// --- Node, compressed once: that takes a minute ----------------------------------------------------------------------
+
+const nodeArchive = join(bundle, "node.xz");
+const nodeNote = join(bundle, "node.txt");
+const nodeWanted = `${process.version} ${statSync(process.execPath).size}\n`;
+const kept = existsSync(nodeArchive) && existsSync(nodeNote) && readFileSync(nodeNote, "utf8") === nodeWanted;
+if (kept) {
+  for (const name of readdirSync(bundle)) {
+    if (!["node.xz", "node.txt"].includes(name)) rmSync(join(bundle, name), { recursive: true, force: true });
+  }
+} else {
+  rmSync(bundle, { recursive: true, force: true });
+  mkdirSync(bundle);
+  const plain = join(bundle, "node");
+  copyFileSync(process.execPath, plain);
+  run("strip", plain);
+  run("xz", "-6", "-T0", plain);
+  writeFileSync(nodeNote, nodeWanted);
+}
+
+// --- the addon, the compiled sources and what they read ----------------------------------------------------------------
+
+mkdirSync(app, { recursive: true });
+run("strip", "-o", join(bundle, "bitsandbytes.node"), join(build, "Release/bitsandbytes.node"));
+run("node_modules/.bin/tsc", "-p", ".ci/gpu-bundle/tsconfig.json");
+copyFileSync("package.json", join(app, "package.json"));
+copyFileSync("src/package.json", join(app, "src/package.json"));
+// What users import; the same JavaScript.
+cpSync(join(app, "src"), join(app, "dist"), { recursive: true });
+cpSync("test/fixtures", join(app, "test/fixtures"), { recursive: true });
+for (const name of readdirSync("bench/gpu").filter((name) => name.endsWith(".py"))) {
+  copyFileSync(join("bench/gpu", name), join(app, "bench/gpu", name));
+}
+copyFileSync(".ci/gpu-bundle/tests.mjs", join(app, "tests.mjs"));
+copyFileSync(".ci/gpu-bundle/run.sh", join(bundle, "run.sh"));
+chmodSync(join(bundle, "run.sh"), 0o755);
+
+// --- packages: those named, what they depend on, and the stand-in for vitest -------------------------------------------
+
+const modules = join(app, "node_modules");
+const packages = new Set();
+function take(name) {
+  const from = join("node_modules", name);
+  if (packages.has(name) || name.startsWith("@types/") || !existsSync(from)) return;
+  packages.add(name);
+  const filter = (path) => statSync(path).isDirectory() || /\.(js|mjs|cjs|json)$|LICENSE/.test(path);
+  cpSync(from, join(modules, name), { recursive: true, filter, dereference: true });
+  const manifest = JSON.parse(readFileSync(join(from, "package.json"), "utf8"));
+  for (const dependency of Object.keys(manifest.dependencies ?? {})) take(dependency);
+}
+for (const name of ["@vitest/runner", "@vitest/expect", "fast-check", "node-gyp-build"]) take(name);
+const shim = join(modules, "vitest");
+mkdirSync(shim, { recursive: true });
+copyFileSync(".ci/gpu-bundle/vitest.mjs", join(shim, "index.mjs"));
+writeFileSync(join(shim, "package.json"), '{ "name": "vitest", "exports": "./index.mjs" }\n');
+
+// --- what it is -------------------------------------------------------------------------------------------------------
+
+const git = (...args) => execFileSync("git", args, { encoding: "utf8" }).trim();
+const changed = git("status", "--porcelain", "--untracked-files=no") === "" ? "" : "+";
+const manifest = {
+  commit: `${git("rev-parse", "--short", "HEAD")}${changed}`,
+  date: new Date().toISOString(),
+  node: process.version,
+  archs: archs.split(";").filter(Boolean),
+  emulated: options.emulated,
+};
+writeFileSync(join(bundle, "manifest.json"), `${JSON.stringify(manifest, null, 2)}\n`);
+
+const size = (path) =>
+  statSync(path).isDirectory()
+    ? readdirSync(path).reduce((sum, name) => sum + size(join(path, name)), 0)
+    : statSync(path).size;
+for (const name of readdirSync(bundle).sort()) console.log(`  ${(size(join(bundle, name)) / 1e6).toFixed(1)} MB ${name}`);
+const total = size(bundle);
+const what = options.emulated ? "emulated GPU" : `sm_${manifest.archs.join(" ")}`;
+console.log(`${bundle}: ${(total / 1e6).toFixed(1)} MB, ${what}, ${manifest.commit}; run it with ${bundle}/run.sh check`);
+if (total > limit) {
+  console.error(`${bundle} is larger than ${limit / 1e6} MB: choose fewer architectures`);
+  process.exitCode = 1;
+}

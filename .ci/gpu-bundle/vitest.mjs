@@ -1,0 +1,74 @@
+// What the tests import as "vitest" in the bundle: vitest's own runner and matchers without its server, file
+// transforms and command line, which need 60 MB of packages. Becomes node_modules/vitest/index.mjs there.
+import {
+  ASYMMETRIC_MATCHERS_OBJECT,
+  ChaiStyleAssertions,
+  chai,
+  customMatchers,
+  GLOBAL_EXPECT,
+  getState,
+  JestAsymmetricMatchers,
+  JestChaiExpect,
+  JestExtend,
+  setState,
+} from "@vitest/expect";
+import { getCurrentTest, startTests } from "@vitest/runner";
+import { getFullName, getTests } from "@vitest/runner/utils";
+
+export { chai } from "@vitest/expect";
+export { afterAll, afterEach, beforeAll, beforeEach, describe, it, onTestFinished, suite, test } from "@vitest/runner";
+
+for (const plugin of [JestExtend, JestChaiExpect, ChaiStyleAssertions, JestAsymmetricMatchers]) chai.use(plugin);
+
+export const expect = (value, message) => {
+  setState({ assertionCalls: getState(expect).assertionCalls + 1 }, expect);
+  const assertion = chai.expect(value, message);
+  const test = getCurrentTest();
+  return test ? assertion.withTest(test) : assertion;
+};
+Object.assign(expect, chai.expect, globalThis[ASYMMETRIC_MATCHERS_OBJECT], {
+  getState: () => getState(expect),
+  setState: (state) => setState(state, expect),
+  extend: (matchers) => chai.expect.extend(expect, matchers),
+  assert: chai.assert,
+  fail: chai.assert.fail,
+});
+globalThis[GLOBAL_EXPECT] = expect;
+setState({ assertionCalls: 0, isExpectingAssertions: false, expectedAssertionsNumber: null }, expect);
+expect.extend(customMatchers);
+
+/** Runs one test file after the setup files: the counts, and name and message of each failure. */
+export async function runFile(path, { setupFiles, testNamePattern, testTimeout }) {
+  const config = {
+    root: process.cwd(),
+    setupFiles,
+    name: undefined,
+    passWithNoTests: true,
+    testNamePattern,
+    allowOnly: false,
+    sequence: { seed: 0, hooks: "stack", setupFiles: "list" },
+    chaiConfig: undefined,
+    maxConcurrency: 1,
+    testTimeout,
+    hookTimeout: testTimeout,
+    retry: 0,
+    includeTaskLocation: false,
+    tags: [],
+    tagsFilter: undefined,
+    strictTags: false,
+  };
+  const [file] = await startTests([path], { config, importFile: (name) => import(name) });
+  const errors = (task) => (task.result?.errors ?? []).map((error) => error.stack ?? error.message).join("\n");
+  const tests = getTests(file);
+  const state = (test) => test.result?.state ?? test.mode;
+  const failures = tests
+    .filter((test) => state(test) === "fail")
+    .map((test) => ({ name: getFullName(test), message: errors(test) }));
+  // A file that does not load, or a hook that throws.
+  const suites = new Set([file, ...tests.map((test) => test.suite).filter(Boolean)]);
+  for (const suite of suites) {
+    if (suite.result?.errors?.length) failures.push({ name: suite.name, message: errors(suite) });
+  }
+  const passed = tests.filter((test) => state(test) === "pass").length;
+  return { passed, failed: failures.length, skipped: tests.length - passed - failures.length, failures };
+}
