@@ -72,7 +72,7 @@ struct Library {
 };
 
 // What a chosen algorithm depends on: the logarithm of m, so that prompts of any length share one.
-using Key = std::tuple<int, int64_t, int64_t, int64_t, int>;
+using Key = std::tuple<int, int64_t, int64_t, int64_t, int64_t, int>;
 
 struct DeviceState {
   Handle handle = nullptr;
@@ -170,9 +170,9 @@ class Problem {
     set(kTransB, &trans_b, sizeof trans_b);
     set(kEpilogue, &epilogue, sizeof epilogue);
     if (a.bias) set(kBias, &a.bias, sizeof a.bias);
-    layout(left, type, a.transpose_b ? a.k : a.n, a.transpose_b ? a.n : a.k, a.batch, a.stride_b);
-    layout(right, type, a.transpose_a ? a.m : a.k, a.transpose_a ? a.k : a.m, a.batch, a.stride_a);
-    layout(result, type, a.n, a.m, a.batch, a.m * a.n);
+    layout(left, type, a.transpose_b ? a.k : a.n, a.transpose_b ? a.n : a.k, 0, a.batch, a.stride_b);
+    layout(right, type, a.transpose_a ? a.m : a.k, a.transpose_a ? a.k : a.m, 0, a.batch, a.stride_a);
+    layout(result, type, a.n, a.m, a.row_c, a.batch, a.m * (a.row_c ? a.row_c : a.n));
   }
   ~Problem() {
     if (desc) lib_.desc_destroy(desc);
@@ -190,8 +190,10 @@ class Problem {
   void set(int32_t attribute, const void* value, size_t size) {
     ok_ = ok_ && lib_.desc_set(desc, attribute, value, size) == 0;
   }
-  void layout(Layout& l, int32_t type, int64_t rows, int64_t cols, int64_t batch, int64_t stride) {
-    ok_ = ok_ && lib_.layout_create(&l, type, static_cast<uint64_t>(rows), static_cast<uint64_t>(cols), rows) == 0;
+  // `step` from one of the columns to the next, 0 for rows.
+  void layout(Layout& l, int32_t type, int64_t rows, int64_t cols, int64_t step, int64_t batch, int64_t stride) {
+    ok_ = ok_ && lib_.layout_create(&l, type, static_cast<uint64_t>(rows), static_cast<uint64_t>(cols),
+                                    step ? step : rows) == 0;
     if (batch == 1) return;
     const auto count = static_cast<int32_t>(batch);
     ok_ = ok_ && lib_.layout_set(l, kBatchCount, &count, sizeof count) == 0 &&
@@ -237,7 +239,7 @@ bool multiply(Library& lib, DeviceState& state, const MatmulArgs& a, void* works
   const uint32_t alignment = alignment_of(a);
   const int flags = (a.dtype_c == DType::float16) | a.transpose_a << 1 | a.transpose_b << 2 | (a.bias != nullptr) << 3 |
                     a.accumulate << 4 | log2_of(alignment) << 5;
-  const Key key = {log2_of(a.m), a.n, a.k, a.batch, flags};
+  const Key key = {log2_of(a.m), a.n, a.k, a.row_c, a.batch, flags};
   const float alpha = 1.0f, beta = a.accumulate ? 1.0f : 0.0f;
   const auto run = [&](const Algorithm& algorithm) {
     return lib.matmul(state.handle, p.desc, &alpha, a.b, p.left, a.a, p.right, &beta, a.c, p.result, a.c, p.result,

@@ -59,6 +59,48 @@ __device__ __forceinline__ void cp_async_wait() {
 #endif
 }
 
+// 4 or 8 bytes of global memory that are read once: they pass the first cache by and bring their 128-byte line into
+// the second. Nothing may write them during the launch.
+template <int Words>
+__device__ __forceinline__ Vec<uint32_t, Words> load_once(const void* from) {
+  static_assert(Words == 1 || Words == 2);
+#if !defined(__CUDACC__)
+  return load_vec<Words>(static_cast<const uint32_t*>(from));
+#else
+  Vec<uint32_t, Words> r;
+  if constexpr (Words == 1)
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.b32 %0, [%1];" : "=r"(r.v[0]) : "l"(from));
+  else
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.b32 {%0,%1}, [%2];"
+                 : "=r"(r.v[0]), "=r"(r.v[1])
+                 : "l"(from));
+  return r;
+#endif
+}
+
+// 16 bytes of shared memory, in the order of the program: a compiler that sees many of these moves them together and
+// runs out of registers.
+__device__ __forceinline__ Vec<uint32_t, 4> load_shared_in_order(const void* from) {
+#if !defined(__CUDACC__)
+  return load_vec<4>(static_cast<const uint32_t*>(from));
+#else
+  Vec<uint32_t, 4> r;
+  asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r.v[0]), "=r"(r.v[1]), "=r"(r.v[2]), "=r"(r.v[3])
+               : "r"(shared_address(from))
+               : "memory");
+  return r;
+#endif
+}
+
+// Two numbers rounded to f16 or bf16, the first in the low half.
+template <class T>
+__device__ __forceinline__ uint32_t packed_pair(float low, float high) {
+  T x, y;
+  narrow_pair<T>(low, high, x, y);
+  return x.bits | static_cast<uint32_t>(y.bits) << 16;
+}
+
 // Four 8x8 matrices of 16-bit elements: lane l passes the address of row l % 8 of matrix l / 8, 16 bytes aligned;
 // lane l gets elements 2 (l % 4), +1 of row l / 4 of each. With transpose, of column l / 4.
 template <bool Transpose = false>
@@ -146,6 +188,26 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
     mma_m16n8k8(d, a_low, b_low);
     mma_m16n8k8(d, a_high, b_high);
   }
+#endif
+}
+
+// The same with nothing to add to: d = a * b.
+template <class T>
+__device__ __forceinline__ void mma_m16n8k16_first(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if defined(__CUDACC__) && __CUDA_ARCH__ >= 800
+#define BNB_MMA(type)                                                           \
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type           \
+               ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};" \
+               : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])                 \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(0.0f))
+  if constexpr (__is_same(T, bf16))
+    BNB_MMA("bf16");
+  else
+    BNB_MMA("f16");
+#undef BNB_MMA
+#else
+  d[0] = d[1] = d[2] = d[3] = 0.0f;
+  mma_m16n8k16<T>(d, a, b);
 #endif
 }
 

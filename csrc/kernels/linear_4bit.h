@@ -14,7 +14,7 @@ struct Weight4Bit {
   QuantType type;
 };
 
-// How a CPU computes the product; ops/linear_4bit_plan.h chooses.
+// How a CPU computes the product; ops/linear_4bit_plan.h chooses. A GPU ignores it: plan/linear_4bit.h.
 //   small   up to 8 rows of x, each decoded vector used for all of them; needs k % 64 == 0, k > 0
 //   packed  weights decoded into a panel that a register-blocked product reads; needs k % 64 == 0
 //   plain   the same with a decoder that takes any k
@@ -28,6 +28,7 @@ struct Linear4BitArgs {
   int64_t m, n, k;
   DType dtype, bias_dtype, y_dtype;
   Linear4BitPlan plan;
+  int32_t variant;  // Linear4BitVariant that a GPU has to use (plan/linear_4bit.h), or -1
 };
 BNB_KERNEL(linear_4bit, Linear4BitArgs)
 
@@ -38,6 +39,7 @@ struct Linear4BitBackwardArgs {
   int64_t m, n, k;
   DType dtype;
   Linear4BitPlan plan;  // packed or plain
+  int32_t variant;      // as above
 };
 BNB_KERNEL(linear_4bit_backward, Linear4BitBackwardArgs)
 

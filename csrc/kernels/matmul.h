@@ -13,7 +13,8 @@ struct MatmulArgs {
   int64_t stride_a, stride_b;  // elements from one matrix of the batch to the next; 0 repeats the same one
   DType dtype_a, dtype_b, dtype_c;
   bool transpose_a, transpose_b;
-  bool accumulate;  // add to what c holds
+  bool accumulate;    // add to what c holds
+  int64_t row_c = 0;  // elements from one row of c to the next, 0 for n; anything else only on a GPU
 };
 BNB_KERNEL(matmul, MatmulArgs)
 

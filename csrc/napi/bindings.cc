@@ -106,6 +106,9 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::linear_4bit_into>("linear4bitInto(x, weight, bias, out)");
   b.bind<&ops::linear_4bit_backward>("linear4bitBackward(dy, weight, biasDtype, needsX, needsBias)");
   b.bind<&ops::linear_4bit_plan>("linear4bitPlan(m, k)");
+  b.bind<&ops::linear_4bit_gpu_plan>(
+      "linear4bitGpuPlan(m, n, k, blocksize, dtype, aligned, backward, variant, cc, sms, sharedPerBlock, l2Bytes, "
+      "hasCublaslt)");
   b.bind<&ops::embedding_4bit>("embedding4bit(ids, weight, dtype)");
   // LLM.int8()
   b.bind<&ops::int8_quantize_rows>("int8QuantizeRows(A, threshold)");

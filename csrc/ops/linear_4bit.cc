@@ -2,6 +2,10 @@
 
 #include "kernels/linear_4bit.h"
 
+#include <cstdlib>
+#include <string_view>
+
+#include "kernels/plan/linear_4bit.h"
 #include "kernels/reduce.h"
 #include "ops/linear_4bit_plan.h"
 #include "ops/ops.h"
@@ -15,7 +19,19 @@ void check_matrix(const char* op, const Quantized4Bit& w) {
   check_shape(w.shape.ndim() == 2, op, "weight must be a matrix [outFeatures, inFeatures], got ", w.shape);
 }
 
-void product(const Tensor& x, const Quantized4Bit& w, const std::optional<Tensor>& bias, const Tensor& y) {
+// The variant in BNB_PLAN_LINEAR_4BIT, for tests and measurements; -1 lets the plan choose. Read at every call, on the
+// thread whose process.env it is.
+int32_t forced_variant(const char* op, const Device& device) {
+  if (device.type() == DeviceType::cpu) return -1;
+  const char* text = std::getenv("BNB_PLAN_LINEAR_4BIT");
+  if (!text || !*text) return -1;
+  for (int32_t i = 0; i < 4; i++)
+    if (kLinear4BitVariants[i] == std::string_view(text)) return i;
+  fail(Code::option, op, "BNB_PLAN_LINEAR_4BIT must be simt, small_m, tile or dense, got ", text);
+}
+
+void product(const char* op, const Tensor& x, const Quantized4Bit& w, const std::optional<Tensor>& bias,
+             const Tensor& y) {
   const int64_t m = x.shape().product(0, -1), n = w.shape[0], k = w.shape[1];
   enqueue(kernels::linear_4bit, x.device(),
           Linear4BitArgs{.x = x.data(),
@@ -28,7 +44,8 @@ void product(const Tensor& x, const Quantized4Bit& w, const std::optional<Tensor
                          .dtype = x.dtype(),
                          .bias_dtype = bias ? bias->dtype() : DType::float32,
                          .y_dtype = y.dtype(),
-                         .plan = plan_linear_4bit(m, k)});
+                         .plan = plan_linear_4bit(m, k),
+                         .variant = forced_variant(op, x.device())});
 }
 
 // Checks the operands and gives the shape of y.
@@ -52,7 +69,7 @@ Tensor linear_4bit(const Tensor& x, const Quantized4Bit& weight, const std::opti
   constexpr const char* op = "linear4bit";
   const Shape shape = check_product(op, x, weight, bias);
   const Tensor y = Tensor::empty(shape, x.dtype(), x.device());
-  product(x, weight, bias, y);
+  product(op, x, weight, bias, y);
   return y;
 }
 
@@ -64,7 +81,7 @@ void linear_4bit_into(const Tensor& x, const Quantized4Bit& weight, const std::o
   check_same_device(op, x, out);
   check_shape_is(op, "out", out, shape);
   check_argument(!out.shares_storage(x), op, "out must not share memory with x");
-  product(x, weight, bias, out);
+  product(op, x, weight, bias, out);
 }
 
 std::tuple<std::optional<Tensor>, std::optional<Tensor>> linear_4bit_backward(const Tensor& dy,
@@ -90,7 +107,8 @@ std::tuple<std::optional<Tensor>, std::optional<Tensor>> linear_4bit_backward(co
                                    .n = n,
                                    .k = k,
                                    .dtype = dy.dtype(),
-                                   .plan = plan_linear_4bit_backward(k)});
+                                   .plan = plan_linear_4bit_backward(k),
+                                   .variant = forced_variant(op, dy.device())});
   }
   if (needs_bias) {
     dbias = Tensor::empty({n}, bias_dtype, dy.device());
@@ -108,5 +126,27 @@ std::tuple<std::optional<Tensor>, std::optional<Tensor>> linear_4bit_backward(co
 }
 
 int64_t linear_4bit_plan(int64_t m, int64_t k) { return static_cast<int64_t>(plan_linear_4bit(m, k)); }
+
+std::tuple<bool, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, int64_t, int64_t> linear_4bit_gpu_plan(
+    int64_t m, int64_t n, int64_t k, int64_t blocksize, DType dtype, bool aligned, bool backward, int64_t variant,
+    int64_t cc, int64_t sms, int64_t shared_per_block, int64_t l2_bytes, bool has_cublaslt) {
+  constexpr const char* op = "linear4bitGpuPlan";
+  check_argument(m >= 0 && n >= 0 && k >= 0 && sms > 0, op, "sizes must not be negative and sms must be positive");
+  check_option(variant >= -1 && variant < 4, op, "variant must be -1 or a variant, got ", variant);
+  const Linear4BitProblem p = {
+      .m = m, .n = n, .k = k, .blocksize = blocksize, .dtype = dtype, .aligned = aligned, .backward = backward};
+  const GpuInfo gpu = {.cc = static_cast<int32_t>(cc),
+                       .sms = static_cast<int32_t>(sms),
+                       .shared_per_block = shared_per_block,
+                       .l2_bytes = l2_bytes,
+                       .has_cublaslt = has_cublaslt};
+  const Linear4BitGpuPlan r = variant < 0 ? plan_linear_4bit_gpu(p, gpu)
+                                          : plan_linear_4bit_with(static_cast<Linear4BitVariant>(variant), p, gpu);
+  return {r.possible,  static_cast<int64_t>(r.variant),
+          r.tokens,    r.outputs,
+          r.sum_warps, r.splits,
+          r.stages,    r.wide_table,
+          r.blocks,    r.shared_bytes};
+}
 
 }  // namespace bnb::ops

@@ -222,6 +222,11 @@ std::tuple<std::optional<Tensor>, std::optional<Tensor>> linear_4bit_backward(co
                                                                               bool needs_bias);
 // Which plan the CPU takes for m rows of k inputs: 0 small, 1 packed, 2 plain.
 int64_t linear_4bit_plan(int64_t m, int64_t k);
+// What a GPU does: Linear4BitGpuPlan of kernels/plan/linear_4bit.h in the order of its members, for a card that need
+// not be there. variant is that of Linear4BitVariant to plan with, or -1.
+std::tuple<bool, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, int64_t, int64_t> linear_4bit_gpu_plan(
+    int64_t m, int64_t n, int64_t k, int64_t blocksize, DType dtype, bool aligned, bool backward, int64_t variant,
+    int64_t cc, int64_t sms, int64_t shared_per_block, int64_t l2_bytes, bool has_cublaslt);
 // Rows of a 4-bit table by int32 ids, as dtype.
 Tensor embedding_4bit(const Tensor& ids, const Quantized4Bit& weight, DType dtype);
 

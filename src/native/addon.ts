@@ -301,6 +301,35 @@ export interface NativeOps {
     [dx: Tensor | null, dbias: Tensor | null]
   >;
   linear4bitPlan: NativeOp<[m: number, k: number], [number]>;
+  linear4bitGpuPlan: NativeOp<
+    [
+      m: number,
+      n: number,
+      k: number,
+      blocksize: number,
+      dtype: number,
+      aligned: boolean,
+      backward: boolean,
+      variant: number,
+      cc: number,
+      sms: number,
+      sharedPerBlock: number,
+      l2Bytes: number,
+      hasCublaslt: boolean,
+    ],
+    [
+      possible: number,
+      variant: number,
+      tokens: number,
+      outputs: number,
+      sumWarps: number,
+      splits: number,
+      stages: number,
+      wideTable: number,
+      blocks: number,
+      sharedBytes: number,
+    ]
+  >;
   embedding4bit: NativeOp<[ids: Tensor, weight: Quantized4Bit, dtype: number], [Tensor]>;
   // LLM.int8()
   int8QuantizeRows: NativeOp<[a: Tensor, threshold: number], [codes: Tensor, stats: Tensor, mask: Tensor | null]>;

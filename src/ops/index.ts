@@ -22,8 +22,12 @@ export * from "./int8.js";
 export * from "./layer-norm.js";
 export {
   type ActivationQuant,
+  type GpuLimits,
   gemv4bit,
+  type Linear4bitGpuPlan,
+  type Linear4bitProblem,
   linear4bit,
+  linear4bitGpuPlan,
   linear4bitPlan,
   type Matmul4bitOptions,
   matmul4bit,

@@ -2,6 +2,7 @@
 import { defineOp } from "../autograd/define-op.js";
 import { isGradEnabled, noGrad } from "../autograd/no-grad.js";
 import { addon } from "../native/addon.js";
+import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import type { Quantized4Bit } from "../tensor/quantized.js";
@@ -101,4 +102,90 @@ const plans = ["small", "packed", "plain"] as const;
  */
 export function linear4bitPlan(m: number, k: number): (typeof plans)[number] {
   return plans[run(addon.linear4bitPlan, m, k)[0]] as (typeof plans)[number];
+}
+
+// Linear4BitVariant of csrc/kernels/plan/linear_4bit.h: the position is what crosses.
+const variants = ["simt", "small_m", "tile", "dense"] as const;
+
+/** A product with a 4-bit weight as `linear4bitGpuPlan` sees it: x[m, k] w[n, k]^T, or dy[m, n] w[n, k]. */
+export interface Linear4bitProblem {
+  m: number;
+  n: number;
+  k: number;
+  /** Of the activations. */
+  dtype: DType;
+  blocksize?: number;
+  /** Whether rows of x start at multiples of 16 bytes. Default true. */
+  aligned?: boolean;
+  backward?: boolean;
+}
+
+/** What of a GPU decides: it need not be there. */
+export interface GpuLimits {
+  /** Compute capability times 10, such as 90. */
+  cc: number;
+  /** Multiprocessors. */
+  sms: number;
+  /** Bytes of shared memory that a block may have. */
+  sharedPerBlock: number;
+  l2Bytes?: number;
+  hasCublaslt?: boolean;
+}
+
+/** How a GPU computes `linear4bit` and its gradient. */
+export interface Linear4bitGpuPlan {
+  /** False where the variant that was asked for cannot do it. */
+  possible: boolean;
+  variant: (typeof variants)[number];
+  /** Rows of x that a block takes. */
+  tokens: number;
+  /** Columns of the result that a block takes at a time. */
+  outputs: number;
+  /** Warps of a block that share a sum, and blocks that do. */
+  sumWarps: number;
+  splits: number;
+  stages: number;
+  wideTable: boolean;
+  /** Of the grid; 0 where the dense product chooses. */
+  blocks: number;
+  sharedBytes: number;
+}
+
+/**
+ * Which kernel a GPU takes for a product with a 4-bit weight and how its blocks share the work; with `variant` what
+ * that kernel would do. BNB_PLAN_LINEAR_4BIT forces a variant. For benchmarks, tests and bug reports.
+ */
+export function linear4bitGpuPlan(
+  problem: Linear4bitProblem,
+  gpu: GpuLimits,
+  variant?: (typeof variants)[number],
+): Linear4bitGpuPlan {
+  const [possible, chosen, tokens, outputs, sumWarps, splits, stages, wideTable, blocks, sharedBytes] = run(
+    addon.linear4bitGpuPlan,
+    problem.m,
+    problem.n,
+    problem.k,
+    problem.blocksize ?? 64,
+    dtypeCode(problem.dtype),
+    problem.aligned ?? true,
+    problem.backward ?? false,
+    variant === undefined ? -1 : variants.indexOf(variant),
+    gpu.cc,
+    gpu.sms,
+    gpu.sharedPerBlock,
+    gpu.l2Bytes ?? 0,
+    gpu.hasCublaslt ?? false,
+  );
+  return {
+    possible: possible !== 0,
+    variant: variants[chosen] as (typeof variants)[number],
+    tokens,
+    outputs,
+    sumWarps,
+    splits,
+    stages,
+    wideTable: wideTable !== 0,
+    blocks,
+    sharedBytes,
+  };
 }

@@ -1,0 +1,26 @@
+// The ways to multiply with a 4-bit weight on a GPU; dispatch.cc chooses.
+#pragma once
+#include "cuda/stream.h"
+#include "kernels/linear_4bit.h"
+#include "kernels/plan/linear_4bit.h"
+
+namespace bnb::cuda {
+
+static_assert(kLinear4BitCounters <= kCounters);
+
+// A repair runs only if a scale of w is too large for float16 (scale_check.cuh): `flags` says so, null for always.
+void linear_4bit_simt(const Linear4BitArgs& a, const int32_t* flags, CudaStream& s);
+void linear_4bit_small_m(const Linear4BitArgs& a, const Linear4BitGpuPlan& plan, CudaStream& s);
+void linear_4bit_tile(const Linear4BitArgs& a, const Linear4BitGpuPlan& plan, CudaStream& s);
+void linear_4bit_dense(const Linear4BitArgs& a, const Linear4BitGpuPlan& plan, CudaStream& s);
+
+void linear_4bit_backward_simt(const Linear4BitBackwardArgs& a, const int32_t* flags, CudaStream& s);
+void linear_4bit_backward_small_m(const Linear4BitBackwardArgs& a, const Linear4BitGpuPlan& plan, CudaStream& s);
+void linear_4bit_backward_dense(const Linear4BitBackwardArgs& a, const Linear4BitGpuPlan& plan, CudaStream& s);
+
+// flags[i] = whether a scale of w lies beyond the largest float16, for the scales that block i looked at. The repair
+// of a kernel that rounds table * scale to float16.
+constexpr int kScaleFlags = 64;
+void check_scales(const Weight4Bit& w, int64_t weights, int32_t* flags, CudaStream& s);
+
+}  // namespace bnb::cuda

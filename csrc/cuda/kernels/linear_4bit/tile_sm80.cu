@@ -1,0 +1,277 @@
+// y[m, n] = x[m, k] dequantize(w)[n, k]^T + bias in tiles, for more rows of x than small_m takes.
+//
+// Layout    a block has 128 rows of w and 64 or 128 rows of x; four warps have 32 rows of w each (row_tile.cuh) and
+//           all rows of x, four more the same with the other half of each step of 128 k. x goes through a ring of
+//           stages in shared memory, its 16-byte pieces swapped between neighbours in odd rows so that loads of
+//           fragments meet no bank twice; packed weights go from memory to registers one step ahead.
+// Work      every weight is decoded once per tile, by one load from a table of pairs. Blocks that share the sum of a
+//           tile leave their parts in scratch, in the order of registers; the last one adds them up.
+// Numerics  as in mma_sm80.cu: table values rounded once to the type of x, the scale on the float32 sum of a block,
+//           parts added in order.
+// Needs     compute capability 8.0; k % 64 == 0, aligned x and w (plan/linear_4bit.h).
+#include "cuda/kernels/linear_4bit/row_tile.cuh"
+
+namespace bnb::cuda {
+namespace {
+
+constexpr int kWarps = 8, kThreads = kWarps * kWarp, kRowWarps = 4;
+constexpr int kRun = static_cast<int>(kLinear4BitRun), kStep = static_cast<int>(kLinear4BitTileStep);
+constexpr int kColumns = static_cast<int>(kLinear4BitTileOutputs);
+static_assert(kRowWarps * kLinear4BitRows == kLinear4BitTileOutputs && kStep == 2 * kRun);
+
+struct TileArgs {
+  const void* x;
+  WeightView w;
+  ProductOut out;
+  int64_t m, k;
+  int32_t tiles_m;
+  float* partials;  // [tiles, splits, threads' sums], or null for one split
+  int32_t* counters;
+  int32_t splits;
+};
+
+// Half: blocks of 32.
+template <class T, int Tokens, bool Wide, bool Half>
+class Tile {
+ public:
+  using Table = HalfPairs<T, Wide>;
+  static constexpr int kEights = Tokens / 8, kHalf = kEights / 2;
+  static constexpr int kStages = Tokens == 64 ? 4 : Wide ? 3 : 2, kStage = Tokens * kStep * 2;
+  static constexpr int kSums = 2 * kHalf * 4;  // of a thread, in the end
+  static constexpr int kExchange = kThreads * kSums * 4;
+  static_assert(kExchange <= kStages * kStage && kExchange == Tokens * kColumns * 4);
+
+  __device__ __forceinline__ Tile(const TileArgs& a, unsigned char* shared)
+      : a_(a),
+        tile_(a.w, a.out.n, a.k, Half),
+        table_(shared),
+        codes_(reinterpret_cast<float*>(shared + Table::kBytes)),
+        ring_(shared + Table::kBytes + kLinear4BitNestedCode) {}
+
+  __device__ __forceinline__ void run() {
+    const auto split = static_cast<int>(blockIdx.x) % a_.splits;
+    runs_ = static_cast<int>(a_.k / kRun);
+    token0_ = token0();
+    const int all = static_cast<int>(ceil_div(a_.k, kStep));
+    const int from = part_of(all, split, a_.splits), to = part_of(all, split + 1, a_.splits);
+
+    tile_.go_to(column0() + warp() % kRowWarps * kLinear4BitRows);
+    Run run;
+    load(run, from);
+#pragma unroll
+    for (int i = 0; i < kStages - 1; i++) {
+      if (from + i < to) copy(i, from + i);
+      cp_async_commit();
+    }
+    Table::load(table_, a_.w.type);
+    a_.w.load_nested_code(codes_);
+    offset_ = a_.w.offset();
+
+    float acc[2][kEights][4] = {};
+    int stage = 0;
+#pragma unroll 1
+    for (int step = from; step < to; step++) {
+      cp_async_wait<kStages - 2>();
+      __syncthreads();  // the stage has arrived for all, and all have left the one that is filled now
+      const int ahead = step + kStages - 1;
+      if (ahead < to) copy(stage == 0 ? kStages - 1 : stage - 1, ahead);
+      cp_async_commit();
+      Run next;
+      if (step + 1 < to) load(next, step + 1);
+      // The last step may have one run only.
+      if (2 * step + half() < runs_) multiply(acc, run, ring_ + stage * kStage);
+      run = next;
+      stage = stage == kStages - 1 ? 0 : stage + 1;
+    }
+    cp_async_wait<0>();
+    finish(acc);
+  }
+
+ private:
+  static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
+  static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / kWarp; }
+  // Blocks side by side share rows of w. Computed where needed: registers are short.
+  __device__ __forceinline__ int tile() const { return static_cast<int>(blockIdx.x) / a_.splits; }
+  __device__ __forceinline__ int64_t token0() const { return int64_t{tile() % a_.tiles_m} * Tokens; }
+  __device__ __forceinline__ int64_t column0() const { return int64_t{tile() / a_.tiles_m} * kColumns; }
+  static __device__ __forceinline__ int half() { return warp() / kRowWarps; }
+
+  __device__ __forceinline__ void load(Run& r, int step) const {
+    const int run = 2 * step + half();
+    if (run < runs_) tile_.load(r, run);
+  }
+
+  // Fragments are pieces 2t and 2t + 1 of a run, or t and 4 + t for blocks of 32: what odd rows swap keeps the eight
+  // lanes that load together apart.
+  __device__ __forceinline__ int swapped(int row, int piece) const {
+    return row % 2 == 0 ? piece : piece ^ (Half ? 4 : 1);
+  }
+
+  // Step `step` of x; zeros beyond its rows and columns.
+  __device__ __forceinline__ void copy(int stage, int step) const {
+    const T* x = static_cast<const T*>(a_.x);
+    const int64_t token0 = token0_;
+    constexpr int kPieces = kStep / 8;
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < Tokens * kPieces; i += kThreads) {
+      const int row = i / kPieces, piece = i % kPieces;
+      const int64_t k = int64_t{step} * kStep + piece * 8;
+      const bool valid = token0 + row < a_.m && k < a_.k;
+      cp_async16(ring_ + stage * kStage + (row * kPieces + swapped(row, piece)) * 16,
+                 x + (valid ? (token0 + row) * a_.k + k : 0), valid);
+    }
+  }
+
+  // acc += a run of w times that of x.
+  __device__ __forceinline__ void multiply(float (&acc)[2][kEights][4], const Run& run,
+                                           const unsigned char* stage) const {
+    const uint32_t bits = Table::lane_bits(lane());
+    uint32_t a[2][4][4];
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+#pragma unroll
+      for (int j = 0; j < 4; j++) fragment<Table>(a[r][j], table_, run, r, j, bits);
+    float s[4], second[4];
+    tile_.scales(s, run.scale[0], codes_, offset_);
+    if constexpr (Half) tile_.scales(second, run.scale[1], codes_, offset_);
+    // Rows 8e + g are odd or even as g is.
+    const int g = lane() / 4, piece = lane() % 4 * (Half ? 1 : 2), gap = Half ? 4 : 1;
+    const unsigned char* first = stage + (g * (kStep / 8) + half() * (kRun / 8)) * 16;
+    const unsigned char* low_at = first + swapped(g, piece) * 16;
+    const unsigned char* high_at = first + swapped(g, piece + gap) * 16;
+#pragma unroll
+    for (int e = 0; e < kEights; e++) {
+      const Vec<uint32_t, 4> low = load_shared_in_order(low_at + e * 8 * kStep * 2);
+      const Vec<uint32_t, 4> high = load_shared_in_order(high_at + e * 8 * kStep * 2);
+      const uint32_t b[4][2] = {
+          {low.v[0], low.v[1]}, {low.v[2], low.v[3]}, {high.v[0], high.v[1]}, {high.v[2], high.v[3]}};
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        float c[4];
+        mma_m16n8k16_first<T>(c, a[r][0], b[0]);
+        mma_m16n8k16<T>(c, a[r][1], b[1]);
+        if constexpr (Half) {
+          add_scaled(acc[r][e], c, s[2 * r], s[2 * r + 1]);
+          mma_m16n8k16_first<T>(c, a[r][2], b[2]);
+        } else {
+          mma_m16n8k16<T>(c, a[r][2], b[2]);
+        }
+        mma_m16n8k16<T>(c, a[r][3], b[3]);
+        if constexpr (Half)
+          add_scaled(acc[r][e], c, second[2 * r], second[2 * r + 1]);
+        else
+          add_scaled(acc[r][e], c, s[2 * r], s[2 * r + 1]);
+      }
+    }
+  }
+
+  // The two warps of the same rows take half of the rows of x each; then the blocks of the same tile meet.
+  __device__ __forceinline__ void finish(const float (&acc)[2][kEights][4]) const {
+    const bool upper = half() == 1;
+    float* exchange = reinterpret_cast<float*>(ring_);
+    const int other = static_cast<int>(threadIdx.x) ^ (kRowWarps * kWarp);
+    float sums[kSums];
+    __syncthreads();  // all have left the ring
+#pragma unroll
+    for (int e = 0; e < kHalf; e++)
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        Vec<float, 4> away;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          away.v[i] = upper ? acc[r][e][i] : acc[r][kHalf + e][i];
+          sums[(e * 2 + r) * 4 + i] = upper ? acc[r][kHalf + e][i] : acc[r][e][i];
+        }
+        store_vec(exchange + ((e * 2 + r) * kThreads + other) * 4, away);
+      }
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < kSums / 4; j++) {
+      const Vec<float, 4> more = load_vec<4>(exchange + (j * kThreads + static_cast<int>(threadIdx.x)) * 4);
+#pragma unroll
+      for (int i = 0; i < 4; i++) sums[j * 4 + i] += more.v[i];
+    }
+    if (a_.splits > 1) {
+      const int split = static_cast<int>(blockIdx.x) % a_.splits;
+      float* const parts = a_.partials + int64_t{tile()} * a_.splits * kSums * kThreads + threadIdx.x * 4;
+#pragma unroll
+      for (int j = 0; j < kSums / 4; j++)
+        store_vec(parts + (int64_t{split} * kSums + j * 4) * kThreads,
+                  Vec<float, 4>{{sums[j * 4], sums[j * 4 + 1], sums[j * 4 + 2], sums[j * 4 + 3]}});
+      if (!last_of(a_.counters + tile(), a_.splits)) return;
+#pragma unroll
+      for (int j = 0; j < kSums; j++) sums[j] = 0;
+#pragma unroll 1
+      for (int part = 0; part < a_.splits; part++) {
+        const float* from = parts + int64_t{part} * kSums * kThreads;
+#pragma unroll
+        for (int j = 0; j < kSums / 4; j++)
+#pragma unroll
+          for (int i = 0; i < 4; i++) sums[j * 4 + i] += load_fresh(from + j * 4 * kThreads + i);
+      }
+    }
+    // Out in whole rows: [Tokens][128] in shared memory, eights of columns swapped by the row to keep banks apart.
+    const int g = lane() / 4, t = lane() % 4, mine = warp() % kRowWarps * static_cast<int>(kLinear4BitRows) + g;
+    __syncthreads();
+#pragma unroll
+    for (int e = 0; e < kHalf; e++)
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+        const int row = (e + (upper ? kHalf : 0)) * 8 + 2 * t + i % 2, column = mine + i / 2 * 8;
+        exchange[row * kColumns + (column ^ t * 8)] = sums[(e * 2 + i / 4) * 4 + i / 2 % 2 * 2 + i % 2];
+      }
+    __syncthreads();
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < Tokens * kColumns; i += kThreads) {
+      const int row = i / kColumns, column = i % kColumns;
+      const int64_t y_row = token0() + row, y_column = column0() + column;
+      if (y_row < a_.m && y_column < a_.out.n)
+        a_.out.store(y_row, y_column, exchange[row * kColumns + (column ^ row / 2 % 4 * 8)]);
+    }
+  }
+
+  const TileArgs& a_;
+  RowTile tile_;
+  unsigned char* table_;
+  float* codes_;
+  unsigned char* ring_;
+  int64_t token0_;
+  int runs_ = 0;
+  float offset_ = 0;
+};
+
+template <class T, int Tokens, bool Wide, bool Half>
+__global__ void __launch_bounds__(kThreads, 1) tile_kernel(TileArgs a) {
+  BNB_DYNAMIC_SHARED(shared);
+  Tile<T, Tokens, Wide, Half>(a, shared).run();
+}
+
+}  // namespace
+
+void linear_4bit_tile(const Linear4BitArgs& a, const Linear4BitGpuPlan& plan, CudaStream& s) {
+  const int64_t tiles_m = ceil_div(a.m, plan.tokens), tiles = tiles_m * ceil_div(a.n, kLinear4BitTileOutputs);
+  float* partials = nullptr;
+  if (plan.splits > 1)
+    partials = static_cast<float*>(
+        s.scratch(static_cast<size_t>(tiles * plan.splits * kLinear4BitTileOutputs * plan.tokens) * sizeof(float)));
+  const TileArgs args = {a.x,      view_of(a.w), {a.y, a.bias, a.n, a.y_dtype, a.bias_dtype},
+                         a.m,      a.k,          static_cast<int32_t>(tiles_m),
+                         partials, s.counters,   plan.splits};
+  const auto go = [&](auto kernel) {
+    launch(s, kernel, dim3(static_cast<unsigned>(plan.blocks)), dim3(kThreads), static_cast<size_t>(plan.shared_bytes),
+           args);
+  };
+  // Blocks of 32 want too many registers for 128 rows of x.
+  const auto tokens = [&]<class T, bool Wide>() {
+    if (a.w.blocksize < kRun)
+      go(tile_kernel<T, 64, Wide, true>);
+    else
+      go(plan.tokens == 64 ? tile_kernel<T, 64, Wide, false> : tile_kernel<T, 128, Wide, false>);
+  };
+  const auto type = [&]<class T>() {
+    plan.wide_table ? tokens.template operator()<T, true>() : tokens.template operator()<T, false>();
+  };
+  a.dtype == DType::float16 ? type.template operator()<f16>() : type.template operator()<bf16>();
+}
+
+}  // namespace bnb::cuda
