@@ -115,10 +115,13 @@ const size = (path) =>
   statSync(path).isDirectory()
     ? readdirSync(path).reduce((sum, name) => sum + size(join(path, name)), 0)
     : statSync(path).size;
-for (const name of readdirSync(bundle).sort()) console.log(`  ${(size(join(bundle, name)) / 1e6).toFixed(1)} MB ${name}`);
+for (const name of readdirSync(bundle).sort())
+  console.log(`  ${(size(join(bundle, name)) / 1e6).toFixed(1)} MB ${name}`);
 const total = size(bundle);
 const what = options.emulated ? "emulated GPU" : `sm_${manifest.archs.join(" ")}`;
-console.log(`${bundle}: ${(total / 1e6).toFixed(1)} MB, ${what}, ${manifest.commit}; run it with ${bundle}/run.sh check`);
+console.log(
+  `${bundle}: ${(total / 1e6).toFixed(1)} MB, ${what}, ${manifest.commit}; run it with ${bundle}/run.sh check`,
+);
 if (total > limit) {
   console.error(`${bundle} is larger than ${limit / 1e6} MB: choose fewer architectures`);
   process.exitCode = 1;
