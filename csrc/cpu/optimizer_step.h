@@ -8,14 +8,19 @@
 //           the rule for elements that are not finite leaves alone.
 // Needs     OptimizerArgs with non-empty jobs.
 #pragma once
-#include "cpu/optimizer_rules.h"
 #include "cpu/parallel.h"
+#include "cpu/simd.h"
+#include "kernels/optimizer_rules.h"
 
 namespace bnb::BNB_ISA {
 namespace {
 
 constexpr int kTile = kOptimizerBlock;
 constexpr float kMaxFloat = 3.402823466e+38f;
+
+BNB_INLINE RuleConstants<F32> constants(const OptimizerJob& job, float trust_ratio) {
+  return {job.scalars, trust_ratio, [](float x) { return set1(x); }};
+}
 
 struct Tile {
   int64_t index;  // of the tile in its parameter
@@ -98,7 +103,7 @@ struct Guard {
 
 // Updates the float32 arrays of a tile in place.
 template <class Rule>
-BNB_INLINE Guard update_tile(const RuleConstants& c, const OptimizerScalars& k, float step_size, Tile& t) {
+BNB_INLINE Guard update_tile(const RuleConstants<F32>& c, const OptimizerScalars& k, float step_size, Tile& t) {
   const F32 decay = set1(k.decay), step = set1(-step_size), grad_scale = set1(k.grad_scale);
   Guard guard(k.skip_below);
   for (int i = 0; i < kTile; i += F32::width) {
@@ -115,7 +120,7 @@ BNB_INLINE Guard update_tile(const RuleConstants& c, const OptimizerScalars& k, 
 
 // Adds the squares of the parameter and of the direction (lars: of the gradient) over the elements that take part.
 template <class Rule>
-BNB_INLINE void sum_squares(const RuleConstants& c, const OptimizerScalars& k, Tile& t, double* sums) {
+BNB_INLINE void sum_squares(const RuleConstants<F32>& c, const OptimizerScalars& k, Tile& t, double* sums) {
   const F32 grad_scale = set1(k.grad_scale);
   Guard guard(k.skip_below);
   F32 p2 = zero(), u2 = zero();
@@ -131,30 +136,6 @@ BNB_INLINE void sum_squares(const RuleConstants& c, const OptimizerScalars& k, T
   }
   sums[0] += static_cast<double>(reduce_add(p2));
   sums[1] += static_cast<double>(reduce_add(u2));
-}
-
-// The scale of the update (lars: of the gradient) that the norms ask for.
-float scale_from_norms(const OptimizerJob& job, double p_squares, double u_squares) {
-  const OptimizerScalars& k = job.scalars;
-  const double p = __builtin_sqrt(p_squares);
-  const double u = __builtin_sqrt(u_squares) * static_cast<double>(k.factor);
-  if (job.unorm != nullptr) *job.unorm = static_cast<float>(u);
-  if (p == 0 || u == 0) return 1.0f;
-  if (job.rule == UpdateRule::lamb) return static_cast<float>(p / u);
-  const double limit = static_cast<double>(k.max_unorm) * p;
-  if (job.rule == UpdateRule::lars)
-    return static_cast<float>(limit / (u + static_cast<double>(k.weight_decay) * p + static_cast<double>(k.norm_eps)));
-  const double scale = (limit + static_cast<double>(k.norm_eps)) / u;
-  return scale < 1 ? static_cast<float>(scale) : 1.0f;
-}
-
-int64_t job_of_chunk(const OptimizerArgs& a, int64_t chunk) {
-  int64_t low = 0, high = a.job_count;
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (a.jobs[middle].first_chunk <= chunk ? low : high) = middle;
-  }
-  return low;
 }
 
 // Calls f(tile) for the tiles of one chunk, with values and states open.
@@ -178,7 +159,7 @@ void sum_chunk(const OptimizerJob& job, int64_t chunk, double* sums) {
   sums[0] = sums[1] = 0;
   visit_rule(job.rule, [&](auto rule) {
     using Rule = decltype(rule);
-    const RuleConstants c(job.scalars, 1.0f);
+    const auto c = constants(job, 1.0f);
     for_each_tile<States, Rule>(job, chunk, [&](Tile& t) { sum_squares<Rule>(c, job.scalars, t, sums); });
   });
 }
@@ -190,7 +171,7 @@ int64_t step_chunk(const OptimizerJob& job, int64_t chunk, float scale) {
   visit_rule(job.rule, [&](auto rule) {
     using Rule = decltype(rule);
     constexpr bool kIsLars = __is_same(Rule, LarsRule);
-    const RuleConstants c(job.scalars, kIsLars ? scale : 1.0f);
+    const auto c = constants(job, kIsLars ? scale : 1.0f);
     const float step = kIsLars ? job.scalars.step : job.scalars.step * scale;
     for_each_tile<States, Rule>(job, chunk, [&](Tile& t) {
       const Guard guard = update_tile<Rule>(c, job.scalars, step, t);
@@ -221,7 +202,7 @@ void optimizer_step(const OptimizerArgs& a) {
         p_squares += a.partials[2 * chunk];
         u_squares += a.partials[2 * chunk + 1];
       }
-      a.scales[j] = scale_from_norms(a.jobs[j], p_squares, u_squares);
+      a.scales[j] = scale_from_norms(a.jobs[j], __builtin_sqrt(p_squares), __builtin_sqrt(u_squares));
     }
   }
   int64_t nonfinite = 0;

@@ -10,7 +10,7 @@ inline bool cublaslt_present() { return false; }
 inline const char* cublaslt_status() { return "emulated device"; }
 inline bool cublaslt_matmul(const MatmulArgs&, CudaStream&) { return false; }
 #else
-// Whether a library of a known version was found; loads it. GpuInfo::has_cublaslt is this.
+// Whether a library of a known version was found; loads it, so ask only where it would be used.
 bool cublaslt_present();
 // One line for `bnb info`: the version, or why it is not used.
 const char* cublaslt_status();

@@ -88,7 +88,7 @@ __device__ __forceinline__ f16 narrow<f16>(float x) {
 }
 template <>
 __device__ __forceinline__ bf16 narrow<bf16>(float x) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   bf16 y;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
   return y;

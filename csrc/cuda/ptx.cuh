@@ -79,6 +79,29 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
 #endif
 }
 
+// --- arithmetic ------------------------------------------------------------------------------------------------------
+
+// a / b within 2 ulp, x^(1/2) within 1 ulp: half the instructions of the exact ones, and no call for rare operands,
+// around which every register would have to be kept.
+__device__ __forceinline__ float divide_approx(float a, float b) {
+#if !defined(__CUDACC__)
+  return a / b;
+#else
+  float y;
+  asm("div.full.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+#endif
+}
+__device__ __forceinline__ float sqrt_approx(float x) {
+#if !defined(__CUDACC__)
+  return sqrtf(x);
+#else
+  float y;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
 // --- matrix units: d += a * b, accumulated in float32 or int32 -------------------------------------------------------
 
 #if !defined(__CUDACC__)

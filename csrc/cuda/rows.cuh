@@ -11,10 +11,7 @@ namespace bnb::cuda {
 
 constexpr int kRowThreads = 512;  // of a team at most
 constexpr int kWarpTeams = 4;     // in a block
-
-// Elements per thread and step of rows that are walked: one vector.
-template <class T>
-constexpr int kWalked = 16 / sizeof(T);
+constexpr int kHeldVectors = 4;   // of 16 bytes, of each array of rows, that a thread holds in registers
 
 // How rows of n elements are shared.
 struct RowPlan {
@@ -22,15 +19,15 @@ struct RowPlan {
   bool held;  // in registers
 };
 
-// For kernels that hold `elements` per thread of each array of rows. The shape of a block depends on n alone, so that
-// a row gives the same bits whatever stands above and below it. `pointers` are those of all arrays read in vectors.
+// `pointers` are those of the arrays read in vectors. The plan depends on n and the alignment alone, so that a row gives
+// the same bits whatever stands above and below it.
 template <class T, class... P>
-RowPlan plan_rows(int64_t n, int elements, const P*... pointers) {
-  const bool whole = n % static_cast<int64_t>(16 / sizeof(T)) == 0 && aligned_for(16, pointers...);
-  if (n <= kWarp * elements) return {dim3(kWarp, kWarpTeams), whole};
-  const int64_t threads = ceil_div(ceil_div(n, 16), kWarp) * kWarp;
-  const dim3 block(static_cast<unsigned>(threads < kRowThreads ? threads : kRowThreads));
-  return {block, whole && n <= kRowThreads * elements};
+RowPlan plan_rows(int64_t n, const P*... pointers) {
+  constexpr int64_t kVec = 16 / sizeof(T), kMost = kHeldVectors * kVec;
+  const bool held = n <= kRowThreads * kMost && n % kVec == 0 && aligned_for(16, pointers...);
+  if (n <= kWarp * kMost) return {dim3(kWarp, kWarpTeams), held};
+  const int64_t threads = ceil_div(ceil_div(n, held ? kMost : 2 * kVec), kWarp) * kWarp;
+  return {dim3(static_cast<unsigned>(threads < kRowThreads ? threads : kRowThreads)), held};
 }
 
 // Whose row this is: rows first_row(), + row_step(), ...
@@ -71,13 +68,22 @@ __device__ __forceinline__ void team_sum_pair(float& a, float& b) {
 
 // How the n elements of a row of T lie over the threads of a team. Thread `rank` has, in each chunk, vectors
 // rank, rank + size, ... of 16 bytes, which begin at element `head`, and in chunk 0 perhaps one of the few elements
-// before or after the vectors. What it has of a chunk is in a float[kSlots], the odd element last.
-// Held: one chunk, which is vectors throughout (RowPlan).
-template <class T, int Elements, bool Held>
+// before or after the vectors. Its elements of a chunk are in slots, numbered by vector, the odd one last.
+// Held: one chunk, which is vectors throughout (RowPlan); otherwise a chunk has one vector per thread.
+template <class T, bool Held>
 class Row {
  public:
-  using Element = T;
-  static constexpr int kVec = 16 / sizeof(T), kVectors = Elements / kVec, kSlots = Elements + !Held;
+  static constexpr int kVec = 16 / sizeof(T), kVectors = Held ? kHeldVectors : 1, kOdd = kVectors * kVec;
+  static constexpr int kSlots = kOdd + !Held;
+
+  // A thread's elements of a chunk of one array, as they are in memory.
+  struct Data {
+    Vec<T, kVec> vectors[kVectors];
+    T odd;
+    __device__ __forceinline__ float operator[](int slot) const {
+      return widen(slot == kOdd ? odd : vectors[slot % kOdd / kVec].v[slot % kVec]);
+    }
+  };
 
   // Chunks of n elements that begin with a vector, for a team of `size` threads.
   static BNB_INLINE int chunks_of(int64_t n, int64_t size) {
@@ -86,11 +92,11 @@ class Row {
   }
 
   // Which element of a row of n that begins with a vector has place `at` in [chunks, kSlots * size], where the slots
-  // of the `size` threads lie as [Elements / 4, size, 4] and then the odd ones as [size]; -1 for none.
+  // of the `size` threads lie as [kOdd / 4, size, 4] and then the odd ones as [size]; -1 for none.
   static BNB_INLINE int64_t element_at(int64_t n, int64_t size, int64_t at) {
     const int64_t chunk = at / (kSlots * size), i = at % (kSlots * size);
-    if (i >= Elements * size) {
-      const int64_t thread = i - Elements * size;
+    if (i >= kOdd * size) {
+      const int64_t thread = i - kOdd * size;
       return chunk == 0 && thread < n % kVec ? n - n % kVec + thread : -1;
     }
     const int64_t slot = i / (4 * size) * 4 + i % 4, thread = i / 4 % size;
@@ -139,50 +145,47 @@ class Row {
   template <class F>
   __device__ __forceinline__ void odd_one(const F& f) const {
     if constexpr (!Held) {
-      if (odd() >= 0) f(Elements);
+      if (odd() >= 0) f(kOdd);
     }
   }
 
   // Which element of the row a slot holds.
   __device__ __forceinline__ int64_t element(int slot) const {
-    if (!Held && slot == Elements) return odd();
+    if (!Held && slot == kOdd) return odd();
     return first_ + offset(slot / kVec) + slot % kVec;
   }
 
-  // v <- the current chunk of the row p.
-  __device__ __forceinline__ void load(const T* p, float (&v)[kSlots]) const {
+  // data <- the current chunk of the row p, in vectors if p has its 16-byte boundaries where this row has them.
+  __device__ __forceinline__ void load(const T* p, Data& data) const {
     const T* const from = p + first_;
-    Vec<T, kVec> raw[kVectors];
     if (Held || is_whole(from)) {
-      each_vector([&](int r) { raw[r] = load_vec<kVec>(from + offset(r)); });
+      each_vector([&](int r) { data.vectors[r] = load_vec<kVec>(from + offset(r)); });
     } else {
       each_vector([&](int r) {
 #pragma unroll
-        for (int j = 0; j < kVec; j++) raw[r].v[j] = from[offset(r) + j];
+        for (int j = 0; j < kVec; j++) data.vectors[r].v[j] = from[offset(r) + j];
       });
     }
-    odd_one([&](int slot) { v[slot] = widen(p[odd()]); });
-    each_vector([&](int r) {
-#pragma unroll
-      for (int j = 0; j < kVec; j++) v[r * kVec + j] = widen(raw[r].v[j]);
-    });
+    odd_one([&](int) { data.odd = p[odd()]; });
   }
 
-  __device__ __forceinline__ void store(T* p, const float (&v)[kSlots]) const {
+  // The current chunk of the row p <- value(slot).
+  template <class F>
+  __device__ __forceinline__ void store(T* p, const F& value) const {
     T* const to = p + first_;
     const bool whole = Held || is_whole(to);
     each_vector([&](int r) {
-      Vec<T, kVec> raw;
+      Vec<T, kVec> out;
 #pragma unroll
-      for (int j = 0; j < kVec; j++) raw.v[j] = narrow<T>(v[r * kVec + j]);
+      for (int j = 0; j < kVec; j++) out.v[j] = narrow<T>(value(r * kVec + j));
       if (whole) {
-        store_vec(to + offset(r), raw);
+        store_vec(to + offset(r), out);
       } else {
 #pragma unroll
-        for (int j = 0; j < kVec; j++) to[offset(r) + j] = raw.v[j];
+        for (int j = 0; j < kVec; j++) to[offset(r) + j] = out.v[j];
       }
     });
-    odd_one([&](int slot) { p[odd()] = narrow<T>(v[slot]); });
+    odd_one([&](int slot) { p[odd()] = narrow<T>(value(slot)); });
   }
 
  private:
@@ -231,6 +234,34 @@ class Passes {
   bool forward_ = true;
 };
 
+// Reads a row once: f(vectors, first, step) for 4 or 1 vectors at a time, where element j of vector k is element
+// first + k * step + j of the row, and rest(x, element) for the few elements before and after the vectors. All
+// vectors lie at 16-byte boundaries. n < 2^31.
+template <class T, class F, class Rest>
+__device__ __forceinline__ void stream_row(const T* p, int64_t n, const F& f, const Rest& rest) {
+  constexpr int kVec = 16 / sizeof(T), kAhead = 4;
+  const int rank = static_cast<int>(threadIdx.x), size = static_cast<int>(blockDim.x);
+  int head = static_cast<int>((0 - reinterpret_cast<uintptr_t>(p) / sizeof(T)) % kVec);
+  if (n < head) head = static_cast<int>(n);
+  const int vectors = static_cast<int>(n - head) / kVec, tail = head + vectors * kVec;
+  if (rank < head) rest(p[rank], rank);
+  if (rank < static_cast<int>(n) - tail) rest(p[tail + rank], tail + rank);
+  const T* from = p + head + rank * kVec;
+  int left = vectors - rank;  // of this thread's and those between
+  for (; left > (kAhead - 1) * size; left -= kAhead * size) {
+    Vec<T, kVec> raw[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; k++) raw[k] = load_vec<kVec>(from + k * size * kVec);
+    f(raw, static_cast<int>(from - p), size * kVec);
+    from += kAhead * size * kVec;
+  }
+  for (; left > 0; left -= size) {
+    const Vec<T, kVec> raw[1] = {load_vec<kVec>(from)};
+    f(raw, static_cast<int>(from - p), size * kVec);
+    from += size * kVec;
+  }
+}
+
 // --- online softmax statistics --------------------------------------------------------------------------------------
 
 // The largest of some values and the sum of their exponentials relative to it.
@@ -240,14 +271,14 @@ struct TopAndSum {
   // What to subtract before an exponential, so that a top of -infinity gives zeros and no NaN.
   static __device__ __forceinline__ float shift_of(float top) { return top == -HUGE_VALF ? 0.0f : top; }
 
-  // Takes in the slots of the current chunk.
-  template <class R>
-  __device__ __forceinline__ void add(const R& row, const float (&v)[R::kSlots]) {
+  // Takes in what each(f) gives to f.
+  template <class Each>
+  __device__ __forceinline__ void add(const Each& each) {
     float most = top;
-    row.each([&](int slot) { most = fmaxf(most, v[slot]); });
+    each([&](float v) { most = fmaxf(most, v); });
     const float shift = shift_of(most);
     sum = sum * expf(top - shift);
-    row.each([&](int slot) { sum += expf(v[slot] - shift); });
+    each([&](float v) { sum += expf(v - shift); });
     top = most;
   }
 

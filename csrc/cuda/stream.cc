@@ -33,10 +33,12 @@ void stop(Device& device) {
     cudaFreeHost(s->staging.memory);
     cudaFree(s->counters);
     cudaFree(s->scratch_block);
+    if (s->inner_stream) cudaFree(s->inner_stream->scratch_block);
     cudaStreamDestroy(s->stream());
   }
   cudaFreeHost(s->fault);
   cudaGetLastError();
+  delete s->inner_stream;
   delete s;
 }
 
@@ -66,6 +68,12 @@ void replay(Device& device, void* executable) {
 void release_graph(Device& device, void* executable) {
   cudaStreamSynchronize(runtime_stream(device).stream());
   cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(executable));
+}
+
+void copy_and_wait(CudaStream& s, void* to, const void* from, size_t nbytes) {
+  auto stream = static_cast<cudaStream_t>(s.handle);
+  check(cudaMemcpyAsync(to, from, nbytes, cudaMemcpyDefault, stream), "copy");
+  check(cudaStreamSynchronize(stream), "copy");
 }
 
 void check_launch(const char* what) { check(cudaGetLastError(), what); }

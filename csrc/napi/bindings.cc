@@ -22,6 +22,9 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::linear>("linear(x, weight, bias)");
   b.bind<&ops::linear_backward>("linearBackward(x, weight, dy, needsX, needsWeight, needsBias)");
   b.bind<&ops::fma_peak>("fmaPeak(iterations, device)");
+  b.bind<&ops::matmul_gpu_plan>(
+      "matmulGpuPlan(batch, m, n, k, dtype, transposeA, transposeB, aligned, cc, sms, sharedPerBlock, hasCublaslt, "
+      "forced)");
 
   // softmax
   b.bind<&ops::softmax>("softmax(x, log)");

@@ -46,6 +46,13 @@ std::tuple<std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>> 
     const Tensor& x, const Tensor& weight, const Tensor& dy, bool needs_x, bool needs_weight, bool needs_bias);
 // Runs multiply-adds in registers on every thread; gives [how many, a number without meaning] in float64.
 Tensor fma_peak(int64_t iterations, Device& device);
+// How a GPU multiplies matrices of one dtype: whether it can, MatmulVariant, MatmulTile, blocks, bytes of shared memory
+// per block. `forced` is a MatmulVariant, or -1 for the plan's choice (ops/matmul_plan.cc).
+std::tuple<bool, int64_t, int64_t, int64_t, int64_t> matmul_gpu_plan(int64_t batch, int64_t m, int64_t n, int64_t k,
+                                                                     DType dtype, bool transpose_a, bool transpose_b,
+                                                                     bool aligned, int32_t cc, int32_t sms,
+                                                                     int64_t shared_per_block, bool has_cublaslt,
+                                                                     int32_t forced);
 
 // ---- softmax (ops/softmax.cc)
 // softmax over the last axis, or its logarithm.

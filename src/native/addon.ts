@@ -98,6 +98,24 @@ export interface NativeOps {
     [Tensor | null, Tensor | null, Tensor | null]
   >;
   fmaPeak: NativeOp<[iterations: number, device: number], [Tensor]>;
+  matmulGpuPlan: NativeOp<
+    [
+      batch: number,
+      m: number,
+      n: number,
+      k: number,
+      dtype: number,
+      transposeA: boolean,
+      transposeB: boolean,
+      aligned: boolean,
+      cc: number,
+      sms: number,
+      sharedPerBlock: number,
+      hasCublaslt: boolean,
+      forced: number,
+    ],
+    [possible: number, variant: number, tile: number, blocks: number, sharedBytes: number]
+  >;
 
   // softmax
   softmax: NativeOp<[x: Tensor, log: boolean], [Tensor]>;

@@ -1,7 +1,7 @@
 // Conversions between all element types, against exact arithmetic.
 import { describe, expect, it } from "vitest";
 import type { DType } from "../../src/index.js";
-import { cast, tensor } from "../../src/index.js";
+import { cast, slice, tensor } from "../../src/index.js";
 import { testDevices } from "../helpers/devices.js";
 import { values } from "../helpers/values.js";
 
@@ -65,6 +65,17 @@ describe.each(testDevices())("cast on %s", (device) => {
       expect(y.shape).toEqual([n, 1]);
       expect(y.dataSync()).toEqual(Int8Array.from(data, Math.trunc));
     });
+  });
+
+  it.each(types)("views of %s that start between two vectors", (from) => {
+    const data = values(83, from === "uint8" ? 0 : -100, 100).map(Math.trunc);
+    for (const to of types) {
+      if (to === "uint8" && from !== "uint8") continue;
+      for (const start of [1, 4, 8]) {
+        const y = cast(slice(tensor(data, { dtype: from, device }), 0, start, 83), to);
+        expect([...y.floatsSync()]).toEqual([...data.slice(start)]);
+      }
+    }
   });
 
   describe("errors", () => {

@@ -9,6 +9,7 @@ import { expectClose } from "../helpers/expect-close.js";
 import { gradcheck } from "../helpers/gradcheck.js";
 import { integers, normals } from "../helpers/random.js";
 import { tolerance } from "../helpers/tolerance.js";
+import { unaligned } from "../helpers/unaligned.js";
 import { crossEntropyReference } from "../reference/cross-entropy.js";
 
 describe.each(testDevices())("crossEntropy on %s", (device) => {
@@ -102,6 +103,38 @@ describe.each(testDevices())("crossEntropy on %s", (device) => {
         [crossEntropyReference(logits, targets, classes)],
         tolerance("float32", "reduction"),
       );
+    });
+
+    // Rows that begin anywhere, rows longer than one step of a block, and the gradient at the target.
+    it.each([
+      { rows: 5, classes: 1031, dtype: "bfloat16" },
+      { rows: 3, classes: 20_011, dtype: "float16" },
+      { rows: 2, classes: 9000, dtype: "float32" },
+      { rows: 40, classes: 8, dtype: "float32" },
+    ] as const)("[$rows, $classes] of $dtype, with gradients", ({ rows, classes, dtype }) => {
+      const logits = unaligned(normals(rows * classes, 12, 3), [rows, classes], { dtype, device });
+      const targets = integers(rows, classes, 13);
+      targets[1] = -100;
+      logits.requiresGrad = true;
+      const loss = crossEntropy(logits, make(targets, [rows]));
+      const values = logits.floatsSync();
+      expectClose(
+        loss.floatsSync(),
+        [crossEntropyReference(values, targets, classes)],
+        tolerance("float32", "reduction"),
+      );
+      backward(loss);
+      const expected = new Float64Array(rows * classes);
+      for (let r = 0; r < rows; r++) {
+        if (targets[r] === -100) continue;
+        const at = r * classes;
+        let total = 0;
+        for (let c = 0; c < classes; c++) total += Math.exp(values[at + c]!);
+        for (let c = 0; c < classes; c++) {
+          expected[at + c] = (Math.exp(values[at + c]!) / total - (targets[r] === c ? 1 : 0)) / (rows - 1);
+        }
+      }
+      expectClose(logits.grad!.floatsSync(), expected, { ...tolerance(dtype), atol: 1e-7 });
     });
 
     it("is NaN for no rows", () => {

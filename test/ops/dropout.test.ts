@@ -1,6 +1,6 @@
 // Dropout: the mask against an independent generator, the same mask in the backward pass.
 import { describe, expect, it } from "vitest";
-import { dropout, Generator, memory, tensor } from "../../src/index.js";
+import { dropout, Generator, memory, slice, tensor } from "../../src/index.js";
 import { testDevices } from "../helpers/devices.js";
 import { expectClose } from "../helpers/expect-close.js";
 import { tolerance } from "../helpers/tolerance.js";
@@ -84,6 +84,12 @@ describe.each(testDevices())("dropout on %s", (device) => {
       const expected = Array.from(x.floatsSync(), (v, i) => (mask[i] ? v / 0.75 : 0));
       expectClose(y.floatsSync(), expected, tolerance(dtype));
     });
+  });
+
+  it.each(["float32", "float16", "bfloat16"] as const)("views of %s that start between two vectors", (dtype) => {
+    const x = slice(tensor(values(101, 1, 2), { dtype, device }), 0, 1, 101);
+    const y = dropout(x, 0.25, { generator: new Generator(3) }).floatsSync();
+    expect([...y].map((v) => v !== 0)).toEqual(kept(3, 0, 100, 0.25));
   });
 
   describe("shapes", () => {

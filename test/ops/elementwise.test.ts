@@ -18,6 +18,7 @@ import {
   sigmoid,
   sign,
   silu,
+  slice,
   sqrt,
   square,
   sub,
@@ -75,6 +76,16 @@ const broadcasts: [readonly number[], readonly number[]][] = [
     [1, 3, 1, 3, 1, 3, 1, 3],
   ],
   [[0, 3], [3]],
+  // Innermost axes of whole vectors.
+  [[3, 16], [16]],
+  [
+    [3, 16],
+    [3, 1],
+  ],
+  [
+    [2, 1, 24],
+    [3, 1],
+  ],
 ];
 
 describe.each(testDevices())("elementwise on %s", (device) => {
@@ -226,12 +237,45 @@ describe.each(testDevices())("elementwise on %s", (device) => {
     });
 
     it.each(binaryNames)("%s", (name) => {
-      const a = tensor(values(77), { shape: [7, 11], dtype, device });
-      const b = tensor(values(11, 0.5, 2, 3), { dtype, device });
-      const y = binaryOps[name](a, b);
-      expect(y.dtype).toBe(dtype);
-      const expected = broadcastMap(binaryReference[name], a.floatsSync(), [7, 11], b.floatsSync(), [11]);
-      expectClose(y.floatsSync(), expected, tolerance(dtype));
+      for (const cols of [11, 16]) {
+        const a = tensor(values(7 * cols), { shape: [7, cols], dtype, device });
+        const b = tensor(values(cols, 0.5, 2, 3), { dtype, device });
+        const y = binaryOps[name](a, b);
+        expect(y.dtype).toBe(dtype);
+        const expected = broadcastMap(binaryReference[name], a.floatsSync(), [7, cols], b.floatsSync(), [cols]);
+        expectClose(y.floatsSync(), expected, tolerance(dtype));
+      }
+    });
+
+    it("views that start between two vectors", () => {
+      for (const start of [1, 2, 3, 8]) {
+        const whole = tensor(values(75), { dtype, device });
+        const other = tensor(values(75, 0.5, 2, 3), { dtype, device });
+        const x = slice(whole, 0, start, 75);
+        const b = slice(other, 0, start, 75);
+        expect(exp(x).floatsSync()).toEqual(exp(whole).floatsSync().slice(start));
+        expect(div(x, b).floatsSync()).toEqual(div(whole, other).floatsSync().slice(start));
+        expect(pow(x, 3).floatsSync()).toEqual(pow(whole, 3).floatsSync().slice(start));
+      }
+    });
+
+    it("gradients of views and of columns of vectors", () => {
+      const a = tensor(values(4 * 16), { shape: [4, 16], dtype, device, requiresGrad: true });
+      const b = tensor(values(4, 0.5, 2, 3), { shape: [4, 1], dtype, device, requiresGrad: true });
+      const dy = slice(tensor(values(1 + 64, 0.5, 2, 4), { dtype, device }), 0, 1, 65).reshape([4, 16]);
+      mul(a, b).backward(dy);
+      const [da, db, d] = [a.floatsSync(), b.floatsSync(), dy.floatsSync()];
+      expectClose(
+        a.grad!.floatsSync(),
+        d.map((v, i) => v * db[Math.floor(i / 16)]!),
+        tolerance(dtype, "gradient"),
+      );
+      const sums = [0, 1, 2, 3].map((row) => {
+        let total = 0;
+        for (let i = row * 16; i < (row + 1) * 16; i++) total += d[i]! * da[i]!;
+        return total;
+      });
+      expectClose(b.grad!.floatsSync(), sums, tolerance(dtype, "gradient"));
     });
 
     it("gradients have the dtype of their tensor", () => {

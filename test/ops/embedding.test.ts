@@ -52,6 +52,15 @@ describe.each(testDevices())("embedding on %s", (device) => {
       },
     );
 
+    it.each([16, 21])("sums in the order of the ids, in float32: rows of %i", (dim) => {
+      const [ids, dy] = [integers(700, 40, 14), normals(700 * dim, 15)];
+      const expected = new Float32Array(60 * dim);
+      ids.forEach((id, i) => {
+        for (let c = 0; c < dim; c++) expected[id * dim + c]! += dy[i * dim + c]!;
+      });
+      expect(gradient(ids, 60, dy)).toEqual(expected);
+    });
+
     it("has the same bits every time", () => {
       const [ids, dy] = [integers(5000, 300, 6), normals(5000 * 16, 7)];
       expect(gradient(ids, 300, dy)).toEqual(gradient(ids, 300, dy));
@@ -102,6 +111,13 @@ describe.each(testDevices())("embedding on %s", (device) => {
       const table = make(weight, [6, 19]);
       embeddingRenorm(make(ids, [4]), table, 1.5, p);
       expectClose(table.floatsSync(), renormReference(weight, 19, ids, 1.5, p), { atol: 1e-6, rtol: 1e-5 });
+    });
+
+    it("of long rows that many ids name", () => {
+      const [ids, weight] = [integers(100, 9, 16), normals(20 * 150, 17, 3)];
+      const table = make(weight, [20, 150]);
+      embeddingRenorm(make(ids, [100]), table, 2, 2);
+      expectClose(table.floatsSync(), renormReference(weight, 150, ids, 2, 2), { atol: 1e-6, rtol: 1e-5 });
     });
 
     it("rejects bad options", () => {

@@ -9,7 +9,8 @@ import { expectClose } from "../helpers/expect-close.js";
 import { gradcheck } from "../helpers/gradcheck.js";
 import { normals } from "../helpers/random.js";
 import { tolerance } from "../helpers/tolerance.js";
-import { layerNormReference } from "../reference/layer-norm.js";
+import { unaligned } from "../helpers/unaligned.js";
+import { layerNormGradients, layerNormReference } from "../reference/layer-norm.js";
 
 describe.each(testDevices())("layerNorm on %s", (device) => {
   const make = (values: Float32Array, shape: number[], dtype: DType = "float32") =>
@@ -102,6 +103,37 @@ describe.each(testDevices())("layerNorm on %s", (device) => {
       for (const t of [x, weight, bias]) t.requiresGrad = true;
       backward(layerNorm(x, weight, bias), make(new Float32Array(0), [0, 8]));
       expect([...weight.grad!.floatsSync(), ...bias.grad!.floatsSync()]).toEqual(new Array(16).fill(0));
+    });
+  });
+
+  // Beyond what a GPU holds in registers, rows that begin anywhere, rows for several blocks.
+  describe("rows", () => {
+    it.each([
+      { rows: 2, cols: 8200, dtype: "float32", at: "aligned" },
+      { rows: 3, cols: 16_392, dtype: "bfloat16", at: "aligned" },
+      { rows: 3, cols: 1029, dtype: "float16", at: "aligned" },
+      { rows: 5, cols: 1036, dtype: "float32", at: "unaligned" },
+      { rows: 150, cols: 40, dtype: "bfloat16", at: "aligned" },
+      { rows: 70, cols: 1104, dtype: "float16", at: "aligned" },
+    ] as const)("[$rows, $cols] $dtype, $at", ({ rows, cols, dtype, at }) => {
+      const tensorOf = (values: Float32Array, shape: number[]) =>
+        at === "aligned" ? make(values, shape, dtype) : unaligned(values, shape, { dtype, device });
+      const x = tensorOf(normals(rows * cols, 21, 2), [rows, cols]);
+      const weight = tensorOf(normals(cols, 22), [cols]);
+      const bias = tensorOf(normals(cols, 24), [cols]);
+      const dy = tensorOf(normals(rows * cols, 23), [rows, cols]);
+      [x, weight, bias].forEach((t) => {
+        t.requiresGrad = true;
+      });
+      const y = layerNorm(x, weight, bias, 1e-5);
+      const [xs, ws, bs] = [x.floatsSync(), weight.floatsSync(), bias.floatsSync()];
+      expectClose(y.floatsSync(), layerNormReference(xs, cols, ws, bs, 1e-5), tolerance(dtype, "reduction"));
+      backward(y, dy);
+      const expected = layerNormGradients(dy.floatsSync(), xs, ws, 1e-5);
+      const close = tolerance(dtype, "gradient");
+      expectClose(x.grad!.floatsSync(), expected.dx, close);
+      expectClose(weight.grad!.floatsSync(), expected.dweight, close);
+      expectClose(bias.grad!.floatsSync(), expected.dbias, close);
     });
   });
 

@@ -5,6 +5,7 @@ import { testDevices } from "../helpers/devices.js";
 import { expectClose } from "../helpers/expect-close.js";
 import { gradcheck } from "../helpers/gradcheck.js";
 import { tolerance } from "../helpers/tolerance.js";
+import { unaligned } from "../helpers/unaligned.js";
 import { sizeOfShape, values } from "../helpers/values.js";
 import type { ReduceName } from "../reference/reduce.js";
 import { argmaxReference, around, reduceReference } from "../reference/reduce.js";
@@ -111,6 +112,60 @@ describe.each(testDevices())("reduce on %s", (device) => {
       const x = tensor(new Float32Array(3000).fill(1), { dtype, device });
       expectClose(sum(x).floatsSync(), [3000], { atol: 0, rtol: 4e-3 });
     });
+  });
+
+  // Lines cut into pieces, vectors of columns, few rows of many columns, rows that begin anywhere.
+  describe.each([
+    { shape: [3, 30_000], axis: 1, dtype: "float32" },
+    { shape: [70_001], axis: 0, dtype: "bfloat16" },
+    { shape: [2, 9001], axis: 1, dtype: "float16" },
+    { shape: [2, 1500, 24], axis: 1, dtype: "bfloat16" },
+    { shape: [900, 64], axis: 0, dtype: "float32" },
+    { shape: [3, 2, 1100], axis: 1, dtype: "float16" },
+    { shape: [300, 65], axis: 1, dtype: "float32" },
+    { shape: [100, 5], axis: 1, dtype: "bfloat16" },
+  ] as const)("$dtype $shape along $axis", ({ shape, axis, dtype }) => {
+    // Few values of few digits, so that sums are exact in float32 and maxima have equals.
+    const data = values(sizeOfShape(shape), -8, 8, 3).map((v) => Math.round(v * 2) / 2);
+    describe.each(["aligned", "unaligned"] as const)("%s", (at) => {
+      const make = () =>
+        at === "aligned" ? tensor(data, { shape, dtype, device }) : unaligned(data, shape, { dtype, device });
+      const rounding = { atol: 1e-6, rtol: tolerance(dtype).rtol };
+
+      it.each(names)("%s", (name) => {
+        const x = make();
+        x.requiresGrad = true;
+        const y = ops[name](x, { axis });
+        const expected = reduceReference(name, data, shape, axis);
+        expectClose(y.floatsSync(), expected, name === "max" || name === "min" ? { atol: 0, rtol: 0 } : rounding);
+        sum(y).backward();
+        const [outer, n, inner] = around(shape, axis);
+        const dx = new Float64Array(data.length);
+        for (let line = 0; line < outer * inner; line++) {
+          const first = Math.floor(line / inner) * n * inner + (line % inner);
+          const has = (i: number) => data[first + i * inner] === expected[line];
+          let equal = 0;
+          for (let i = 0; i < n; i++) equal += has(i) ? 1 : 0;
+          for (let i = 0; i < n; i++) {
+            const share = name === "sum" ? 1 : name === "mean" ? 1 / n : has(i) ? 1 / equal : 0;
+            dx[first + i * inner] = share;
+          }
+        }
+        expectClose(x.grad!.floatsSync(), dx, rounding);
+      });
+
+      it("argmax", () => {
+        expect([...argmax(make(), { axis }).dataSync()]).toEqual(argmaxReference(data, shape, axis));
+      });
+    });
+  });
+
+  it("argmax takes -0 and 0 for equals, and the first of many NaN", () => {
+    expect(argmax(tensor([-1, -0, 0], { device })).itemSync()).toBe(1);
+    const data = new Float32Array(30_000).map((_, i) => i);
+    data[20_000] = data[29_999] = Number.NaN;
+    expect(argmax(tensor(data, { device })).itemSync()).toBe(20_000);
+    expect(max(tensor(data, { device })).itemSync()).toBeNaN();
   });
 
   describe("shapes", () => {

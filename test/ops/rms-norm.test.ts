@@ -1,5 +1,6 @@
 // rmsNorm against its float64 oracle.
 import { describe, expect, it } from "vitest";
+import { backward } from "../../src/autograd/backward.js";
 import { rmsNorm } from "../../src/ops/rms-norm.js";
 import { tensor } from "../../src/tensor/create.js";
 import type { DType } from "../../src/tensor/dtype.js";
@@ -8,7 +9,8 @@ import { expectClose } from "../helpers/expect-close.js";
 import { gradcheck } from "../helpers/gradcheck.js";
 import { normals } from "../helpers/random.js";
 import { tolerance } from "../helpers/tolerance.js";
-import { rmsNormReference } from "../reference/rms-norm.js";
+import { unaligned } from "../helpers/unaligned.js";
+import { rmsNormGradients, rmsNormReference } from "../reference/rms-norm.js";
 
 describe.each(testDevices())("rmsNorm on %s", (device) => {
   const make = (values: Float32Array, shape: number[], dtype: DType = "float32") =>
@@ -78,6 +80,35 @@ describe.each(testDevices())("rmsNorm on %s", (device) => {
       expect(y.shape).toEqual(shape);
       const expected = size === 0 ? [] : rmsNormReference(x, weight, 1e-6);
       expectClose(y.floatsSync(), expected, tolerance("float32", "reduction"));
+    });
+  });
+
+  // Beyond what a GPU holds in registers, rows that begin anywhere, rows for several blocks.
+  describe("rows", () => {
+    it.each([
+      { rows: 2, cols: 8200, dtype: "float32", at: "aligned" },
+      { rows: 3, cols: 16_392, dtype: "bfloat16", at: "aligned" },
+      { rows: 3, cols: 1029, dtype: "float16", at: "aligned" },
+      { rows: 5, cols: 1036, dtype: "float32", at: "unaligned" },
+      { rows: 150, cols: 40, dtype: "bfloat16", at: "aligned" },
+      { rows: 70, cols: 1104, dtype: "float16", at: "aligned" },
+    ] as const)("[$rows, $cols] $dtype, $at", ({ rows, cols, dtype, at }) => {
+      const tensorOf = (values: Float32Array, shape: number[]) =>
+        at === "aligned" ? make(values, shape, dtype) : unaligned(values, shape, { dtype, device });
+      const x = tensorOf(normals(rows * cols, 21, 2), [rows, cols]);
+      const weight = tensorOf(normals(cols, 22), [cols]);
+      const dy = tensorOf(normals(rows * cols, 23), [rows, cols]);
+      [x, weight].forEach((t) => {
+        t.requiresGrad = true;
+      });
+      const y = rmsNorm(x, weight, 1e-5);
+      const [xs, ws] = [x.floatsSync(), weight.floatsSync()];
+      expectClose(y.floatsSync(), rmsNormReference(xs, ws, 1e-5), tolerance(dtype, "reduction"));
+      backward(y, dy);
+      const expected = rmsNormGradients(dy.floatsSync(), xs, ws, 1e-5);
+      const close = tolerance(dtype, "gradient");
+      expectClose(x.grad!.floatsSync(), expected.dx, close);
+      expectClose(weight.grad!.floatsSync(), expected.dweight, close);
     });
   });
 

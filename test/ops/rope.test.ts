@@ -1,6 +1,7 @@
 // rope against its float64 oracle.
 import { describe, expect, it } from "vitest";
 import { rope } from "../../src/ops/rope.js";
+import { slice } from "../../src/ops/shape.js";
 import { tensor } from "../../src/tensor/create.js";
 import type { DType } from "../../src/tensor/dtype.js";
 import { testDevices } from "../helpers/devices.js";
@@ -49,9 +50,11 @@ describe.each(testDevices())("rope on %s", (device) => {
   });
 
   describe("dtypes", () => {
-    it.each(["float16", "bfloat16"] as const)("%s in and out, tables float32", (dtype) => {
-      const shape: Shape4 = [2, 4, 2, 10];
-      const { cos, sin, c, s } = tables(4, 10);
+    const narrow = ["float16", "bfloat16"] as const;
+    const cases = narrow.flatMap((dtype) => [10, 32, 48].map((dim) => ({ dtype, dim })));
+    it.each(cases)("$dtype in and out, tables float32, heads of $dim", ({ dtype, dim }) => {
+      const shape: Shape4 = [2, 4, 2, dim];
+      const { cos, sin, c, s } = tables(4, dim);
       const x = make(normals(sizeOf(shape), 4), shape, dtype);
       const y = rope(x, c, s);
       expect(y.dtype).toBe(dtype);
@@ -59,7 +62,30 @@ describe.each(testDevices())("rope on %s", (device) => {
     });
   });
 
+  describe("positions on the device", () => {
+    it("are added to the offset", () => {
+      const shape: Shape4 = [2, 3, 2, 8];
+      const { cos, sin, c, s } = tables(9, 8);
+      const x = normals(sizeOf(shape), 8);
+      const y = rope(make(x, shape), c, s, tensor([5], { dtype: "int32", device }));
+      expectClose(y.floatsSync(), ropeReference(x, shape, cos, sin, 5), tolerance("float32"));
+    });
+    it.each([-1, 7])("that do not fit are reported: %i", async (position) => {
+      const { c, s } = tables(9, 8);
+      const y = rope(make(normals(48, 8), [1, 3, 2, 8]), c, s, tensor([position], { dtype: "int32", device }));
+      await expect(y.data()).rejects.toThrow(`rope: index ${position} is out of range, it must be in [0, 7)`);
+    });
+  });
+
   describe("shapes", () => {
+    it("a view that starts between two vectors", () => {
+      const shape: Shape4 = [1, 2, 3, 16];
+      const { cos, sin, c, s } = tables(2, 16);
+      const x = normals(97, 9);
+      const view = slice(make(x, [97]), 0, 1, 97).reshape(shape);
+      expectClose(rope(view, c, s).floatsSync(), ropeReference(x.slice(1), shape, cos, sin, 0), tolerance("float32"));
+    });
+
     it.each<{ shape: Shape4 }>([
       { shape: [1, 1, 1, 2] },
       { shape: [3, 7, 5, 34] },

@@ -238,6 +238,55 @@ describe.each(testDevices())("shape ops on %s", (device) => {
       expect([...y]).toEqual(permuteReference(iota([rows, cols]), [rows, cols], [1, 0]));
     });
 
+    it.each(dtypes)("transpositions among other axes, and moves of whole vectors, of %s", (dtype) => {
+      const cases: [number[], number[]][] = [
+        [
+          [2, 35, 3, 40],
+          [0, 3, 2, 1],
+        ],
+        [
+          [33, 2, 34],
+          [2, 1, 0],
+        ],
+        [
+          [3, 4, 32],
+          [1, 0, 2],
+        ],
+        [
+          [9, 40],
+          [1, 0],
+        ],
+      ];
+      for (const [shape, axes] of cases) {
+        const data = iota(shape).map((v) => v % 127);
+        const y = permute(tensor(data, { shape, dtype, device }), axes);
+        expect([...y.floatsSync()]).toEqual(permuteReference(data, shape, axes));
+      }
+    });
+
+    it.each(["uint8", "float16", "float32", "float64"] as const)("views of %s that start anywhere", (dtype) => {
+      const data = iota([131]).map((v) => v % 127);
+      for (const start of [1, 2, 3, 5]) {
+        const x = slice(tensor(data, { dtype, device }), 0, start, start + 120).reshape([3, 40]);
+        const rest = data.slice(start, start + 120);
+        expect([...permute(x, [1, 0]).floatsSync()]).toEqual(permuteReference(rest, [3, 40], [1, 0]));
+        expect([...slice(x, 1, 1, 33).floatsSync()]).toEqual(sliceReference(rest, [3, 40], 1, 1, 33));
+        expect([...broadcastTo(x, [2, 3, 40]).floatsSync()]).toEqual([...rest, ...rest]);
+      }
+    });
+
+    it("copyInto at a position on the device", async () => {
+      const at = (position: number) => tensor([position], { dtype: "int32", device });
+      const cache = zeros([2, 5, 3], { device });
+      copyInto(cache, counted([2, 2, 3]), { axis: 1, start: at(3) });
+      const expected = new Float32Array(30);
+      for (let b = 0; b < 2; b++) for (let i = 0; i < 6; i++) expected[b * 15 + 9 + i] = b * 6 + i;
+      expect(cache.floatsSync()).toEqual(expected);
+      copyInto(cache, counted([2, 2, 3]), { axis: 1, start: at(4) });
+      await expect(cache.data()).rejects.toThrow("index 4 is out of range, it must be in [0, 4)");
+      expect(cache.floatsSync()).toEqual(expected);
+    });
+
     it("views take no memory", () => {
       const x = counted([100, 100]);
       const before = memory().liveBytes;

@@ -8,6 +8,7 @@ import { expectClose } from "../helpers/expect-close.js";
 import { gradcheck } from "../helpers/gradcheck.js";
 import { noise } from "../helpers/noise.js";
 import { tolerance } from "../helpers/tolerance.js";
+import { unaligned } from "../helpers/unaligned.js";
 import { softmaxReference } from "../reference/softmax.js";
 
 describe.each(testDevices())("softmax on %s", (device) => {
@@ -79,6 +80,38 @@ describe.each(testDevices())("softmax on %s", (device) => {
         return log ? g[i]! - Math.exp(expected[i]!) * sum : expected[i]! * (g[i]! - sum);
       });
       expectClose(x.grad!.floatsSync(), dx, tolerance(dtype, "gradient"));
+    });
+
+    // Beyond what a GPU holds in registers, rows that begin anywhere, and more rows than a block has warps.
+    it.each([
+      { rows: 2, cols: 8200, dtype: "float32", at: "aligned" },
+      { rows: 2, cols: 16_392, dtype: "bfloat16", at: "aligned" },
+      { rows: 3, cols: 1029, dtype: "float16", at: "aligned" },
+      { rows: 3, cols: 2056, dtype: "float32", at: "unaligned" },
+      { rows: 2, cols: 16_400, dtype: "float16", at: "unaligned" },
+      { rows: 40, cols: 24, dtype: "bfloat16", at: "aligned" },
+    ] as const)("rows and gradients of [$rows, $cols] $dtype, $at", ({ rows, cols, dtype, at }) => {
+      const shape = [rows, cols];
+      const make = (values: Float32Array) =>
+        at === "aligned" ? tensor(values, { shape, dtype, device }) : unaligned(values, shape, { dtype, device });
+      const x = make(noise(rows * cols, cols).map((v) => 3 * v));
+      x.requiresGrad = true;
+      const y = fn(x);
+      const expected = softmaxReference(x.floatsSync(), cols, log);
+      const { rtol } = tolerance(dtype, "reduction");
+      expectClose(y.floatsSync(), expected, { atol: 1e-6, rtol });
+      const dy = make(noise(rows * cols, cols + 1));
+      backward(y, dy);
+      const [g, saved] = [dy.floatsSync(), y.floatsSync()];
+      const dx = new Float64Array(rows * cols);
+      for (let start = 0; start < rows * cols; start += cols) {
+        let sum = 0;
+        for (let j = start; j < start + cols; j++) sum += log ? g[j]! : g[j]! * saved[j]!;
+        for (let j = start; j < start + cols; j++) {
+          dx[j] = log ? g[j]! - Math.exp(saved[j]!) * sum : saved[j]! * (g[j]! - sum);
+        }
+      }
+      expectClose(x.grad!.floatsSync(), dx, { atol: 1e-6, rtol: tolerance(dtype, "gradient").rtol });
     });
 
     it("shapes: vectors, no rows, no columns", () => {

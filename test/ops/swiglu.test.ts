@@ -1,5 +1,6 @@
 // swiglu against its float64 oracle.
 import { describe, expect, it } from "vitest";
+import { slice } from "../../src/ops/shape.js";
 import { swiglu } from "../../src/ops/swiglu.js";
 import { tensor } from "../../src/tensor/create.js";
 import type { DType } from "../../src/tensor/dtype.js";
@@ -56,6 +57,13 @@ describe.each(testDevices())("swiglu on %s", (device) => {
   });
 
   describe("shapes", () => {
+    it.each(["float32", "float16"] as const)("views of %s that start between two vectors", (dtype) => {
+      const gate = make(normals(102, 9), [102], dtype);
+      const up = make(normals(102, 10), [102], dtype);
+      const [whole, part] = [swiglu(gate, up), swiglu(slice(gate, 0, 1, 102), slice(up, 0, 1, 102))];
+      expect(part.floatsSync()).toEqual(whole.floatsSync().slice(1));
+    });
+
     it.each([[[0]], [[]], [[1]], [[3, 5, 17]], [[20011]]])("%j", (shape: number[]) => {
       const size = shape.reduce((n, d) => n * d, 1);
       const [gate, up] = [normals(size, 7), normals(size, 8)];

@@ -7,6 +7,7 @@ import { testDevices } from "../helpers/devices.js";
 import { expectClose } from "../helpers/expect-close.js";
 import { normals } from "../helpers/optimizers.js";
 import { tolerance } from "../helpers/tolerance.js";
+import { unaligned } from "../helpers/unaligned.js";
 
 const dtypes = ["float32", "float16", "bfloat16"] as const;
 
@@ -34,6 +35,31 @@ describe.each(testDevices())("clip_gradients on %s", (device) => {
         values.map((x) => (x * 1.5) / (norm + 1e-6)),
         bound,
       );
+    });
+
+    it("knows the norm of numbers whose squares are no float32, and of unaligned tensors", () => {
+      for (const [scale, dtype] of [
+        [1e-30, "float32"],
+        [1e30, "float32"],
+        [1e30, "bfloat16"],
+        [1, "float16"],
+      ] as const) {
+        const p = tensor(new Float32Array(1000), { device, requiresGrad: true });
+        p.grad = unaligned(
+          normals(1000, 0.5, 5).map((v) => v * scale),
+          [1000],
+          { dtype, device },
+        );
+        const before = [...p.grad.floatsSync()];
+        const norm = Math.hypot(...before);
+        expectClose([clipGradNorm([p], scale)!.itemSync() / norm], [1], { atol: 0, rtol: 1e-6 });
+        const factor = Math.min(1, scale / (norm + 1e-6));
+        expectClose(
+          grads([p]).map((x) => x / scale),
+          before.map((x) => (x * factor) / scale),
+          tolerance(dtype),
+        );
+      }
     });
 
     it("leaves gradients below the norm as they are", () => {

@@ -2,7 +2,7 @@
 //
 // Layout    state1 [n] ([2, n] for AdEMAMix), state2 [n].
 // Work      cpu/optimizer_step.h; bound by memory (AdamW on float32: 28 bytes an element).
-// Numerics  cpu/optimizer_rules.h.
+// Numerics  kernels/optimizer_rules.h.
 // Needs     nothing beyond the contract.
 #include "kernels/optimizer_32bit.h"
 

@@ -52,7 +52,9 @@ void poison(Device&, void* block, size_t nbytes) {
 
 void stop(Device& device) {
   CudaStream* s = device.cuda();
-  if (s->scratch_block) cuda::arena_release(s->scratch_block);
+  for (CudaStream* t : {s, s->inner_stream})
+    if (t && t->scratch_block) cuda::arena_release(t->scratch_block);
+  delete s->inner_stream;
   cuda::arena_release(s->counters);
   cuda::arena_release(device.stream().fault());
   delete s;

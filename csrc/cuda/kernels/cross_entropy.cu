@@ -1,7 +1,7 @@
 // Mean cross entropy of rows of logits against integer targets, and its gradient.
 //
 // Layout    logits [rows, classes], any alignment; the loss, the count and lse are float32.
-// Work      a team of threads per row (rows.cuh): a warp up to 512 classes, a block above. Forward reads each row
+// Work      a team of threads per row (rows.cuh): a warp up to 1024 classes (512 of float32), a block above. Forward reads each row
 //           once, with a running maximum, and leaves the losses of rows in scratch, which one block adds. Backward
 //           reads and writes each row once.
 // Numerics  float32 per row, always relative to the largest logit, so that large logits keep their digits; each thread
@@ -14,7 +14,6 @@
 namespace bnb::cuda {
 namespace {
 
-constexpr int kStep = 16;  // elements that a thread reads at a time
 constexpr int kFinalThreads = 1024;
 
 template <class A>
@@ -23,30 +22,35 @@ __device__ __forceinline__ bool counts(const A& a, int64_t row) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kRowThreads, 1) forward(CrossEntropyArgs a, float* losses, const char* op) {
+__global__ void __launch_bounds__(kRowThreads, 2) forward(CrossEntropyArgs a, float* losses, const char* op) {
   for (int64_t r = first_row(); r < a.rows; r += row_step()) {
-    const bool leads = threadIdx.x == 0;
-    const int32_t target = a.targets[r];
     if (!counts(a, r)) {
-      if (leads) losses[r] = a.lse[2 * r] = a.lse[2 * r + 1] = 0;
-      if (leads && target != a.ignore) report_out_of_range(a.fault, op, target, a.classes);
+      if (threadIdx.x == 0) {
+        losses[r] = a.lse[2 * r] = a.lse[2 * r + 1] = 0;
+        if (a.targets[r] != a.ignore) report_out_of_range(a.fault, op, a.targets[r], a.classes);
+      }
       continue;
     }
     const T* x = static_cast<const T*>(a.logits) + r * a.classes;
-    Row<T, kStep, false> row(a.classes, x);
     TopAndSum stats;
-    for (int chunk = 0; chunk < row.chunks(); chunk++) {
-      float v[row.kSlots];
-      row.go_to(chunk);
-      row.load(x, v);
-      stats.add(row, v);
-    }
+    stream_row(
+        x, a.classes,
+        [&](const auto& vectors, int, int) {
+          stats.add([&](const auto& take) {
+#pragma unroll
+            for (const auto& vector : vectors) {
+#pragma unroll
+              for (const T logit : vector.v) take(widen(logit));
+            }
+          });
+        },
+        [&](T logit, int) { stats.add([&](const auto& take) { take(widen(logit)); }); });
     stats.join();
-    if (leads) {
+    if (threadIdx.x == 0) {
       const float log_sum = logf(stats.sum);
       a.lse[2 * r] = stats.top;
       a.lse[2 * r + 1] = log_sum;
-      losses[r] = stats.top - widen(x[target]) + log_sum;
+      losses[r] = stats.top - widen(x[a.targets[r]]) + log_sum;
     }
   }
 }
@@ -78,20 +82,16 @@ __global__ void __launch_bounds__(kRowThreads, 1) backward(CrossEntropyBackwardA
     const bool has = counts(a, r);
     const float top = a.lse[2 * r], log_sum = a.lse[2 * r + 1];
     const int32_t target = a.targets[r];
-    Row<T, kWalked<T>, false> row(a.classes, dx);
+    Row<T, false> row(a.classes, dx);
     for (int chunk = 0; chunk < row.chunks(); chunk++) {
-      float v[row.kSlots];
+      typename Row<T, false>::Data logits;
       row.go_to(chunk);
-      if (has) {
-        row.load(x, v);
-        row.each([&](int slot) {
-          const float p = expf(v[slot] - top - log_sum);
-          v[slot] = (row.element(slot) == target ? p - 1.0f : p) * scale;
-        });
-      } else {
-        row.each([&](int slot) { v[slot] = 0; });
-      }
-      row.store(dx, v);
+      if (has) row.load(x, logits);
+      row.store(dx, [&](int slot) {
+        if (!has) return 0.0f;
+        const float p = expf(logits[slot] - top - log_sum);
+        return (row.element(slot) == target ? p - 1.0f : p) * scale;
+      });
     }
   }
 }
@@ -102,7 +102,7 @@ void cross_entropy(const CrossEntropyArgs& a, CudaStream& s) {
   float* losses = static_cast<float*>(s.scratch(static_cast<size_t>(a.rows) * sizeof(float)));
   visit_float(a.dtype, [&](auto t) {
     using T = decltype(t);
-    const dim3 block = plan_rows<T>(a.classes, kStep).block;
+    const dim3 block = plan_rows<T>(a.classes).block;
     launch(s, forward<T>, stride_grid(s, a.rows, block.y), block, 0, a, losses, kernels::cross_entropy.name);
   });
   launch(s, mean_loss, dim3(1), dim3(kFinalThreads), 0, a, losses);
@@ -111,7 +111,7 @@ void cross_entropy(const CrossEntropyArgs& a, CudaStream& s) {
 void cross_entropy_backward(const CrossEntropyBackwardArgs& a, CudaStream& s) {
   visit_float(a.dtype, [&](auto t) {
     using T = decltype(t);
-    const dim3 block = plan_rows<T>(a.classes, kStep).block;
+    const dim3 block = plan_rows<T>(a.classes).block;
     launch(s, backward<T>, stride_grid(s, a.rows, block.y), block, 0, a);
   });
 }

@@ -1,8 +1,8 @@
 // y = (x - mean) * rstd * weight + bias per row, and its gradients.
 //
 // Layout    rows are contiguous; any number of columns and any alignment.
-// Work      a team of threads per row (rows.cuh): a warp for short rows, a block for others. Rows of up to 8192
-//           columns are read once and stay in registers; longer or unaligned ones are read again for each pass.
+// Work      a team of threads per row (rows.cuh): a warp up to 1024 columns (512 of float32), a block above. Rows of
+//           up to 16384 columns (8192) are read once and stay in registers; longer or unaligned ones are read again for each pass.
 //           Backward: about 512 threads per multiprocessor walk the rows and leave partial sums of dweight and dbias,
 //           added in a second kernel.
 // Numerics  float32; the variance is that of the centred values, exact to rounding also where the mean is large. Each
@@ -16,43 +16,30 @@
 namespace bnb::cuda {
 namespace {
 
-constexpr int kHeld = 16;  // elements of each array in a thread's registers
-
-template <class T, bool Held>
-using RowOf = Row<T, Held ? kHeld : kWalked<T>, Held>;
-
-// The current chunk of a row of weights, or `otherwise`.
-template <class R>
-__device__ __forceinline__ void load_or(const R& row, const void* p, float otherwise, float (&v)[R::kSlots]) {
-  if (p) {
-    row.load(static_cast<const typename R::Element*>(p), v);
-  } else {
-    row.each([&](int slot) { v[slot] = otherwise; });
-  }
-}
-
 template <class T, bool Held>
 __global__ void __launch_bounds__(kRowThreads, 1) forward(LayerNormArgs a) {
+  using R = Row<T, Held>;
+  const T *weight = static_cast<const T*>(a.weight), *bias = static_cast<const T*>(a.bias);
   const float cols = static_cast<float>(a.cols);
   for (int64_t r = first_row(); r < a.rows; r += row_step()) {
-    const T* x = static_cast<const T*>(a.x) + r * a.cols;
-    RowOf<T, Held> row(a.cols, x);
-    float v[row.kSlots], w[row.kSlots], b[row.kSlots];
+    const T* row_of_x = static_cast<const T*>(a.x) + r * a.cols;
+    R row(a.cols, row_of_x);
+    typename R::Data x, w, b;
     Passes passes(row);
     const auto load_weights = [&] {
-      load_or(row, a.weight, 1.0f, w);
-      load_or(row, a.bias, 0.0f, b);
+      if (weight) row.load(weight, w);
+      if (bias) row.load(bias, b);
     };
     const auto load = [&](int) {
-      row.load(x, v);
+      row.load(row_of_x, x);
       if (Held) load_weights();  // they arrive while the row is reduced
     };
     float sum = 0, squares = 0;
-    passes.run(load, [&](int) { row.each([&](int slot) { sum += v[slot]; }); });
+    passes.run(load, [&](int) { row.each([&](int slot) { sum += x[slot]; }); });
     const float mean = team_sum(sum) / cols;
     passes.run(load, [&](int) {
       row.each([&](int slot) {
-        const float d = v[slot] - mean;
+        const float d = x[slot] - mean;
         squares = fmaf(d, d, squares);
       });
     });
@@ -63,51 +50,50 @@ __global__ void __launch_bounds__(kRowThreads, 1) forward(LayerNormArgs a) {
     }
     passes.run(load, [&](int) {
       if (!Held) load_weights();
-      row.each([&](int slot) { v[slot] = (v[slot] - mean) * rstd * w[slot] + b[slot]; });
-      row.store(static_cast<T*>(a.y) + r * a.cols, v);
+      row.store(static_cast<T*>(a.y) + r * a.cols, [&](int slot) {
+        const float n = (x[slot] - mean) * rstd, scaled = weight ? n * w[slot] : n;
+        return bias ? scaled + b[slot] : scaled;
+      });
     });
   }
 }
 
 template <class T, bool Held>
 __global__ void __launch_bounds__(kRowThreads, 1) backward(LayerNormBackwardArgs a, float* partials, ColumnSumPlan plan) {
+  using R = Row<T, Held>;
   BNB_DYNAMIC_SHARED(shared);
-  const ColumnSums<RowOf<T, Held>, 2> sums(partials, plan.per_sum,
-                                           plan.shared ? reinterpret_cast<float*>(shared) : nullptr);
+  const ColumnSums<R, 2> sums(partials, plan.per_sum, plan.shared ? reinterpret_cast<float*>(shared) : nullptr);
+  const T* weight = static_cast<const T*>(a.weight);
   const float cols = static_cast<float>(a.cols);
   for (int64_t r = first_row(); r < a.rows; r += row_step()) {
-    RowOf<T, Held> row(a.cols);
-    float n[row.kSlots], g[row.kSlots];
+    R row(a.cols);
+    typename R::Data x, dy, w;
     Passes passes(row);
     const float mean = a.mean[r], rstd = a.rstd[r];
-    // n = (x - mean) * rstd, g = dy * weight; the first time round, dweight += dy * n and dbias += dy.
-    bool adds = sums.wanted();
-    const auto load = [&](int chunk) {
-      float w[row.kSlots];
-      row.load(static_cast<const T*>(a.x) + r * a.cols, n);
-      row.load(static_cast<const T*>(a.dy) + r * a.cols, g);
-      load_or(row, a.weight, 1.0f, w);
-      row.each([&](int slot) { n[slot] = (n[slot] - mean) * rstd; });
-      if (adds) {
-        sums.update(0, row, chunk, [&](int slot, float sum) { return fmaf(g[slot], n[slot], sum); });
-        sums.update(1, row, chunk, [&](int slot, float sum) { return sum + g[slot]; });
-      }
-      row.each([&](int slot) { g[slot] *= w[slot]; });
+    const auto load = [&](int) {
+      row.load(static_cast<const T*>(a.x) + r * a.cols, x);
+      row.load(static_cast<const T*>(a.dy) + r * a.cols, dy);
+      if (weight) row.load(weight, w);
     };
+    const auto n = [&](int slot) { return (x[slot] - mean) * rstd; };
+    const auto g = [&](int slot) { return weight ? dy[slot] * w[slot] : dy[slot]; };
     float mean_g = 0, mean_gn = 0;
-    passes.run(load, [&](int) {
+    passes.run(load, [&](int chunk) {
       row.each([&](int slot) {
-        mean_g += g[slot];
-        mean_gn = fmaf(g[slot], n[slot], mean_gn);
+        mean_g += g(slot);
+        mean_gn = fmaf(g(slot), n(slot), mean_gn);
       });
+      if (sums.wanted()) {
+        sums.update(0, row, chunk, [&](int slot, float sum) { return fmaf(dy[slot], n(slot), sum); });
+        sums.update(1, row, chunk, [&](int slot, float sum) { return sum + dy[slot]; });
+      }
     });
     team_sum_pair(mean_g, mean_gn);
     mean_g /= cols;
     mean_gn /= cols;
-    adds = false;
     passes.run(load, [&](int) {
-      row.each([&](int slot) { g[slot] = rstd * (g[slot] - mean_g - n[slot] * mean_gn); });
-      row.store(static_cast<T*>(a.dx) + r * a.cols, g);
+      row.store(static_cast<T*>(a.dx) + r * a.cols,
+                [&](int slot) { return rstd * (g(slot) - mean_g - n(slot) * mean_gn); });
     });
   }
   sums.finish();
@@ -119,10 +105,10 @@ void launch_backward(const LayerNormBackwardArgs& a, CudaStream& s, dim3 block) 
     launch(s, backward<T, Held>, stride_grid(s, a.rows, block.y), block, 0, a, nullptr, ColumnSumPlan{});
     return;
   }
-  const ColumnSumPlan plan = plan_column_sums<RowOf<T, Held>>(s, a.rows, a.cols, 2, block);
+  const ColumnSumPlan plan = plan_column_sums<Row<T, Held>>(s, a.rows, a.cols, 2, block);
   float* partials = static_cast<float*>(s.scratch(static_cast<size_t>(plan.blocks * 2 * plan.per_sum) * sizeof(float)));
   launch(s, backward<T, Held>, dim3(static_cast<unsigned>(plan.blocks)), block, plan.shared, a, partials, plan);
-  launch(s, add_partials<T, RowOf<T, Held>>, dim3(static_cast<unsigned>(plan.per_sum / kWarp), 2),
+  launch(s, add_partials<T, Row<T, Held>>, dim3(static_cast<unsigned>(plan.per_sum / kWarp), 2),
          dim3(kWarp, kPartialGroups), 0, partials, plan, static_cast<int>(block.x), a.cols, static_cast<T*>(a.dweight),
          static_cast<T*>(a.dbias));
 }
@@ -132,7 +118,7 @@ void launch_backward(const LayerNormBackwardArgs& a, CudaStream& s, dim3 block) 
 void layer_norm(const LayerNormArgs& a, CudaStream& s) {
   visit_float(a.dtype, [&](auto t) {
     using T = decltype(t);
-    const RowPlan plan = plan_rows<T>(a.cols, kHeld, a.x, a.weight, a.bias, a.y);
+    const RowPlan plan = plan_rows<T>(a.cols, a.x, a.weight, a.bias, a.y);
     launch(s, plan.held ? forward<T, true> : forward<T, false>, stride_grid(s, a.rows, plan.block.y), plan.block, 0, a);
   });
 }
@@ -140,7 +126,7 @@ void layer_norm(const LayerNormArgs& a, CudaStream& s) {
 void layer_norm_backward(const LayerNormBackwardArgs& a, CudaStream& s) {
   visit_float(a.dtype, [&](auto t) {
     using T = decltype(t);
-    const RowPlan plan = plan_rows<T>(a.cols, kHeld, a.x, a.dy, a.weight, a.dx);
+    const RowPlan plan = plan_rows<T>(a.cols, a.x, a.dy, a.weight, a.dx);
     plan.held ? launch_backward<T, true>(a, s, plan.block) : launch_backward<T, false>(a, s, plan.block);
   });
 }

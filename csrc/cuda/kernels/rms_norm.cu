@@ -1,8 +1,8 @@
 // y = x * rstd * weight per row, and its gradients.
 //
 // Layout    rows are contiguous; any number of columns and any alignment.
-// Work      a team of threads per row (rows.cuh): a warp for short rows, a block for others. Rows of up to 8192
-//           columns are read once and stay in registers; longer or unaligned ones are read twice. Backward: about 512
+// Work      a team of threads per row (rows.cuh): a warp up to 1024 columns (512 of float32), a block above. Rows of
+//           up to 16384 columns (8192) are read once and stay in registers; longer or unaligned ones are read twice. Backward: about 512
 //           threads per multiprocessor walk the rows and leave partial sums of dweight, added in a second kernel.
 // Numerics  float32; each thread adds its elements in order, then a fixed tree. rstd, y and dx of a row depend on the
 //           number of columns and the alignment alone, dweight also on the card.
@@ -14,63 +14,56 @@
 namespace bnb::cuda {
 namespace {
 
-constexpr int kHeld = 16;  // elements of each array in a thread's registers
-
-template <class T, bool Held>
-using RowOf = Row<T, Held ? kHeld : kWalked<T>, Held>;
-
 template <class T, bool Held>
 __global__ void __launch_bounds__(kRowThreads, 1) forward(RmsNormArgs a) {
-  const T* const weight = static_cast<const T*>(a.weight);
+  using R = Row<T, Held>;
   for (int64_t r = first_row(); r < a.rows; r += row_step()) {
-    const T* x = static_cast<const T*>(a.x) + r * a.cols;
-    RowOf<T, Held> row(a.cols, x);
-    float v[row.kSlots], w[row.kSlots];
+    const T* row_of_x = static_cast<const T*>(a.x) + r * a.cols;
+    R row(a.cols, row_of_x);
+    typename R::Data x, w;
     Passes passes(row);
+    const auto load_weight = [&] { row.load(static_cast<const T*>(a.weight), w); };
     const auto load = [&](int) {
-      row.load(x, v);
-      if (Held) row.load(weight, w);  // arrives while the row is reduced
+      row.load(row_of_x, x);
+      if (Held) load_weight();  // arrives while the row is reduced
     };
     float squares = 0;
-    passes.run(load, [&](int) { row.each([&](int slot) { squares = fmaf(v[slot], v[slot], squares); }); });
+    passes.run(load, [&](int) { row.each([&](int slot) { squares = fmaf(x[slot], x[slot], squares); }); });
     const float rstd = 1.0f / sqrtf(team_sum(squares) / static_cast<float>(a.cols) + a.eps);
     if (threadIdx.x == 0) a.rstd[r] = rstd;
     passes.run(load, [&](int) {
-      if (!Held) row.load(weight, w);
-      row.each([&](int slot) { v[slot] = v[slot] * rstd * w[slot]; });
-      row.store(static_cast<T*>(a.y) + r * a.cols, v);
+      if (!Held) load_weight();
+      row.store(static_cast<T*>(a.y) + r * a.cols, [&](int slot) { return x[slot] * rstd * w[slot]; });
     });
   }
 }
 
 template <class T, bool Held>
 __global__ void __launch_bounds__(kRowThreads, 1) backward(RmsNormBackwardArgs a, float* partials, ColumnSumPlan plan) {
+  using R = Row<T, Held>;
   BNB_DYNAMIC_SHARED(shared);
-  const ColumnSums<RowOf<T, Held>, 1> sums(partials, plan.per_sum,
-                                           plan.shared ? reinterpret_cast<float*>(shared) : nullptr);
+  const ColumnSums<R, 1> sums(partials, plan.per_sum, plan.shared ? reinterpret_cast<float*>(shared) : nullptr);
   for (int64_t r = first_row(); r < a.rows; r += row_step()) {
-    RowOf<T, Held> row(a.cols);
-    float n[row.kSlots], g[row.kSlots];
+    R row(a.cols);
+    typename R::Data x, dy, w;
     Passes passes(row);
     const float rstd = a.rstd[r];
-    // n = x * rstd, g = dy * weight; the first time round, dweight += dy * n.
-    bool adds = sums.wanted();
-    const auto load = [&](int chunk) {
-      float w[row.kSlots];
-      row.load(static_cast<const T*>(a.x) + r * a.cols, n);
-      row.load(static_cast<const T*>(a.dy) + r * a.cols, g);
+    const auto load = [&](int) {
+      row.load(static_cast<const T*>(a.x) + r * a.cols, x);
+      row.load(static_cast<const T*>(a.dy) + r * a.cols, dy);
       row.load(static_cast<const T*>(a.weight), w);
-      row.each([&](int slot) { n[slot] *= rstd; });
-      if (adds) sums.update(0, row, chunk, [&](int slot, float sum) { return fmaf(g[slot], n[slot], sum); });
-      row.each([&](int slot) { g[slot] *= w[slot]; });
     };
     float dot = 0;
-    passes.run(load, [&](int) { row.each([&](int slot) { dot = fmaf(g[slot], n[slot], dot); }); });
+    passes.run(load, [&](int chunk) {
+      row.each([&](int slot) { dot = fmaf(dy[slot] * w[slot], x[slot] * rstd, dot); });
+      if (sums.wanted()) {
+        sums.update(0, row, chunk, [&](int slot, float sum) { return fmaf(dy[slot], x[slot] * rstd, sum); });
+      }
+    });
     const float mean = team_sum(dot) / static_cast<float>(a.cols);
-    adds = false;
     passes.run(load, [&](int) {
-      row.each([&](int slot) { g[slot] = rstd * (g[slot] - n[slot] * mean); });
-      row.store(static_cast<T*>(a.dx) + r * a.cols, g);
+      row.store(static_cast<T*>(a.dx) + r * a.cols,
+                [&](int slot) { return rstd * (dy[slot] * w[slot] - x[slot] * rstd * mean); });
     });
   }
   sums.finish();
@@ -82,10 +75,10 @@ void launch_backward(const RmsNormBackwardArgs& a, CudaStream& s, dim3 block) {
     launch(s, backward<T, Held>, stride_grid(s, a.rows, block.y), block, 0, a, nullptr, ColumnSumPlan{});
     return;
   }
-  const ColumnSumPlan plan = plan_column_sums<RowOf<T, Held>>(s, a.rows, a.cols, 1, block);
+  const ColumnSumPlan plan = plan_column_sums<Row<T, Held>>(s, a.rows, a.cols, 1, block);
   float* partials = static_cast<float*>(s.scratch(static_cast<size_t>(plan.blocks * plan.per_sum) * sizeof(float)));
   launch(s, backward<T, Held>, dim3(static_cast<unsigned>(plan.blocks)), block, plan.shared, a, partials, plan);
-  launch(s, add_partials<T, RowOf<T, Held>>, dim3(static_cast<unsigned>(plan.per_sum / kWarp)),
+  launch(s, add_partials<T, Row<T, Held>>, dim3(static_cast<unsigned>(plan.per_sum / kWarp)),
          dim3(kWarp, kPartialGroups), 0, partials, plan, static_cast<int>(block.x), a.cols, static_cast<T*>(a.dweight),
          nullptr);
 }
@@ -95,7 +88,7 @@ void launch_backward(const RmsNormBackwardArgs& a, CudaStream& s, dim3 block) {
 void rms_norm(const RmsNormArgs& a, CudaStream& s) {
   visit_float(a.dtype, [&](auto t) {
     using T = decltype(t);
-    const RowPlan plan = plan_rows<T>(a.cols, kHeld, a.x, a.weight, a.y);
+    const RowPlan plan = plan_rows<T>(a.cols, a.x, a.weight, a.y);
     launch(s, plan.held ? forward<T, true> : forward<T, false>, stride_grid(s, a.rows, plan.block.y), plan.block, 0, a);
   });
 }
@@ -103,7 +96,7 @@ void rms_norm(const RmsNormArgs& a, CudaStream& s) {
 void rms_norm_backward(const RmsNormBackwardArgs& a, CudaStream& s) {
   visit_float(a.dtype, [&](auto t) {
     using T = decltype(t);
-    const RowPlan plan = plan_rows<T>(a.cols, kHeld, a.x, a.dy, a.weight, a.dx);
+    const RowPlan plan = plan_rows<T>(a.cols, a.x, a.dy, a.weight, a.dx);
     plan.held ? launch_backward<T, true>(a, s, plan.block) : launch_backward<T, false>(a, s, plan.block);
   });
 }

@@ -6,15 +6,11 @@
 //           dgate = dy * up * s * (1 + gate * (1 - s)).
 // Needs     nothing: tails and misaligned views go element by element.
 #include "cuda/map.cuh"
+#include "cuda/math.cuh"
 #include "kernels/swiglu.h"
 
 namespace bnb::cuda {
 namespace {
-
-__device__ __forceinline__ float sigmoid(float x) {
-  const float e = expf(-fabsf(x));
-  return (x < 0 ? e : 1.0f) / (1.0f + e);
-}
 
 template <class T>
 __global__ void __launch_bounds__(kMapThreads)

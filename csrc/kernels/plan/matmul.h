@@ -9,7 +9,7 @@ namespace bnb {
 
 // The numbers cross to JavaScript; so do those of MatmulTile.
 enum class MatmulVariant : int32_t { simt, mma, cublaslt };
-// rows: one warp per column of c. skinny, small, large: tiles of c (kMatmulTiles).
+// rows: one warp per column of c. skinny, small, large: tiles of c.
 enum class MatmulTile : int32_t { none, rows, skinny, small, large };
 
 struct MatmulProblem {
@@ -28,7 +28,7 @@ struct MatmulPlan {
   int64_t shared_bytes;  // per block
 };
 
-// What the kernels are compiled for; matmul/simt.cu and matmul/mma_sm80.cu assert that they agree.
+// The tiles that the kernels are compiled for; each stage holds k terms of m rows of a and n columns of b.
 struct MatmulTileShape {
   int32_t m, n, k, stages;
   constexpr int64_t shared_bytes(int64_t element) const { return int64_t{stages} * (m + n) * k * element; }
@@ -53,7 +53,7 @@ constexpr bool can_multiply(MatmulVariant variant, const MatmulProblem& p, const
   switch (variant) {
     case MatmulVariant::simt: return true;
     case MatmulVariant::mma: return halves && p.aligned && gpu.cc >= (p.dtype_a == DType::float16 ? 75 : 80);
-    // Rounds once only where it adds nothing to c in a narrow type, and where c is not narrower than a.
+    // Products of 16-bit types with a result of the same type, whose rows are aligned too.
     case MatmulVariant::cublaslt:
       return gpu.has_cublaslt && halves && p.aligned && p.k > 0 && p.dtype_c == p.dtype_a && p.k % 8 == 0 &&
              p.n % 8 == 0 && (!p.transpose_a || p.m % 8 == 0) && gpu.cc >= (p.dtype_a == DType::float16 ? 75 : 80);
@@ -67,23 +67,22 @@ constexpr MatmulPlan plan_with(MatmulVariant variant, const MatmulProblem& p, co
   const auto tiles = [&](const MatmulTileShape& t) {
     return p.batch * ((p.m + t.m - 1) / t.m) * ((p.n + t.n - 1) / t.n);
   };
-  const auto with = [&](MatmulTile tile, const MatmulTileShape& shape, int64_t element) {
-    return MatmulPlan{true, variant, tile, tiles(shape), shape.shared_bytes(element)};
+  const auto with = [&](MatmulTile tile, const MatmulTileShape& shape) {
+    return MatmulPlan{true, variant, tile, tiles(shape), shape.shared_bytes(variant == MatmulVariant::mma ? 2 : 4)};
   };
   const bool streams_b = !p.transpose_a && p.transpose_b;
   if (variant == MatmulVariant::mma) {
-    if (streams_b && p.m <= kMatmulSkinnyRows) return with(MatmulTile::skinny, kMmaSkinny, 2);
-    if (tiles(kMmaLarge) >= gpu.sms) return with(MatmulTile::large, kMmaLarge, 2);
-    return with(MatmulTile::small, kMmaSmall, 2);
+    if (streams_b && p.m <= kMatmulSkinnyRows) return with(MatmulTile::skinny, kMmaSkinny);
+    if (tiles(kMmaLarge) >= gpu.sms) return with(MatmulTile::large, kMmaLarge);
+    return with(MatmulTile::small, kMmaSmall);
   }
   if (streams_b && p.m <= kMatmulRows && p.dtype_a == p.dtype_b) {
     const int64_t groups = (p.m + kMatmulRowGroup - 1) / kMatmulRowGroup;
     const int64_t columns = (p.n + kMatmulRowsPerBlock - 1) / kMatmulRowsPerBlock;
     return {true, variant, MatmulTile::rows, p.batch * columns * groups, 0};
   }
-  // Rows of the tiles in shared memory are padded by four numbers; both fit the 48 KB that need no asking.
-  if (tiles(kSimtLarge) >= gpu.sms) return with(MatmulTile::large, kSimtLarge, 4);
-  return with(MatmulTile::small, kSimtSmall, 4);
+  if (tiles(kSimtLarge) >= gpu.sms) return with(MatmulTile::large, kSimtLarge);
+  return with(MatmulTile::small, kSimtSmall);
 }
 
 constexpr MatmulPlan plan_matmul(const MatmulProblem& p, const GpuInfo& gpu) {

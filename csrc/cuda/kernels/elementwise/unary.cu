@@ -3,10 +3,11 @@
 // Layout    flat arrays of one size.
 // Work      a thread takes runs of 16 bytes, grid-stride: one read and one write of each element. The function is
 //           chosen once a run, so a dtype has one kernel; raising to a power, with its calls, has its own.
-// Numerics  float32, rounded once. Division and square root are correctly rounded, exp and its kin those of CUDA's
-//           library. x^p is float64 where p is neither 1/2 nor a small whole number.
+// Numerics  float32, rounded once. Division and square root are correctly rounded but for that of sigmoid, exp and
+//           its kin are those of CUDA's library. x^p is float64 where p is neither 1/2 nor a small whole number.
 // Needs     nothing: tails and misaligned views go element by element.
 #include "cuda/map.cuh"
+#include "cuda/math.cuh"
 #include "kernels/elementwise.h"
 
 namespace bnb::cuda {
@@ -17,10 +18,6 @@ constexpr float kInvSqrt2Pi = 0.39894228040143268f;
 constexpr double kMaxWholeExponent = 16;  // above, repeated squaring loses more than a logarithm does
 
 __device__ __forceinline__ float sign_of(float x) { return x > 0 ? 1.0f : x < 0 ? -1.0f : x; }
-__device__ __forceinline__ float sigmoid(float x) {
-  const float e = expf(-fabsf(x));
-  return (x < 0 ? e : 1.0f) / (1.0f + e);
-}
 // The standard normal distribution function.
 __device__ __forceinline__ float normal_cdf(float x) { return fmaf(0.5f, erff(x * kSqrtHalf), 0.5f); }
 

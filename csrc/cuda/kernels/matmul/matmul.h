@@ -8,7 +8,8 @@ namespace bnb::cuda {
 
 MatmulProblem problem_of(const MatmulArgs& a);
 // The plan for this product, or that of the variant in BNB_PLAN_MATMUL; throws if that variant cannot do it.
-MatmulPlan chosen_plan(const MatmulProblem& p, const GpuInfo& gpu);
+// Loads cuBLASLt if the plan could use it.
+MatmulPlan chosen_plan(const MatmulProblem& p, GpuInfo gpu);
 
 void matmul_simt(const MatmulArgs& a, const MatmulPlan& plan, CudaStream& s);
 void matmul_mma(const MatmulArgs& a, const MatmulPlan& plan, CudaStream& s);

@@ -10,14 +10,13 @@
 //           Otherwise a block has `x` neighbouring columns (or vectors of columns) and `y` rows at a time.
 // Work      where the lines alone do not fill the card, each is cut into pieces, whose states go to scratch
 //           [outer, pieces, inner] and are joined by a second kernel.
-// Numerics  four or more chains per thread, short ones, then fixed trees over threads and pieces: what is added in
-//           which order depends on the shape, the alignment and the card.
+// Numerics  four or more chains per thread, of at most about 16 links, then fixed trees over threads and pieces: what is
+//           added in which order depends on the shape, the alignment and the card.
 #pragma once
 #include "cuda/rows.cuh"
 
 namespace bnb::cuda {
 
-constexpr int kReduceHeld = 16;  // elements of a row that a thread reads at a time
 constexpr int kReduceThreads = 256;
 
 struct ReducePlan {
@@ -51,10 +50,10 @@ ReducePlan plan_reduce(const CudaStream& s, const void* x, int64_t outer, int64_
   constexpr int64_t kVec = 16 / sizeof(T);
   ReducePlan plan = {.outer = outer, .n = n, .inner = inner, .piece = n, .pieces = 1, .vectors = false, .block = {}};
   if (inner == 1) {
-    cut(plan, outer, kRowThreads * kReduceHeld, s);
+    cut(plan, outer, 8192, s);
     const int64_t lanes = power_of_two(ceil_div(n, 4));
     plan.block = lanes < kWarp ? dim3(static_cast<unsigned>(lanes), static_cast<unsigned>(kReduceThreads / lanes))
-                               : plan_rows<T>(n, kReduceHeld).block;
+                               : plan_rows<T>(n).block;
     return plan;
   }
   plan.vectors = may_vectors && inner % kVec == 0 && aligned_for(16, static_cast<const T*>(x));
@@ -74,10 +73,10 @@ struct Join {
 };
 
 template <class Op, class T>
-__global__ void __launch_bounds__(kRowThreads, 1)
+__global__ void __launch_bounds__(kRowThreads, 2)
     reduce_rows(Op op, const T* x, ReducePlan plan, typename Op::State* partials) {
   using State = typename Op::State;
-  using R = Row<T, kReduceHeld, false>;
+  constexpr int kVec = 16 / sizeof(T);
   const int64_t items = plan.outer * plan.pieces;
   for (int64_t base = int64_t{blockIdx.x} * blockDim.y; base < items; base += row_step()) {
     // All of a warp go on to the shuffles, also those without a row.
@@ -97,25 +96,35 @@ __global__ void __launch_bounds__(kRowThreads, 1)
         total = Op::join(total, __shfl_xor_sync(kFullMask, total, offset));
       }
     } else {
-      R row(count, from);
-      for (int chunk = 0; chunk < row.chunks(); chunk++) {
-        float v[R::kSlots];
-        row.go_to(chunk);
-        row.load(from, v);
-        State part[R::kVec];
+      State part[kVec];
 #pragma unroll
-        for (int j = 0; j < R::kVec; j++) part[j] = Op::identity();
-        row.each([&](int slot) {
-          State& to = part[slot % R::kVec];
-          to = Op::join(to, op.of(v[slot], first + row.element(slot), context));
-        });
+      for (int j = 0; j < kVec; j++) part[j] = Op::identity();
+      stream_row(
+          from, count,
+          [&](const auto& vectors, int at, int step) {
+            constexpr int kCount = sizeof(vectors) / sizeof(vectors[0]);
 #pragma unroll
-        for (int half = R::kVec / 2; half > 0; half /= 2) {
+            for (int j = 0; j < kVec; j++) {
+              State chain[kCount];
 #pragma unroll
-          for (int j = 0; j < half; j++) part[j] = Op::join(part[j], part[j + half]);
-        }
-        total = Op::join(total, part[0]);
+              for (int k = 0; k < kCount; k++) {
+                chain[k] = op.of(widen(vectors[k].v[j]), first + at + k * step + j, context);
+              }
+#pragma unroll
+              for (int half = kCount / 2; half > 0; half /= 2) {
+#pragma unroll
+                for (int k = 0; k < half; k++) chain[k] = Op::join(chain[k], chain[k + half]);
+              }
+              part[j] = Op::join(part[j], chain[0]);
+            }
+          },
+          [&](T x, int at) { total = Op::join(total, op.of(widen(x), first + at, context)); });
+#pragma unroll
+      for (int half = kVec / 2; half > 0; half /= 2) {
+#pragma unroll
+        for (int j = 0; j < half; j++) part[j] = Op::join(part[j], part[j + half]);
       }
+      total = Op::join(total, part[0]);
       total = team_reduce(total, Join<Op>{}, Op::identity());
     }
     if (!has || threadIdx.x > 0) continue;
