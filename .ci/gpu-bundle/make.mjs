@@ -16,7 +16,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { availableParallelism } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
 
 const { values: options } = parseArgs({ options: { emulated: { type: "boolean", default: false } } });
@@ -87,12 +87,22 @@ function take(name) {
   const from = join("node_modules", name);
   if (packages.has(name) || name.startsWith("@types/") || !existsSync(from)) return;
   packages.add(name);
-  const filter = (path) => statSync(path).isDirectory() || /\.(js|mjs|cjs|json)$|LICENSE/.test(path);
+  const filter = (path) => statSync(path).isDirectory() || /\.(js|mjs|cjs|json|d\.ts)$|LICENSE/.test(path);
   cpSync(from, join(modules, name), { recursive: true, filter, dereference: true });
   const manifest = JSON.parse(readFileSync(join(from, "package.json"), "utf8"));
   for (const dependency of Object.keys(manifest.dependencies ?? {})) take(dependency);
 }
-for (const name of ["@vitest/runner", "@vitest/expect", "fast-check", "node-gyp-build"]) take(name);
+// The first two are vitest's own, of exactly its version.
+for (const name of ["@vitest/runner", "@vitest/expect", "fast-check", "node-gyp-build"]) {
+  take(name);
+  if (!packages.has(name)) throw new Error(`node_modules/${name} is missing`);
+}
+// The demo trains on the text of the installed packages' documentation.
+for (const path of readdirSync("node_modules", { recursive: true, encoding: "utf8" })) {
+  if (!path.endsWith(".md") || path.startsWith(".")) continue;
+  mkdirSync(dirname(join(modules, path)), { recursive: true });
+  copyFileSync(join("node_modules", path), join(modules, path));
+}
 const shim = join(modules, "vitest");
 mkdirSync(shim, { recursive: true });
 copyFileSync(".ci/gpu-bundle/vitest.mjs", join(shim, "index.mjs"));

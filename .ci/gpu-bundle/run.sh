@@ -4,6 +4,7 @@
 #   run.sh sanitize [tool ...] [part of a path ...]  the tests of kernels under compute-sanitizer: memcheck, racecheck,
 #                                                 synccheck (all three unless named; initcheck too, if named)
 #   run.sh bench [option ...]                     the benchmarks, beside torch where it is installed; --help lists options
+#   run.sh bnb [argument ...]                     the bnb command, such as bnb demo --device cuda:0
 # Results, as JSON and text, go to $BNB_RESULTS (default: results/ beside this file). A short table comes last.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
@@ -65,9 +66,11 @@ sanitize() {
 
 bench() { "$here/node" --expose-gc bench/gpu/main.js --manifest "$here/manifest.json" --out "$results/bench.json" "$@"; }
 
+bnb() { "$here/node" dist/cli/main.js "$@"; }
+
 command=${1:-}
 [ $# -gt 0 ] && shift
 case $command in
-  check | sanitize | bench) "$command" "$@" ;;
-  *) sed -n '2,8s/^# \{0,1\}//p' "$here/run.sh"; exit 2 ;;
+  check | sanitize | bench | bnb) "$command" "$@" ;;
+  *) sed -n '2,9s/^# \{0,1\}//p' "$here/run.sh"; exit 2 ;;
 esac

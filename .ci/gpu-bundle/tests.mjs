@@ -86,7 +86,10 @@ async function worker() {
     console.log(
       `${failed > 0 ? "FAILED" : "ok    "} ${file} (${passed} passed, ${failed} failed${note}, ${result.seconds} s)`,
     );
-    for (const { name, message } of result.failures) console.log(`  ${name}\n${message.replace(/^/gm, "    ")}`);
+    const shown = result.failures.slice(0, 10);
+    for (const { name, message } of shown) console.log(`  ${name}\n${message.trimEnd().replace(/^/gm, "    ")}`);
+    const more = result.failures.length - shown.length;
+    if (more > 0) console.log(`  and ${more} more`);
   }
 }
 // GPU memory and the CPU's thread pool are shared by all of them.

@@ -58,7 +58,8 @@ export async function runFile(path, { setupFiles, testNamePattern, testTimeout }
     strictTags: false,
   };
   const [file] = await startTests([path], { config, importFile: (name) => import(name) });
-  const errors = (task) => (task.result?.errors ?? []).map((error) => error.stack ?? error.message).join("\n");
+  const text = ({ stack, message }) => (stack ?? message).replace(/^ +at .*(?:node_modules|new Promise).*\n?/gm, "");
+  const errors = (task) => (task.result?.errors ?? []).map(text).join("\n");
   const tests = getTests(file);
   const state = (test) => test.result?.state ?? test.mode;
   const failures = tests
@@ -70,5 +71,6 @@ export async function runFile(path, { setupFiles, testNamePattern, testTimeout }
     if (suite.result?.errors?.length) failures.push({ name: suite.name, message: errors(suite) });
   }
   const passed = tests.filter((test) => state(test) === "pass").length;
-  return { passed, failed: failures.length, skipped: tests.length - passed - failures.length, failures };
+  const skipped = tests.filter((test) => !["pass", "fail"].includes(state(test))).length;
+  return { passed, failed: failures.length, skipped, failures };
 }

@@ -1,15 +1,14 @@
 // What the card can do at most, measured at the start and at the end of a run: a large copy and a large bfloat16
 // product, by torch where it is installed (as a second opinion on our own), else by this build alone.
 import { spawnSync } from "node:child_process";
-import { dirname, join } from "node:path";
-import { fileURLToPath } from "node:url";
 import type { Device } from "bitsandbytes-node";
 import { copyInto, linear, randn, zeros } from "bitsandbytes-node";
 import type { Ceilings } from "./report.js";
 import type { Effort } from "./stream.js";
 import { time } from "./stream.js";
 
-const script = join(dirname(fileURLToPath(import.meta.url)), "torch_baseline.py");
+// Relative to the folder that benchmarks start in.
+const script = "bench/gpu/torch_baseline.py";
 
 /** Runs torch_baseline.py; null where torch or Python is missing, with the reason on the console. */
 export function torch<T>(what: "ceilings" | "all", tiny: boolean): T | null {

@@ -1,7 +1,7 @@
 // What every group of GPU benchmarks works with: the device, the effort, the ceilings, and where results go. A case
 // whose output is wrong gets no time.
 import type { Device, DType, Tensor } from "bitsandbytes-node";
-import { randn, slice, tidy } from "bitsandbytes-node";
+import { emptyCache, randn, slice, tidy } from "bitsandbytes-node";
 import type { Case, Ceilings, Result, Versus } from "./report.js";
 import { result, versus } from "./report.js";
 import type { Effort, Work } from "./stream.js";
@@ -43,10 +43,10 @@ export class Context {
     return randn(shape, { dtype, std, device: this.device });
   }
 
-  /** Copies needed for `nbytes` each to be cold in turn. */
+  /** Copies needed for `nbytes` each to be cold in turn. Very small ones stay warm: launching is all their time. */
   copies(nbytes: number, cache: "cold" | "warm" = "cold"): number {
     if (cache === "warm") return 1;
-    return this.tiny ? 2 : Math.max(2, Math.ceil(coldBytes / nbytes));
+    return this.tiny ? 2 : Math.min(512, Math.ceil(coldBytes / nbytes));
   }
 
   /** Times a case that `check` finds right: its error must be at most `limit`. */
@@ -69,6 +69,18 @@ export class Context {
     }
     this.#seen++;
     if (this.#seen % 20 === 0) console.log(`  ${this.#seen} cases, the last: ${name}`);
+  }
+
+  /** Runs a case with what it allocates; one that cannot, fails alone. */
+  async attempt(op: string, what: Record<string, unknown>, run: () => Promise<void>): Promise<void> {
+    try {
+      await run();
+    } catch (error) {
+      this.fail(op, what, error);
+      (globalThis as { gc?: () => void }).gc?.();
+    }
+    // What one case held is not what the next needs.
+    emptyCache();
   }
 
   fail(op: string, what: Record<string, unknown>, error: unknown): void {

@@ -119,13 +119,14 @@ function checkBackward(weight: Weight, x: Tensor, dy: Tensor, [m, n, k]: Shape, 
 
 type Shape = [m: number, n: number, k: number];
 
-async function forward(
-  context: Context,
-  group: number,
-  shape: Shape,
-  f: Format,
-  cache: "cold" | "warm",
-): Promise<void> {
+type Cache = "cold" | "warm";
+
+function forward(context: Context, group: number, shape: Shape, f: Format, cache: Cache = "cold"): Promise<void> {
+  const [m, n, k] = shape;
+  return context.attempt("linear4bit", { n, k, m, ...f }, () => timeForward(context, group, shape, f, cache));
+}
+
+async function timeForward(context: Context, group: number, shape: Shape, f: Format, cache: Cache): Promise<void> {
   const [m, n, k] = shape;
   const nbytes = weightBytes(n, k, f);
   const weights = Array.from({ length: context.copies(nbytes, cache) }, () => makeWeight(context, n, k, f));
@@ -151,7 +152,12 @@ async function forward(
   for (const t of [...dense, x, x16]) t.dispose();
 }
 
-async function withGradient(context: Context, shape: Shape): Promise<void> {
+function withGradient(context: Context, shape: Shape): Promise<void> {
+  const [m, n, k] = shape;
+  return context.attempt("linear4bit, forward and dx", { n, k, m, ...usual }, () => timeWithGradient(context, shape));
+}
+
+async function timeWithGradient(context: Context, shape: Shape): Promise<void> {
   const [m, n, k] = shape;
   const nbytes = weightBytes(n, k, usual);
   const weights = Array.from({ length: context.copies(nbytes) }, () => makeWeight(context, n, k, usual));
@@ -208,7 +214,7 @@ export async function smallM(context: Context): Promise<void> {
         [1000, 1088],
       ];
   const rows = context.tiny ? [1, 9] : [1, 2, 4, 8, 16, 32, 64];
-  for (const [n, k] of shapes) for (const m of rows) await forward(context, 1, [m, n, k], usual, "cold");
+  for (const [n, k] of shapes) for (const m of rows) await forward(context, 1, [m, n, k], usual);
   const variants: Partial<Format>[] = [
     { nested: true },
     { quantType: "fp4" },
@@ -226,7 +232,7 @@ export async function smallM(context: Context): Promise<void> {
       ] as const)) {
     for (const variant of variants) {
       for (const m of context.tiny ? [1] : [1, 8, 32]) {
-        await forward(context, 1, [m, n, k], { ...usual, ...variant }, "cold");
+        await forward(context, 1, [m, n, k], { ...usual, ...variant });
       }
     }
     await forward(context, 1, [1, n, k], usual, "warm");
@@ -246,7 +252,7 @@ export async function prefill(context: Context): Promise<void> {
   const rows = context.tiny ? [40] : [128, 256, 512, 1024, 2048, 4096, 8192];
   for (const [n, k] of shapes) {
     for (const m of rows) {
-      await forward(context, 2, [m, n, k], usual, "cold");
+      await forward(context, 2, [m, n, k], usual);
       await withGradient(context, [m, n, k]);
     }
   }

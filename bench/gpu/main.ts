@@ -3,7 +3,7 @@
 import { execFileSync } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 import { parseArgs } from "node:util";
-import { devices, gpuStatus, setDefaultDevice } from "bitsandbytes-node";
+import { devices, emptyCache, gpuStatus, setDefaultDevice } from "bitsandbytes-node";
 import { ceilings, torch } from "./ceilings.js";
 import { Context } from "./context.js";
 import { int8 } from "./int8.js";
@@ -41,7 +41,8 @@ const wanted = options.group.split(",");
 const unknown = wanted.filter((group) => !groups[group]);
 if (unknown.length > 0) throw new Error(`--group: there is no group ${unknown.join(", ")}`);
 const device = devices().find((d) => String(d) === options.device);
-if (device?.type !== "cuda") {
+// On the CPU only to try the program and its oracles.
+if (!device || (device.type !== "cuda" && !options.tiny)) {
   console.error(`bench: no device ${options.device}: ${gpuStatus() || devices().map(String).join(", ")}`);
   process.exit(1);
 }
@@ -101,6 +102,7 @@ for (const group of wanted) {
   }
   file({ complete: false, ceilings: { before } });
 }
+emptyCache();
 const theirs = withTorch ? torch<{ results: unknown[] }>("all", tiny) : null;
 const after = await ceilings(device, effort, tiny, withTorch);
 const drift = Math.max(

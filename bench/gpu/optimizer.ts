@@ -90,7 +90,11 @@ function checkSteps(context: Context, rule: Rule, dtype: DType): Check {
   };
 }
 
-async function step(context: Context, rule: Rule, set: string, sizes: number[], dtype: DType): Promise<void> {
+function step(context: Context, rule: Rule, set: string, sizes: number[], dtype: DType): Promise<void> {
+  return context.attempt(rule.name, { set, dtype }, () => timeStep(context, rule, set, sizes, dtype));
+}
+
+async function timeStep(context: Context, rule: Rule, set: string, sizes: number[], dtype: DType): Promise<void> {
   const element = bytesOf[dtype] ?? 4;
   const parameters = sizes.reduce((a, b) => a + b, 0);
   const params = sizes.map((size) => context.random([size], dtype, 0.1));

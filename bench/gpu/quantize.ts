@@ -151,9 +151,11 @@ async function eightBit(context: Context, size: number, blocksize: number): Prom
 export async function quantize(context: Context): Promise<void> {
   const sizes = context.tiny ? [16384] : [2 ** 20, 2 ** 24, 14336 * 4096, 28672 * 8192];
   for (const size of sizes) {
-    for (const blocksize of context.tiny ? [64] : [64, 128, 4096]) await fourBit(context, size, blocksize, "bfloat16");
+    for (const blocksize of context.tiny ? [64] : [64, 128, 4096])
+      await context.attempt("quantize4bit", { size, blocksize }, () => fourBit(context, size, blocksize, "bfloat16"));
   }
   for (const size of context.tiny ? [16384] : [2 ** 20, 2 ** 24, 2 ** 28]) {
-    for (const blocksize of [256, 4096]) await eightBit(context, size, blocksize);
+    for (const blocksize of [256, 4096])
+      await context.attempt("quantizeBlockwise", { size, blocksize }, () => eightBit(context, size, blocksize));
   }
 }
