@@ -65,7 +65,9 @@ if (kept) {
 // --- the addon, the compiled sources and what they read ----------------------------------------------------------------
 
 mkdirSync(app, { recursive: true });
-run("strip", "-o", join(bundle, "bitsandbytes.node"), join(build, "Release/bitsandbytes.node"));
+const addon = join(bundle, "bitsandbytes.node");
+run("strip", "-o", addon, join(build, "Release/bitsandbytes.node"));
+run("xz", "-6", "-T0", addon);
 run("node_modules/.bin/tsc", "-p", ".ci/gpu-bundle/tsconfig.json");
 copyFileSync("package.json", join(app, "package.json"));
 copyFileSync("src/package.json", join(app, "src/package.json"));
@@ -133,6 +135,6 @@ console.log(
   `${bundle}: ${(total / 1e6).toFixed(1)} MB, ${what}, ${manifest.commit}; run it with ${bundle}/run.sh check`,
 );
 if (total > limit) {
-  console.error(`${bundle} is larger than ${limit / 1e6} MB: choose fewer architectures`);
+  console.error(`${bundle} is larger than ${limit / 1e6} MB: choose fewer architectures in BNB_CUDA_ARCHS`);
   process.exitCode = 1;
 }

@@ -11,15 +11,18 @@ here=$(cd "$(dirname "$0")" && pwd)
 results=${BNB_RESULTS:-$here/results}
 mkdir -p "$results" && results=$(cd "$results" && pwd) || exit 1
 
-if [ ! -x "$here/node" ]; then
+unpack() { # file.xz, once
+  [ -x "$here/$1" ] && [ "$here/$1" -nt "$here/$1.xz" ] && return
   if command -v xz >/dev/null; then
-    xz -dc "$here/node.xz" >"$here/node.part"
+    xz -dc "$here/$1.xz" >"$here/$1.part"
   else
     python3 -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), open(sys.argv[2], "wb"))' \
-      "$here/node.xz" "$here/node.part"
-  fi || { echo "run.sh: node.xz could not be unpacked: install xz or python3"; exit 1; }
-  chmod +x "$here/node.part" && mv "$here/node.part" "$here/node"
-fi
+      "$here/$1.xz" "$here/$1.part"
+  fi || { echo "run.sh: $1.xz could not be unpacked: install xz or python3"; exit 1; }
+  chmod +x "$here/$1.part" && mv "$here/$1.part" "$here/$1"
+}
+unpack node
+unpack bitsandbytes.node
 export BNB_BINARY=$here/bitsandbytes.node
 cd "$here/app" || exit 1
 
