@@ -27,7 +27,8 @@ export BNB_BINARY=$here/bitsandbytes.node
 cd "$here/app" || exit 1
 
 devices=$("$here/node" -e '
-  const { devices } = require("./dist/index.js");
+  const { devices, gpuStatus } = require("./dist/index.js");
+  if (gpuStatus() !== "") console.log(gpuStatus());
   for (const d of devices()) console.log(`${d}  ${d.name}  ${(d.memory / 1e9).toFixed(0)} GB  ${d.isa || `compute capability ${d.computeCapability}`}`);
 ') || { echo "run.sh: the addon does not load"; exit 1; }
 echo "$devices"
