@@ -14,6 +14,7 @@ import {
 } from "@vitest/expect";
 import { getCurrentTest, startTests } from "@vitest/runner";
 import { getFullName, getTests } from "@vitest/runner/utils";
+import { fn, restoreAllMocks, spyOn } from "@vitest/spy";
 
 export { chai } from "@vitest/expect";
 export { afterAll, afterEach, beforeAll, beforeEach, describe, it, onTestFinished, suite, test } from "@vitest/runner";
@@ -36,6 +37,28 @@ Object.assign(expect, chai.expect, globalThis[ASYMMETRIC_MATCHERS_OBJECT], {
 globalThis[GLOBAL_EXPECT] = expect;
 setState({ assertionCalls: 0, isExpectingAssertions: false, expectedAssertionsNumber: null }, expect);
 expect.extend(customMatchers);
+
+const stubbed = new Map();
+/** What the tests use of `vi`. */
+export const vi = {
+  fn,
+  spyOn,
+  restoreAllMocks,
+  stubEnv(name, value) {
+    if (!stubbed.has(name)) stubbed.set(name, process.env[name]);
+    if (value === undefined) delete process.env[name];
+    else process.env[name] = value;
+    return vi;
+  },
+  unstubAllEnvs() {
+    for (const [name, value] of stubbed) {
+      if (value === undefined) delete process.env[name];
+      else process.env[name] = value;
+    }
+    stubbed.clear();
+    return vi;
+  },
+};
 
 /** Runs one test file after the setup files: the counts, and name and message of each failure. */
 export async function runFile(path, { setupFiles, testNamePattern, testTimeout }) {
