@@ -85,8 +85,11 @@ void Stream::work() {
       } while (known == at && Clock::now() < until);
       if (known == at) {
         std::unique_lock lock(mutex_);
-        sleeping_.store(true, std::memory_order_seq_cst);
-        wake_.wait(lock, [&] { return published_.load(std::memory_order_seq_cst) != at || stop_; });
+        wake_.wait(lock, [&] {
+          // Each time: a push that saw an earlier sleep may have cleared it during this one.
+          sleeping_.store(true, std::memory_order_seq_cst);
+          return published_.load(std::memory_order_seq_cst) != at || stop_;
+        });
         sleeping_.store(false, std::memory_order_relaxed);
         known = published_.load();
         if (known == at) return;  // stopped and drained
