@@ -1,6 +1,6 @@
 // The pool: what a block of each size holds, that freed blocks are used again, and what is tried before out of memory.
 import { describe, expect, it } from "vitest";
-import { emptyCache, empty, memory } from "../../src/index.js";
+import { empty, emptyCache, memory } from "../../src/index.js";
 import { testDevices } from "../helpers/devices.js";
 
 const MB = 2 ** 20;
