@@ -4,6 +4,7 @@ import { backward } from "../../src/autograd/backward.js";
 import type { Tensor } from "../../src/index.js";
 import { tensor, zeros } from "../../src/index.js";
 import { attention } from "../../src/ops/attention.js";
+import { slice } from "../../src/ops/shape.js";
 import { testDevices } from "../helpers/devices.js";
 import { expectClose } from "../helpers/expect-close.js";
 import { gradcheck } from "../helpers/gradcheck.js";
@@ -213,7 +214,38 @@ describe.each(testDevices())("attention on %s", (device) => {
     });
   });
 
+  it.each(["float32", "float16"] as const)("reads a position from the device, %s", (dtype) => {
+    for (const queries of [1, 3, 24])
+      for (const at of [0, 1, 63, 64, 130]) {
+        const tensors = inputs({ batch: 1, queries, keys: 160, heads: 4, kvHeads: 2, dim: 16 }, dtype);
+        const position = tensor([at], { dtype: "int32", device });
+        const expected = attention(...tensors, { length: at + queries });
+        expectClose(
+          attention(...tensors, { position }).floatsSync(),
+          expected.floatsSync(),
+          tolerance(dtype, "reduction"),
+        );
+      }
+    const tensors = inputs({ batch: 1, queries: 2, keys: 9, heads: 1, kvHeads: 1, dim: 8 }, dtype);
+    for (const at of [-1, 8]) {
+      const y = attention(...tensors, { position: tensor([at], { dtype: "int32", device }) });
+      expect(() => y.floatsSync()).toThrow(`attention: index ${at} is out of range, it must be in [0, 8)`);
+    }
+  });
+
   describe("shapes", () => {
+    it("views that start between two vectors", () => {
+      const sizes: AttentionSizes = { ...base, batch: 1, dim: 16 };
+      const [q, k, v] = inputs(sizes, "float16");
+      const shifted = (t: Tensor): Tensor => {
+        const padded = tensor([0, ...t.floatsSync()], { dtype: "float16", device });
+        return slice(padded, 0, 1, t.size + 1).reshape(t.shape);
+      };
+      const y = attention(shifted(q), shifted(k), shifted(v));
+      const expected = attentionReference(q.floatsSync(), k.floatsSync(), v.floatsSync(), sizes);
+      expectClose(y.floatsSync(), expected, tolerance("float16", "reduction"));
+    });
+
     it("no batch, no queries, no keys", () => {
       expect(attention(...inputs({ ...base, batch: 0 })).shape).toEqual([0, 7, 4, 8]);
       expect(attention(...inputs({ ...base, queries: 0 })).shape).toEqual([2, 0, 4, 8]);

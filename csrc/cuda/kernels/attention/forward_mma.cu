@@ -65,7 +65,8 @@ __device__ void merge(float* weights, int parts, int rows, const Top& top_of, co
 }
 
 template <class T, int kDim, bool kDecode>
-__global__ void __launch_bounds__(kThreads) forward_kernel(AttentionArgs a, Split split) {
+__global__ void __launch_bounds__(kThreads) forward_kernel(AttentionArgs a, Split split, const char* op) {
+  if (!resolve(a.position, op, a.length)) return;
   BNB_DYNAMIC_SHARED(memory);
   BNB_SHARED(int[1], is_last);
   constexpr int kRows = kBlockRows<kDecode>, kWarpKeys = kDecode ? kKeys / kWarps : kKeys;
@@ -249,7 +250,7 @@ bool run(const AttentionArgs& a, CudaStream& s) {
   constexpr size_t kShared = kSharedBytes<kDim, kDecode>;
   if (kShared + 1024 > static_cast<size_t>(s.gpu.shared_per_block)) return false;
   const int64_t rows = a.queries * (a.heads / a.kv_heads), blocks = ceil_div(rows, kRows);
-  const int64_t items = a.batch * a.kv_heads * blocks, tiles = ceil_div(a.length, kKeys);
+  const int64_t items = a.batch * a.kv_heads * blocks, tiles = ceil_div(most_keys(a), kKeys);
   Split split{.blocks = blocks, .splits = 1, .partials = nullptr, .counters = s.counters};
   // Two blocks to a multiprocessor, and no more parts than there are tiles.
   const int64_t wanted = min(min(int64_t{s.gpu.sms} * 2 / max(items, int64_t{1}), tiles), int64_t{kMostSplits});
@@ -260,7 +261,7 @@ bool run(const AttentionArgs& a, CudaStream& s) {
   }
   if (items * split.splits > 0x7fffffff) return false;
   launch(s, forward_kernel<T, kDim, kDecode>, dim3(static_cast<unsigned>(items * split.splits)), kThreads, kShared, a,
-         split);
+         split, "attention");
   return true;
 }
 

@@ -2,6 +2,7 @@
 // r = position * group + head, so that a key that is loaded serves the whole group.
 #pragma once
 #include "cuda/kernel.cuh"
+#include "cuda/position.cuh"
 #include "kernels/attention.h"
 
 namespace bnb::cuda {
@@ -27,6 +28,9 @@ struct Head {
     return a.causal ? a.length - a.queries + r / group + 1 : a.length;
   }
 };
+
+// Keys that a launch must be prepared for; with a position, only the device knows how many there are.
+inline int64_t most_keys(const AttentionArgs& a) { return a.position.value ? a.keys : a.length; }
 
 // 16-bit dtypes on the matrix units; false where those cannot take the problem.
 bool attention_mma(const AttentionArgs& a, CudaStream& s);

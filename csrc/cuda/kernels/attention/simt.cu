@@ -100,7 +100,9 @@ __device__ __forceinline__ void own_queries(Stage<kRows>& stage, const Attention
 __device__ __forceinline__ int64_t last_first(int64_t item, int64_t blocks) { return blocks - 1 - item % blocks; }
 
 template <class T, int kRows>
-__global__ void __launch_bounds__(kThreads, 4) forward_kernel(AttentionArgs a, int64_t blocks, int64_t items) {
+__global__ void __launch_bounds__(kThreads, 4)
+    forward_kernel(AttentionArgs a, const char* op, int64_t blocks, int64_t items) {
+  if (!resolve(a.position, op, a.length)) return;
   BNB_DYNAMIC_SHARED(memory);
   BNB_SHARED(Stage<kRows>, stage);
   constexpr int kOwn = Stage<kRows>::kOwn;
@@ -305,8 +307,9 @@ void attention_simt(const AttentionArgs& a, CudaStream& s) {
   const int64_t rows = a.queries * (a.heads / a.kv_heads);
   choose_rows("attention", a.dim, 1, s, [&](auto rows_per_warp, size_t shared) {
     constexpr int kRows = decltype(rows_per_warp)::value;
-    visit_float(a.dtype,
-                [&](auto t) { launch_heads<kRows>(s, a, rows, shared, forward_kernel<decltype(t), kRows>, a); });
+    visit_float(a.dtype, [&](auto t) {
+      launch_heads<kRows>(s, a, rows, shared, forward_kernel<decltype(t), kRows>, a, "attention");
+    });
   });
 }
 
