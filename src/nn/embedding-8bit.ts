@@ -50,10 +50,11 @@ export class Embedding8bit extends Embedding {
 
   override loadFrom(source: StateSource, prefix: string): void {
     if (source.has(`${prefix}SCB`)) {
-      planInt8Weight(source, prefix, [this.numEmbeddings, this.embeddingDim], (weight) => this.#adopt(weight));
+      const { device } = this.weight;
+      planInt8Weight(source, prefix, [this.numEmbeddings, this.embeddingDim], device, (w) => this.#adopt(w));
     } else if (this.isQuantized) {
       const weight = source.take(`${prefix}weight`);
-      if (weight) source.plan(() => this.#adopt(quantizeWeight(weight)));
+      if (weight) source.plan(() => this.#adopt(quantizeWeight(weight, this.weight.device)));
     } else {
       source.copy(`${prefix}weight`, this.weight);
     }

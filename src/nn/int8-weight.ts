@@ -1,8 +1,8 @@
 // What Linear8bitLt and Embedding8bit share on disk: `weight` int8 [N, K], `SCB` float32 [N], `weight_format` 0.
 import { int8VectorwiseQuant } from "../ops/int8.js";
-import { clone } from "../ops/to-device.js";
+import { to } from "../ops/to-device.js";
 import { zeros } from "../tensor/create.js";
-import type { DeviceLike } from "../tensor/device.js";
+import type { Device } from "../tensor/device.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { StateSource } from "./module.js";
@@ -15,22 +15,23 @@ export interface Int8Weight {
   weightFormat: Tensor; // uint8 [], 0: row-major, the only layout there is
 }
 
-/** Quantizes a float weight [N, K] from its own dtype; the weight itself is left alone. */
-export function quantizeWeight(weight: Tensor): Int8Weight {
+/** Quantizes a float weight [N, K] from its own dtype, onto a device; the weight itself is left alone. */
+export function quantizeWeight(weight: Tensor, device: Device = weight.device): Int8Weight {
   const rows = tidy(() => {
     const { codes, stats } = int8VectorwiseQuant(weight);
-    return { codes, stats };
+    return weight.device === device ? { codes, stats } : { codes: to(codes, device), stats: to(stats, device) };
   });
-  return ownWeight(rows.codes, rows.stats, weight.device);
+  return ownWeight(rows.codes, rows.stats);
 }
 
-function ownWeight(codes: Tensor, stats: Tensor, device: DeviceLike): Int8Weight {
+function ownWeight(codes: Tensor, stats: Tensor): Int8Weight {
+  const { device } = codes;
   const own = (t: Tensor): Parameter => new Parameter(t, { requiresGrad: false });
   return { codes: own(codes), SCB: own(stats), weightFormat: own(zeros([], { dtype: "uint8", device })) };
 }
 
 /**
- * Plans the loading of a quantized weight from under `prefix`, checking the codes and scales that come: -128 is
+ * Plans the loading of a quantized weight from under `prefix` onto a device, checking the codes and scales that come: -128 is
  * written by nobody, scales are finite and not negative, and the layout must be row-major. Reads the values, so it
  * waits for the device.
  */
@@ -38,6 +39,7 @@ export function planInt8Weight(
   source: StateSource,
   prefix: string,
   shape: readonly [number, number],
+  device: Device,
   adopt: (weight: Int8Weight) => void,
 ): void {
   const codes = source.take(`${prefix}weight`);
@@ -63,7 +65,7 @@ export function planInt8Weight(
   want(!codes.dataSync().includes(-128), "weight", "hold codes from -127 to 127", "-128");
   const badScale = stats.floatsSync().find((s) => !(s >= 0 && s < Infinity));
   want(badScale === undefined, "SCB", "be finite and not negative", String(badScale));
-  source.plan(() => adopt(ownWeight(clone(codes), clone(stats), codes.device)));
+  source.plan(() => adopt(ownWeight(to(codes, device), to(stats, device))));
 }
 
 function sameShape(t: Tensor, shape: readonly number[]): boolean {

@@ -78,10 +78,11 @@ export class Linear8bitLt extends Linear {
   override loadFrom(source: StateSource, prefix: string): void {
     const isCheckpointQuantized = source.has(`${prefix}SCB`);
     if (isCheckpointQuantized) {
-      planInt8Weight(source, prefix, [this.outFeatures, this.inFeatures], (weight) => this.#adopt(weight));
+      const { device } = this.weight;
+      planInt8Weight(source, prefix, [this.outFeatures, this.inFeatures], device, (w) => this.#adopt(w));
     } else if (this.isQuantized) {
       const weight = source.take(`${prefix}weight`);
-      if (weight) source.plan(() => this.#adopt(quantizeWeight(weight)));
+      if (weight) source.plan(() => this.#adopt(quantizeWeight(weight, this.weight.device)));
     } else {
       source.copy(`${prefix}weight`, this.weight);
     }

@@ -185,7 +185,9 @@ export function planWeight4bit(
   if (statistics.length === 0) {
     if (data && sameShape(data.shape, shape)) {
       source.plan(() => {
-        const { data: packed, quantState } = packedFrom(data, current);
+        const here = data.device === current.device ? data : to(data, current.device);
+        const { data: packed, quantState } = packedFrom(here, current);
+        if (here !== data) here.dispose();
         adopt(new Params4bit(packed, { quantState, module: current.module }));
       });
     } else if (data) {

@@ -3,6 +3,7 @@
 
 import { cast } from "../ops/cast.js";
 import { copyInto, reshape } from "../ops/shape.js";
+import { to } from "../ops/to-device.js";
 import { BnbError } from "../tensor/errors.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
@@ -91,11 +92,12 @@ function sameShape(a: readonly number[], b: readonly number[]): boolean {
   return a.length === b.length && a.every((size, axis) => size === b[axis]);
 }
 
-/** Overwrites the elements of `into` in place, so that views, optimizers and ties of it stay valid. */
+/** Overwrites the elements of `into` in place, from any device, so that views, optimizers and ties of it stay valid. */
 function copyValues(into: Tensor, from: Tensor): void {
   if (into.size === 0) return;
   tidy(() => {
-    const values = from.dtype === into.dtype ? from : cast(from, into.dtype);
+    const here = from.device === into.device ? from : to(from, into.device);
+    const values = here.dtype === into.dtype ? here : cast(here, into.dtype);
     copyInto(reshape(into, [into.size]), reshape(values, [into.size]));
     into.markChanged();
   });

@@ -7,6 +7,8 @@ import { Embedding, StableEmbedding } from "../../src/nn/embedding.js";
 import * as init from "../../src/nn/init.js";
 import { LayerNorm } from "../../src/nn/layer-norm.js";
 import { Linear } from "../../src/nn/linear.js";
+import { Linear4bit } from "../../src/nn/linear-4bit.js";
+import { Linear8bitLt } from "../../src/nn/linear-8bit.js";
 import { RMSNorm } from "../../src/nn/rms-norm.js";
 import { Generator } from "../../src/ops/random.js";
 import { ones, tensor } from "../../src/tensor/create.js";
@@ -80,6 +82,22 @@ describe.each(testDevices())("layers on %s", (device) => {
       expect(y.shape).toEqual([2, 1, 3]);
       expect([...y.floatsSync()]).toEqual([3.5, 7, 10.5, 0.5, 2, 3.5]);
     });
+
+    it.each(["Linear", "Linear4bit", "Linear8bitLt"] as const)(
+      "%s loads weights that lie on another device",
+      (name) => {
+        const weight = normals(64 * 3, 7);
+        const layer = { Linear, Linear4bit, Linear8bitLt }[name];
+        const run = (from: string) => {
+          const made = new layer(64, 3, { bias: false, device });
+          made.loadStateDict({ weight: tensor(weight, { shape: [3, 64], device: from }) });
+          const y = made.forward(make(normals(128, 8), [2, 64]));
+          expect(String(y.device)).toBe(device);
+          return [...y.floatsSync()];
+        };
+        expect(run("cpu")).toEqual(run(device));
+      },
+    );
 
     it("starts within 1/sqrt(inFeatures), from its generator alone", () => {
       const [a, b] = [generator(), generator()].map((g) => new Linear(64, 32, { device, generator: g })) as [

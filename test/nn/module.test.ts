@@ -256,7 +256,7 @@ describe("memory", () => {
   it("moving to the device where it is keeps the parameters", () => {
     const layer = new Linear(2, 2);
     const { weight } = layer;
-    expect(layer.to("cpu").weight).toBe(weight);
+    expect(layer.to(weight.device).weight).toBe(weight);
     layer.dispose();
   });
 });
