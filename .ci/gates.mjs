@@ -188,6 +188,8 @@ if (!sameCompiler) {
   console.log(`gates: ${table} was made with ${committed.compiler}, this is ${compiler}: only spills are compared`);
 }
 problems.push(...wrong);
+// What does not compile and what spills before what the table merely lacks.
+problems.sort((a, b) => Number(a.message.includes("in the table")) - Number(b.message.includes("in the table")));
 for (const { file, message } of problems.slice(0, 30)) console.log(`FAILED ${file}: ${message}`);
 for (const { file, message } of shrunk)
   console.log(`  smaller, "npm run gates -- --write" keeps it so: ${file}: ${message}`);

@@ -16,7 +16,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { availableParallelism } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
 
 const { values: options } = parseArgs({ options: { emulated: { type: "boolean", default: false } } });
@@ -65,7 +65,9 @@ if (kept) {
 // --- the addon, the compiled sources and what they read ----------------------------------------------------------------
 
 mkdirSync(app, { recursive: true });
-run("strip", "-o", join(bundle, "bitsandbytes.node"), join(build, "Release/bitsandbytes.node"));
+const addon = join(bundle, "bitsandbytes.node");
+run("strip", "-o", addon, join(build, "Release/bitsandbytes.node"));
+run("xz", "-6", "-T0", addon);
 run("node_modules/.bin/tsc", "-p", ".ci/gpu-bundle/tsconfig.json");
 copyFileSync("package.json", join(app, "package.json"));
 copyFileSync("src/package.json", join(app, "src/package.json"));
@@ -87,12 +89,22 @@ function take(name) {
   const from = join("node_modules", name);
   if (packages.has(name) || name.startsWith("@types/") || !existsSync(from)) return;
   packages.add(name);
-  const filter = (path) => statSync(path).isDirectory() || /\.(js|mjs|cjs|json)$|LICENSE/.test(path);
+  const filter = (path) => statSync(path).isDirectory() || /\.(js|mjs|cjs|json|d\.ts)$|LICENSE/.test(path);
   cpSync(from, join(modules, name), { recursive: true, filter, dereference: true });
   const manifest = JSON.parse(readFileSync(join(from, "package.json"), "utf8"));
   for (const dependency of Object.keys(manifest.dependencies ?? {})) take(dependency);
 }
-for (const name of ["@vitest/runner", "@vitest/expect", "fast-check", "node-gyp-build"]) take(name);
+// The first two are vitest's own, of exactly its version.
+for (const name of ["@vitest/runner", "@vitest/expect", "fast-check", "node-gyp-build"]) {
+  take(name);
+  if (!packages.has(name)) throw new Error(`node_modules/${name} is missing`);
+}
+// The demo trains on the text of the installed packages' documentation.
+for (const path of readdirSync("node_modules", { recursive: true, encoding: "utf8" })) {
+  if (!path.endsWith(".md") || path.startsWith(".")) continue;
+  mkdirSync(dirname(join(modules, path)), { recursive: true });
+  copyFileSync(join("node_modules", path), join(modules, path));
+}
 const shim = join(modules, "vitest");
 mkdirSync(shim, { recursive: true });
 copyFileSync(".ci/gpu-bundle/vitest.mjs", join(shim, "index.mjs"));
@@ -115,11 +127,14 @@ const size = (path) =>
   statSync(path).isDirectory()
     ? readdirSync(path).reduce((sum, name) => sum + size(join(path, name)), 0)
     : statSync(path).size;
-for (const name of readdirSync(bundle).sort()) console.log(`  ${(size(join(bundle, name)) / 1e6).toFixed(1)} MB ${name}`);
+for (const name of readdirSync(bundle).sort())
+  console.log(`  ${(size(join(bundle, name)) / 1e6).toFixed(1)} MB ${name}`);
 const total = size(bundle);
 const what = options.emulated ? "emulated GPU" : `sm_${manifest.archs.join(" ")}`;
-console.log(`${bundle}: ${(total / 1e6).toFixed(1)} MB, ${what}, ${manifest.commit}; run it with ${bundle}/run.sh check`);
+console.log(
+  `${bundle}: ${(total / 1e6).toFixed(1)} MB, ${what}, ${manifest.commit}; run it with ${bundle}/run.sh check`,
+);
 if (total > limit) {
-  console.error(`${bundle} is larger than ${limit / 1e6} MB: choose fewer architectures`);
+  console.error(`${bundle} is larger than ${limit / 1e6} MB: choose fewer architectures in BNB_CUDA_ARCHS`);
   process.exitCode = 1;
 }

@@ -4,26 +4,31 @@
 #   run.sh sanitize [tool ...] [part of a path ...]  the tests of kernels under compute-sanitizer: memcheck, racecheck,
 #                                                 synccheck (all three unless named; initcheck too, if named)
 #   run.sh bench [option ...]                     the benchmarks, beside torch where it is installed; --help lists options
+#   run.sh bnb [argument ...]                     the bnb command, such as bnb demo --device cuda:0
 # Results, as JSON and text, go to $BNB_RESULTS (default: results/ beside this file). A short table comes last.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 results=${BNB_RESULTS:-$here/results}
 mkdir -p "$results" && results=$(cd "$results" && pwd) || exit 1
 
-if [ ! -x "$here/node" ]; then
+unpack() { # file.xz, once
+  [ -x "$here/$1" ] && [ "$here/$1" -nt "$here/$1.xz" ] && return
   if command -v xz >/dev/null; then
-    xz -dc "$here/node.xz" >"$here/node.part"
+    xz -dc "$here/$1.xz" >"$here/$1.part"
   else
     python3 -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), open(sys.argv[2], "wb"))' \
-      "$here/node.xz" "$here/node.part"
-  fi || { echo "run.sh: node.xz could not be unpacked: install xz or python3"; exit 1; }
-  chmod +x "$here/node.part" && mv "$here/node.part" "$here/node"
-fi
+      "$here/$1.xz" "$here/$1.part"
+  fi || { echo "run.sh: $1.xz could not be unpacked: install xz or python3"; exit 1; }
+  chmod +x "$here/$1.part" && mv "$here/$1.part" "$here/$1"
+}
+unpack node
+unpack bitsandbytes.node
 export BNB_BINARY=$here/bitsandbytes.node
 cd "$here/app" || exit 1
 
 devices=$("$here/node" -e '
-  const { devices } = require("./dist/index.js");
+  const { devices, gpuStatus } = require("./dist/index.js");
+  if (gpuStatus() !== "") console.log(gpuStatus());
   for (const d of devices()) console.log(`${d}  ${d.name}  ${(d.memory / 1e9).toFixed(0)} GB  ${d.isa || `compute capability ${d.computeCapability}`}`);
 ') || { echo "run.sh: the addon does not load"; exit 1; }
 echo "$devices"
@@ -65,9 +70,11 @@ sanitize() {
 
 bench() { "$here/node" --expose-gc bench/gpu/main.js --manifest "$here/manifest.json" --out "$results/bench.json" "$@"; }
 
+bnb() { "$here/node" dist/cli/main.js "$@"; }
+
 command=${1:-}
 [ $# -gt 0 ] && shift
 case $command in
-  check | sanitize | bench) "$command" "$@" ;;
-  *) sed -n '2,8s/^# \{0,1\}//p' "$here/run.sh"; exit 2 ;;
+  check | sanitize | bench | bnb) "$command" "$@" ;;
+  *) sed -n '2,9s/^# \{0,1\}//p' "$here/run.sh"; exit 2 ;;
 esac

@@ -83,8 +83,13 @@ async function worker() {
     done.push(result);
     const { passed, failed, skipped } = result;
     const note = skipped > 0 ? `, ${skipped} not run` : "";
-    console.log(`${failed > 0 ? "FAILED" : "ok    "} ${file} (${passed} passed, ${failed} failed${note}, ${result.seconds} s)`);
-    for (const { name, message } of result.failures) console.log(`  ${name}\n${message.replace(/^/gm, "    ")}`);
+    console.log(
+      `${failed > 0 ? "FAILED" : "ok    "} ${file} (${passed} passed, ${failed} failed${note}, ${result.seconds} s)`,
+    );
+    const shown = result.failures.slice(0, 10);
+    for (const { name, message } of shown) console.log(`  ${name}\n${message.trimEnd().replace(/^/gm, "    ")}`);
+    const more = result.failures.length - shown.length;
+    if (more > 0) console.log(`  and ${more} more`);
   }
 }
 // GPU memory and the CPU's thread pool are shared by all of them.
@@ -94,11 +99,18 @@ rmSync(results, { recursive: true, force: true });
 
 const sum = (key) => done.reduce((total, result) => total + result[key], 0);
 if (options.report) {
-  const report = { passed: sum("passed"), failed: sum("failed"), skipped: sum("skipped"), seconds: Number(seconds(began)) };
+  const report = {
+    passed: sum("passed"),
+    failed: sum("failed"),
+    skipped: sum("skipped"),
+    seconds: Number(seconds(began)),
+  };
   writeFileSync(options.report, `${JSON.stringify({ schema: 1, ...report, files: done }, null, 2)}\n`);
 }
 const failed = done.filter((result) => result.failed > 0).map(({ file }) => file);
 if (failed.length > 0) console.log(`failed: ${failed.join(", ")}`);
-console.log(`${sum("passed")} passed, ${sum("failed")} failed, ${sum("skipped")} skipped, ${files.length} files, ${seconds(began)} s`);
+console.log(
+  `${sum("passed")} passed, ${sum("failed")} failed, ${sum("skipped")} skipped, ${files.length} files, ${seconds(began)} s`,
+);
 if (files.length === 0) console.log("no test file has such a name");
 process.exitCode = failed.length > 0 || files.length === 0 ? 1 : 0;

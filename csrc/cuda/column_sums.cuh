@@ -8,8 +8,8 @@
 
 namespace bnb::cuda {
 
-// What is in scratch: [blocks, sums, chunks, slots * threads], slots in fours that lie together (Row::element_at); there
-// is a float also for slots that hold no element. per_sum = chunks * slots * threads.
+// What is in scratch: [blocks, sums, chunks, slots * threads], slots in fours that lie together (Row::element_at);
+// there is a float also for slots that hold no element. per_sum = chunks * slots * threads.
 struct ColumnSumPlan {
   int64_t per_sum = 0, blocks = 0;
   size_t shared = 0;  // bytes; 0 where each team adds in scratch
@@ -21,7 +21,8 @@ ColumnSumPlan plan_column_sums(const CudaStream& s, int64_t rows, int64_t cols, 
   ColumnSumPlan plan;
   plan.per_sum = int64_t{R::chunks_of(cols, block.x)} * R::kSlots * block.x;
   plan.shared = static_cast<size_t>(plan.per_sum * sums * block.y) * sizeof(float);
-  if (plan.shared > static_cast<size_t>(s.gpu.shared_per_block) && block.y == 1) plan.shared = 0;
+  // Some of the block's shared memory is taken by its reductions.
+  if (plan.shared + 1024 > static_cast<size_t>(s.gpu.shared_per_block) && block.y == 1) plan.shared = 0;
   // Enough blocks for 512 threads on each multiprocessor, but at least four rows for each team.
   const int64_t most = int64_t{s.gpu.sms} * (512 / (block.x * block.y)), useful = ceil_div(rows, int64_t{4} * block.y);
   plan.blocks = useful < most ? useful : most;

@@ -1,6 +1,7 @@
 // The frame of an optimizer step, for both kinds of state. States says how the states of a tile, the elements that a
 // warp updates at once, reach float32 registers and go back:
 //   kItems                      elements of a lane: 4 or 8, for tiles of 128 or 256
+//   blocks_per_sm(rule)         of kThreads threads, as many as their registers allow
 //   Tables                      what it keeps in shared memory, with load()
 //   Raw<Rule>                   the bytes of a lane's states; fetch(job, tile) starts the loads
 //   decode<Rule>(...)           -> float32
@@ -10,9 +11,10 @@
 //           those 128 further on, so that vectors of four are dense whatever the dtype; addresses that such vectors
 //           cannot use, and the last tile of a job, go element by element.
 // Work      one warp per tile, in static strides over all tiles of all jobs; the job is searched for when a warp
-//           leaves one. No barrier after the tables are loaded. The rule is chosen per job, outside its loop; dtypes
-//           are chosen per access, because a branch that all lanes agree on costs less than nine copies of the code.
-//           When a job needs norms: a launch with one block per chunk, one with a block per job, then the step.
+//           leaves one. No barrier after the tables are loaded. There is a kernel, and so a launch, per rule: the
+//           parameters of an optimizer share theirs. Dtypes are chosen per access, because a branch that all lanes
+//           agree on costs less than nine copies of the code. When a job needs norms: a launch with one block per
+//           chunk, one with a block per job, then the step.
 // Numerics  kernels/optimizer_rules.h in float32, p rounded once when stored. Squares are added in float32 over the
 //           elements of a lane in a tile, in float64 beyond that, in a fixed order. The count of elements that were
 //           left alone is a whole number below 2^53, so its atomic additions are exact in any order.
@@ -159,11 +161,10 @@ __device__ __forceinline__ bool takes_part(float raw, const Scalar* s, float ski
   return finite && !skipped;
 }
 
-// Updates one tile. The whole warp calls it.
+// Updates one tile, returns how many of this lane's elements were not finite. The whole warp calls it.
 template <class States, class Rule>
-__device__ __forceinline__ void step_tile(const typename States::Tables& tables, const OptimizerJob& job,
-                                          const RuleConstants<Scalar>& c, float step, const Tile<States::kItems>& t,
-                                          int& nonfinite) {
+__device__ __forceinline__ int step_tile(const typename States::Tables& tables, const OptimizerJob& job,
+                                         const RuleConstants<Scalar>& c, float step, const Tile<States::kItems>& t) {
   const auto raw_p = fetch_items(job.p, job.p_dtype, t, 0.0f);
   const auto raw_g = fetch_items(job.g, job.g_dtype, t, __int_as_float(0x7fc00000));
   const auto raw_s = States::template fetch<Rule>(job, t);
@@ -174,6 +175,7 @@ __device__ __forceinline__ void step_tile(const typename States::Tables& tables,
   widen_items(raw_g, g);
   States::template decode<Rule>(tables, raw_s, t, s);
   bool updated = false;
+  int nonfinite = 0;
 #pragma unroll
   for (int k = 0; k < N; k++) {
     Scalar now[Rule::kStates];
@@ -184,17 +186,25 @@ __device__ __forceinline__ void step_tile(const typename States::Tables& tables,
     p[k] = take ? fmaf(-step, direction.v, p[k] * decay) : p[k];
     updated = updated || take;
   }
-  if (!__any_sync(kFullMask, updated)) return;
+  if (!__any_sync(kFullMask, updated)) return nonfinite;
   store_items(p, job.p, job.p_dtype, t);
   States::template store<Rule>(tables, job, t, s);
+  return nonfinite;
 }
 
 template <class States>
-__global__ void __launch_bounds__(States::kThreads, States::kBlocksPerSm) step_kernel(OptimizerArgs a) {
+__device__ __forceinline__ typename States::Tables& shared_tables() {
   BNB_DYNAMIC_SHARED(memory);
-  auto& tables = *reinterpret_cast<typename States::Tables*>(memory);
+  return *reinterpret_cast<typename States::Tables*>(memory);
+}
+
+// The jobs of one rule.
+template <class States, class Rule>
+__global__ void __launch_bounds__(States::kThreads, States::blocks_per_sm(Rule::kRule)) step_kernel(OptimizerArgs a) {
+  auto& tables = shared_tables<States>();
   tables.load();
   __syncthreads();
+  constexpr bool kIsLars = Rule::kRule == UpdateRule::lars;
   constexpr int kTilesPerChunk = Tile<States::kItems>::kPerChunk;
   const int lane = threadIdx.x % kWarp;
   const int64_t warps = global_threads() / kWarp, tile_count = a.chunk_count * kTilesPerChunk;
@@ -202,25 +212,18 @@ __global__ void __launch_bounds__(States::kThreads, States::kBlocksPerSm) step_k
   for (int64_t tile = global_thread() / kWarp; tile < tile_count;) {
     const int64_t j = job_of_chunk(a, tile / kTilesPerChunk);
     const OptimizerJob& job = a.jobs[j];
-    const float scale = a.scales != nullptr ? a.scales[j] : 1.0f;
-    const int64_t first = job.first_chunk * kTilesPerChunk, tiles = ceil_div(job.n, Tile<States::kItems>::kTile);
-    visit_rule(job.rule, [&](auto rule) {
-      using Rule = decltype(rule);
-      constexpr bool kIsLars = __is_same(Rule, LarsRule);
+    const int64_t first = job.first_chunk * kTilesPerChunk;
+    const int64_t next = first + ceil_div(job.n, kOptimizerChunk) * kTilesPerChunk;
+    if (job.rule == Rule::kRule) {
+      const float scale = a.scales != nullptr ? a.scales[j] : 1.0f;
       const auto c = constants(job, kIsLars ? scale : 1.0f);
       const float step = kIsLars ? job.scalars.step : job.scalars.step * scale;
-      int count = 0;
-      int64_t local = tile - first;
+      const int64_t end = first + ceil_div(job.n, Tile<States::kItems>::kTile);
 #pragma unroll 1
-      for (; local < tiles; local += warps) {
-        step_tile<States, Rule>(tables, job, c, step, Tile<States::kItems>(job, local, lane), count);
-        if (count > (1 << 30)) nonfinite += count, count = 0;
-      }
-      nonfinite += count;
-      tile = first + local;
-    });
+      for (; tile < end; tile += warps)
+        nonfinite += step_tile<States, Rule>(tables, job, c, step, Tile<States::kItems>(job, tile - first, lane));
+    }
     // What is left of the job's last chunk holds nothing.
-    const int64_t next = ceil_div(tiles, kTilesPerChunk) * kTilesPerChunk + first;
     if (tile < next) tile += ceil_div(next - tile, warps) * warps;
   }
   nonfinite = warp_sum(nonfinite);
@@ -251,7 +254,7 @@ __device__ __forceinline__ void square_tile(const typename States::Tables& table
     for (int j = 0; j < Rule::kStates; j++) now[j].v = s[j][k];
     const Scalar scaled{g[k] * job.scalars.grad_scale};
     Scalar u = Rule::direction(c, Scalar{p[k]}, scaled, now);
-    if constexpr (__is_same(Rule, LarsRule)) u = scaled;
+    if constexpr (Rule::kRule == UpdateRule::lars) u = scaled;
     const bool take = takes_part<Rule::kStates>(g[k], now, job.scalars.skip_below, t.has(k), nonfinite);
     p2 += take ? p[k] * p[k] : 0.0f;
     u2 += take ? u.v * u.v : 0.0f;
@@ -262,29 +265,24 @@ __device__ __forceinline__ void square_tile(const typename States::Tables& table
 
 constexpr int kNormThreads = 256;
 
-// partials[chunk] of the jobs that need norms.
-template <class States>
-__global__ void __launch_bounds__(kNormThreads) squares_kernel(OptimizerArgs a) {
-  BNB_DYNAMIC_SHARED(memory);
-  auto& tables = *reinterpret_cast<typename States::Tables*>(memory);
+// partials[chunk] of the jobs of one rule that need norms.
+template <class States, class Rule>
+__global__ void __launch_bounds__(kNormThreads, 2) squares_kernel(OptimizerArgs a) {
+  auto& tables = shared_tables<States>();
   tables.load();
   __syncthreads();
   constexpr int kTilesPerChunk = Tile<States::kItems>::kPerChunk;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   for (int64_t chunk = blockIdx.x; chunk < a.chunk_count; chunk += gridDim.x) {
     const OptimizerJob& job = a.jobs[job_of_chunk(a, chunk)];
-    if (!needs_norms(job)) continue;
-    const int64_t begin = (chunk - job.first_chunk) * kTilesPerChunk,
-                  tiles = ceil_div(job.n, Tile<States::kItems>::kTile);
-    const int64_t end = min(begin + kTilesPerChunk, tiles);
+    if (job.rule != Rule::kRule || !needs_norms(job)) continue;
+    const auto c = constants(job, 1.0f);
+    const int64_t begin = (chunk - job.first_chunk) * kTilesPerChunk;
+    const int64_t end = min(begin + kTilesPerChunk, ceil_div(job.n, Tile<States::kItems>::kTile));
     double sums[2] = {};
-    visit_rule(job.rule, [&](auto rule) {
-      using Rule = decltype(rule);
-      const auto c = constants(job, 1.0f);
 #pragma unroll 1
-      for (int64_t tile = begin + warp; tile < end; tile += kNormThreads / kWarp)
-        square_tile<States, Rule>(tables, job, c, Tile<States::kItems>(job, tile, lane), sums);
-    });
+    for (int64_t tile = begin + warp; tile < end; tile += kNormThreads / kWarp)
+      square_tile<States, Rule>(tables, job, c, Tile<States::kItems>(job, tile, lane), sums);
     sums[0] = block_sum(sums[0]);
     sums[1] = block_sum(sums[1]);
     if (threadIdx.x == 0) {
@@ -319,15 +317,25 @@ void optimizer_step(const OptimizerArgs& a, CudaStream& s) {
   const auto blocks = [](int64_t wanted, int64_t most) {
     return dim3(static_cast<unsigned>(wanted < most ? wanted : most));
   };
+  const auto for_each_rule = [&](const auto& f) {
+    for (int rule = 0; rule <= static_cast<int>(UpdateRule::lars); rule++)
+      if (a.rules >> rule & 1) visit_rule(static_cast<UpdateRule>(rule), f);
+  };
   constexpr size_t kShared = States::kSharedBytes;
-  const int64_t resident = int64_t{s.gpu.sms} * States::kBlocksPerSm;
   if (a.partials != nullptr) {
-    launch(s, squares_kernel<States>, blocks(a.chunk_count, resident * 4), kNormThreads, kShared, a);
+    for_each_rule([&](auto rule) {
+      launch(s, squares_kernel<States, decltype(rule)>, blocks(a.chunk_count, int64_t{s.gpu.sms} * 8), kNormThreads,
+             kShared, a);
+    });
     launch(s, scales_kernel, blocks(a.job_count, 65535), kNormThreads, 0, a);
   }
-  constexpr int kWarps = States::kThreads / kWarp;
-  launch(s, step_kernel<States>, blocks(ceil_div(a.chunk_count * Tile<States::kItems>::kPerChunk, kWarps), resident),
-         States::kThreads, kShared, a);
+  const int64_t tiles = a.chunk_count * Tile<States::kItems>::kPerChunk;
+  for_each_rule([&](auto rule) {
+    using Rule = decltype(rule);
+    const int64_t resident = int64_t{s.gpu.sms} * States::blocks_per_sm(Rule::kRule);
+    launch(s, step_kernel<States, Rule>, blocks(ceil_div(tiles, States::kThreads / kWarp), resident), States::kThreads,
+           kShared, a);
+  });
 }
 
 }  // namespace bnb::cuda

@@ -1,5 +1,5 @@
 // The PTX instructions that kernels use, by name, each with a body for the emulated device. Nothing else in the
-// project contains inline assembly but the two conversions in kernel.cuh.
+// project contains inline assembly but the conversions in convert.cuh.
 //
 // Fragments are those of the PTX manual: with g = lane / 4 and t = lane % 4,
 //   m16n8k16 (16-bit)  a[0] rows g, k 2t..2t+1   a[1] row g+8   a[2], a[3] the same at k + 8

@@ -19,8 +19,8 @@ struct RowPlan {
   bool held;  // in registers
 };
 
-// `pointers` are those of the arrays read in vectors. The plan depends on n and the alignment alone, so that a row gives
-// the same bits whatever stands above and below it.
+// `pointers` are those of the arrays read in vectors. The plan depends on n and the alignment alone, so that a row
+// gives the same bits whatever stands above and below it.
 template <class T, class... P>
 RowPlan plan_rows(int64_t n, const P*... pointers) {
   constexpr int64_t kVec = 16 / sizeof(T), kMost = kHeldVectors * kVec;
@@ -31,9 +31,7 @@ RowPlan plan_rows(int64_t n, const P*... pointers) {
 }
 
 // Whose row this is: rows first_row(), + row_step(), ...
-__device__ __forceinline__ int64_t first_row() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
-}
+__device__ __forceinline__ int64_t first_row() { return static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y; }
 __device__ __forceinline__ int64_t row_step() { return static_cast<int64_t>(gridDim.x) * blockDim.y; }
 
 // Every thread of the team gets the result; all of it must call.

@@ -54,6 +54,7 @@ BNB_INLINE bool needs_norms(const OptimizerJob& job) {
 struct OptimizerArgs {
   const OptimizerJob* jobs;  // [job_count], ascending first_chunk, none empty
   int64_t job_count, chunk_count;
+  uint32_t rules;     // bit r is set when some job has rule r: what a host can know of jobs on a device
   double* partials;   // [chunk_count, 2] scratch for norms; null when no job needs any
   float* scales;      // [job_count] scratch, null with partials
   double* nonfinite;  // [1] grows by the number of elements left alone because something was not finite

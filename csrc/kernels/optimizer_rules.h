@@ -36,6 +36,7 @@ struct RuleConstants {
 
 // kStates states, of which the last kUnsigned live in state2 and are never negative.
 struct AdamRule {
+  static constexpr UpdateRule kRule = UpdateRule::adam;
   static constexpr int kStates = 2, kUnsigned = 1;
   template <class F>
   BNB_INLINE static F direction(const RuleConstants<F>& c, F, F g, F* s) {
@@ -47,6 +48,7 @@ struct AdamRule {
 
 // The published LAMB: decay is part of the direction, whose length the trust ratio sets.
 struct LambRule {
+  static constexpr UpdateRule kRule = UpdateRule::lamb;
   static constexpr int kStates = 2, kUnsigned = 1;
   template <class F>
   BNB_INLINE static F direction(const RuleConstants<F>& c, F p, F g, F* s) {
@@ -57,6 +59,7 @@ struct LambRule {
 };
 
 struct AdEMAMixRule {
+  static constexpr UpdateRule kRule = UpdateRule::ademamix;
   static constexpr int kStates = 3, kUnsigned = 1;
   template <class F>
   BNB_INLINE static F direction(const RuleConstants<F>& c, F, F g, F* s) {
@@ -68,6 +71,7 @@ struct AdEMAMixRule {
 };
 
 struct LionRule {
+  static constexpr UpdateRule kRule = UpdateRule::lion;
   static constexpr int kStates = 1, kUnsigned = 0;
   template <class F>
   BNB_INLINE static F direction(const RuleConstants<F>& c, F, F g, F* s) {
@@ -78,6 +82,7 @@ struct LionRule {
 };
 
 struct MomentumRule {
+  static constexpr UpdateRule kRule = UpdateRule::momentum;
   static constexpr int kStates = 1, kUnsigned = 0;
   template <class F>
   BNB_INLINE static F direction(const RuleConstants<F>& c, F p, F g, F* s) {
@@ -89,6 +94,7 @@ struct MomentumRule {
 
 // The published LARS: the trust ratio scales the gradient before it enters the momentum.
 struct LarsRule {
+  static constexpr UpdateRule kRule = UpdateRule::lars;
   static constexpr int kStates = 1, kUnsigned = 0;
   template <class F>
   BNB_INLINE static F direction(const RuleConstants<F>& c, F p, F g, F* s) {
@@ -99,6 +105,7 @@ struct LarsRule {
 };
 
 struct RMSpropRule {
+  static constexpr UpdateRule kRule = UpdateRule::rmsprop;
   static constexpr int kStates = 1, kUnsigned = 0;
   template <class F>
   BNB_INLINE static F direction(const RuleConstants<F>& c, F p, F g, F* s) {
@@ -109,6 +116,7 @@ struct RMSpropRule {
 };
 
 struct AdagradRule {
+  static constexpr UpdateRule kRule = UpdateRule::adagrad;
   static constexpr int kStates = 1, kUnsigned = 0;
   template <class F>
   BNB_INLINE static F direction(const RuleConstants<F>& c, F p, F g, F* s) {

@@ -141,17 +141,19 @@ void run(const Kernel<OptimizerArgs>& kernel, const std::vector<OptimizerJob>& j
   Device& device = nonfinite.device();
   const Tensor list = upload_vector(jobs, device);
   Tensor partials, scales;
+  uint32_t rules = 0;
   for (const OptimizerJob& job : jobs) {
-    if (!needs_norms(job)) continue;
+    rules |= 1u << static_cast<int>(job.rule);
+    if (!needs_norms(job) || partials.defined()) continue;
     partials = Tensor::empty({chunks, 2}, DType::float64, device);
     scales = Tensor::empty({static_cast<int64_t>(jobs.size())}, DType::float32, device);
-    break;
   }
   enqueue(kernel, device,
           OptimizerArgs{
               .jobs = list.ptr<OptimizerJob>(),
               .job_count = static_cast<int64_t>(jobs.size()),
               .chunk_count = chunks,
+              .rules = rules,
               .partials = partials.defined() ? partials.ptr<double>() : nullptr,
               .scales = scales.defined() ? scales.ptr<float>() : nullptr,
               .nonfinite = nonfinite.ptr<double>(),

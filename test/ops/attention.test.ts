@@ -4,6 +4,7 @@ import { backward } from "../../src/autograd/backward.js";
 import type { Tensor } from "../../src/index.js";
 import { tensor, zeros } from "../../src/index.js";
 import { attention } from "../../src/ops/attention.js";
+import { slice } from "../../src/ops/shape.js";
 import { testDevices } from "../helpers/devices.js";
 import { expectClose } from "../helpers/expect-close.js";
 import { gradcheck } from "../helpers/gradcheck.js";
@@ -144,7 +145,107 @@ describe.each(testDevices())("attention on %s", (device) => {
     });
   });
 
+  describe.each(["float16", "bfloat16"] as const)("%s, whole vectors of 8 elements", (dtype) => {
+    it.each([8, 64, 72, 128, 200])("heads of %s", (dim) => {
+      for (const queries of [20, 65, 100]) check({ ...base, batch: 1, queries, keys: queries + 30, dim }, dtype);
+      check({ ...base, batch: 1, queries: 33, keys: 50, dim, causal: false }, dtype);
+    });
+
+    it("decodes, over one block or several", () => {
+      for (const [heads, kvHeads] of [
+        [8, 8],
+        [8, 2],
+        [16, 1],
+        [20, 1],
+      ] as const)
+        for (const length of [1, 15, 64, 65, 129, 500])
+          check({ batch: 1, queries: 1, keys: 511, heads, kvHeads, dim: 64, length }, dtype);
+      for (const queries of [2, 3, 5])
+        check({ batch: 2, queries, keys: 300, heads: 6, kvHeads: 2, dim: 32, length: 290 }, dtype);
+      check({ batch: 1, queries: 1, keys: 300, heads: 4, kvHeads: 1, dim: 128, length: 280 }, dtype);
+    });
+
+    it("scores far beyond the range of exp, and no keys at all", () => {
+      const rough = { atol: 0.05, rtol: 0.05 };
+      check({ ...base, batch: 1, queries: 70, keys: 70, dim: 16, scale: 30 }, dtype, rough);
+      check({ ...base, batch: 1, queries: 70, keys: 70, dim: 16, scale: -3 }, dtype, rough);
+      const [q, k, v] = inputs({ ...base, queries: 20, dim: 16 }, dtype);
+      expect([...attention(q, k, v, { causal: false, length: 0 }).floatsSync()]).toEqual(new Array(q.size).fill(0));
+    });
+
+    it("gives the same bits every time", () => {
+      for (const queries of [1, 70]) {
+        const tensors = inputs({ ...base, batch: 1, queries, keys: 200, dim: 64 }, dtype);
+        const run = (): Float32Array[] => {
+          for (const t of tensors) {
+            t.grad = null;
+            t.requiresGrad = true;
+          }
+          const y = attention(...tensors);
+          backward(y, tensor(noise(y.size, 4), { shape: y.shape, dtype, device }));
+          return [y, ...tensors.map((t) => t.grad!)].map((t) => t.floatsSync());
+        };
+        expect(run()).toEqual(run());
+      }
+    });
+
+    it.each([
+      [8, 2, 70, 70, undefined, true],
+      [4, 4, 20, 90, 81, true],
+      [6, 1, 40, 70, 70, false],
+    ] as const)("gradients: heads %s/%s, %s queries, %s keys", (heads, kvHeads, queries, keys, length, causal) => {
+      for (const dim of [16, 72]) {
+        const sizes: AttentionSizes = { batch: 1, queries, keys, heads, kvHeads, dim, causal };
+        if (length !== undefined) sizes.length = length;
+        const tensors = inputs(sizes, dtype);
+        for (const t of tensors) t.requiresGrad = true;
+        const y = attention(...tensors, options(sizes));
+        const dy = tensor(noise(y.size, 5), { shape: y.shape, dtype, device });
+        backward(y, dy);
+        const exact = tensors.map((t) => tensor(t.floatsSync(), { shape: t.shape, device, requiresGrad: true }));
+        backward(
+          attention(exact[0]!, exact[1]!, exact[2]!, options(sizes)),
+          tensor(dy.floatsSync(), { shape: y.shape, device }),
+        );
+        tensors.forEach((t, i) => {
+          expectClose(t.grad!.floatsSync(), exact[i]!.grad!.floatsSync(), tolerance(dtype, "gradient"));
+        });
+      }
+    });
+  });
+
+  it.each(["float32", "float16"] as const)("reads a position from the device, %s", (dtype) => {
+    for (const queries of [1, 3, 24])
+      for (const at of [0, 1, 63, 64, 130]) {
+        const tensors = inputs({ batch: 1, queries, keys: 160, heads: 4, kvHeads: 2, dim: 16 }, dtype);
+        const position = tensor([at], { dtype: "int32", device });
+        const expected = attention(...tensors, { length: at + queries });
+        expectClose(
+          attention(...tensors, { position }).floatsSync(),
+          expected.floatsSync(),
+          tolerance(dtype, "reduction"),
+        );
+      }
+    const tensors = inputs({ batch: 1, queries: 2, keys: 9, heads: 1, kvHeads: 1, dim: 8 }, dtype);
+    for (const at of [-1, 8]) {
+      const y = attention(...tensors, { position: tensor([at], { dtype: "int32", device }) });
+      expect(() => y.floatsSync()).toThrow(`attention: index ${at} is out of range, it must be in [0, 8)`);
+    }
+  });
+
   describe("shapes", () => {
+    it("views that start between two vectors", () => {
+      const sizes: AttentionSizes = { ...base, batch: 1, dim: 16 };
+      const [q, k, v] = inputs(sizes, "float16");
+      const shifted = (t: Tensor): Tensor => {
+        const padded = tensor([0, ...t.floatsSync()], { dtype: "float16", device });
+        return slice(padded, 0, 1, t.size + 1).reshape(t.shape);
+      };
+      const y = attention(shifted(q), shifted(k), shifted(v));
+      const expected = attentionReference(q.floatsSync(), k.floatsSync(), v.floatsSync(), sizes);
+      expectClose(y.floatsSync(), expected, tolerance("float16", "reduction"));
+    });
+
     it("no batch, no queries, no keys", () => {
       expect(attention(...inputs({ ...base, batch: 0 })).shape).toEqual([0, 7, 4, 8]);
       expect(attention(...inputs({ ...base, queries: 0 })).shape).toEqual([2, 0, 4, 8]);

@@ -3,6 +3,7 @@
 import { describe, expect, it } from "vitest";
 import type { Tensor } from "../../src/index.js";
 import { memory, tensor, zeros } from "../../src/index.js";
+import { slice } from "../../src/ops/shape.js";
 import type { Optimizer8bit } from "../../src/optim/index.js";
 import { AdamW8bit, AdEMAMix8bit, Lion8bit, optimizerUpdate8bitBlockwise, SGD8bit } from "../../src/optim/index.js";
 import { testDevices } from "../helpers/devices.js";
@@ -208,6 +209,27 @@ describe.each(testDevices())("optimizer_8bit on %s", (device) => {
       expect(optimizer.stateOf(small)!.state1.dtype).toBe("float32");
       expect(memory().liveBytes - before).toBeLessThan(2.04 * (1 << 16) + 8 * 4095 + 1024);
       optimizer.dispose();
+    });
+
+    it.each(["float32", "float16", "bfloat16"] as const)("views that start between two vectors, %s", (dtype) => {
+      const n = 1000;
+      const update = (shift: number) => {
+        const floats = (seed: number, type: typeof dtype): Tensor => {
+          const padded = tensor([...new Float32Array(shift), ...normals(n, 0.1, seed)], { device, dtype: type });
+          return slice(padded, 0, shift, n + shift);
+        };
+        const codes = (value: number): Tensor =>
+          slice(tensor(new Uint8Array(n + shift).fill(value), { device }), 0, shift, n + shift);
+        const [p, g, m, v] = [floats(1, dtype), floats(2, dtype), codes(127), codes(0)];
+        const [absmax1, absmax2] = [zeros([4], { device }), zeros([4], { device })];
+        optimizerUpdate8bitBlockwise("adam", g, p, m, v, {
+          ...{ qmap1: tensor(maps.signed, { device }), qmap2: tensor(maps.unsigned, { device }), absmax1, absmax2 },
+          ...{ beta1: 0.9, beta2: 0.999, eps: 1e-8, step: 1, lr: 0.1 },
+        });
+        return [p, m, v, absmax1, absmax2].map((t) => [...t.dataSync()]);
+      };
+      expect(update(1)).toEqual(update(0));
+      expect(update(3)).toEqual(update(0));
     });
 
     it("takes any size, also none", () => {

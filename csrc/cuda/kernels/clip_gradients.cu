@@ -8,9 +8,8 @@
 //           are added in float32 first where that can neither overflow nor lose small ones: consumer cards have one
 //           float64 unit for 64 of float32. A NaN anywhere makes the norm NaN.
 // Needs     nothing beyond the contract.
-#include "kernels/clip_gradients.h"
-
 #include "cuda/kernel.cuh"
+#include "kernels/clip_gradients.h"
 
 namespace bnb::cuda {
 namespace {

@@ -1,15 +1,15 @@
 // Mean cross entropy of rows of logits against integer targets, and its gradient.
 //
 // Layout    logits [rows, classes], any alignment; the loss, the count and lse are float32.
-// Work      a team of threads per row (rows.cuh): a warp up to 1024 classes (512 of float32), a block above. Forward reads each row
+// Work      a team of threads per row (rows.cuh): a warp up to 1024 classes (512 of float32), a block above. Forward
+// reads each row
 //           once, with a running maximum, and leaves the losses of rows in scratch, which one block adds. Backward
 //           reads and writes each row once.
 // Numerics  float32 per row, always relative to the largest logit, so that large logits keep their digits; each thread
 //           adds its elements in order, then a fixed tree. The mean adds the rows in float64 in a fixed order.
 // Needs     classes >= 1 wherever a row counts, which a target inside the classes implies.
-#include "kernels/cross_entropy.h"
-
 #include "cuda/rows.cuh"
+#include "kernels/cross_entropy.h"
 
 namespace bnb::cuda {
 namespace {

@@ -6,8 +6,8 @@
 //           of 8, byte by byte elsewhere. The table of 16 values is in shared memory.
 // Numerics  fl(table * scale), rounded once to the dtype. An id outside the table reports a fault and reads as zeros.
 // Needs     a blocksize that is a power of two, at least 8.
+#include "cuda/codebooks.cuh"
 #include "cuda/map.cuh"
-#include "kernels/codebooks.h"
 #include "kernels/embedding_4bit.h"
 
 namespace bnb::cuda {
@@ -15,15 +15,13 @@ namespace {
 
 constexpr int kRun = 8;
 
-__device__ const Values4bit kDecoded[4] = {kValues4bit[0], kValues4bit[1], kValues4bit[2], kValues4bit[3]};
-
 template <class T>
 __global__ void __launch_bounds__(kMapThreads)
     embedding_4bit_kernel(const int32_t* ids, T* y, const uint8_t* packed, BlockScales scales, QuantType type,
                           int shift, int64_t count, int64_t rows, int64_t cols, bool vectors, Fault* fault,
                           const char* op) {
   BNB_SHARED(float[16], table);
-  if (threadIdx.x < 16) table[threadIdx.x] = kDecoded[static_cast<int>(type)].v[threadIdx.x];
+  if (threadIdx.x < 16) table[threadIdx.x] = device_values_4bit(type)[threadIdx.x];
   __syncthreads();
   const int64_t runs = ceil_div(cols, kRun);
   for (int64_t item = global_thread(); item < count * runs; item += global_threads()) {

@@ -2,16 +2,15 @@
 //
 // Layout    rows are contiguous; any number of columns and any alignment.
 // Work      a team of threads per row (rows.cuh): a warp up to 1024 columns (512 of float32), a block above. Rows of
-//           up to 16384 columns (8192) are read once and stay in registers; longer or unaligned ones are read again for each pass.
-//           Backward: about 512 threads per multiprocessor walk the rows and leave partial sums of dweight and dbias,
-//           added in a second kernel.
+//           up to 16384 columns (8192) are read once and stay in registers; longer or unaligned ones are read again for
+//           each pass. Backward: about 512 threads per multiprocessor walk the rows and leave partial sums of dweight
+//           and dbias, added in a second kernel.
 // Numerics  float32; the variance is that of the centred values, exact to rounding also where the mean is large. Each
 //           thread adds its elements in order, then a fixed tree. What belongs to a row depends on the number of
 //           columns and the alignment alone, dweight and dbias also on the card.
 // Needs     nothing; any size, also zero.
-#include "kernels/layer_norm.h"
-
 #include "cuda/column_sums.cuh"
+#include "kernels/layer_norm.h"
 
 namespace bnb::cuda {
 namespace {
@@ -59,7 +58,8 @@ __global__ void __launch_bounds__(kRowThreads, 1) forward(LayerNormArgs a) {
 }
 
 template <class T, bool Held>
-__global__ void __launch_bounds__(kRowThreads, 1) backward(LayerNormBackwardArgs a, float* partials, ColumnSumPlan plan) {
+__global__ void __launch_bounds__(kRowThreads, 1)
+    backward(LayerNormBackwardArgs a, float* partials, ColumnSumPlan plan) {
   using R = Row<T, Held>;
   BNB_DYNAMIC_SHARED(shared);
   const ColumnSums<R, 2> sums(partials, plan.per_sum, plan.shared ? reinterpret_cast<float*>(shared) : nullptr);

@@ -11,7 +11,8 @@ namespace bnb::cuda {
 namespace {
 
 struct Float32States {
-  static constexpr int kItems = 4, kThreads = 256, kBlocksPerSm = 2;
+  static constexpr int kItems = 4, kThreads = 256;
+  static constexpr int blocks_per_sm(UpdateRule) { return 3; }
   static constexpr size_t kSharedBytes = 0;
   struct Tables {
     __device__ void load() {}

@@ -2,14 +2,14 @@
 //
 // Layout    rows are contiguous; any number of columns and any alignment.
 // Work      a team of threads per row (rows.cuh): a warp up to 1024 columns (512 of float32), a block above. Rows of
-//           up to 16384 columns (8192) are read once and stay in registers; longer or unaligned ones are read twice. Backward: about 512
-//           threads per multiprocessor walk the rows and leave partial sums of dweight, added in a second kernel.
+//           up to 16384 columns (8192) are read once and stay in registers; longer or unaligned ones are read twice.
+//           Backward: about 512 threads per multiprocessor walk the rows and leave partial sums of dweight, added in a
+//           second kernel.
 // Numerics  float32; each thread adds its elements in order, then a fixed tree. rstd, y and dx of a row depend on the
 //           number of columns and the alignment alone, dweight also on the card.
 // Needs     nothing; any size, also zero.
-#include "kernels/rms_norm.h"
-
 #include "cuda/column_sums.cuh"
+#include "kernels/rms_norm.h"
 
 namespace bnb::cuda {
 namespace {

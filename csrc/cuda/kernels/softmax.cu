@@ -7,9 +7,8 @@
 // Numerics  float32; each thread adds its elements in order, then a fixed tree. The bits of a row depend on the
 //           number of columns and the alignment alone.
 // Needs     nothing; any size, also zero.
-#include "kernels/softmax.h"
-
 #include "cuda/rows.cuh"
+#include "kernels/softmax.h"
 
 namespace bnb::cuda {
 namespace {
@@ -46,9 +45,7 @@ __global__ void __launch_bounds__(kRowThreads, 1) forward_walk(SoftmaxArgs a) {
     Passes passes(row);
     const auto load = [&](int) { row.load(row_of_x, x); };
     TopAndSum stats;
-    passes.run(load, [&](int) {
-      stats.add([&](const auto& take) { row.each([&](int slot) { take(x[slot]); }); });
-    });
+    passes.run(load, [&](int) { stats.add([&](const auto& take) { row.each([&](int slot) { take(x[slot]); }); }); });
     stats.join();
     const float log_sum = logf(stats.sum), factor = 1.0f / stats.sum;
     passes.run(load, [&](int) {
@@ -73,14 +70,12 @@ __global__ void __launch_bounds__(kRowThreads, 1) backward(SoftmaxBackwardArgs a
       row.load(static_cast<const T*>(a.dy) + r * a.cols, dy);
     };
     float sum = 0;
-    passes.run(load, [&](int) {
-      row.each([&](int slot) { sum = a.log ? sum + dy[slot] : fmaf(y[slot], dy[slot], sum); });
-    });
+    passes.run(load,
+               [&](int) { row.each([&](int slot) { sum = a.log ? sum + dy[slot] : fmaf(y[slot], dy[slot], sum); }); });
     sum = team_sum(sum);
     passes.run(load, [&](int) {
-      row.store(static_cast<T*>(a.dx) + r * a.cols, [&](int slot) {
-        return a.log ? fmaf(-expf(y[slot]), sum, dy[slot]) : y[slot] * (dy[slot] - sum);
-      });
+      row.store(static_cast<T*>(a.dx) + r * a.cols,
+                [&](int slot) { return a.log ? fmaf(-expf(y[slot]), sum, dy[slot]) : y[slot] * (dy[slot] - sum); });
     });
   }
 }

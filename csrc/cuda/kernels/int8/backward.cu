@@ -101,9 +101,9 @@ __global__ void __launch_bounds__(T::kThreads, 2)
 template <class E, class T>
 void run(const Int8LinearBackwardArgs& a, const Output& out, CudaStream& s) {
   const int64_t tiles_m = ceil_div(a.m, T::kM), tiles_k = ceil_div(a.k, T::kN);
-  launch(s, int8_backward_kernel<E, T>, dim3(static_cast<unsigned>(tiles_m * tiles_k)), dim3(T::kThreads),
-         kSharedBytes<T>, HalfSource{static_cast<const uint16_t*>(a.dy), a.m, a.n},
-         CodeSource<true>{a.weight_codes, a.n, a.k}, a.weight_stats, out, tiles_m, tiles_k);
+  launch(s, int8_backward_kernel<E, T>, grid_of(tiles_m * tiles_k), dim3(T::kThreads), kSharedBytes<T>,
+         HalfSource{static_cast<const uint16_t*>(a.dy), a.m, a.n}, CodeSource<true>{a.weight_codes, a.n, a.k},
+         a.weight_stats, out, tiles_m, tiles_k);
 }
 
 }  // namespace
@@ -124,7 +124,7 @@ void int8_linear_backward(const Int8LinearBackwardArgs& a, CudaStream& s) {
                                 a.n % 4 == 0 && aligned_for(4 * sizeof(E), a.dy)};
     const ScaledCodes weight = {a.weight_codes, a.weight_stats, a.n, a.k, 0};
     const int64_t tiles_m = ceil_div(a.m, SimtTile<64>::kTile), tiles_k = ceil_div(a.k, SimtTile<64>::kTile);
-    launch(s, simt_tile_kernel<64, FloatOperand<E>, ScaledCodes>, dim3(static_cast<unsigned>(tiles_m * tiles_k)),
+    launch(s, simt_tile_kernel<64, FloatOperand<E>, ScaledCodes>, grid_of(tiles_m * tiles_k),
            dim3(SimtTile<64>::kThreads), 0, dy, true, weight, false, out, a.n, tiles_m, tiles_k);
   });
 }

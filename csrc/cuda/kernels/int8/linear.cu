@@ -23,6 +23,8 @@ constexpr int64_t kSplit = 131072;
 constexpr int kListThreads = 1024;
 constexpr int kChunk = 32;  // outlier columns in shared memory at a time
 constexpr int kPitch = kChunk + 1;
+template <class T>
+constexpr int kOutlierValues = (T::kM + T::kN) * kPitch;
 
 // list[0] = number of outlier columns, then the columns, ascending: each thread owns a run of the mask.
 __global__ void __launch_bounds__(kListThreads) list_outliers_kernel(const uint8_t* mask, int64_t k, int64_t* list) {
@@ -67,6 +69,7 @@ struct Owned {
 template <class T>
 __device__ __forceinline__ void load_outliers(const Int8LinearArgs& a, const int64_t* columns, int count, int64_t m0,
                                               int64_t n0, float* shared) {
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < (T::kM + T::kN) * kChunk; i += T::kThreads) {
     const int o = i % kChunk, line = i / kChunk;
     if (o >= count) continue;
@@ -117,6 +120,7 @@ __global__ void __launch_bounds__(T::kThreads, Long ? 1 : 2)
 #pragma unroll
         for (int j = 0; j < Own::kCols; j++) y[i][j] = static_cast<float>(sums[i / 2][j / 2][i % 2 * 2 + j % 2]);
     } else {
+      y[0][0] = y[0][1] = 0.0f;
       emit_tile<T>(shared, sums, [&](int, int, const int32_t(&pair)[2]) {
         y[0][0] = static_cast<float>(pair[0]);
         y[0][1] = static_cast<float>(pair[1]);
@@ -124,23 +128,32 @@ __global__ void __launch_bounds__(T::kThreads, Long ? 1 : 2)
       __syncthreads();  // before the outliers overwrite the parts
     }
   }
+  // Scales and bias of the tile in shared memory: next to 64 sums, there are few registers for their addresses.
+  float* values = reinterpret_cast<float*>(shared);
+  float *row_stats = values + kOutlierValues<T>, *col_stats = row_stats + T::kM, *bias = col_stats + T::kN;
+  for (int i = static_cast<int>(threadIdx.x); i < T::kM + T::kN; i += T::kThreads) {
+    const int64_t row = m0 + i, col = n0 + i - T::kM;
+    if (i < T::kM) {
+      row_stats[i] = row < a.m ? a.stats[row] : 0.0f;
+    } else {
+      col_stats[i - T::kM] = col < a.n ? a.weight_stats[col] : 0.0f;
+      bias[i - T::kM] = col < a.n && a.bias ? load_float(a.bias, col, a.bias_dtype) : 0.0f;
+    }
+  }
+  __syncthreads();
 #pragma unroll
   for (int i = 0; i < Own::kRows; i++) {
-    const int64_t row = m0 + Own::row(i);
-    const float row_stat = row < a.m ? a.stats[row] : 0.0f;
+    const float row_stat = row_stats[Own::row(i)];
 #pragma unroll
-    for (int j = 0; j < Own::kCols; j++) {
-      const int64_t col = n0 + Own::col(j);
-      y[i][j] = y[i][j] * row_stat * (col < a.n ? a.weight_stats[col] : 0.0f) * kInv127Squared;
-    }
+    for (int j = 0; j < Own::kCols; j++) y[i][j] = y[i][j] * row_stat * col_stats[Own::col(j)] * kInv127Squared;
   }
 
   const int64_t count = outliers ? outliers[0] : 0;
-  float* values = reinterpret_cast<float*>(shared);
   for (int64_t from = 0; from < count; from += kChunk) {
     const int chunk = static_cast<int>(min(count - from, int64_t{kChunk}));
     load_outliers<T>(a, outliers + 1 + from, chunk, m0, n0, values);
     __syncthreads();
+#pragma unroll 1
     for (int o = 0; o < chunk; o++) {
       float w[Own::kCols];
 #pragma unroll
@@ -157,30 +170,23 @@ __global__ void __launch_bounds__(T::kThreads, Long ? 1 : 2)
 
   const Output out = {a.y, nullptr, a.m, a.n, a.dtype, false, a.n % 2 == 0};
 #pragma unroll
-  for (int j = 0; j < Own::kCols; j += 2) {
-    const int64_t col = n0 + Own::col(j);
-    float bias[2] = {0.0f, 0.0f};
-    if (a.bias) {
+  for (int i = 0; i < Own::kRows; i++) {
 #pragma unroll
-      for (int e = 0; e < 2; e++)
-        if (col + e < a.n) bias[e] = load_float(a.bias, col + e, a.bias_dtype);
-    }
-#pragma unroll
-    for (int i = 0; i < Own::kRows; i++) {
+    for (int j = 0; j < Own::kCols; j += 2) {
       float pair[2] = {y[i][j], y[i][j + 1]};
       if (a.bias) {
-        pair[0] += bias[0];
-        pair[1] += bias[1];
+        pair[0] += bias[Own::col(j)];
+        pair[1] += bias[Own::col(j + 1)];
       }
-      out.put<2>(0, m0 + Own::row(i), col, pair);
+      out.put<2>(0, m0 + Own::row(i), n0 + Own::col(j), pair);
     }
   }
 }
 
 template <class T, bool Aligned, bool Long>
 void run(const Int8LinearArgs& a, const int64_t* outliers, int64_t tiles_m, int64_t tiles_n, CudaStream& s) {
-  constexpr size_t kValues = (T::kM + T::kN) * kPitch * sizeof(float), kRing = T::kStages * T::kStage;
-  launch(s, int8_linear_kernel<T, Aligned, Long>, dim3(static_cast<unsigned>(tiles_m * tiles_n)), dim3(T::kThreads),
+  constexpr size_t kValues = (kOutlierValues<T> + T::kM + 2 * T::kN) * sizeof(float), kRing = T::kStages * T::kStage;
+  launch(s, int8_linear_kernel<T, Aligned, Long>, grid_of(tiles_m * tiles_n), dim3(T::kThreads),
          kRing > kValues ? kRing : kValues, a, outliers, tiles_m, tiles_n);
 }
 

@@ -33,12 +33,11 @@ __global__ void __launch_bounds__(T::kThreads, 2)
 
 void int8_matmul(const Int8MatmulArgs& x, CudaStream& s) {
   if (x.m == 0 || x.n == 0) return;
-  with_code_tile(x.m, x.n, codes_aligned(x.a, x.b, x.k), s,
-                 [&]<class T, bool Aligned>(int64_t tiles_m, int64_t tiles_n) {
-                   launch(s, int8_matmul_kernel<T, Aligned>, dim3(static_cast<unsigned>(tiles_m * tiles_n)),
-                          dim3(T::kThreads), T::kStages * T::kStage, CodeSource<Aligned>{x.a, x.m, x.k},
-                          CodeSource<Aligned>{x.b, x.n, x.k}, x.c, tiles_m, tiles_n);
-                 });
+  with_code_tile(
+      x.m, x.n, codes_aligned(x.a, x.b, x.k), s, [&]<class T, bool Aligned>(int64_t tiles_m, int64_t tiles_n) {
+        launch(s, int8_matmul_kernel<T, Aligned>, grid_of(tiles_m * tiles_n), dim3(T::kThreads), T::kStages * T::kStage,
+               CodeSource<Aligned>{x.a, x.m, x.k}, CodeSource<Aligned>{x.b, x.n, x.k}, x.c, tiles_m, tiles_n);
+      });
 }
 
 }  // namespace bnb::cuda

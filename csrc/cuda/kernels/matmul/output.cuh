@@ -69,6 +69,9 @@ struct Output {
   }
 };
 
+// A grid of so many blocks; one that is too large for a grid is refused by launch().
+inline dim3 grid_of(int64_t blocks) { return dim3(blocks < UINT32_MAX ? static_cast<unsigned>(blocks) : UINT32_MAX); }
+
 // Which tile of c a block owns. Neighbouring blocks share rows of b: eight tiles down, then one across.
 struct TilePlace {
   int64_t batch, row, col;  // in tiles

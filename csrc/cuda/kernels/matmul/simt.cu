@@ -86,8 +86,7 @@ void run(const MatmulArgs& x, const A& a, const B& b, const MatmulPlan& plan, Cu
     return launch_simt_tiles(plan.tile, a, !x.transpose_a, b, x.transpose_b, out, x.k, plan.blocks, s);
   const auto rows = [&](auto kernel, int64_t group) {
     const int64_t blocks_n = ceil_div(x.n, kWarps), groups = ceil_div(x.m, group);
-    launch(s, kernel, dim3(static_cast<unsigned>(blocks_n * groups * x.batch)), dim3(kWarps * 32), 0, a, b, out, x.k,
-           blocks_n, groups);
+    launch(s, kernel, grid_of(blocks_n * groups * x.batch), dim3(kWarps * 32), 0, a, b, out, x.k, blocks_n, groups);
   };
   static_assert(kMatmulRowGroup == 4);
   // The plan sends mixed types to tiles.

@@ -50,8 +50,9 @@ template <int Tile>
 struct SimtTile {
   static constexpr MatmulTileShape kShape = Tile == 128 ? kSimtLarge : kSimtSmall;
   static constexpr int kTile = Tile, kDepth = kShape.k, kThreads = 256;
-  static constexpr int kPitch = Tile + 4;    // keeps rows of four aligned and spreads the banks
-  static constexpr int kGroups = Tile / 64;  // groups of four rows, and of four columns, that a thread owns
+  static constexpr int kPitch = Tile + 4;               // keeps rows of four aligned and spreads the banks
+  static constexpr int kGroups = Tile / 64;             // groups of four rows, and of four columns, that a thread owns
+  static constexpr int kUnroll = kGroups == 2 ? 2 : 8;  // terms; more of them spill 64 sums
   static_assert(kShape.m == Tile && kShape.n == Tile && Tile * kDepth == 4 * kThreads);
 };
 
@@ -59,7 +60,6 @@ struct SimtTile {
 template <class T>
 struct Share {
   int64_t index;  // in the operand
-  int64_t step;   // to the tile of the next terms
   int lane, term;
   int lanes;  // that exist, of the four or one
   bool along;
@@ -73,7 +73,11 @@ struct Share {
     const int64_t at = lane0 + lane;
     lanes = up_to_four((along ? x.rows : x.cols) - at);
     index = batch * x.stride + (along ? at * x.cols + term : term * x.cols + at);
-    step = along ? T::kDepth : T::kDepth * x.cols;
+  }
+  // To the tile of the next terms.
+  template <class X>
+  __device__ __forceinline__ void advance(const X& x) {
+    index += along ? T::kDepth : T::kDepth * x.cols;
   }
   template <class X>
   __device__ __forceinline__ void fetch(const X& x, int64_t term0, int64_t k, float (&out)[4]) const {
@@ -94,7 +98,7 @@ struct Share {
 
 // c[m, n] tile by tile; a_along, b_along: the sum runs along the contiguous axis of that operand.
 template <int Tile, class A, class B>
-__global__ void __launch_bounds__(256, Tile == 128 ? 2 : 3)
+__global__ void __launch_bounds__(256, Tile == 128 ? 2 : 1)
     simt_tile_kernel(A a, bool a_along, B b, bool b_along, Output out, int64_t k, int64_t tiles_m, int64_t tiles_n) {
   using T = SimtTile<Tile>;
   BNB_SHARED(float[2 * T::kDepth * T::kPitch], tiles_a);
@@ -120,14 +124,14 @@ __global__ void __launch_bounds__(256, Tile == 128 ? 2 : 3)
   for (int64_t k0 = 0; k0 < k; k0 += T::kDepth) {
     const bool more = k0 + T::kDepth < k;
     if (more) {
-      share_a.index += share_a.step;
-      share_b.index += share_b.step;
+      share_a.advance(a);
+      share_b.advance(b);
       share_a.fetch(a, k0 + T::kDepth, k, next_a);
       share_b.fetch(b, k0 + T::kDepth, k, next_b);
     }
     const float* from_a = tiles_a + buffer * T::kDepth * T::kPitch + 4 * ty;
     const float* from_b = tiles_b + buffer * T::kDepth * T::kPitch + 4 * tx;
-#pragma unroll
+#pragma unroll T::kUnroll
     for (int p = 0; p < T::kDepth; p++) {
       Vec<float, 4> x[T::kGroups], y[T::kGroups];
 #pragma unroll
@@ -161,8 +165,8 @@ template <class A, class B>
 void launch_simt_tiles(MatmulTile tile, const A& a, bool a_along, const B& b, bool b_along, const Output& out,
                        int64_t k, int64_t blocks, CudaStream& s) {
   const auto with = [&](auto kernel, int64_t side) {
-    launch(s, kernel, dim3(static_cast<unsigned>(blocks)), dim3(256), 0, a, a_along, b, b_along, out, k,
-           ceil_div(out.m, side), ceil_div(out.n, side));
+    launch(s, kernel, grid_of(blocks), dim3(256), 0, a, a_along, b, b_along, out, k, ceil_div(out.m, side),
+           ceil_div(out.n, side));
   };
   if (tile == MatmulTile::large)
     with(simt_tile_kernel<128, A, B>, 128);

@@ -10,7 +10,8 @@
 //           Otherwise a block has `x` neighbouring columns (or vectors of columns) and `y` rows at a time.
 // Work      where the lines alone do not fill the card, each is cut into pieces, whose states go to scratch
 //           [outer, pieces, inner] and are joined by a second kernel.
-// Numerics  four or more chains per thread, of at most about 16 links, then fixed trees over threads and pieces: what is
+// Numerics  four or more chains per thread, of at most about 16 links, then fixed trees over threads and pieces: what
+// is
 //           added in which order depends on the shape, the alignment and the card.
 #pragma once
 #include "cuda/rows.cuh"
@@ -76,7 +77,7 @@ template <class Op, class T>
 __global__ void __launch_bounds__(kRowThreads, 2)
     reduce_rows(Op op, const T* x, ReducePlan plan, typename Op::State* partials) {
   using State = typename Op::State;
-  constexpr int kVec = 16 / sizeof(T);
+  constexpr int kVec = 16 / sizeof(T), kChains = sizeof(State) == 8 ? 4 : kVec;  // as many as registers allow
   const int64_t items = plan.outer * plan.pieces;
   for (int64_t base = int64_t{blockIdx.x} * blockDim.y; base < items; base += row_step()) {
     // All of a warp go on to the shuffles, also those without a row.
@@ -96,9 +97,9 @@ __global__ void __launch_bounds__(kRowThreads, 2)
         total = Op::join(total, __shfl_xor_sync(kFullMask, total, offset));
       }
     } else {
-      State part[kVec];
+      State part[kChains];
 #pragma unroll
-      for (int j = 0; j < kVec; j++) part[j] = Op::identity();
+      for (int j = 0; j < kChains; j++) part[j] = Op::identity();
       stream_row(
           from, count,
           [&](const auto& vectors, int at, int step) {
@@ -115,12 +116,12 @@ __global__ void __launch_bounds__(kRowThreads, 2)
 #pragma unroll
                 for (int k = 0; k < half; k++) chain[k] = Op::join(chain[k], chain[k + half]);
               }
-              part[j] = Op::join(part[j], chain[0]);
+              part[j % kChains] = Op::join(part[j % kChains], chain[0]);
             }
           },
           [&](T x, int at) { total = Op::join(total, op.of(widen(x), first + at, context)); });
 #pragma unroll
-      for (int half = kVec / 2; half > 0; half /= 2) {
+      for (int half = kChains / 2; half > 0; half /= 2) {
 #pragma unroll
         for (int j = 0; j < half; j++) part[j] = Op::join(part[j], part[j + half]);
       }
@@ -220,7 +221,8 @@ __global__ void __launch_bounds__(kReduceThreads)
       const int64_t o = plan.inner == 1 ? line : line / plan.inner;
       const State* from = partials + o * plan.pieces * plan.inner + (line - o * plan.inner);
 #pragma unroll 4
-      for (int64_t p = threadIdx.y; p < plan.pieces; p += blockDim.y) total[0] = Op::join(total[0], from[p * plan.inner]);
+      for (int64_t p = threadIdx.y; p < plan.pieces; p += blockDim.y)
+        total[0] = Op::join(total[0], from[p * plan.inner]);
     }
     join_down<Op>(total);
     if (line < lines && threadIdx.y == 0) op.put(line, total[0]);
@@ -229,8 +231,7 @@ __global__ void __launch_bounds__(kReduceThreads)
 
 // `partials` has plan.partials() states.
 template <class Op, class T>
-void launch_reduce(CudaStream& s, const ReducePlan& plan, const Op& op, const void* x,
-                   typename Op::State* partials) {
+void launch_reduce(CudaStream& s, const ReducePlan& plan, const Op& op, const void* x, typename Op::State* partials) {
   const T* from = static_cast<const T*>(x);
   if (plan.inner == 1) {
     launch(s, reduce_rows<Op, T>, stride_grid(s, plan.outer * plan.pieces, plan.block.y), plan.block, 0, op, from, plan,

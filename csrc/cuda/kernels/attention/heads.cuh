@@ -1,0 +1,44 @@
+// Where the rows of an attention problem lie. The queries of all heads that share a key head are rows of one matrix:
+// r = position * group + head, so that a key that is loaded serves the whole group.
+#pragma once
+#include "cuda/kernel.cuh"
+#include "cuda/position.cuh"
+#include "kernels/attention.h"
+
+namespace bnb::cuda {
+
+constexpr float kLowest = -__builtin_inff();
+
+// One key head of one batch entry.
+struct Head {
+  int64_t batch, kv_head, group;
+  __device__ Head(const AttentionArgs& a, int64_t index)
+      : batch(index / a.kv_heads), kv_head(index % a.kv_heads), group(a.heads / a.kv_heads) {}
+  __device__ int64_t rows(const AttentionArgs& a) const { return a.queries * group; }
+  // Of row r: index into lse; times dim, the offset in q, y and dy.
+  __device__ int64_t query_at(const AttentionArgs& a, int64_t r) const {
+    return (batch * a.queries + r / group) * a.heads + kv_head * group + r % group;
+  }
+  // Of key j: offset in k and v.
+  __device__ int64_t key_at(const AttentionArgs& a, int64_t j) const {
+    return ((batch * a.keys + j) * a.kv_heads + kv_head) * a.dim;
+  }
+  // How many keys row r sees.
+  __device__ int64_t seen(const AttentionArgs& a, int64_t r) const {
+    return a.causal ? a.length - a.queries + r / group + 1 : a.length;
+  }
+};
+
+// Keys that a launch must be prepared for; with a position, only the device knows how many there are.
+inline int64_t most_keys(const AttentionArgs& a) { return a.position.value ? a.keys : a.length; }
+
+// 16-bit dtypes on the matrix units; false where those cannot take the problem.
+bool attention_mma(const AttentionArgs& a, CudaStream& s);
+bool attention_backward_mma(const AttentionBackwardArgs& b, const float* delta, CudaStream& s);
+// float32, and whatever the matrix units cannot take.
+void attention_simt(const AttentionArgs& a, CudaStream& s);
+void attention_backward_simt(const AttentionBackwardArgs& b, const float* delta, CudaStream& s);
+// delta[batch, queries, heads] = sum of y * dy, the part of the gradient of the softmax that a row has in common.
+void attention_delta(const AttentionBackwardArgs& b, float* delta, CudaStream& s);
+
+}  // namespace bnb::cuda

@@ -1,0 +1,339 @@
+// Attention and its gradients in float32 arithmetic, for every dtype and head size.
+//
+// Layout    a block owns a few rows of q (of k and v for the gradients of those), a few per warp, and passes over the
+//           others 32 at a time, one per lane. Scores are summed over slices of 64 of the head size, staged as
+//           float32; weights go through shared memory from the lane that made them to all lanes of the warp; results
+//           collect in shared memory [rows, dim], where a lane owns every 32nd column.
+// Work      four multiplications per word read from shared memory, far from the peak: this is the exact version. Keys
+//           that no row of the block sees are left out.
+// Numerics  the online softmax of Milakov and Gimelshein; backward recomputes scores from lse. All sums run in a fixed
+//           order: dq over keys, dk and dv over queries, in separate kernels without atomics.
+// Needs     room for one row of results per warp in shared memory: dim up to about 1400 (64 KB) or 6500 (227 KB).
+#include <type_traits>
+
+#include "core/error.h"
+#include "cuda/kernels/attention/heads.cuh"
+
+namespace bnb::cuda {
+namespace {
+
+constexpr int kWarps = 4, kThreads = kWarps * kWarp;
+constexpr int kSlice = 64;  // of the head size
+
+// Rows, own ones and others, that the dot products are taken of. Offsets are in elements; -1 is a row of zeros.
+template <int kRows>
+struct Stage {
+  static constexpr int kOwn = kWarps * kRows;
+  int64_t own_at[kOwn];
+  int64_t other_at[kWarp];
+  float own[kOwn][kSlice];
+  float other[kWarp][kSlice + 1];
+  float weight[2][kWarps][kWarp][kRows];
+};
+
+template <class T>
+__device__ __forceinline__ void stage_row(const T* from, int64_t at, int64_t d0, int64_t dim, float* to) {
+  for (int i = threadIdx.x % kWarp; i < kSlice; i += kWarp)
+    to[i] = at >= 0 && d0 + i < dim ? widen(from[at + d0 + i]) : 0.0f;
+}
+
+// dot[i] = own row i of this warp times the other row of this lane. The whole block calls it.
+template <class T, int kRows>
+__device__ __forceinline__ void dots(Stage<kRows>& stage, const void* own, const void* other, int64_t dim,
+                                     float (&dot)[kRows]) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+#pragma unroll
+  for (int i = 0; i < kRows; i++) dot[i] = 0;
+  for (int64_t d0 = 0; d0 < dim; d0 += kSlice) {
+    __syncthreads();
+    for (int i = 0; i < kRows; i++) {
+      const int row = warp * kRows + i;
+      stage_row(static_cast<const T*>(own), stage.own_at[row], d0, dim, stage.own[row]);
+    }
+    for (int row = warp; row < kWarp; row += kWarps)
+      stage_row(static_cast<const T*>(other), stage.other_at[row], d0, dim, stage.other[row]);
+    __syncthreads();
+    const int n = static_cast<int>(min(dim - d0, int64_t{kSlice}));
+#pragma unroll 8
+    for (int d = 0; d < n; d++) {
+      const float x = stage.other[lane][d];
+#pragma unroll
+      for (int i = 0; i < kRows; i++) dot[i] = fmaf(stage.own[warp * kRows + i][d], x, dot[i]);
+    }
+  }
+}
+
+// sums[i, :] = sums[i, :] * factor[i] + sum over the first n others of weight * row.
+template <class T, int kRows>
+__device__ __forceinline__ void accumulate(const Stage<kRows>& stage, const float (&weight)[kWarp][kRows],
+                                           const void* other, int n, int64_t dim, const float (&factor)[kRows],
+                                           float* sums) {
+  for (int64_t d = threadIdx.x % kWarp; d < dim; d += kWarp) {
+    float sum[kRows];
+#pragma unroll
+    for (int i = 0; i < kRows; i++) sum[i] = sums[i * dim + d] * factor[i];
+#pragma unroll 4
+    for (int j = 0; j < n; j++) {
+      const float x = widen(static_cast<const T*>(other)[stage.other_at[j] + d]);
+#pragma unroll
+      for (int i = 0; i < kRows; i++) sum[i] = fmaf(weight[j][i], x, sum[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; i++) sums[i * dim + d] = sum[i];
+  }
+}
+
+template <int kRows>
+__device__ __forceinline__ void clear(float* sums, int64_t dim) {
+  for (int64_t d = threadIdx.x % kWarp; d < dim; d += kWarp)
+    for (int i = 0; i < kRows; i++) sums[i * dim + d] = 0;
+}
+
+// The rows [first, first + kOwn) of a head become the block's own.
+template <int kRows>
+__device__ __forceinline__ void own_queries(Stage<kRows>& stage, const AttentionArgs& a, const Head& h, int64_t first) {
+  const int t = threadIdx.x;
+  if (t < Stage<kRows>::kOwn) stage.own_at[t] = first + t < h.rows(a) ? h.query_at(a, first + t) * a.dim : -1;
+}
+
+// Blocks of the last queries come first: those see the most keys.
+__device__ __forceinline__ int64_t last_first(int64_t item, int64_t blocks) { return blocks - 1 - item % blocks; }
+
+template <class T, int kRows>
+__global__ void __launch_bounds__(kThreads, 4)
+    forward_kernel(AttentionArgs a, const char* op, int64_t blocks, int64_t items) {
+  if (!resolve(a.position, op, a.length)) return;
+  BNB_DYNAMIC_SHARED(memory);
+  BNB_SHARED(Stage<kRows>, stage);
+  constexpr int kOwn = Stage<kRows>::kOwn;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  float* sums = reinterpret_cast<float*>(memory) + warp * kRows * a.dim;
+  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
+    const Head h(a, item / blocks);
+    const int64_t first = last_first(item, blocks) * kOwn, rows = h.rows(a);
+    own_queries(stage, a, h, first);
+    clear<kRows>(sums, a.dim);
+    float top[kRows], sum[kRows];
+    int64_t seen[kRows];
+    for (int i = 0; i < kRows; i++) {
+      top[i] = kLowest, sum[i] = 0;
+      const int64_t r = first + warp * kRows + i;
+      seen[i] = r < rows ? min(h.seen(a, r), a.length) : 0;
+    }
+    const int64_t last = min(a.length, h.seen(a, min(first + kOwn, rows) - 1));
+    for (int64_t j0 = 0; j0 < last; j0 += kWarp) {
+      const int n = static_cast<int>(min(last - j0, int64_t{kWarp}));
+      if (threadIdx.x < kWarp) stage.other_at[lane] = lane < n ? h.key_at(a, j0 + lane) : -1;
+      float dot[kRows], factor[kRows];
+      dots<T>(stage, a.q, a.k, a.dim, dot);
+#pragma unroll
+      for (int i = 0; i < kRows; i++) {
+        const bool sees = j0 + lane < seen[i];
+        const float x = sees ? dot[i] * a.scale : kLowest;
+        const float before = top[i];
+        top[i] = fmaxf(before, warp_reduce(x, [](float u, float v) { return fmaxf(u, v); }));
+        // With nothing but -inf so far, any finite shift keeps the exponentials 0.
+        const float shift = top[i] == kLowest ? 0.0f : top[i];
+        const float e = sees ? expf(x - shift) : 0.0f;
+        factor[i] = before == kLowest ? 1.0f : expf(before - shift);
+        sum[i] = sum[i] * factor[i] + warp_sum(e);
+        stage.weight[0][warp][lane][i] = e;
+      }
+      __syncwarp();
+      accumulate<T>(stage, stage.weight[0][warp], a.v, n, a.dim, factor, sums);
+      __syncthreads();
+    }
+    for (int i = 0; i < kRows; i++) {
+      const int64_t r = first + warp * kRows + i;
+      if (r >= rows) break;
+      const int64_t at = h.query_at(a, r);
+      const float factor = sum[i] == 0.0f ? 0.0f : 1.0f / sum[i];
+      for (int64_t d = lane; d < a.dim; d += kWarp)
+        static_cast<T*>(a.y)[at * a.dim + d] = narrow<T>(sums[i * a.dim + d] * factor);
+      if (a.lse && lane == 0) a.lse[at] = top[i] + logf(sum[i]);
+    }
+    __syncthreads();
+  }
+}
+
+// One warp per row.
+template <class T>
+__global__ void delta_kernel(const T* y, const T* dy, float* delta, int64_t rows, int64_t dim) {
+  const int lane = threadIdx.x % kWarp;
+  for (int64_t r = global_thread() / kWarp; r < rows; r += global_threads() / kWarp) {
+    float sum = 0;
+    for (int64_t d = lane; d < dim; d += kWarp) sum = fmaf(widen(y[r * dim + d]), widen(dy[r * dim + d]), sum);
+    sum = warp_sum(sum);
+    if (lane == 0) delta[r] = sum;
+  }
+}
+
+template <class T, int kRows>
+__global__ void __launch_bounds__(kThreads, 4)
+    query_gradient_kernel(AttentionBackwardArgs b, const float* delta, int64_t blocks, int64_t items) {
+  BNB_DYNAMIC_SHARED(memory);
+  BNB_SHARED(Stage<kRows>, stage);
+  constexpr int kOwn = Stage<kRows>::kOwn;
+  const AttentionArgs& a = b.forward;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  float* sums = reinterpret_cast<float*>(memory) + warp * kRows * a.dim;
+  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
+    const Head h(a, item / blocks);
+    const int64_t first = last_first(item, blocks) * kOwn, rows = h.rows(a);
+    own_queries(stage, a, h, first);
+    clear<kRows>(sums, a.dim);
+    float lse[kRows], common[kRows], one[kRows];
+    int64_t seen[kRows];
+    for (int i = 0; i < kRows; i++) {
+      const int64_t r = first + warp * kRows + i;
+      const int64_t at = r < rows ? h.query_at(a, r) : -1;
+      seen[i] = r < rows ? min(h.seen(a, r), a.length) : 0;
+      lse[i] = at >= 0 ? a.lse[at] : 0.0f;
+      common[i] = at >= 0 ? delta[at] : 0.0f;
+      one[i] = 1.0f;
+    }
+    const int64_t last = min(a.length, h.seen(a, min(first + kOwn, rows) - 1));
+    for (int64_t j0 = 0; j0 < last; j0 += kWarp) {
+      const int n = static_cast<int>(min(last - j0, int64_t{kWarp}));
+      if (threadIdx.x < kWarp) stage.other_at[lane] = lane < n ? h.key_at(a, j0 + lane) : -1;
+      float score[kRows], dp[kRows];
+      dots<T>(stage, a.q, a.k, a.dim, score);
+      dots<T>(stage, b.dy, a.v, a.dim, dp);
+#pragma unroll
+      for (int i = 0; i < kRows; i++) {
+        const bool sees = j0 + lane < seen[i];
+        const float p = sees ? expf(score[i] * a.scale - lse[i]) : 0.0f;
+        stage.weight[0][warp][lane][i] = sees ? p * (dp[i] - common[i]) : 0.0f;
+      }
+      __syncwarp();
+      accumulate<T>(stage, stage.weight[0][warp], a.k, n, a.dim, one, sums);
+      __syncthreads();
+    }
+    for (int i = 0; i < kRows; i++) {
+      const int64_t r = first + warp * kRows + i;
+      if (r >= rows) break;
+      const int64_t at = h.query_at(a, r) * a.dim;
+      for (int64_t d = lane; d < a.dim; d += kWarp)
+        static_cast<T*>(b.dq)[at + d] = narrow<T>(sums[i * a.dim + d] * a.scale);
+    }
+    __syncthreads();
+  }
+}
+
+template <class T, int kRows>
+__global__ void __launch_bounds__(kThreads, 4)
+    key_gradient_kernel(AttentionBackwardArgs b, const float* delta, int64_t blocks, int64_t items) {
+  BNB_DYNAMIC_SHARED(memory);
+  BNB_SHARED(Stage<kRows>, stage);
+  constexpr int kOwn = Stage<kRows>::kOwn;
+  const AttentionArgs& a = b.forward;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  float* dk = reinterpret_cast<float*>(memory) + warp * kRows * a.dim;
+  float* dv = dk + kOwn * a.dim;
+  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
+    const Head h(a, item / blocks);
+    const int64_t first = item % blocks * kOwn, rows = h.rows(a);
+    if (threadIdx.x < kOwn)
+      stage.own_at[threadIdx.x] = first + threadIdx.x < a.keys ? h.key_at(a, first + threadIdx.x) : -1;
+    clear<kRows>(dk, a.dim);
+    clear<kRows>(dv, a.dim);
+    float one[kRows];
+    for (int i = 0; i < kRows; i++) one[i] = 1.0f;
+    // The first row that sees the first key.
+    const int64_t begin = a.causal ? max(int64_t{0}, first - (a.length - a.queries)) * h.group : 0;
+    const int64_t end = first < a.length ? rows : begin;
+    for (int64_t r0 = begin; r0 < end; r0 += kWarp) {
+      const int n = static_cast<int>(min(end - r0, int64_t{kWarp}));
+      const int64_t at = lane < n ? h.query_at(a, r0 + lane) : -1;
+      if (threadIdx.x < kWarp) stage.other_at[lane] = lane < n ? at * a.dim : -1;
+      const int64_t seen = lane < n ? min(h.seen(a, r0 + lane), a.length) : 0;
+      const float lse = lane < n ? a.lse[at] : 0.0f, common = lane < n ? delta[at] : 0.0f;
+      float score[kRows], dp[kRows];
+      dots<T>(stage, a.k, a.q, a.dim, score);
+      dots<T>(stage, a.v, b.dy, a.dim, dp);
+#pragma unroll
+      for (int i = 0; i < kRows; i++) {
+        const bool sees = first + warp * kRows + i < seen;
+        const float p = sees ? expf(score[i] * a.scale - lse) : 0.0f;
+        stage.weight[0][warp][lane][i] = p;
+        stage.weight[1][warp][lane][i] = sees ? p * (dp[i] - common) : 0.0f;
+      }
+      __syncwarp();
+      accumulate<T>(stage, stage.weight[0][warp], b.dy, n, a.dim, one, dv);
+      accumulate<T>(stage, stage.weight[1][warp], a.q, n, a.dim, one, dk);
+      __syncthreads();
+    }
+    for (int i = 0; i < kRows; i++) {
+      const int64_t j = first + warp * kRows + i;
+      if (j >= a.keys) break;
+      const int64_t at = h.key_at(a, j);
+      for (int64_t d = lane; d < a.dim; d += kWarp) {
+        static_cast<T*>(b.dk)[at + d] = narrow<T>(dk[i * a.dim + d] * a.scale);
+        static_cast<T*>(b.dv)[at + d] = narrow<T>(dv[i * a.dim + d]);
+      }
+    }
+    __syncthreads();
+  }
+}
+
+// Calls f(number of rows per warp) with 4, or 1 where the results of 4 do not fit: `sets` results per row.
+template <class F>
+void choose_rows(const char* op, int64_t dim, int64_t sets, const CudaStream& s, const F& f) {
+  const int64_t row = sets * dim * kWarps * static_cast<int64_t>(sizeof(float));
+  const auto fits = [&](int64_t rows, size_t stage) {
+    return rows * row + static_cast<int64_t>(stage) <= s.gpu.shared_per_block;
+  };
+  if (fits(4, sizeof(Stage<4>))) {
+    f(std::integral_constant<int, 4>{}, static_cast<size_t>(4 * row));
+  } else if (fits(1, sizeof(Stage<1>))) {
+    f(std::integral_constant<int, 1>{}, static_cast<size_t>(row));
+  } else {
+    fail(Code::unsupported, op, "a head of ", dim, " elements does not fit into the shared memory of this GPU");
+  }
+}
+
+// Launches kernel(args..., blocks, items): `count` rows per head, kOwn to a block.
+template <int kRows, class... P, class... A>
+void launch_heads(CudaStream& s, const AttentionArgs& a, int64_t count, size_t shared, void (*kernel)(P...),
+                  const A&... args) {
+  const int64_t blocks = ceil_div(count, Stage<kRows>::kOwn), items = a.batch * a.kv_heads * blocks;
+  const int64_t most = int64_t{1} << 30;
+  launch(s, kernel, dim3(static_cast<unsigned>(items < most ? items : most)), kThreads, shared, args..., blocks, items);
+}
+
+}  // namespace
+
+void attention_simt(const AttentionArgs& a, CudaStream& s) {
+  const int64_t rows = a.queries * (a.heads / a.kv_heads);
+  choose_rows("attention", a.dim, 1, s, [&](auto rows_per_warp, size_t shared) {
+    constexpr int kRows = decltype(rows_per_warp)::value;
+    visit_float(a.dtype, [&](auto t) {
+      launch_heads<kRows>(s, a, rows, shared, forward_kernel<decltype(t), kRows>, a, "attention");
+    });
+  });
+}
+
+void attention_delta(const AttentionBackwardArgs& b, float* delta, CudaStream& s) {
+  const AttentionArgs& a = b.forward;
+  const int64_t rows = a.batch * a.queries * a.heads;
+  visit_float(a.dtype, [&](auto t) {
+    using T = decltype(t);
+    launch(s, delta_kernel<T>, stride_grid(s, rows, 8), 256, 0, static_cast<const T*>(a.y), static_cast<const T*>(b.dy),
+           delta, rows, a.dim);
+  });
+}
+
+void attention_backward_simt(const AttentionBackwardArgs& b, const float* delta, CudaStream& s) {
+  const AttentionArgs& a = b.forward;
+  const int64_t rows = a.queries * (a.heads / a.kv_heads);
+  choose_rows("attention_backward", a.dim, 2, s, [&](auto rows_per_warp, size_t shared) {
+    constexpr int kRows = decltype(rows_per_warp)::value;
+    visit_float(a.dtype, [&](auto t) {
+      using T = decltype(t);
+      launch_heads<kRows>(s, a, rows, shared / 2, query_gradient_kernel<T, kRows>, b, delta);
+      launch_heads<kRows>(s, a, a.keys, shared, key_gradient_kernel<T, kRows>, b, delta);
+    });
+  });
+}
+
+}  // namespace bnb::cuda
