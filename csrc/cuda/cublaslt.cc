@@ -328,7 +328,7 @@ const char* cublaslt_status() {
 bool cublaslt_matmul(const MatmulArgs& a, CudaStream& s) {
   const std::lock_guard lock(mutex);
   Library& lib = library();
-  if (!lib.open || disabled || a.batch > INT32_MAX) return false;
+  if (!lib.open || disabled || a.batch > INT32_MAX || a.row_c % 8 != 0) return false;
   DeviceState& state = state_of(s);
   // A test reads its results, which a graph cannot do while it is recorded.
   if (s.capturing && !state.tested[a.dtype_c == DType::bfloat16]) return false;

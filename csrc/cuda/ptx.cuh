@@ -12,6 +12,13 @@
 
 namespace bnb::cuda {
 
+// Whether the code is for compute capability 8.0 or later: a kernel that needs it is left empty for others.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr bool kSm80 = false;
+#else
+constexpr bool kSm80 = true;
+#endif
+
 // --- bytes and shared memory -----------------------------------------------------------------------------------------
 
 // Byte i of the result is byte (selector >> 4 i) & 7 of the eight bytes b:a, a the low ones.

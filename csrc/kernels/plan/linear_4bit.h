@@ -146,7 +146,8 @@ constexpr Linear4BitGpuPlan plan_tile(const Linear4BitProblem& p, const GpuInfo&
       kLinear4BitStatic + linear_4bit_table(wide) + kLinear4BitNestedCode + stages * tokens * kLinear4BitTileStep * 2;
   const int64_t tiles = ceil(p.m, tokens) * ceil(p.n, kLinear4BitTileOutputs);
   const int64_t steps = ceil(p.k, kLinear4BitTileStep);
-  if (shared > gpu.shared_per_block || tiles > (int64_t{1} << 26)) return best;
+  // The height of a grid has 16 bits.
+  if (shared > gpu.shared_per_block || ceil(p.n, kLinear4BitTileOutputs) * 16 > 65535) return best;
   double best_time = 0;
   bool best_busy = false;
   for (int64_t splits = 1; splits <= 16 && splits <= steps; splits++) {
@@ -190,7 +191,9 @@ constexpr Linear4BitGpuPlan plan_linear_4bit_with(Linear4BitVariant variant, con
       // A warp takes a column of y; of dx, a block takes 64.
       r.outputs = p.backward ? 64 : 8;
       r.sum_warps = p.backward ? 8 : 1;
+      // Blocks go round; no more of them than stride_grid() launches.
       r.blocks = linear_4bit_detail::ceil(p.m, r.tokens) * linear_4bit_detail::ceil(p.backward ? p.k : p.n, r.outputs);
+      if (r.blocks > int64_t{gpu.sms} * 32) r.blocks = int64_t{gpu.sms} * 32;
       return r;
     }
     case Linear4BitVariant::dense: {

@@ -24,7 +24,6 @@ struct TileArgs {
   WeightView w;
   ProductOut out;
   int64_t m, k;
-  int32_t tiles_m;
   float* partials;  // [tiles, splits, threads' sums], or null for one split
   int32_t* counters;
   int32_t splits;
@@ -49,11 +48,9 @@ class Tile {
         ring_(shared + Table::kBytes + kLinear4BitNestedCode) {}
 
   __device__ __forceinline__ void run() {
-    const auto split = static_cast<int>(blockIdx.x) % a_.splits;
     runs_ = static_cast<int>(a_.k / kRun);
-    token0_ = token0();
     const int all = static_cast<int>(ceil_div(a_.k, kStep));
-    const int from = part_of(all, split, a_.splits), to = part_of(all, split + 1, a_.splits);
+    const int from = part_of(all, split(), a_.splits), to = part_of(all, split() + 1, a_.splits);
 
     tile_.go_to(column0() + warp() % kRowWarps * kLinear4BitRows);
     Run run;
@@ -65,7 +62,6 @@ class Tile {
     }
     Table::load(table_, a_.w.type);
     a_.w.load_nested_code(codes_);
-    offset_ = a_.w.offset();
 
     float acc[2][kEights][4] = {};
     int stage = 0;
@@ -76,11 +72,8 @@ class Tile {
       const int ahead = step + kStages - 1;
       if (ahead < to) copy(stage == 0 ? kStages - 1 : stage - 1, ahead);
       cp_async_commit();
-      Run next;
-      if (step + 1 < to) load(next, step + 1);
       // The last step may have one run only.
-      if (2 * step + half() < runs_) multiply(acc, run, ring_ + stage * kStage);
-      run = next;
+      if (2 * step + half() < runs_) multiply(acc, run, ring_ + stage * kStage, step + 1, to);
       stage = stage == kStages - 1 ? 0 : stage + 1;
     }
     cp_async_wait<0>();
@@ -91,9 +84,13 @@ class Tile {
   static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
   static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / kWarp; }
   // Blocks side by side share rows of w. Computed where needed: registers are short.
-  __device__ __forceinline__ int tile() const { return static_cast<int>(blockIdx.x) / a_.splits; }
-  __device__ __forceinline__ int64_t token0() const { return int64_t{tile() % a_.tiles_m} * Tokens; }
-  __device__ __forceinline__ int64_t column0() const { return int64_t{tile() / a_.tiles_m} * kColumns; }
+  static __device__ __forceinline__ int64_t token0() { return int64_t{blockIdx.x} * Tokens; }
+  __device__ __forceinline__ int64_t column0() const {
+    return int64_t{blockIdx.y / static_cast<unsigned>(a_.splits)} * kColumns;
+  }
+  __device__ __forceinline__ int split() const {
+    return static_cast<int>(blockIdx.y % static_cast<unsigned>(a_.splits));
+  }
   static __device__ __forceinline__ int half() { return warp() / kRowWarps; }
 
   __device__ __forceinline__ void load(Run& r, int step) const {
@@ -110,21 +107,20 @@ class Tile {
   // Step `step` of x; zeros beyond its rows and columns.
   __device__ __forceinline__ void copy(int stage, int step) const {
     const T* x = static_cast<const T*>(a_.x);
-    const int64_t token0 = token0_;
     constexpr int kPieces = kStep / 8;
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < Tokens * kPieces; i += kThreads) {
       const int row = i / kPieces, piece = i % kPieces;
       const int64_t k = int64_t{step} * kStep + piece * 8;
-      const bool valid = token0 + row < a_.m && k < a_.k;
+      const bool valid = token0() + row < a_.m && k < a_.k;
       cp_async16(ring_ + stage * kStage + (row * kPieces + swapped(row, piece)) * 16,
-                 x + (valid ? (token0 + row) * a_.k + k : 0), valid);
+                 x + (valid ? (token0() + row) * a_.k + k : 0), valid);
     }
   }
 
-  // acc += a run of w times that of x.
-  __device__ __forceinline__ void multiply(float (&acc)[2][kEights][4], const Run& run,
-                                           const unsigned char* stage) const {
+  // acc += a run of w times that of x. `run` becomes that of step `next`.
+  __device__ __forceinline__ void multiply(float (&acc)[2][kEights][4], Run& run, const unsigned char* stage, int next,
+                                           int to) const {
     const uint32_t bits = Table::lane_bits(lane());
     uint32_t a[2][4][4];
 #pragma unroll
@@ -132,8 +128,8 @@ class Tile {
 #pragma unroll
       for (int j = 0; j < 4; j++) fragment<Table>(a[r][j], table_, run, r, j, bits);
     float s[4], second[4];
-    tile_.scales(s, run.scale[0], codes_, offset_);
-    if constexpr (Half) tile_.scales(second, run.scale[1], codes_, offset_);
+    tile_.scales(s, run.scale[0], codes_, a_.w.offset());
+    if constexpr (Half) tile_.scales(second, run.scale[1], codes_, a_.w.offset());
     // Rows 8e + g are odd or even as g is.
     const int g = lane() / 4, piece = lane() % 4 * (Half ? 1 : 2), gap = Half ? 4 : 1;
     const unsigned char* first = stage + (g * (kStep / 8) + half() * (kRun / 8)) * 16;
@@ -141,6 +137,8 @@ class Tile {
     const unsigned char* high_at = first + swapped(g, piece + gap) * 16;
 #pragma unroll
     for (int e = 0; e < kEights; e++) {
+      // By now `run` is decoded; its registers are free for the next one.
+      if (e == kEights / 4 && next < to) load(run, next);
       const Vec<uint32_t, 4> low = load_shared_in_order(low_at + e * 8 * kStep * 2);
       const Vec<uint32_t, 4> high = load_shared_in_order(high_at + e * 8 * kStep * 2);
       const uint32_t b[4][2] = {
@@ -192,13 +190,13 @@ class Tile {
       for (int i = 0; i < 4; i++) sums[j * 4 + i] += more.v[i];
     }
     if (a_.splits > 1) {
-      const int split = static_cast<int>(blockIdx.x) % a_.splits;
-      float* const parts = a_.partials + int64_t{tile()} * a_.splits * kSums * kThreads + threadIdx.x * 4;
+      const int64_t tile = int64_t{blockIdx.y / static_cast<unsigned>(a_.splits)} * gridDim.x + blockIdx.x;
+      float* const parts = a_.partials + tile * a_.splits * kSums * kThreads + threadIdx.x * 4;
 #pragma unroll
       for (int j = 0; j < kSums / 4; j++)
-        store_vec(parts + (int64_t{split} * kSums + j * 4) * kThreads,
+        store_vec(parts + (int64_t{split()} * kSums + j * 4) * kThreads,
                   Vec<float, 4>{{sums[j * 4], sums[j * 4 + 1], sums[j * 4 + 2], sums[j * 4 + 3]}});
-      if (!last_of(a_.counters + tile(), a_.splits)) return;
+      if (!last_of(a_.counters + tile, a_.splits)) return;
 #pragma unroll
       for (int j = 0; j < kSums; j++) sums[j] = 0;
 #pragma unroll 1
@@ -235,15 +233,13 @@ class Tile {
   unsigned char* table_;
   float* codes_;
   unsigned char* ring_;
-  int64_t token0_;
   int runs_ = 0;
-  float offset_ = 0;
 };
 
 template <class T, int Tokens, bool Wide, bool Half>
 __global__ void __launch_bounds__(kThreads, 1) tile_kernel(TileArgs a) {
   BNB_DYNAMIC_SHARED(shared);
-  Tile<T, Tokens, Wide, Half>(a, shared).run();
+  if constexpr (kSm80) Tile<T, Tokens, Wide, Half>(a, shared).run();
 }
 
 }  // namespace
@@ -254,12 +250,11 @@ void linear_4bit_tile(const Linear4BitArgs& a, const Linear4BitGpuPlan& plan, Cu
   if (plan.splits > 1)
     partials = static_cast<float*>(
         s.scratch(static_cast<size_t>(tiles * plan.splits * kLinear4BitTileOutputs * plan.tokens) * sizeof(float)));
-  const TileArgs args = {a.x,      view_of(a.w), {a.y, a.bias, a.n, a.y_dtype, a.bias_dtype},
-                         a.m,      a.k,          static_cast<int32_t>(tiles_m),
-                         partials, s.counters,   plan.splits};
+  const TileArgs args = {a.x,        view_of(a.w), {a.y, a.bias, a.n, a.y_dtype, a.bias_dtype}, a.m, a.k, partials,
+                         s.counters, plan.splits};
+  const dim3 grid(static_cast<unsigned>(tiles_m), static_cast<unsigned>(plan.blocks / tiles_m));
   const auto go = [&](auto kernel) {
-    launch(s, kernel, dim3(static_cast<unsigned>(plan.blocks)), dim3(kThreads), static_cast<size_t>(plan.shared_bytes),
-           args);
+    launch(s, kernel, grid, dim3(kThreads), static_cast<size_t>(plan.shared_bytes), args);
   };
   // Blocks of 32 want too many registers for 128 rows of x.
   const auto tokens = [&]<class T, bool Wide>() {
