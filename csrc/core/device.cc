@@ -95,4 +95,12 @@ std::string gpu_unavailable() {
 #endif
 }
 
+std::string gpu_libraries() {
+#if BNB_CUDA
+  return cuda::libraries();
+#else
+  return "";
+#endif
+}
+
 }  // namespace bnb

@@ -76,6 +76,8 @@ class Device {
 std::vector<std::unique_ptr<Device>> make_devices();
 // Why no GPU, or not every GPU, is among them: one line with advice. Empty when none is missing.
 std::string gpu_unavailable();
+// What GPUs use beside the package's own kernels: one line; empty in a build without CUDA.
+std::string gpu_libraries();
 
 // Queues a kernel on the device's stream. Args must be trivially copyable and at most 192 bytes.
 template <class Args>

@@ -4,6 +4,7 @@
 #include "cuda/device.h"
 
 #include "core/error.h"
+#include "cuda/cublaslt.h"
 #include "cuda/probe.h"
 #include "cuda/runtime.h"
 
@@ -77,6 +78,8 @@ bool is_sticky(cudaError_t status) {
 }
 
 const std::string& unavailable() { return reason(); }
+
+std::string libraries() { return std::string("cuBLASLt: ") + (cublaslt_present(), cublaslt_status()); }
 
 void append_devices(std::vector<std::unique_ptr<Device>>& devices) {
   int count = 0;

@@ -175,17 +175,6 @@ napi_value synchronize(napi_env napi, napi_callback_info info) {
   });
 }
 
-void set(napi_env env, napi_value object, const char* name, const std::string& text) {
-  napi_value v;
-  napi_create_string_utf8(env, text.c_str(), text.size(), &v);
-  napi_set_named_property(env, object, name, v);
-}
-void set(napi_env env, napi_value object, const char* name, double number) {
-  napi_value v;
-  napi_create_double(env, number, &v);
-  napi_set_named_property(env, object, name, v);
-}
-
 // beginGraph(device): its ops are recorded from here on. endGraph(device, keep): the id of the graph, or 0.
 napi_value begin_graph(napi_env napi, napi_callback_info info) {
   return guarded<1>(napi, info, "graph", [&](Env& env, napi_value* v) -> napi_value {
@@ -228,13 +217,26 @@ napi_value dispose_graph(napi_env napi, napi_callback_info info) {
   });
 }
 
-// gpuStatus(): why no GPU, or not every GPU, is among the devices; "" when none is missing.
+void set(napi_env env, napi_value object, const char* name, const std::string& text) {
+  napi_value v;
+  napi_create_string_utf8(env, text.c_str(), text.size(), &v);
+  napi_set_named_property(env, object, name, v);
+}
+void set(napi_env env, napi_value object, const char* name, double number) {
+  napi_value v;
+  napi_create_double(env, number, &v);
+  napi_set_named_property(env, object, name, v);
+}
+
+// gpuStatus(): { missing: why no GPU, or not every GPU, is among the devices; libraries: what GPUs use beside our
+// kernels }.
 napi_value gpu_status(napi_env napi, napi_callback_info info) {
   return guarded<0>(napi, info, "gpuStatus", [&](Env& env, napi_value*) {
-    const std::string text = gpu_unavailable();
-    napi_value v;
-    napi_create_string_utf8(env.napi, text.c_str(), text.size(), &v);
-    return v;
+    napi_value object;
+    napi_create_object(napi, &object);
+    set(napi, object, "missing", gpu_unavailable());
+    set(napi, object, "libraries", env.devices.size() > 1 ? gpu_libraries() : "");
+    return object;
   });
 }
 

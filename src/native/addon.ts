@@ -44,8 +44,11 @@ export interface NativeRuntime {
   devices(): NativeDevice[];
   memory(device: number): NativeMemory;
   emptyCache(device: number): void;
-  /** Why no GPU, or not every GPU, is among the devices; "" when none is missing. */
-  gpuStatus(): string;
+  /**
+   * `missing`: why no GPU, or not every GPU, is among the devices, "" when none is missing; `libraries`: what GPUs use
+   * beside the package's own kernels, "" without a GPU. Looks for the libraries, so not for hot code.
+   */
+  gpuStatus(): { missing: string; libraries: string };
   /** Records the ops of a device until endGraph, which gives the id of the graph, or 0 without `keep`. */
   beginGraph(device: number): void;
   endGraph(device: number, keep: boolean): number;

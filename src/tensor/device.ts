@@ -60,8 +60,11 @@ export function deviceAt(index: number): Device {
   return all[index] as Device;
 }
 
-/** Why no GPU, or not every GPU, is among `devices()`, with what to do about it; "" when none is missing. */
-export function gpuStatus(): string {
+/**
+ * `missing` says why no GPU, or not every GPU, is among `devices()` and what to do about it; it is "" when none is
+ * missing. `libraries` says what GPUs use beside the package's own kernels, and is "" without a GPU.
+ */
+export function gpuStatus(): { missing: string; libraries: string } {
   return addon.gpuStatus();
 }
 
@@ -93,7 +96,7 @@ export function toDevice(device: DeviceLike | undefined): Device {
   const label = device === "cuda" ? "cuda:0" : device;
   const found = all.find((d) => String(d) === label);
   if (found) return found;
-  const why = gpuStatus();
+  const why = gpuStatus().missing;
   if (/^cuda(:\d+)?$/.test(String(device)) && why !== "") {
     throw new BnbError("ERR_BNB_CUDA", `device: ${String(device)} must be a usable GPU, but ${why}`);
   }

@@ -9,6 +9,7 @@ import type { DemoResults } from "../../src/cli/demo/results.js";
 import type { DemoSettings } from "../../src/cli/demo/settings.js";
 import { quickSettings } from "../../src/cli/demo/settings.js";
 import { main } from "../../src/cli/main.js";
+import { devices } from "../../src/tensor/device.js";
 import { memory } from "../../src/tensor/scope.js";
 
 class Sink {
@@ -64,6 +65,8 @@ describe("main", () => {
     expect(stdout).toContain(version);
     expect(stdout).toContain(process.versions.node);
     expect(stdout).toMatch(/cpu .*(base|avx2|avx512), \d+ threads/);
+    // A GPU with its libraries, or why there is none.
+    expect(stdout).toMatch(devices().length > 1 ? /cuda:0 .*\n.*cuBLASLt: / : /^GPU +\w/m);
   });
 });
 

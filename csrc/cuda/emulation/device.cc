@@ -95,6 +95,8 @@ namespace cuda {
 void device_trapped() { lost = true; }
 void check_launch(const char*) { check_alive(); }
 
+std::string libraries() { return "cuBLASLt: not used by an emulated device"; }
+
 const std::string& unavailable() {
   static const std::string* none = new std::string;
   return *none;

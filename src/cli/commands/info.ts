@@ -24,8 +24,9 @@ CPU kernels use (BNB_CPU=base|avx2|avx512 chooses another).
           : `compute capability ${device.computeCapability}, ${device.processors} multiprocessors`;
       lines.push([String(device), `${device.name}, ${memory}, ${kind}`]);
     }
-    const missing = gpuStatus();
+    const { missing, libraries } = gpuStatus();
     if (missing !== "") lines.push(["GPU", missing]);
+    if (libraries !== "") lines.push(["libraries", libraries]);
     const width = Math.max(...lines.map(([name]) => name.length));
     for (const [name, value] of lines) stdout.write(`${name.padEnd(width)}  ${value}\n`);
     return 0;
