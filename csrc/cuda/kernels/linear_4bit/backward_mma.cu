@@ -54,7 +54,7 @@ class Backward {
     const int first = static_cast<int>(blockIdx.x) / p.splits, stride = static_cast<int>(gridDim.x) / p.splits;
     const int pitch = static_cast<int>(linear_4bit_pitch(int64_t{span} * kDepth));
 
-    Step now, next;
+    Step next;
     go_to(first);
     if (steps > 0) load(next, block_from + from);
     copy_rows_in(dy_, pitch, static_cast<const T*>(a_.dy), p.m, a_.n, int64_t{block_from} * kDepth, span * kDepth,
@@ -68,9 +68,9 @@ class Backward {
 
     for (int group = first; group < p.groups; group += stride) {
       float acc[4][Eights][4] = {};
-#pragma unroll 1
+#pragma unroll 2
       for (int i = 0; i < steps; i++) {
-        now = next;
+        const Step now = next;
         if (i + 1 < steps) load(next, block_from + from + i + 1);
         multiply(acc, now, dy_ + (from + i) * kDepth, pitch);
       }
@@ -103,9 +103,16 @@ class Backward {
   __device__ __forceinline__ void load(Step& s, int step) const {
     const int g = lane() / 4, t = lane() % 4;
     const int row0 = step * kDepth;
+    const uint64_t pitch = uint64_t{runs_} * 32;
     const uint8_t* from = a_.w.packed + int64_t{strip_} * 32 + g * 4;
+    if (row0 + kDepth <= a_.n) {
+      from += static_cast<uint64_t>(row0 + 8 * t) * pitch;
 #pragma unroll
-    for (int i = 0; i < 8; i++) s.q[i] = load_once<1>(from + uint64_t{row(row0 + 8 * t + i)} * (runs_ * 32)).v[0];
+      for (int i = 0; i < 8; i++, from += pitch) s.q[i] = load_once<1>(from).v[0];
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; i++) s.q[i] = load_once<1>(from + row(row0 + 8 * t + i) * pitch).v[0];
+    }
     const uint32_t block = row(row0 + lane()) * runs_ + strip_;
     s.scale[0] = a_.w.raw_scale(half_ ? 2 * block : block >> (a_.w.shift - 6));
     if (half_) s.scale[1] = a_.w.raw_scale(2 * block + 1);
