@@ -111,7 +111,8 @@ void run(const Int8LinearBackwardArgs& a, const Output& out, CudaStream& s) {
 void int8_linear_backward(const Int8LinearBackwardArgs& a, CudaStream& s) {
   if (a.m == 0 || a.k == 0) return;
   const bool is_float32 = a.dtype == DType::float32;
-  const Output out = {a.dx, nullptr, a.m, a.k, a.dtype, false, a.k % 4 == 0 && aligned_for(is_float32 ? 16 : 8, a.dx)};
+  const Output out = {a.dx, nullptr, a.m, a.k, a.dtype, false, a.k % 4 == 0 && aligned_for(is_float32 ? 16 : 8, a.dx),
+                      a.k};
   const bool large = ceil_div(a.m, LargeTile::kM) * ceil_div(a.k, LargeTile::kN) >= s.gpu.sms;
   visit_float(a.dtype, [&](auto t) {
     using E = decltype(t);

@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(T::kThreads, Long ? 1 : 2)
     __syncthreads();
   }
 
-  const Output out = {a.y, nullptr, a.m, a.n, a.dtype, false, a.n % 2 == 0};
+  const Output out = {a.y, nullptr, a.m, a.n, a.dtype, false, a.n % 2 == 0, a.n};
 #pragma unroll
   for (int i = 0; i < Own::kRows; i++) {
 #pragma unroll

@@ -45,7 +45,7 @@ void run(const MatmulArgs& x, const MatmulPlan& plan, CudaStream& s) {
       x.dtype_c,
       x.accumulate,
       x.n % 4 == 0 && x.row_c % 4 == 0 && aligned_for(x.dtype_c == DType::float32 ? 16 : 8, x.c, x.bias),
-      x.row_c};
+      x.row_c ? x.row_c : x.n};
   launch(s, mma_kernel<E, T, AlongA, AlongB>, grid_of(plan.blocks), dim3(T::kThreads),
          static_cast<size_t>(plan.shared_bytes), a, x.stride_a, b, x.stride_b, out, x.k, ceil_div(x.m, T::kM),
          ceil_div(x.n, T::kN));

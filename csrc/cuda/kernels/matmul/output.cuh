@@ -25,12 +25,12 @@ struct Output {
   int64_t m, n;
   DType dtype;
   bool accumulate;
-  bool vectors;       // rows of c start at multiples of four elements' bytes
-  int64_t row_c = 0;  // elements from one row of c to the next, 0 for n
+  bool vectors;   // rows of c start at multiples of four elements' bytes
+  int64_t row_c;  // elements from one row of c to the next
 
   template <class T, int N>
   __device__ __forceinline__ void store(int64_t batch, int64_t row, int64_t col, const float (&sums)[N]) const {
-    T* to = static_cast<T*>(c) + (batch * m + row) * (row_c ? row_c : n) + col;
+    T* to = static_cast<T*>(c) + (batch * m + row) * row_c + col;
     const T* b = static_cast<const T*>(bias) + col;
     if (vectors && col + N <= n) {
       Vec<T, N> y{}, old{}, term{};
