@@ -1,5 +1,5 @@
-// npm run test:asan: builds the addon with AddressSanitizer and UndefinedBehaviorSanitizer in
-// build-asan and runs the tests that exercise native code with it. Any report ends the test process. Linux with GCC or Clang.
+// npm run test:asan: builds the addon with AddressSanitizer and UndefinedBehaviorSanitizer in build-asan and runs the
+// tests that exercise native code with it. Any report ends the test process. Linux with GCC or Clang.
 import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { availableParallelism } from "node:os";
