@@ -1,7 +1,8 @@
 // Test runner: one process per file, so that a native crash costs one file and not the suite.
 import { defineConfig } from "vitest/config";
 
-const sanitized = process.env["BNB_SANITIZED"] === "1";
+// Under the sanitizers and on the emulated GPU a test may take minutes.
+const slow = process.env["BNB_SANITIZED"] === "1" || process.env["BNB_TEST_DEVICE"] !== undefined;
 
 export default defineConfig({
   test: {
@@ -11,7 +12,7 @@ export default defineConfig({
     pool: "forks",
     maxWorkers: 2,
     execArgv: ["--expose-gc"],
-    testTimeout: sanitized ? 300_000 : 60_000,
-    hookTimeout: sanitized ? 300_000 : 60_000,
+    testTimeout: slow ? 300_000 : 60_000,
+    hookTimeout: slow ? 300_000 : 60_000,
   },
 });
