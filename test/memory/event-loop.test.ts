@@ -6,7 +6,7 @@ import { matmul } from "../../src/ops/matmul.js";
 
 it("keeps the p99 delay of the event loop under 20 ms while a second of kernels is queued", async () => {
   const n = 512;
-  const a = tensor(new Float32Array(n * n).fill(0.01), { shape: [n, n] });
+  const a = tensor(new Float32Array(n * n).fill(0.01), { shape: [n, n], device: "cpu" });
   const round = async (count: number): Promise<number> => {
     const start = performance.now();
     tidy(() => {
@@ -17,7 +17,8 @@ it("keeps the p99 delay of the event loop under 20 ms while a second of kernels 
   };
   await round(4);
   const perProduct = Math.min(await round(16), await round(16), await round(16)) / 16;
-  const count = Math.ceil(1500 / perProduct);
+  // Three seconds by this estimate, because a busy machine may have slowed the rounds that it is made from.
+  const count = Math.ceil(3000 / perProduct);
   const delay = monitorEventLoopDelay({ resolution: 1 });
   const start = performance.now();
   tidy(() => {
