@@ -65,9 +65,23 @@ const rows = [
   ]),
 ];
 
-const { host, date, commit } = linear;
+const { host } = linear;
+// The files may come from several runs: each is named with its date and commit.
+const runs = new Map();
+for (const [what, { date, commit }] of Object.entries({
+  "4-bit linear": linear,
+  quantization: quantize,
+  optimizers: optimizer,
+  products: matmul,
+  queueing: crossing,
+  "training memory": memory,
+})) {
+  const run = `${date}, commit ${commit}`;
+  runs.set(run, [...(runs.get(run) ?? []), what]);
+}
+const when = [...runs].map(([run, what]) => `${what.join(", ")} on ${run}`).join("; ");
 const text = [
-  `Medians on ${host.threads} threads of an ${host.cpu} (${host.isa}), Node ${host.node}, ${date}, commit ${commit}:`,
+  `Medians on ${host.threads} threads of an ${host.cpu} (${host.isa}), Node ${host.node} (${when}):`,
   "",
   "| what | | |",
   "|---|---|---|",
