@@ -5,6 +5,7 @@ export interface Figures {
   stack: number;
   shared: number;
   code: number;
+  loop: number;
 }
 export interface Table {
   compiler: string;
@@ -17,8 +18,9 @@ export interface Finding {
   message: string;
 }
 export const figures: (keyof Figures)[];
-export function parsePtxas(text: string): Map<string, Omit<Figures, "code">>;
-export function sectionSizes(elf: Buffer): Map<string, number>;
+export function parsePtxas(text: string): Map<string, Omit<Figures, "code" | "loop">>;
+export function sections(elf: Buffer): Map<string, Buffer>;
+export function mainLoop(code: Buffer): number;
 export function measure(report: string, cubin: Buffer): Map<string, Figures>;
 export function shortNames(demangled: string[]): string[];
 export function formatTable(table: Table): string;
@@ -29,3 +31,4 @@ export function compare(
   files: string[],
   archs: string[],
 ): { wrong: Finding[]; shrunk: Finding[]; sameCompiler: boolean };
+export function instructionsPerElement(text: string, measured: Table, archs: string[]): string[];

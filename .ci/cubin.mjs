@@ -1,12 +1,16 @@
 // What a compiled CUDA kernel costs, and whether it may: reads ptxas's report and a cubin's sections, and compares
 // figures with those of the committed table, csrc/cuda/budget.tsv. Nothing here runs a program or touches a file.
+import { loops } from "./sass.mjs";
 
-/** A kernel's figures, in the order in which a cell of the table lists them. All but the first are bytes. */
-export const figures = ["registers", "spill", "stack", "shared", "code"];
+/**
+ * A kernel's figures, in the order in which a cell of the table lists them: registers, bytes, and the instructions of
+ * one turn of the main loop, 0 without one.
+ */
+export const figures = ["registers", "spill", "stack", "shared", "code", "loop"];
 /** A figure may grow by this factor before the table must say so. Spills and stack may not grow at all. */
-const tolerated = { registers: 1.05, spill: 1, stack: 1, shared: 1.05, code: 1.05 };
+const tolerated = { registers: 1.05, spill: 1, stack: 1, shared: 1.05, code: 1.05, loop: 1.05 };
 
-/** The report of `ptxas -v`: per mangled kernel, everything but the size of its code. */
+/** The report of `ptxas -v`: per mangled kernel, everything that is not read off its code. */
 export function parsePtxas(text) {
   const kernels = new Map();
   let name = null;
@@ -33,8 +37,8 @@ export function parsePtxas(text) {
   return kernels;
 }
 
-/** The sizes of the sections of a 64-bit little-endian ELF file, such as a cubin, by name. */
-export function sectionSizes(elf) {
+/** The sections of a 64-bit little-endian ELF file, such as a cubin, by name. */
+export function sections(elf) {
   if (elf.readUInt32BE(0) !== 0x7f454c46 || elf[4] !== 2 || elf[5] !== 1) throw new Error("not a 64-bit ELF file");
   const start = Number(elf.readBigUInt64LE(0x28));
   const [entrySize, count, names] = [0x3a, 0x3c, 0x3e].map((at) => elf.readUInt16LE(at));
@@ -42,16 +46,31 @@ export function sectionSizes(elf) {
   const offset = (i) => Number(elf.readBigUInt64LE(header(i) + 0x18));
   const size = (i) => Number(elf.readBigUInt64LE(header(i) + 0x20));
   const text = (at) => elf.toString("latin1", at, elf.indexOf(0, at));
-  const sizes = new Map();
-  for (let i = 1; i < count; i++) sizes.set(text(offset(names) + elf.readUInt32LE(header(i))), size(i));
-  return sizes;
+  const found = new Map();
+  for (let i = 1; i < count; i++)
+    found.set(text(offset(names) + elf.readUInt32LE(header(i))), elf.subarray(offset(i), offset(i) + size(i)));
+  return found;
+}
+
+/** The length of one turn of the main loop: the longest there is, or one in it that is at least a quarter as long. */
+export function mainLoop(code) {
+  const all = loops(code);
+  const inside = (outer, l) => l !== outer && l.start >= outer.start && l.start < outer.start + outer.length;
+  const longest = (some) => some.reduce((best, l) => (best && best.path >= l.path ? best : l), undefined);
+  let main = longest(all);
+  for (let next = main; next && next.path * 4 >= main.path; next = longest(all.filter((l) => inside(main, l))))
+    main = next;
+  return main?.path ?? 0;
 }
 
 /** The rows of one compiled file: mangled name to figures. */
 export function measure(report, cubin) {
-  const sizes = sectionSizes(cubin);
+  const found = sections(cubin);
   const kernels = parsePtxas(report);
-  for (const [name, found] of kernels) found.code = sizes.get(`.text.${name}`) ?? 0;
+  for (const [name, kernel] of kernels) {
+    const code = found.get(`.text.${name}`);
+    Object.assign(kernel, { code: code?.length ?? 0, loop: code ? mainLoop(code) : 0 });
+  }
   return kernels;
 }
 
@@ -84,7 +103,8 @@ function withoutNamespaces(name) {
 
 // --- the table: { compiler, archs, rows: Map of "file<tab>kernel" to Map of arch to figures } ---------------------
 
-const heading = `# What each CUDA kernel costs per compute capability: ${figures.join(", ")} (bytes but for the first).
+const heading = `# What each CUDA kernel costs per compute capability: ${figures.join(", ")}.
+# All are bytes but the registers and the loop: the instructions of one turn of the main loop.
 # npm run gates compares; npm run gates -- --write writes this file. Say in the commit why a kernel grew.
 `;
 
@@ -155,4 +175,21 @@ export function compare(committed, measured, files, archs) {
       wrong.push({ file, message: `${kernel}: in the table, but not compiled for sm_${gone.join(", ")}` });
   }
   return { wrong, shrunk, sameCompiler };
+}
+
+/**
+ * The instructions per element of the main loops that csrc/cuda/loops.tsv names, beside what the design allows: lines
+ * of text, the worst of `archs` each. A row is file, kernel, elements that a thread does in one turn, allowed.
+ */
+export function instructionsPerElement(text, measured, archs) {
+  const lines = [];
+  for (const row of text.split("\n").filter((line) => line && !line.startsWith("#"))) {
+    const [file, kernel, elements, allowed] = row.split("\t");
+    const cells = measured.rows.get(`${file}\t${kernel}`);
+    if (!cells) continue;
+    const each = archs.filter((arch) => cells.has(arch)).map((arch) => cells.get(arch).loop / Number(elements));
+    const verdict = Math.max(...each) <= Number(allowed) ? "" : "  above the design";
+    lines.push(`${kernel}: ${each.map((n) => n.toFixed(2)).join(" ")} of ${allowed}${verdict}`);
+  }
+  return lines;
 }

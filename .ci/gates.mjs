@@ -1,5 +1,5 @@
 // npm run gates [-- --write] [-- --arch 80,90] [-- <part of a path> ...]: compiles every CUDA kernel for every
-// architecture and compares registers, spills, shared memory and code size with csrc/cuda/budget.tsv. Fails when one
+// architecture and compares registers, spills, shared memory, code and main loops with csrc/cuda/budget.tsv. Fails when one
 // does not compile without warnings, spills, or grows by more than 5 %; --write puts the new figures into the table.
 // What has not changed since the last run is not compiled again (build-gates). Skipped where nvcc is missing.
 import { spawn, spawnSync } from "node:child_process";
@@ -8,7 +8,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, wri
 import { availableParallelism } from "node:os";
 import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
-import { compare, figures, formatTable, measure, parseTable, shortNames } from "./cubin.mjs";
+import { compare, figures, formatTable, instructionsPerElement, measure, parseTable, shortNames } from "./cubin.mjs";
 
 // The PTX of the newest is what later GPUs compile; its cubin is made from it, so it is checked too.
 const allArchs = ["75", "80", "86", "89", "90", "100", "120"];
@@ -51,7 +51,9 @@ const shared = /\$<COMPILE_LANGUAGE:CUDA>:([^>]+)>/.exec(readFileSync("CMakeList
 if (!shared) throw new Error("CMakeLists.txt: no compile options for CUDA found");
 const flags = ["-std=c++20", "-O3", "-DNDEBUG", ...shared, "-DBNB_CUDA=1", "-Icsrc", "-Xptxas=-v"];
 
-// A hash of everything that a compilation reads from this repository, and of what compiles it.
+const reader = [".ci/cubin.mjs", ".ci/sass.mjs"].map((path) => readFileSync(path, "utf8")).join("");
+
+// A hash of everything that a compilation reads from this repository, and of what compiles and measures it.
 function fingerprint(source, arch) {
   const seen = new Map();
   const visit = (path) => {
@@ -64,7 +66,7 @@ function fingerprint(source, arch) {
     }
   };
   visit(join("csrc/cuda", source));
-  const hash = createHash("sha256").update([compiler, arch, ...flags].join("\n"));
+  const hash = createHash("sha256").update([compiler, arch, ...flags, reader].join("\n"));
   for (const [path, text] of [...seen].sort()) hash.update(`${path}\n${text}`);
   return hash.digest("hex");
 }
@@ -154,6 +156,11 @@ console.log(
 );
 const slow = [...times].sort((a, b) => b[1] - a[1]).filter(([, time]) => time > 20);
 if (slow.length > 0) console.log(slow.map(([source, time]) => `  ${time.toFixed(0)} s in ${source}`).join("\n"));
+
+const perElement = instructionsPerElement(readFileSync("csrc/cuda/loops.tsv", "utf8"), measured, archs);
+if (perElement.length > 0)
+  console.log(`  instructions per element, for sm_${archs.join(" ")}, of what the design allows`);
+for (const line of perElement) console.log(`    ${line}`);
 
 if (options.write && problems.length === 0) {
   if (archs.length === allArchs.length) {
