@@ -45,6 +45,12 @@ class Shape {
     return s;
   }
 
+  Shape without_last() const {
+    Shape s = *this;
+    s.dims_[--s.ndim_] = 0;
+    return s;
+  }
+
   bool operator==(const Shape& other) const {
     if (ndim_ != other.ndim_) return false;
     for (int i = 0; i < ndim_; i++)

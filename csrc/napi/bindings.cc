@@ -62,6 +62,9 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::cross_entropy>("crossEntropy(logits, targets, ignoreIndex)");
   b.bind<&ops::cross_entropy_backward>("crossEntropyBackward(dloss, logits, targets, lse, count, ignoreIndex)");
 
+  // sample_token
+  b.bind<&ops::sample_token>("sampleToken(logits, temperature, topK, topP, seed, step, position)");
+
   // blockwise quantization
   b.bind<&ops::codebook>("codebook(which, device)");
   b.bind<&ops::quantize_4bit>("quantize4bit(A, blocksize, quantType, quantStorage, absmax, out)");

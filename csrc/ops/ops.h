@@ -116,6 +116,11 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& logits, const Ten
 Tensor cross_entropy_backward(const Tensor& dloss, const Tensor& logits, const Tensor& targets, const Tensor& lse,
                               const Tensor& count, int32_t ignore);
 
+// ---- sample_token (ops/sample_token.cc)
+// A token int32 [...] drawn from each row of logits [..., V]; -1 where none can be.
+Tensor sample_token(const Tensor& logits, double temperature, int64_t top_k, double top_p, int64_t seed, int64_t step,
+                    const std::optional<Tensor>& position);
+
 // ---- blockwise quantization (ops/codebooks.cc, ops/quantize_4bit.cc, ops/quantize_blockwise.cc)
 // A built-in code table: 0-3 the 4-bit types [16] in the order of QuantType, 4 and 5 the signed and unsigned dynamic
 // map [256].

@@ -1,13 +1,11 @@
 // Text generation as an async iterator: one forward pass and one awaited read per token, so that the event loop
 // turns between tokens however long the text becomes.
+import type { SamplingOptions } from "../ops/index.js";
 import type { Device } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { Decoder } from "./decoder.js";
 import type { KvCache } from "./kv-cache.js";
-import type { SamplingOptions } from "./sampling.js";
-import { checkSamplingOptions, sampleToken } from "./sampling.js";
-import { seededRandom } from "./seeded-random.js";
 
 /** A model that `generate` can drive. */
 export interface CausalLM {
@@ -51,7 +49,6 @@ export async function* generate(
 ): AsyncGenerator<number, void, undefined> {
   const { maxNewTokens = 128, seed = 0, stop = [], signal, graph = model.device.type === "cuda" } = options;
   const { maxPositionEmbeddings, vocabSize } = model.config;
-  checkSamplingOptions(options);
   if (!(Number.isInteger(maxNewTokens) && maxNewTokens >= 0)) {
     throw new BnbError(
       "ERR_BNB_OPTION",
@@ -68,7 +65,6 @@ export async function* generate(
   }
   throwIfAborted(signal);
 
-  const uniform = seededRandom(seed);
   const made: number[] = [];
   const isEnd = typeof stop === "function" ? () => stop(made) : () => stop.includes(made.at(-1) as number);
   // The last token made is never fed back, so it needs no position.
@@ -76,15 +72,13 @@ export async function* generate(
   if (count === 0) return;
 
   const cache = model.createCache(1, prompt.length + count - 1);
-  const decoder = new Decoder(model, cache, graph);
+  const { temperature, topK, topP } = options;
+  const decoder = new Decoder(model, cache, { temperature, topK, topP, seed, graph });
   try {
-    let input = Int32Array.from(prompt);
     while (made.length < count) {
-      const row = await decoder.next(input);
+      const token = await (made.length === 0 ? decoder.start(Int32Array.from(prompt)) : decoder.next());
       throwIfAborted(signal);
-      const token = sampleToken(row, options, uniform);
       made.push(token);
-      input = Int32Array.of(token);
       yield token;
       if (isEnd()) return;
       throwIfAborted(signal);

@@ -1,4 +1,4 @@
-// Language models and how text is drawn from them.
+// Language models and their generation of text.
 export { type CausalLM, type GenerateOptions, generate } from "./generate.js";
 export { KvCache, type KvCacheOptions } from "./kv-cache.js";
 export {
@@ -10,11 +10,4 @@ export {
   type LlamaOptions,
 } from "./llama.js";
 export { LlamaConfig, type LlamaConfigOptions } from "./llama-config.js";
-export {
-  argmaxToken,
-  type SamplingOptions,
-  sampleToken,
-  type TokenDistribution,
-  tokenDistribution,
-} from "./sampling.js";
 export { seededRandom, type Uniform } from "./seeded-random.js";

@@ -210,6 +210,20 @@ export interface NativeOps {
     [dlogits: Tensor]
   >;
 
+  // sample_token
+  sampleToken: NativeOp<
+    [
+      logits: Tensor,
+      temperature: number,
+      topK: number,
+      topP: number,
+      seed: number,
+      step: number,
+      position: Tensor | null,
+    ],
+    [y: Tensor]
+  >;
+
   // blockwise quantization
   codebook: NativeOp<[which: number, device: number], [Tensor]>;
   quantize4bit: NativeOp<

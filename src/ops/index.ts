@@ -56,6 +56,7 @@ export * from "./random.js";
 export * from "./reduce.js";
 export * from "./rms-norm.js";
 export * from "./rope.js";
+export * from "./sample-token.js";
 export * from "./shape.js";
 export * from "./softmax.js";
 export * from "./swiglu.js";

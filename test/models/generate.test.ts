@@ -132,7 +132,7 @@ describe.each(testDevices())("on %s", (name) => {
   describe("errors", () => {
     it.each([
       [{ maxNewTokens: -1 }, "generate: maxNewTokens must be an integer of at least 0, got -1"],
-      [{ temperature: -2 }, "generate: temperature must be a number of at least 0, got -2"],
+      [{ temperature: -2 }, "sampleToken: temperature must be a number of at least 0, got -2"],
     ])("rejects %o", async (options, message) => {
       await expect(text(options)).rejects.toThrow(expect.objectContaining({ code: "ERR_BNB_OPTION", message }));
     });
