@@ -6,6 +6,7 @@ import { parseArgs } from "node:util";
 import { devices, emptyCache, gpuStatus, setDefaultDevice } from "bitsandbytes-node";
 import { ceilings, torch } from "./ceilings.js";
 import { Context } from "./context.js";
+import { decode } from "./decode.js";
 import { int8 } from "./int8.js";
 import { prefill, smallM } from "./linear.js";
 import { optimizers } from "./optimizer.js";
@@ -19,6 +20,7 @@ const groups: Record<string, { name: string; run: (context: Context) => Promise<
   "3": { name: "quantize and dequantize", run: quantize },
   "4": { name: "LLM.int8()", run: int8 },
   "5": { name: "optimizers", run: optimizers },
+  "6": { name: "whole tokens of language models", run: decode },
 };
 
 const { values: options } = parseArgs({
@@ -33,7 +35,9 @@ const { values: options } = parseArgs({
   },
 });
 if (options.help) {
-  console.log("--device cuda:0   --group 1,2,3,4,5   --out FILE   --no-torch   --tiny (small shapes, no real timing)");
+  console.log(
+    "--device cuda:0   --group 1,2,3,4,5,6   --out FILE   --no-torch   --tiny (small shapes, no real timing)",
+  );
   for (const [number, { name }] of Object.entries(groups)) console.log(`  group ${number}  ${name}`);
   process.exit(0);
 }

@@ -1,0 +1,201 @@
+// Group 6: a whole token of synthetic Llama-3 models in NF4, from its id to the next one, op by op and as a graph. The
+// floor is that of reading every weight and the keys and values once.
+import type { LlamaConfigOptions, Tensor } from "bitsandbytes-node";
+import {
+  capture,
+  copyInto,
+  KvCache,
+  LlamaDecoderLayer,
+  LlamaForCausalLM,
+  noGrad,
+  reshape,
+  sampleToken,
+  tensor,
+  tidy,
+  zeros,
+} from "bitsandbytes-node";
+import type { Module } from "bitsandbytes-node/nn";
+import { Linear4bit, replaceLinear } from "bitsandbytes-node/nn";
+import type { Check, Context } from "./context.js";
+import { weightBytes } from "./linear.js";
+import { relativeError } from "./report.js";
+
+interface Model {
+  name: string;
+  config: LlamaConfigOptions;
+  contexts: number[];
+  batches: number[];
+}
+
+const llama8b: LlamaConfigOptions = {
+  vocabSize: 128256,
+  hiddenSize: 4096,
+  intermediateSize: 14336,
+  numHiddenLayers: 32,
+  numAttentionHeads: 32,
+  numKeyValueHeads: 8,
+  maxPositionEmbeddings: 8192,
+  ropeTheta: 500000,
+};
+const models: Model[] = [
+  { name: "Llama-3-8B", config: llama8b, contexts: [128, 4096], batches: [1, 8, 32] },
+  {
+    name: "Llama-3-70B",
+    config: {
+      ...llama8b,
+      hiddenSize: 8192,
+      intermediateSize: 28672,
+      numHiddenLayers: 80,
+      numAttentionHeads: 64,
+    },
+    contexts: [128, 4096],
+    batches: [1, 8],
+  },
+];
+const small: Model[] = [
+  {
+    name: "tiny",
+    config: {
+      vocabSize: 96,
+      hiddenSize: 64,
+      intermediateSize: 128,
+      numHiddenLayers: 2,
+      numAttentionHeads: 2,
+      numKeyValueHeads: 1,
+      maxPositionEmbeddings: 32,
+    },
+    contexts: [8],
+    batches: [1, 2],
+  },
+];
+
+const quantize = <M extends Module>(module: M): M =>
+  replaceLinear(module, (k, n, bias, linear) =>
+    new Linear4bit(k, n, {
+      bias,
+      quantType: "nf4",
+      dtype: "bfloat16",
+      computeDtype: "bfloat16",
+      device: linear.weight.device,
+    }).quantize(),
+  );
+
+/** Layer by layer, so that only one is ever there in 16 bits. */
+function build(context: Context, config: LlamaConfigOptions): LlamaForCausalLM {
+  const options = { dtype: "bfloat16", device: context.device } as const;
+  const model = quantize(new LlamaForCausalLM({ ...config, numHiddenLayers: 1 }, options)).eval();
+  for (let i = 1; i < config.numHiddenLayers; i++) {
+    model.model.layers.push(quantize(new LlamaDecoderLayer(model.config, i, options)).eval());
+  }
+  return model;
+}
+
+function requiredBytes({ config }: Model, batch: number, length: number): number {
+  const { hiddenSize: h, intermediateSize: m, numHiddenLayers: layers, vocabSize } = config;
+  const kv = (h / config.numAttentionHeads) * (config.numKeyValueHeads as number);
+  const format = { dtype: "bfloat16", quantType: "nf4", blocksize: 64, nested: false } as const;
+  const weights = [
+    [h, h],
+    [kv, h],
+    [kv, h],
+    [h, h],
+    [m, h],
+    [m, h],
+    [h, m],
+  ].reduce((sum, [n, k]) => sum + weightBytes(n as number, k as number, format), 0);
+  return layers * (weights + 2 * batch * length * kv * 2) + 2 * vocabSize * h;
+}
+
+function operations({ config }: Model, batch: number): number {
+  const { hiddenSize: h, intermediateSize: m, numHiddenLayers: layers, vocabSize } = config;
+  const kv = (h / config.numAttentionHeads) * (config.numKeyValueHeads as number);
+  return 2 * batch * (layers * (2 * h * h + 2 * kv * h + 3 * m * h) + vocabSize * h);
+}
+
+async function timeToken(context: Context, what: Model, model: LlamaForCausalLM, batch: number, length: number) {
+  const { device } = context;
+  const {
+    numHiddenLayers: layers,
+    numKeyValueHeads: kvHeads,
+    headDim,
+  } = {
+    ...model.config,
+    numHiddenLayers: what.config.numHiddenLayers,
+  };
+  const cache = new KvCache({ layers, batch, maxLength: length + 1, kvHeads, headDim, dtype: "bfloat16", device });
+  tidy(() => {
+    for (let i = 0; i < layers; i++) {
+      const past = () => context.random([batch, length, kvHeads, headDim], "bfloat16");
+      cache.append(i, past(), past());
+    }
+  });
+  cache.advance(length);
+  const token = zeros([batch, 1], { dtype: "int32", device });
+  const position = tensor([length], { shape: [1], dtype: "int32", device });
+  cache.readPositionFrom(position);
+  // The same position again and again: what it writes there is the same, too.
+  const step = (): Tensor =>
+    noGrad(() => {
+      const logits = model.forward(token, { cache });
+      cache.advance(-1);
+      copyInto(token, reshape(sampleToken(logits), [batch, 1]));
+      return logits;
+    });
+  const start = tensor(
+    Array.from({ length: batch }, (_, i) => i),
+    { shape: [batch, 1], dtype: "int32", device },
+  );
+  const logitsOf = async (run: () => Tensor): Promise<Float32Array> => {
+    copyInto(token, start);
+    const logits = tidy(run);
+    const values = await logits.floats();
+    return values;
+  };
+  const eager = await logitsOf(step);
+  const graph = capture(step, { device });
+  const check: Check = {
+    limit: 0,
+    error: async () => {
+      const replayed = await logitsOf(() => {
+        graph.replay();
+        return graph.outputs;
+      });
+      return relativeError(replayed, eager);
+    },
+  };
+  await context.measure(
+    {
+      group: 6,
+      op: "token, graph",
+      case: { model: what.name, batch, context: length },
+      cache: "cold",
+      requiredBytes: requiredBytes(what, batch, length),
+      flops: operations(what, batch),
+    },
+    check,
+    () => graph.replay(),
+    { impl: "op by op", work: () => step() },
+  );
+  graph.dispose();
+  cache.dispose();
+  for (const t of [token, position, start]) t.dispose();
+}
+
+export async function decode(context: Context): Promise<void> {
+  for (const what of context.tiny ? small : models) {
+    await context.attempt("token", { model: what.name }, async () => {
+      const model = noGrad(() => build(context, what.config));
+      try {
+        for (const batch of what.batches) {
+          for (const length of what.contexts) {
+            await context.attempt("token", { model: what.name, batch, context: length }, () =>
+              timeToken(context, what, model, batch, length),
+            );
+          }
+        }
+      } finally {
+        model.dispose();
+      }
+    });
+  }
+}
