@@ -19,7 +19,7 @@ class Device;
 Isa active_isa();
 CudaStream* stream_of(Device& device);
 
-constexpr size_t kMaxArgs = 192;
+constexpr size_t kMaxArgs = 288;
 
 struct Command {
   using Function = void (*)();

@@ -1,5 +1,5 @@
-// y = x @ dequantize(w)^T + bias and dx = dy @ dequantize(w) for a weight kept in 4-bit blocks, and the
-// gather of rows of such a weight. The dequantized weight never exists as a whole.
+// y = x @ dequantize(w)^T + bias + residual for a weight kept in 4-bit blocks, the same for several weights of one x,
+// and dx = dy @ dequantize(w). The dequantized weight never exists as a whole.
 #pragma once
 #include "core/kernel.h"
 #include "kernels/block_scales.h"
@@ -21,9 +21,10 @@ struct Weight4Bit {
 enum class Linear4BitPlan : int32_t { small, packed, plain };
 
 struct Linear4BitArgs {
-  const void* x;     // [m, k] dtype
-  const void* bias;  // [n] bias_dtype, or null
-  void* y;           // [m, n] y_dtype
+  const void* x;         // [m, k] dtype
+  const void* bias;      // [n] bias_dtype, or null
+  const void* residual;  // [m, n] y_dtype, added before the rounding; or null
+  void* y;               // [m, n] y_dtype
   Weight4Bit w;
   int64_t m, n, k;
   DType dtype, bias_dtype, y_dtype;
@@ -31,6 +32,23 @@ struct Linear4BitArgs {
   int32_t variant;  // Linear4BitVariant that a GPU has to use (plan/linear_4bit.h), or -1
 };
 BNB_KERNEL(linear_4bit, Linear4BitArgs)
+
+// Products of one x with up to three weights: y[i] = x @ dequantize(w[i])^T; or, with swiglu, of two weights and
+// y[0] = silu(x @ dequantize(w[0])^T) * (x @ dequantize(w[1])^T).
+constexpr int kLinear4BitGroup = 3;
+struct Linear4BitGroupArgs {
+  const void* x;              // [m, k] dtype
+  void* y[kLinear4BitGroup];  // [m, n[i]] dtype
+  Weight4Bit w[kLinear4BitGroup];
+  int64_t n[kLinear4BitGroup];  // equal with swiglu
+  int64_t m, k;
+  int32_t count;
+  bool swiglu;  // count is 2
+  DType dtype;
+  Linear4BitPlan plan;
+  int32_t variant;  // as above
+};
+BNB_KERNEL(linear_4bit_group, Linear4BitGroupArgs)
 
 struct Linear4BitBackwardArgs {
   const void* dy;  // [m, n] dtype

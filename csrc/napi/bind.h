@@ -54,6 +54,8 @@ decltype(auto) arg(const Argument& a) {
     return tensor_arg(a);
   } else if constexpr (std::is_same_v<T, std::optional<Tensor>>) {
     return is_absent(a) ? std::optional<Tensor>{} : std::optional<Tensor>{tensor_arg(a)};
+  } else if constexpr (std::is_same_v<T, std::optional<Quantized4Bit>>) {
+    return is_absent(a) ? std::optional<Quantized4Bit>{} : std::optional<Quantized4Bit>{quantized_arg(a)};
   } else if constexpr (std::is_same_v<T, std::vector<Tensor>>) {
     return tensors_arg(a);
   } else if constexpr (std::is_same_v<T, std::vector<double>>) {

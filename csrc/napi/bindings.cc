@@ -44,6 +44,7 @@ void define_ops(Env& env, napi_value exports) {
 
   // rope
   b.bind<&ops::rope>("rope(x, cos, sin, offset, inverse, position)");
+  b.bind<&ops::rope_append>("ropeAppend(q, k, v, cos, sin, keys, values, offset, position)");
 
   // clamp
   b.bind<&ops::clamp>("clamp(x, low, high)");
@@ -105,7 +106,9 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::clip_gradients>("clipGradients(gradients, rule, limit)");
 
   // 4-bit linear
-  b.bind<&ops::linear_4bit>("linear4bit(x, weight, bias)");
+  b.bind<&ops::linear_4bit>("linear4bit(x, weight, bias, residual)");
+  b.bind<&ops::linear_4bit_each>("linear4bitEach(x, first, second, third)");
+  b.bind<&ops::linear_4bit_swiglu>("linear4bitSwiglu(x, gate, up)");
   b.bind<&ops::linear_4bit_into>("linear4bitInto(x, weight, bias, out)");
   b.bind<&ops::linear_4bit_backward>("linear4bitBackward(dy, weight, biasDtype, needsX, needsBias)");
   b.bind<&ops::linear_4bit_plan>("linear4bitPlan(m, k)");

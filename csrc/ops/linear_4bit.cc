@@ -1,4 +1,5 @@
-// y = x @ dequantize(w)^T + bias without ever writing the dequantized weight to memory, and its gradient for x.
+// y = x @ dequantize(w)^T + bias + residual without ever writing the dequantized weight to memory, for one weight or
+// for several of one x, and its gradient for x.
 
 #include "kernels/linear_4bit.h"
 
@@ -31,11 +32,12 @@ int32_t forced_variant(const char* op, const Device& device) {
 }
 
 void product(const char* op, const Tensor& x, const Quantized4Bit& w, const std::optional<Tensor>& bias,
-             const Tensor& y) {
+             const std::optional<Tensor>& residual, const Tensor& y) {
   const int64_t m = x.shape().product(0, -1), n = w.shape[0], k = w.shape[1];
   enqueue(kernels::linear_4bit, x.device(),
           Linear4BitArgs{.x = x.data(),
                          .bias = bias ? bias->data() : nullptr,
+                         .residual = residual ? residual->data() : nullptr,
                          .y = y.data(),
                          .w = weight_view(w),
                          .m = m,
@@ -63,13 +65,72 @@ Shape check_product(const char* op, const Tensor& x, const Quantized4Bit& w, con
   return x.shape().with_last(n);
 }
 
+// Two weights, without results.
+Linear4BitGroupArgs group_args(const char* op, const Tensor& x, const Quantized4Bit& first,
+                               const Quantized4Bit& second) {
+  const int64_t m = x.shape().product(0, -1), k = x.shape()[-1];
+  return {.x = x.data(),
+          .y = {},
+          .w = {weight_view(first), weight_view(second), {}},
+          .n = {first.shape[0], second.shape[0], 0},
+          .m = m,
+          .k = k,
+          .count = 2,
+          .swiglu = false,
+          .dtype = x.dtype(),
+          .plan = plan_linear_4bit(m, k),
+          .variant = forced_variant(op, x.device())};
+}
+
 }  // namespace
 
-Tensor linear_4bit(const Tensor& x, const Quantized4Bit& weight, const std::optional<Tensor>& bias) {
+Tensor linear_4bit(const Tensor& x, const Quantized4Bit& weight, const std::optional<Tensor>& bias,
+                   const std::optional<Tensor>& residual) {
   constexpr const char* op = "linear4bit";
   const Shape shape = check_product(op, x, weight, bias);
+  if (residual) {
+    check_same_device(op, x, *residual);
+    check_same_dtype(op, "x", x, "residual", *residual);
+    check_shape_is(op, "residual", *residual, shape);
+  }
   const Tensor y = Tensor::empty(shape, x.dtype(), x.device());
-  product(op, x, weight, bias, y);
+  product(op, x, weight, bias, residual, y);
+  return y;
+}
+
+std::tuple<Tensor, Tensor, std::optional<Tensor>> linear_4bit_each(const Tensor& x, const Quantized4Bit& first,
+                                                                   const Quantized4Bit& second,
+                                                                   const std::optional<Quantized4Bit>& third) {
+  constexpr const char* op = "linear4bitEach";
+  const auto result = [&](const Quantized4Bit& w) {
+    return Tensor::empty(check_product(op, x, w, std::nullopt), x.dtype(), x.device());
+  };
+  const Tensor y0 = result(first), y1 = result(second);
+  const std::optional<Tensor> y2 = third ? std::optional<Tensor>(result(*third)) : std::nullopt;
+  Linear4BitGroupArgs args = group_args(op, x, first, second);
+  args.y[0] = y0.data();
+  args.y[1] = y1.data();
+  if (third) {
+    args.y[2] = y2->data();
+    args.w[2] = weight_view(*third);
+    args.n[2] = third->shape[0];
+    args.count = 3;
+  }
+  enqueue(kernels::linear_4bit_group, x.device(), args);
+  return {y0, y1, y2};
+}
+
+Tensor linear_4bit_swiglu(const Tensor& x, const Quantized4Bit& gate, const Quantized4Bit& up) {
+  constexpr const char* op = "linear4bitSwiglu";
+  const Shape shape = check_product(op, x, gate, std::nullopt);
+  check_product(op, x, up, std::nullopt);
+  check_shape(gate.shape[0] == up.shape[0], op, "gate and up must have as many outputs, got ", gate.shape, " and ",
+              up.shape);
+  const Tensor y = Tensor::empty(shape, x.dtype(), x.device());
+  Linear4BitGroupArgs args = group_args(op, x, gate, up);
+  args.y[0] = y.data();
+  args.swiglu = true;
+  enqueue(kernels::linear_4bit_group, x.device(), args);
   return y;
 }
 
@@ -81,7 +142,7 @@ void linear_4bit_into(const Tensor& x, const Quantized4Bit& weight, const std::o
   check_same_device(op, x, out);
   check_shape_is(op, "out", out, shape);
   check_argument(!out.shares_storage(x), op, "out must not share memory with x");
-  product(op, x, weight, bias, out);
+  product(op, x, weight, bias, std::nullopt, out);
 }
 
 std::tuple<std::optional<Tensor>, std::optional<Tensor>> linear_4bit_backward(const Tensor& dy,

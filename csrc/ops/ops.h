@@ -90,6 +90,10 @@ std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> layer_norm_back
 Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t offset, bool inverse,
             const std::optional<Tensor>& position);
 
+// The same for q, and for k on its way into row offset + t of keys, where values takes v.
+Tensor rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos, const Tensor& sin,
+                   const Tensor& keys, const Tensor& values, int64_t offset, const std::optional<Tensor>& position);
+
 // ---- clamp (ops/clamp.cc)
 // min(max(x, low), high).
 Tensor clamp(const Tensor& x, double low, double high);
@@ -215,9 +219,16 @@ void optimizer_step(const std::vector<Tensor>& tensors, const std::vector<double
 Tensor clip_gradients(const std::vector<Tensor>& gradients, int32_t rule, double limit);
 
 // ---- 4-bit linear (ops/linear_4bit.cc, ops/embedding_4bit.cc)
-// x @ dequantize(weight)^T + bias in the dtype of x.
-Tensor linear_4bit(const Tensor& x, const Quantized4Bit& weight, const std::optional<Tensor>& bias);
-// The same, written into out [..., N], any float dtype.
+// x @ dequantize(weight)^T + bias + residual in the dtype of x.
+Tensor linear_4bit(const Tensor& x, const Quantized4Bit& weight, const std::optional<Tensor>& bias,
+                   const std::optional<Tensor>& residual);
+// x @ dequantize(w)^T for two or three weights of as many inputs.
+std::tuple<Tensor, Tensor, std::optional<Tensor>> linear_4bit_each(const Tensor& x, const Quantized4Bit& first,
+                                                                   const Quantized4Bit& second,
+                                                                   const std::optional<Quantized4Bit>& third);
+// silu(x @ dequantize(gate)^T) * (x @ dequantize(up)^T).
+Tensor linear_4bit_swiglu(const Tensor& x, const Quantized4Bit& gate, const Quantized4Bit& up);
+// linear_4bit without a residual, written into out [..., N], any float dtype.
 void linear_4bit_into(const Tensor& x, const Quantized4Bit& weight, const std::optional<Tensor>& bias,
                       const Tensor& out);
 // dx = dy @ dequantize(weight) in the dtype of dy and dbias = the sum of dy's rows in the dtype of the bias.

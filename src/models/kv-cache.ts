@@ -68,17 +68,22 @@ export class KvCache implements Disposable {
 
   /** Writes keys and values of `t` new positions of one layer behind those already there. */
   append(layer: number, k: Tensor, v: Tensor): CachedKeysValues {
+    const cached = this.extend(layer, k.shape[1] as number);
+    copyInto(cached.keys, k, { axis: 1, start: this.position });
+    copyInto(cached.values, v, { axis: 1, start: this.position });
+    return cached;
+  }
+
+  /** What attention reads once the caller has written `added` new positions of one layer, from `position` on. */
+  extend(layer: number, added: number): CachedKeysValues {
     const keys = this.#keys[layer] as Tensor;
     const values = this.#values[layer] as Tensor;
-    const added = k.shape[1] as number;
     if (this.#length + added > this.maxLength) {
       throw new BnbError(
         "ERR_BNB_SHAPE",
         `kvCache: at most ${this.maxLength} positions fit, got ${this.#length} + ${added}`,
       );
     }
-    copyInto(keys, k, { axis: 1, start: this.position });
-    copyInto(values, v, { axis: 1, start: this.position });
     return this.#position
       ? { keys, values, length: added, position: this.#position }
       : { keys, values, length: this.#length + added };

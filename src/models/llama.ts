@@ -2,8 +2,18 @@
 // and a SwiGLU MLP. Field names become Hugging Face's state-dict keys, so its checkpoints load unchanged.
 import { noGrad } from "../autograd/no-grad.js";
 import type { LinearOptions, UnaryModule } from "../nn/index.js";
-import { Embedding, init, Linear, Module, ModuleList, RMSNorm } from "../nn/index.js";
-import { add, attention, copyInto, linear, reshape, rope, slice, swiglu } from "../ops/index.js";
+import {
+  Embedding,
+  init,
+  Linear,
+  linearEach,
+  linearResidual,
+  linearSwiglu,
+  Module,
+  ModuleList,
+  RMSNorm,
+} from "../nn/index.js";
+import { attention, copyInto, linear, reshape, rope, ropeAppend, slice } from "../ops/index.js";
 import type { Device } from "../tensor/device.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
@@ -17,7 +27,7 @@ import { RotaryTables } from "./rotary.js";
 /** dtype, device and source of new weights. */
 export type LlamaOptions = Pick<LinearOptions, "dtype" | "device" | "generator">;
 
-/** Grouped-query causal self-attention: `oProj(softmax(rope(q) rope(k)^T / sqrt(d)) v)`. */
+/** Grouped-query causal self-attention: `residual + oProj(softmax(rope(q) rope(k)^T / sqrt(d)) v)`. */
 export class LlamaAttention extends Module {
   qProj: UnaryModule;
   kProj: UnaryModule;
@@ -37,24 +47,27 @@ export class LlamaAttention extends Module {
     this.oProj = new Linear(numAttentionHeads * headDim, hiddenSize, { bias: false, ...options });
   }
 
-  forward(x: Tensor, rotary: RotaryTables, cache: KvCache | null): Tensor {
+  forward(x: Tensor, rotary: RotaryTables, cache: KvCache | null, residual: Tensor): Tensor {
     const [batch, length] = x.shape as [number, number, number];
-    const position = cache?.position ?? 0;
-    const heads = (y: Tensor) => reshape(y, [batch, length, -1, this.#headDim]);
+    const [q, k, v] = linearEach([this.qProj, this.kProj, this.vProj], x).map((y) =>
+      reshape(y, [batch, length, -1, this.#headDim]),
+    ) as [Tensor, Tensor, Tensor];
+    const mixed = cache ? this.#attendPast(q, k, v, rotary, cache) : this.#attend(q, k, v, rotary);
+    return linearResidual(this.oProj, reshape(mixed, [batch, length, -1]), residual);
+  }
 
-    const q = rope(heads(this.qProj.forward(x)), rotary.cos, rotary.sin, position);
-    const k = rope(heads(this.kProj.forward(x)), rotary.cos, rotary.sin, position);
-    const v = heads(this.vProj.forward(x));
+  #attend(q: Tensor, k: Tensor, v: Tensor, { cos, sin }: RotaryTables): Tensor {
+    return attention(rope(q, cos, sin), rope(k, cos, sin), v, { causal: true });
+  }
 
-    const past = cache?.append(this.#layer, k, v);
-    const mixed = past
-      ? attention(q, past.keys, past.values, { causal: true, length: past.length, position: past.position })
-      : attention(q, k, v, { causal: true });
-    return this.oProj.forward(reshape(mixed, [batch, length, -1]));
+  #attendPast(q: Tensor, k: Tensor, v: Tensor, { cos, sin }: RotaryTables, cache: KvCache): Tensor {
+    const { keys, values, length, position } = cache.extend(this.#layer, k.shape[1] as number);
+    const turned = noGrad(() => ropeAppend(q, k, v, cos, sin, keys, values, cache.position));
+    return attention(turned, keys, values, { causal: true, length, ...(position && { position }) });
   }
 }
 
-/** `downProj(silu(gateProj(x)) * upProj(x))`. */
+/** `residual + downProj(silu(gateProj(x)) * upProj(x))`. */
 export class LlamaMLP extends Module {
   gateProj: UnaryModule;
   upProj: UnaryModule;
@@ -67,8 +80,8 @@ export class LlamaMLP extends Module {
     this.downProj = new Linear(intermediateSize, hiddenSize, { bias: false, ...options });
   }
 
-  forward(x: Tensor): Tensor {
-    return this.downProj.forward(swiglu(this.gateProj.forward(x), this.upProj.forward(x)));
+  forward(x: Tensor, residual: Tensor): Tensor {
+    return linearResidual(this.downProj, linearSwiglu(this.gateProj, this.upProj, x), residual);
   }
 }
 
@@ -88,8 +101,8 @@ export class LlamaDecoderLayer extends Module {
   }
 
   forward(x: Tensor, rotary: RotaryTables, cache: KvCache | null): Tensor {
-    const h = add(x, this.selfAttn.forward(this.inputLayernorm.forward(x), rotary, cache));
-    return add(h, this.mlp.forward(this.postAttentionLayernorm.forward(h)));
+    const h = this.selfAttn.forward(this.inputLayernorm.forward(x), rotary, cache, x);
+    return this.mlp.forward(this.postAttentionLayernorm.forward(h), h);
   }
 }
 

@@ -183,6 +183,20 @@ export interface NativeOps {
     [x: Tensor, cos: Tensor, sin: Tensor, offset: number, inverse: boolean, position: Tensor | null],
     [y: Tensor]
   >;
+  ropeAppend: NativeOp<
+    [
+      q: Tensor,
+      k: Tensor,
+      v: Tensor,
+      cos: Tensor,
+      sin: Tensor,
+      keys: Tensor,
+      values: Tensor,
+      offset: number,
+      position: Tensor | null,
+    ],
+    [y: Tensor]
+  >;
 
   // clamp
   clamp: NativeOp<[x: Tensor, low: number, high: number], [y: Tensor]>;
@@ -311,7 +325,12 @@ export interface NativeOps {
   dropout: NativeOp<[x: Tensor, p: number, seed: number, offset: number], [y: Tensor]>;
 
   // 4-bit linear
-  linear4bit: NativeOp<[x: Tensor, weight: Quantized4Bit, bias: Tensor | null], [Tensor]>;
+  linear4bit: NativeOp<[x: Tensor, weight: Quantized4Bit, bias: Tensor | null, residual: Tensor | null], [y: Tensor]>;
+  linear4bitEach: NativeOp<
+    [x: Tensor, first: Quantized4Bit, second: Quantized4Bit, third: Quantized4Bit | null],
+    [first: Tensor, second: Tensor, third: Tensor | null]
+  >;
+  linear4bitSwiglu: NativeOp<[x: Tensor, gate: Quantized4Bit, up: Quantized4Bit], [y: Tensor]>;
   linear4bitInto: NativeOp<[x: Tensor, weight: Quantized4Bit, bias: Tensor | null, out: Tensor], []>;
   linear4bitBackward: NativeOp<
     [dy: Tensor, weight: Quantized4Bit, biasDtype: number, needsX: boolean, needsBias: boolean],

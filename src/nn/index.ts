@@ -15,3 +15,4 @@ export * from "./parameter.js";
 export { Params4bit, type Params4bitOptions, type Quantization, type WeightHolder } from "./params-4bit.js";
 export * from "./replace.js";
 export * from "./rms-norm.js";
+export * from "./together.js";

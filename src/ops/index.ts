@@ -27,8 +27,10 @@ export {
   type Linear4bitGpuPlan,
   type Linear4bitProblem,
   linear4bit,
+  linear4bitEach,
   linear4bitGpuPlan,
   linear4bitPlan,
+  linear4bitSwiglu,
   type Matmul4bitOptions,
   matmul4bit,
 } from "./linear-4bit.js";

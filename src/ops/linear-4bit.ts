@@ -12,31 +12,68 @@ import type { Tensor } from "../tensor/tensor.js";
 import type { QuantState } from "./quant-state.js";
 
 const product = defineOp<
-  [x: Tensor, weight: Quantized4Bit, bias: Tensor | null],
+  [x: Tensor, weight: Quantized4Bit, bias: Tensor | null, residual: Tensor | null],
   [weight: Quantized4Bit, biasDtype: number]
 >({
   name: "linear4bit",
-  forward(ctx, x, weight, bias) {
-    const [y] = run(addon.linear4bit, x, weight, bias);
+  forward(ctx, x, weight, bias, residual) {
+    const [y] = run(addon.linear4bit, x, weight, bias, residual);
     ctx.save(weight, dtypeCode(bias?.dtype ?? "float32"));
     return y;
   },
   // dx = dy @ dequantize(w), dbias = the sum of dy's rows. The weight is frozen.
   backward(ctx, dy) {
     const [weight, biasDtype] = ctx.saved;
-    return run(addon.linear4bitBackward, dy, weight, biasDtype, ctx.needs(0), ctx.needs(1));
+    return [...run(addon.linear4bitBackward, dy, weight, biasDtype, ctx.needs(0), ctx.needs(1)), dy];
   },
 });
 
 /**
- * `y = x @ dequantize(weight)^T + bias` over the last axis, without writing the dequantized weight to memory.
+ * `y = x @ dequantize(weight)^T + bias + residual` over the last axis, without writing the dequantized weight to memory.
  *
- * x [..., K] float32, float16 or bfloat16; weight of shape [N, K]; bias [N] of any float dtype. Products and sums are
- * float32; y has the dtype of x, rounded once. The gradient reaches x and the bias, never the weight, which must
- * stay alive until `backward()` has run.
+ * x [..., K] float32, float16 or bfloat16; weight of shape [N, K]; bias [N] of any float dtype; residual [..., N] of the
+ * dtype of x. Products and sums are float32; y has the dtype of x, rounded once. The gradient reaches x, the bias and
+ * the residual, never the weight, which must stay alive until `backward()` has run.
  */
-export function linear4bit(x: Tensor, weight: Quantized4Bit, bias: Tensor | null = null): Tensor {
-  return product(x, weight, bias);
+export function linear4bit(
+  x: Tensor,
+  weight: Quantized4Bit,
+  bias: Tensor | null = null,
+  residual: Tensor | null = null,
+): Tensor {
+  return product(x, weight, bias, residual);
+}
+
+/**
+ * `x @ dequantize(w)^T` for two or three weights [N, K] of one x [..., K], in one pass where the device can. Without a
+ * gradient: throws ERR_BNB_ARGUMENT where one is wanted.
+ *
+ * @example
+ * const [q, k, v] = linear4bitEach(x, [wq, wk, wv]);
+ */
+export function linear4bitEach(x: Tensor, weights: readonly Quantized4Bit[]): Tensor[] {
+  checkNoGradient("linear4bitEach", x);
+  const [first, second, third = null] = weights;
+  if (!first || !second || weights.length > 3) {
+    throw new BnbError("ERR_BNB_ARGUMENT", `linear4bitEach: weights must be two or three, got ${weights.length}`);
+  }
+  return run(addon.linear4bitEach, x, first, second, third).filter((y) => y !== null);
+}
+
+/**
+ * `silu(x @ dequantize(gate)^T) * (x @ dequantize(up)^T)` for two weights [N, K], in one pass where the device can. The
+ * CPU and the kernel for few rows round once, others also the two products. Without a gradient: throws
+ * ERR_BNB_ARGUMENT where one is wanted.
+ */
+export function linear4bitSwiglu(x: Tensor, gate: Quantized4Bit, up: Quantized4Bit): Tensor {
+  checkNoGradient("linear4bitSwiglu", x);
+  const [y] = run(addon.linear4bitSwiglu, x, gate, up);
+  return y;
+}
+
+function checkNoGradient(op: string, x: Tensor): void {
+  if (!isGradEnabled() || !x.requiresGrad) return;
+  throw new BnbError("ERR_BNB_ARGUMENT", `${op}: it has no gradient, call it inside noGrad`);
 }
 
 /** How activations enter a product on the CPU: as they are. */

@@ -121,7 +121,11 @@ void rows_product(const Linear4BitArgs& a, const Decoder& decoder, const Rows& r
     for (int m = 0; m < M; m++) {
       const float sum = reduce_add(acc[m][r]) + bias;
       const int64_t at = (m0 + m) * a.n + n + r;
-      visit_float(a.y_dtype, [&](auto t) { static_cast<decltype(t)*>(a.y)[at] = from_float<decltype(t)>(sum); });
+      visit_float(a.y_dtype, [&](auto t) {
+        using T = decltype(t);
+        const float before = a.residual ? to_float(static_cast<const T*>(a.residual)[at]) : 0.0f;
+        static_cast<T*>(a.y)[at] = from_float<T>(sum + before);
+      });
     }
   }
 }

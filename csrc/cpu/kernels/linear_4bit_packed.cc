@@ -77,9 +77,13 @@ void store_item(const Linear4BitArgs& a, const Item& item, const float* sums) {
     visit_float(a.bias_dtype, [&](auto b) {
       const auto* bias = static_cast<const decltype(b)*>(a.bias);
       for (int64_t m = 0; m < item.m_count; m++) {
-        T* y = static_cast<T*>(a.y) + (item.m0 + m) * a.n + item.n0;
-        for (int64_t n = 0; n < item.n_count; n++)
-          y[n] = from_float<T>(sums[n * item.columns() + m] + (bias ? to_float(bias[item.n0 + n]) : 0.0f));
+        const int64_t at = (item.m0 + m) * a.n + item.n0;
+        T* y = static_cast<T*>(a.y) + at;
+        const T* residual = a.residual ? static_cast<const T*>(a.residual) + at : nullptr;
+        for (int64_t n = 0; n < item.n_count; n++) {
+          const float sum = sums[n * item.columns() + m] + (bias ? to_float(bias[item.n0 + n]) : 0.0f);
+          y[n] = from_float<T>(sum + (residual ? to_float(residual[n]) : 0.0f));
+        }
       }
     });
   });

@@ -45,15 +45,17 @@ inline WeightView view_of(const Weight4Bit& w) {
           w.type};
 }
 
-// Where sums go: bias added in float32, one rounding.
+// Where sums go: bias and residual added in float32, one rounding.
 struct ProductOut {
   void* y;           // [m, n] dtype
   const void* bias;  // [n] bias_dtype, or null
   int64_t n;
   DType dtype, bias_dtype;
+  const void* residual = nullptr;  // [m, n] dtype
 
   __device__ __forceinline__ void store(int64_t row, int64_t col, float sum) const {
     if (bias) sum += load_float(bias, col, bias_dtype);
+    if (residual) sum += load_float(residual, row * n + col, dtype);
     store_float(y, row * n + col, dtype, sum);
   }
 };

@@ -80,7 +80,7 @@ constexpr size_t round_up(int64_t nbytes) { return (static_cast<size_t>(nbytes) 
 void linear_4bit_dense(const Linear4BitArgs& a, const Linear4BitGpuPlan& plan, CudaStream& s) {
   const int64_t size = size_in_bytes(a.dtype), y_size = size_in_bytes(a.y_dtype);
   // matmul takes a bias of the type of y; any other is added here, to sums in float32.
-  const bool direct = !a.bias || a.bias_dtype == a.y_dtype;
+  const bool direct = !a.residual && (!a.bias || a.bias_dtype == a.y_dtype);
   const bool repairs = a.dtype == DType::float16;
   const size_t slab_bytes = round_up(plan.outputs * a.k * size);
   const size_t sum_bytes = direct ? 0 : round_up(a.m * plan.outputs * 4);
@@ -114,7 +114,7 @@ void linear_4bit_dense(const Linear4BitArgs& a, const Linear4BitGpuPlan& plan, C
     matmul(product, s);
     if (!direct)
       launch(s, add_bias_kernel, stride_grid(s, a.m * n, kThreads), dim3(kThreads), 0, static_cast<const float*>(sums),
-             ProductOut{a.y, a.bias, a.n, a.y_dtype, a.bias_dtype}, a.m, n0, n);
+             ProductOut{a.y, a.bias, a.n, a.y_dtype, a.bias_dtype, a.residual}, a.m, n0, n);
   }
   if (!repairs) return;
   auto* flags = reinterpret_cast<int32_t*>(slab + slab_bytes + sum_bytes);

@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads) check_kernel(WeightView w, int64_t b
 }  // namespace
 
 void linear_4bit_simt(const Linear4BitArgs& a, const int32_t* flags, CudaStream& s) {
-  const ProductOut out = {a.y, a.bias, a.n, a.y_dtype, a.bias_dtype};
+  const ProductOut out = {a.y, a.bias, a.n, a.y_dtype, a.bias_dtype, a.residual};
   const bool vectors = a.k % kGroup == 0 && aligned_for(4, a.w.packed) && aligned_for(16, a.x);
   const int64_t items = ceil_div(a.n, kWarps) * ceil_div(a.m, kRows);
   visit_float(a.dtype, [&](auto t) {

@@ -250,7 +250,8 @@ void linear_4bit_tile(const Linear4BitArgs& a, const Linear4BitGpuPlan& plan, Cu
   if (plan.splits > 1)
     partials = static_cast<float*>(
         s.scratch(static_cast<size_t>(tiles * plan.splits * kLinear4BitTileOutputs * plan.tokens) * sizeof(float)));
-  const TileArgs args = {a.x,        view_of(a.w), {a.y, a.bias, a.n, a.y_dtype, a.bias_dtype}, a.m, a.k, partials,
+  const TileArgs args = {a.x,        view_of(a.w), {a.y, a.bias, a.n, a.y_dtype, a.bias_dtype, a.residual},
+                         a.m,        a.k,          partials,
                          s.counters, plan.splits};
   const dim3 grid(static_cast<unsigned>(tiles_m), static_cast<unsigned>(plan.blocks / tiles_m));
   const auto go = [&](auto kernel) {

@@ -1,0 +1,36 @@
+// Products of one x with several 4-bit weights on a GPU, and SwiGLU of two of them.
+#include "cuda/kernels/linear_4bit/linear_4bit.h"
+#include "kernels/swiglu.h"
+
+namespace bnb::cuda {
+
+void linear_4bit_group(const Linear4BitGroupArgs& a, CudaStream& s) {
+  const auto product = [&](int i, void* y, CudaStream& stream) {
+    linear_4bit(Linear4BitArgs{.x = a.x,
+                               .bias = nullptr,
+                               .residual = nullptr,
+                               .y = y,
+                               .w = a.w[i],
+                               .m = a.m,
+                               .n = a.n[i],
+                               .k = a.k,
+                               .dtype = a.dtype,
+                               .bias_dtype = DType::float32,
+                               .y_dtype = a.dtype,
+                               .plan = a.plan,
+                               .variant = a.variant},
+                stream);
+  };
+  if (!a.swiglu) {
+    for (int i = 0; i < a.count; i++) product(i, a.y[i], s);
+    return;
+  }
+  const int64_t size = a.m * a.n[0];
+  const auto nbytes = static_cast<size_t>((size * static_cast<int64_t>(size_of(a.dtype)) + 255) / 256 * 256);
+  auto* gate = static_cast<unsigned char*>(s.scratch(2 * nbytes));
+  product(0, gate, s.inner());
+  product(1, gate + nbytes, s.inner());
+  swiglu(SwigluArgs{.gate = gate, .up = gate + nbytes, .y = a.y[0], .size = size, .dtype = a.dtype}, s);
+}
+
+}  // namespace bnb::cuda
