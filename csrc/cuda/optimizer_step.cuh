@@ -58,9 +58,14 @@ struct Tile {
         at(tile * kTile),
         n(static_cast<int>(min(job.n - tile * kTile, int64_t{kTile}))),
         lane(lane_of_warp) {}
-  // Where item k of this lane lies in the tile; items 0 and 4 begin vectors of four.
-  __device__ __forceinline__ int place(int k) const { return k / 4 * (4 * kWarp) + lane * 4 + k % 4; }
-  __device__ __forceinline__ bool has(int k) const { return place(k) < n; }
+  // Item k of this lane lies offset(k) behind its first; items 0 and 4 begin vectors of four. One pointer per lane, as
+  // constants need no registers.
+  template <class T>
+  __device__ __forceinline__ T* mine(T* first) const {
+    return first + lane * 4;
+  }
+  __device__ __forceinline__ static constexpr int offset(int k) { return k / 4 * (4 * kWarp) + k % 4; }
+  __device__ __forceinline__ bool has(int k) const { return offset(k) < n - lane * 4; }
   // Whether vectors of four elements of this size may be used at `first`, the address of the tile.
   __device__ __forceinline__ bool whole(const void* first, size_t element_size) const {
     return n == kTile && reinterpret_cast<uintptr_t>(first) % (4 * element_size) == 0;
@@ -78,7 +83,7 @@ template <class T, int N>
 __device__ __forceinline__ void fetch_each(const T* first, const Tile<N>& t, float pad, RawItems<N>& raw) {
   raw.dtype = DType::float32;
 #pragma unroll
-  for (int k = 0; k < N; k++) raw.word[k] = float_bits(t.has(k) ? widen(first[t.place(k)]) : pad);
+  for (int k = 0; k < N; k++) raw.word[k] = float_bits(t.has(k) ? widen(t.mine(first)[t.offset(k)]) : pad);
 }
 
 // Elements beyond the end become `pad`.
@@ -90,7 +95,7 @@ __device__ __forceinline__ RawItems<N> fetch_items(const void* values, DType dty
     const auto* first = static_cast<const float*>(values) + t.at;
     if (t.whole(first, sizeof(float))) {
       for (int h = 0; h < N / 4; h++) {
-        const auto v = load_vec<4>(reinterpret_cast<const uint32_t*>(first) + t.place(4 * h));
+        const auto v = load_vec<4>(reinterpret_cast<const uint32_t*>(t.mine(first)) + t.offset(4 * h));
         for (int k = 0; k < 4; k++) raw.word[4 * h + k] = v.v[k];
       }
     } else {
@@ -100,7 +105,7 @@ __device__ __forceinline__ RawItems<N> fetch_items(const void* values, DType dty
     const auto* first = static_cast<const uint16_t*>(values) + t.at;
     if (t.whole(first, sizeof(uint16_t))) {
       for (int h = 0; h < N / 4; h++) {
-        const auto v = load_vec<2>(reinterpret_cast<const uint32_t*>(first + t.place(4 * h)));
+        const auto v = load_vec<2>(reinterpret_cast<const uint32_t*>(t.mine(first) + t.offset(4 * h)));
         for (int k = 0; k < 2; k++) raw.word[2 * h + k] = v.v[k];
       }
     } else if (dtype == DType::float16) {
@@ -129,12 +134,12 @@ __device__ __forceinline__ void store_items(const float (&x)[N], T* first, const
     for (int h = 0; h < N / 4; h++) {
       Vec<T, 4> v;
       for (int k = 0; k < 4; k++) v.v[k] = narrow<T>(x[4 * h + k]);
-      store_vec(first + t.place(4 * h), v);
+      store_vec(t.mine(first) + t.offset(4 * h), v);
     }
   } else {
 #pragma unroll
     for (int k = 0; k < N; k++)
-      if (t.has(k)) first[t.place(k)] = narrow<T>(x[k]);
+      if (t.has(k)) t.mine(first)[t.offset(k)] = narrow<T>(x[k]);
   }
 }
 
@@ -150,14 +155,14 @@ __device__ __forceinline__ void store_items(const float (&x)[N], void* values, D
 }
 
 // Whether an element takes part: all new states finite, and not a zero gradient that is to be skipped. Counts those
-// that are not finite. An element beyond the end has a NaN for its gradient, which no rule lets pass.
+// that are not finite. An element beyond the end has a NaN for its gradient, which no rule lets pass: it is counted.
 template <int kStates>
-__device__ __forceinline__ bool takes_part(float raw, const Scalar* s, float skip_below, bool exists, int& nonfinite) {
+__device__ __forceinline__ bool takes_part(float raw, const Scalar* s, float skip_below, int& nonfinite) {
   bool finite = true;
 #pragma unroll
   for (int j = 0; j < kStates; j++) finite = finite && fabsf(s[j].v) <= kMaxFloat;
   const bool skipped = fabsf(raw) <= skip_below;
-  nonfinite += exists && !finite && !skipped;
+  nonfinite += !finite && !skipped;
   return finite && !skipped;
 }
 
@@ -181,11 +186,13 @@ __device__ __forceinline__ int step_tile(const typename States::Tables& tables, 
     Scalar now[Rule::kStates];
     for (int j = 0; j < Rule::kStates; j++) now[j].v = s[j][k];
     const Scalar direction = Rule::direction(c, Scalar{p[k]}, Scalar{g[k] * grad_scale}, now);
-    const bool take = takes_part<Rule::kStates>(g[k], now, skip_below, t.has(k), nonfinite);
+    const bool take = takes_part<Rule::kStates>(g[k], now, skip_below, nonfinite);
     for (int j = 0; j < Rule::kStates; j++) s[j][k] = take ? now[j].v : s[j][k];
     p[k] = take ? fmaf(-step, direction.v, p[k] * decay) : p[k];
     updated = updated || take;
   }
+  if (t.n < Tile<N>::kTile)
+    for (int k = 0; k < N; k++) nonfinite -= !t.has(k);
   if (!__any_sync(kFullMask, updated)) return nonfinite;
   store_items(p, job.p, job.p_dtype, t);
   States::template store<Rule>(tables, job, t, s);
@@ -208,26 +215,28 @@ __global__ void __launch_bounds__(States::kThreads, States::blocks_per_sm(Rule::
   constexpr int kTilesPerChunk = Tile<States::kItems>::kPerChunk;
   const int lane = threadIdx.x % kWarp;
   const int64_t warps = global_threads() / kWarp, tile_count = a.chunk_count * kTilesPerChunk;
-  int64_t nonfinite = 0;
+  int nonfinite = 0;  // of this lane: a card's memory does not hold 2^31 elements for each
   for (int64_t tile = global_thread() / kWarp; tile < tile_count;) {
     const int64_t j = job_of_chunk(a, tile / kTilesPerChunk);
     const OptimizerJob& job = a.jobs[j];
-    const int64_t first = job.first_chunk * kTilesPerChunk;
-    const int64_t next = first + ceil_div(job.n, kOptimizerChunk) * kTilesPerChunk;
+    // The job's own count; its end and beginning are read again afterwards, so that they take no registers in the loop.
+    int64_t at = tile - job.first_chunk * kTilesPerChunk;
     if (job.rule == Rule::kRule) {
       const float scale = a.scales != nullptr ? a.scales[j] : 1.0f;
       const auto c = constants(job, kIsLars ? scale : 1.0f);
       const float step = kIsLars ? job.scalars.step : job.scalars.step * scale;
-      const int64_t end = first + ceil_div(job.n, Tile<States::kItems>::kTile);
+      const int64_t end = ceil_div(job.n, Tile<States::kItems>::kTile);
 #pragma unroll 1
-      for (; tile < end; tile += warps)
-        nonfinite += step_tile<States, Rule>(tables, job, c, step, Tile<States::kItems>(job, tile - first, lane));
+      for (; at < end; at += warps)
+        nonfinite += step_tile<States, Rule>(tables, job, c, step, Tile<States::kItems>(job, at, lane));
     }
     // What is left of the job's last chunk holds nothing.
-    if (tile < next) tile += ceil_div(next - tile, warps) * warps;
+    const int64_t next = ceil_div(job.n, kOptimizerChunk) * kTilesPerChunk;
+    if (at < next) at += ceil_div(next - at, warps) * warps;
+    tile = job.first_chunk * kTilesPerChunk + at;
   }
-  nonfinite = warp_sum(nonfinite);
-  if (lane == 0 && nonfinite != 0) atomicAdd(a.nonfinite, static_cast<double>(nonfinite));
+  const int64_t all = warp_sum(int64_t{nonfinite});
+  if (lane == 0 && all != 0) atomicAdd(a.nonfinite, static_cast<double>(all));
 }
 
 // --- norms
@@ -255,7 +264,7 @@ __device__ __forceinline__ void square_tile(const typename States::Tables& table
     const Scalar scaled{g[k] * job.scalars.grad_scale};
     Scalar u = Rule::direction(c, Scalar{p[k]}, scaled, now);
     if constexpr (Rule::kRule == UpdateRule::lars) u = scaled;
-    const bool take = takes_part<Rule::kStates>(g[k], now, job.scalars.skip_below, t.has(k), nonfinite);
+    const bool take = takes_part<Rule::kStates>(g[k], now, job.scalars.skip_below, nonfinite);
     p2 += take ? p[k] * p[k] : 0.0f;
     u2 += take ? u.v * u.v : 0.0f;
   }

@@ -171,6 +171,10 @@ __device__ __forceinline__ void mma_m16n8k8(float (&d)[4], const uint32_t (&a)[2
 #endif
 }
 
+// Whether there is mma_m16n8k16<T>: a kernel without it is left empty.
+template <class T>
+constexpr bool kHasMma = kSm80 || __is_same(T, f16);
+
 // T is f16 or bf16, which needs compute capability 8.0; f16 takes two steps on 7.5.
 template <class T>
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {

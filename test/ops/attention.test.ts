@@ -146,7 +146,7 @@ describe.each(testDevices())("attention on %s", (device) => {
   });
 
   describe.each(["float16", "bfloat16"] as const)("%s, whole vectors of 8 elements", (dtype) => {
-    it.each([8, 64, 72, 128, 200])("heads of %s", (dim) => {
+    it.each([8, 64, 72, 128, 200, 256])("heads of %s", (dim) => {
       for (const queries of [20, 65, 100]) check({ ...base, batch: 1, queries, keys: queries + 30, dim }, dtype);
       check({ ...base, batch: 1, queries: 33, keys: 50, dim, causal: false }, dtype);
     });
@@ -162,7 +162,8 @@ describe.each(testDevices())("attention on %s", (device) => {
           check({ batch: 1, queries: 1, keys: 511, heads, kvHeads, dim: 64, length }, dtype);
       for (const queries of [2, 3, 5])
         check({ batch: 2, queries, keys: 300, heads: 6, kvHeads: 2, dim: 32, length: 290 }, dtype);
-      check({ batch: 1, queries: 1, keys: 300, heads: 4, kvHeads: 1, dim: 128, length: 280 }, dtype);
+      for (const dim of [128, 256])
+        check({ batch: 1, queries: 1, keys: 300, heads: 4, kvHeads: 1, dim, length: 280 }, dtype);
     });
 
     it("scores far beyond the range of exp, and no keys at all", () => {

@@ -18,10 +18,7 @@ namespace {
 struct EightBitStates {
   static constexpr int kItems = 8, kThreads = 256;
   static constexpr int blocks_per_sm(UpdateRule rule) {
-    return rule == UpdateRule::adam || rule == UpdateRule::lion || rule == UpdateRule::momentum ||
-                   rule == UpdateRule::lars
-               ? 3
-               : 2;
+    return rule == UpdateRule::lamb || rule == UpdateRule::ademamix ? 2 : 3;
   }
 
   struct Tables {
@@ -71,13 +68,14 @@ struct EightBitStates {
       raw.absmax[j] = *b.absmax;
       if (t.whole(b.codes, 1)) {
         for (int h = 0; h < kItems / 4; h++)
-          raw.codes[j][h] = load_vec<1>(reinterpret_cast<const uint32_t*>(b.codes + t.place(4 * h))).v[0];
+          raw.codes[j][h] = load_vec<1>(reinterpret_cast<const uint32_t*>(t.mine(b.codes) + t.offset(4 * h))).v[0];
       } else {
 #pragma unroll
         for (int h = 0; h < kItems / 4; h++) {
           raw.codes[j][h] = 0;
           for (int k = 0; k < 4; k++)
-            if (t.has(4 * h + k)) raw.codes[j][h] |= static_cast<uint32_t>(b.codes[t.place(4 * h + k)]) << (8 * k);
+            if (t.has(4 * h + k))
+              raw.codes[j][h] |= static_cast<uint32_t>(t.mine(b.codes)[t.offset(4 * h + k)]) << (8 * k);
         }
       }
     }
@@ -145,11 +143,11 @@ struct EightBitStates {
     if (t.lane == 0) *b.absmax = float_from_bits(bits);
     if (t.whole(b.codes, 1)) {
       for (int h = 0; h < kItems / 4; h++)
-        store_vec(reinterpret_cast<uint32_t*>(b.codes + t.place(4 * h)), Vec<uint32_t, 1>{{codes[h]}});
+        store_vec(reinterpret_cast<uint32_t*>(t.mine(b.codes) + t.offset(4 * h)), Vec<uint32_t, 1>{{codes[h]}});
     } else {
 #pragma unroll
       for (int k = 0; k < kItems; k++)
-        if (t.has(k)) b.codes[t.place(k)] = static_cast<uint8_t>(codes[k / 4] >> (8 * (k % 4)));
+        if (t.has(k)) t.mine(b.codes)[t.offset(k)] = static_cast<uint8_t>(codes[k / 4] >> (8 * (k % 4)));
     }
   }
 };

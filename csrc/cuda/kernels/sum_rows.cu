@@ -22,13 +22,14 @@ struct Shape {
 };
 BNB_INLINE int64_t rows_per_chunk(const Shape& x) { return kMapThreads / x.across * kRowsPerThread; }
 
-// One block per chunk and group of columns. y [chunks, cols]
+// One block per chunk and group of columns, of which the host counts the groups: a 64-bit division is a call here, and
+// registers would be spilled around it. y [chunks, cols]
 template <class T, class Out>
-__global__ void __launch_bounds__(kMapThreads) sum_rows_kernel(const T* x, Out* y, Shape shape, bool vectors) {
+__global__ void __launch_bounds__(kMapThreads)
+    sum_rows_kernel(const T* x, Out* y, Shape shape, unsigned groups, bool vectors) {
   constexpr int V = kVector<T>;
   BNB_SHARED(Four[kMapThreads * V / 4], partial);
   const int thread = static_cast<int>(threadIdx.x), across = shape.across, down = kMapThreads / across;
-  const int64_t groups = ceil_div(shape.cols, int64_t{across} * V);
   const int64_t chunk = blockIdx.x / groups, group = blockIdx.x % groups;
   const int64_t first = group * across * V, col = first + thread % across * V, left = shape.cols - col;
   const int64_t begin = chunk * rows_per_chunk(shape), end = begin + rows_per_chunk(shape);
@@ -65,9 +66,9 @@ int64_t chunks_of(const Shape& shape) {
 template <class T, class Out>
 void sum_chunks(const T* x, Out* y, const Shape& shape, CudaStream& s) {
   constexpr int V = kVector<T>;
-  const int64_t blocks = chunks_of(shape) * ceil_div(shape.cols, int64_t{shape.across} * V);
+  const int64_t groups = ceil_div(shape.cols, int64_t{shape.across} * V), blocks = chunks_of(shape) * groups;
   launch(s, sum_rows_kernel<T, Out>, dim3(static_cast<unsigned>(blocks)), dim3(kMapThreads), 0, x, y, shape,
-         shape.cols % V == 0 && vectors_fit<T, V>(x));
+         static_cast<unsigned>(groups), shape.cols % V == 0 && vectors_fit<T, V>(x));
 }
 
 }  // namespace

@@ -73,6 +73,7 @@ __device__ __forceinline__ void store_row(T* to, const float (&sums)[kDim / 8][4
 template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads)
     query_gradient_kernel(AttentionBackwardArgs b, const float* delta, int64_t blocks) {
+  if (!kSm80) return;
   BNB_DYNAMIC_SHARED(memory);
   constexpr int kKeys = kOthers<kDim>;
   using TileOf = HalfTile<T, kDim>;
@@ -133,6 +134,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads)
     key_gradient_kernel(AttentionBackwardArgs b, const float* delta, int64_t blocks) {
+  if (!kSm80) return;
   BNB_DYNAMIC_SHARED(memory);
   constexpr int kRows = kOthers<kDim>;
   // Of the rows of a stage: lse, delta, and how many of the block's keys they see.

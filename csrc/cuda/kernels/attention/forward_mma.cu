@@ -1,8 +1,9 @@
 // Attention of 16-bit queries on the matrix units, after FlashAttention-2 (Dao 2023), for prefill and decoding.
 //
 // Layout    a block takes 64 rows (prefill: 16 to a warp) or up to 16 rows (decoding: the queries of a group), and
-//           passes over tiles of 64 keys, which come through two stages of shared memory by cp.async. In decoding each
-//           warp takes 16 keys of a tile, so that the loads are shared by the whole group.
+//           passes over tiles of 64 keys (32 in prefill with a wide head), which come through two stages of shared
+//           memory by cp.async. In decoding each warp takes 16 keys of a tile, so that the loads are shared by the
+//           whole group.
 // Work      scores, exponentials and weights stay in registers. Where rows are too few to fill the card, the keys are
 //           split over blocks: partial results go to scratch memory, and the last block of an item to finish merges
 //           them in order. Tiles that no row sees are not read.
@@ -15,15 +16,19 @@ namespace bnb::cuda {
 namespace {
 
 constexpr int kWarps = 4, kThreads = kWarps * kWarp;
-constexpr int kKeys = 64;        // of a tile
 constexpr int kMostSplits = 64;  // of the keys of an item
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 template <bool kDecode>
 constexpr int kBlockRows = kDecode ? 16 : 16 * kWarps;
 
+// A wide head has half of a thread's registers for its results, and tiles of 32 keys fit the 99 KB of shared memory
+// that compute capabilities 8.6, 8.9 and 12.0 have.
 template <int kDim, bool kDecode>
-constexpr size_t kSharedBytes = static_cast<size_t>(kBlockRows<kDecode> + 4 * kKeys) * kDim * 2;
+constexpr int kTileKeys = kIsWide<kDim> && !kDecode ? 32 : 64;
+
+template <int kDim, bool kDecode>
+constexpr size_t kSharedBytes = static_cast<size_t>(kBlockRows<kDecode> + 4 * kTileKeys<kDim, kDecode>) * kDim * 2;
 
 struct Split {
   int64_t blocks;  // of rows in a head
@@ -66,10 +71,12 @@ __device__ void merge(float* weights, int parts, int rows, const Top& top_of, co
 
 template <class T, int kDim, bool kDecode>
 __global__ void __launch_bounds__(kThreads) forward_kernel(AttentionArgs a, Split split, const char* op) {
+  if (!kSm80) return;
   if (!resolve(a.position, op, a.length)) return;
   BNB_DYNAMIC_SHARED(memory);
   BNB_SHARED(int[1], is_last);
-  constexpr int kRows = kBlockRows<kDecode>, kWarpKeys = kDecode ? kKeys / kWarps : kKeys;
+  constexpr int kRows = kBlockRows<kDecode>, kKeys = kTileKeys<kDim, kDecode>;
+  constexpr int kWarpKeys = kDecode ? kKeys / kWarps : kKeys;
   using TileOf = HalfTile<T, kDim>;
   const TileOf q{reinterpret_cast<T*>(memory)};
   T* const stages = q.data + kRows * kDim;  // K, V, K, V
@@ -114,7 +121,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(AttentionArgs a, Spli
     const int64_t j0 = tile * kKeys + key0;
 
     float s[kWarpKeys / 8][4] = {};
-#pragma unroll
+#pragma unroll(kIsWide <kDim> ? 4 : kDim / 16)
     for (int d = 0; d < kDim; d += 16) {
       uint32_t qa[4], kb[4];
       q.a(qa, row0, d);
@@ -246,7 +253,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(AttentionArgs a, Spli
 
 template <class T, int kDim, bool kDecode>
 bool run(const AttentionArgs& a, CudaStream& s) {
-  constexpr int kRows = kBlockRows<kDecode>;
+  constexpr int kRows = kBlockRows<kDecode>, kKeys = kTileKeys<kDim, kDecode>;
   constexpr size_t kShared = kSharedBytes<kDim, kDecode>;
   if (kShared + 1024 > static_cast<size_t>(s.gpu.shared_per_block)) return false;
   const int64_t rows = a.queries * (a.heads / a.kv_heads), blocks = ceil_div(rows, kRows);

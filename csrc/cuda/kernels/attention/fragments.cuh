@@ -5,6 +5,10 @@
 
 namespace bnb::cuda {
 
+// Heads whose results take half of a thread's registers: less of what they do is unrolled.
+template <int kDim>
+constexpr bool kIsWide = kDim > 128;
+
 // Rows of kDim elements. Pieces of 16 bytes are permuted so that eight rows of the same piece meet no bank twice.
 template <class T, int kDim>
 struct HalfTile {
@@ -12,7 +16,11 @@ struct HalfTile {
   static constexpr int kPieces = kDim / 8;
   static_assert(kPieces % 8 == 0 && sizeof(T) == 2);
 
-  __device__ __forceinline__ T* piece(int row, int index) const { return data + row * kDim + (index ^ (row & 7)) * 8; }
+  __device__ __forceinline__ T* piece(int row, int index) const {
+    // Multiples of 64 elements become constants in the instructions; else each piece's address takes a register.
+    if constexpr (kIsWide<kDim>) return data + row * kDim + ((index ^ row) & 7) * 8 + (index & ~7) * 8;
+    return data + row * kDim + (index ^ (row & 7)) * 8;
+  }
 
   // A row from global memory by the `kWidth` threads that call with index 0 .. kWidth - 1; without one, zeros.
   template <int kWidth>
@@ -67,11 +75,18 @@ template <int kRows, int kThreads, class T, int kDim>
 __device__ __forceinline__ void copy_keys(const HalfTile<T, kDim>& tile, const void* from, const AttentionArgs& a,
                                           const Head& h, int64_t j0, int64_t last) {
   constexpr int kWidth = HalfTile<T, kDim>::kPieces;
-  const int index = threadIdx.x % kWidth;
-#pragma unroll
-  for (int row = threadIdx.x / kWidth; row < kRows; row += kThreads / kWidth) {
-    const bool exists = j0 + row < last;
-    tile.template copy_row<kWidth>(row, static_cast<const T*>(from) + (exists ? h.key_at(a, j0 + row) : 0), exists,
+  constexpr int kStep = kThreads / kWidth, kTimes = kRows / kStep;
+  static_assert(kTimes * kStep == kRows);
+  const int index = threadIdx.x % kWidth, first = threadIdx.x / kWidth;
+  const int present = static_cast<int>(min(last - j0, int64_t{kRows}));
+  // From key to key by one addition: a position has two 64-bit products.
+  const int64_t stride = a.kv_heads * a.dim * kStep;
+  int64_t at = h.key_at(a, j0 + first);
+#pragma unroll(kIsWide <kDim> ? 2 : kTimes)
+  for (int i = 0; i < kTimes; i++, at += stride) {
+    const int row = first + i * kStep;
+    const bool exists = row < present;
+    tile.template copy_row<kWidth>(row, static_cast<const T*>(from) + (exists ? at : 0), exists,
                                    static_cast<int>(a.dim), index);
   }
 }

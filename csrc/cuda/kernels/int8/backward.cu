@@ -36,9 +36,10 @@ template <class T>
 constexpr int kSharedBytes = T::kStages * kStageBytes<T> + T::kK * T::kN * 2;
 
 template <class E, class T>
-__global__ void __launch_bounds__(T::kThreads, 2)
+__global__ void __launch_bounds__(T::kThreads, T::kBlocks)
     int8_backward_kernel(HalfSource dy, CodeSource<true> codes, const float* stats, Output out, int64_t tiles_m,
                          int64_t tiles_k) {
+  if (!kHasMma<E>) return;
   BNB_DYNAMIC_SHARED(shared);
   const TilePlace place = tile_place(blockIdx.x, tiles_m, tiles_k);
   const int64_t m0 = place.row * T::kM, k0 = place.col * T::kN, terms = codes.rows;

@@ -87,7 +87,7 @@ __device__ __forceinline__ void load_outliers(const Int8LinearArgs& a, const int
 }
 
 template <class T, bool Aligned, bool Long>
-__global__ void __launch_bounds__(T::kThreads, Long ? 1 : 2)
+__global__ void __launch_bounds__(T::kThreads, Long ? 1 : T::kBlocks)
     int8_linear_kernel(Int8LinearArgs a, const int64_t* outliers, int64_t tiles_m, int64_t tiles_n) {
   BNB_DYNAMIC_SHARED(shared);
   using Own = Owned<T>;

@@ -12,7 +12,7 @@ namespace bnb::cuda {
 namespace {
 
 template <class T, bool Aligned>
-__global__ void __launch_bounds__(T::kThreads, 2)
+__global__ void __launch_bounds__(T::kThreads, T::kBlocks)
     int8_matmul_kernel(CodeSource<Aligned> a, CodeSource<Aligned> b, int32_t* c, int64_t tiles_m, int64_t tiles_n) {
   BNB_DYNAMIC_SHARED(shared);
   const TilePlace place = tile_place(blockIdx.x, tiles_m, tiles_n);

@@ -16,9 +16,10 @@ namespace bnb::cuda {
 namespace {
 
 template <class E, class T, bool AlongA, bool AlongB>
-__global__ void __launch_bounds__(T::kThreads, 2)
+__global__ void __launch_bounds__(T::kThreads, T::kBlocks)
     mma_kernel(HalfSource a, int64_t stride_a, HalfSource b, int64_t stride_b, Output out, int64_t k, int64_t tiles_m,
                int64_t tiles_n) {
+  if (!kHasMma<E>) return;
   BNB_DYNAMIC_SHARED(shared);
   const TilePlace place = tile_place(blockIdx.x, tiles_m, tiles_n);
   a.data += place.batch * stride_a;

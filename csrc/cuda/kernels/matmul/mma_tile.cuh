@@ -14,6 +14,8 @@ struct MmaTile {
   static constexpr int kWarpsN = WarpsN, kWarpsK = WarpsK, kThreads = 32 * WarpsM * WarpsN * WarpsK;
   static constexpr int kWarpM = kM / WarpsM, kWarpN = kN / WarpsN;  // of one warp
   static constexpr int kRows = kWarpM / 16, kCols = kWarpN / 8;     // products of one warp
+  // Blocks that share a multiprocessor: compute capability 7.5 has shared memory for one.
+  static constexpr int kBlocks = kSm80 ? 2 : 1;
   static constexpr int kBytesA = kM * kK * 2, kStage = (kM + kN) * kK * 2;
   static_assert(kCols % 2 == 0 && kK % (16 * WarpsK) == 0);
   static_assert(WarpsK == 1 || WarpsK * kM * kN * 4 <= kStages * kStage);
