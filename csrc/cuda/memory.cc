@@ -30,13 +30,14 @@ void* CudaStream::scratch(size_t nbytes) {
 namespace cuda {
 namespace {
 
-bool is_device_pointer(const void* p) {
+// The index of the GPU whose memory this is, or -1 for the host's.
+int device_of(const void* p) {
   cudaPointerAttributes attributes;
   if (cudaPointerGetAttributes(&attributes, p) != cudaSuccess) {
     cudaGetLastError();
-    return false;
+    return -1;
   }
-  return attributes.type == cudaMemoryTypeDevice;
+  return attributes.type == cudaMemoryTypeDevice ? attributes.device : -1;
 }
 
 // Chunks go through the halves in turn; a half is filled again when its last copy has left.
@@ -98,11 +99,12 @@ void release(Device& device, void* block) {
 void copy(Device& device, void* to, const void* from, size_t nbytes) {
   if (nbytes == 0) return;
   RuntimeStream& s = runtime_stream(device);
-  const bool to_device = is_device_pointer(to), from_device = is_device_pointer(from);
-  if (to_device && from_device) {
+  const int target = device_of(to), source = device_of(from);
+  if (target >= 0 && source >= 0) {
     check(cudaMemcpyAsync(to, from, nbytes, cudaMemcpyDefault, s.stream()), "copy");
-    if (!s.capturing) check(cudaStreamSynchronize(s.stream()), "copy");
-  } else if (to_device) {
+    // Within one GPU the stream keeps the order; another goes on when the copy is done.
+    if (target != source) check(cudaStreamSynchronize(s.stream()), "copy");
+  } else if (target >= 0) {
     upload(s, static_cast<unsigned char*>(to), static_cast<const unsigned char*>(from), nbytes);
   } else {
     download(s, static_cast<unsigned char*>(to), static_cast<const unsigned char*>(from), nbytes);
