@@ -21,6 +21,7 @@ enum class Defect : int32_t {
   divergent_shuffle,
   misaligned,
   global_out_of_bounds,
+  global_out_of_bounds_by_one,
   host_memory,
   uninitialized,
   grid_too_large,
@@ -70,6 +71,7 @@ __global__ void memory_kernel(const float* x, float* y, const float* host) {
   const int i = static_cast<int>(threadIdx.x);
   if (D == Defect::misaligned) y[i] = load_vec<4>(x + 1).v[0];
   if (D == Defect::global_out_of_bounds) y[(1 << 20) + i] = 0;
+  if (D == Defect::global_out_of_bounds_by_one) y[i + 1] = 0;
   if (D == Defect::host_memory) y[i] = *host;
   if (D == Defect::uninitialized) y[i] = values[i];
   if (D == Defect::trap) __trap();
@@ -109,6 +111,7 @@ void launch_broken(CudaStream& s, int32_t which) {
     case Defect::divergent_shuffle: reverse(warp_kernel<Defect::divergent_shuffle>); break;
     case Defect::misaligned: memory(memory_kernel<Defect::misaligned>); break;
     case Defect::global_out_of_bounds: memory(memory_kernel<Defect::global_out_of_bounds>); break;
+    case Defect::global_out_of_bounds_by_one: memory(memory_kernel<Defect::global_out_of_bounds_by_one>); break;
     case Defect::host_memory: memory(memory_kernel<Defect::host_memory>); break;
     case Defect::uninitialized:
       memory(memory_kernel<Defect::uninitialized>);

@@ -84,8 +84,15 @@ __asm__(
 
 unsigned char* stack_of(int id) { return machine().stacks + static_cast<size_t>(id) * (kStack + kPage) + kPage; }
 
+// Functions that leave a stack without returning on it: AddressSanitizer may keep nothing of them there.
+#if defined(__SANITIZE_ADDRESS__)
+#define BNB_SWITCHES __attribute__((no_sanitize("address")))
+#else
+#define BNB_SWITCHES
+#endif
+
 // From a thread to the scheduler.
-void park(bool for_good) {
+BNB_SWITCHES void park(bool for_good) {
   Machine& m = machine();
   Fiber& f = self();
   (void)for_good;
@@ -103,7 +110,7 @@ void park(bool for_good) {
 #endif
 }
 
-void run_thread() {
+BNB_SWITCHES void run_thread() {
   Machine& m = machine();
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &m.scheduler_stack, &m.scheduler_stack_size);
@@ -133,7 +140,7 @@ void prepare(Fiber& f) {
 #endif
 }
 
-void resume(Fiber& f) {
+BNB_SWITCHES void resume(Fiber& f) {
   Machine& m = machine();
   current = &f;
 #if defined(__SANITIZE_ADDRESS__)
@@ -281,6 +288,7 @@ void launch(dim3 grid, dim3 block, size_t shared, void (*body)(void*), void* con
     run_block();
     if (m.error.empty()) continue;
     for (Shadow& s : m.shadow) s.pending = false;
+    BNB_PERMIT(m.stacks, kMaxThreads * (kStack + kPage));  // the threads that the failure ended left their marks
     if (m.trapped) bnb::cuda::device_trapped();
     throw bnb::Error(bnb::Code::cuda, m.error + " (emulated device, BNB_SIMT_ORDER=" + m.order_name + ")");
   }
