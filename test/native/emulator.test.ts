@@ -50,8 +50,24 @@ const defects: [name: string, finder: Finder, message: RegExp][] = [
   ["uninitialized shared memory", "always", /uninitialized shared memory gave NaN/],
   ["a grid beyond the limits", "always", /the shape is too large for a grid: \[1, 65536, 1\]/],
 ];
-const TRAP = defects.length + 1;
+// Blocks that meet in memory: wrong results in some orders, and right ones in others.
+const [RELIES_ON_BLOCK_ORDER, PLAIN_COUNTER, COUNTS_TOO_EARLY, WAITS_FOR_BLOCKS, TRAP] = [1, 2, 3, 4, 5].map(
+  (i) => defects.length + i,
+) as [number, number, number, number, number];
 const found = defects.map(([name, finder, message], i) => ({ name, finder, message, which: i + 1 }));
+
+// Runs a broken kernel in a process of its own, which prints the error.
+function provokeApart(which: number, order = "forward") {
+  const library = join(import.meta.dirname, "..", "..", "dist", "native", "addon.js");
+  const program = `
+    const { addon } = require(${JSON.stringify(library)});
+    addon.provoke(${emulated!.index}, ${which});
+    addon
+      .synchronize(${emulated!.index}, new ArrayBuffer(0))
+      .then(() => console.log("nothing"), (error) => console.log(error.message));`;
+  const env = { ...process.env, BNB_SIMT_ORDER: order };
+  return spawnSync(process.execPath, ["-e", program], { encoding: "utf8", env });
+}
 
 describe.runIf(emulated !== undefined)("the emulator", () => {
   const device = emulated as NonNullable<typeof emulated>;
@@ -74,16 +90,10 @@ describe.runIf(emulated !== undefined)("the emulator", () => {
     },
   );
 
-  // In a process of its own, which the report ends.
   it.runIf(sanitized).each(found.filter(({ finder }) => finder === "accesses or sanitizer"))(
     "lets a sanitizer find $name",
     ({ name, which }) => {
-      const library = join(import.meta.dirname, "..", "..", "dist", "native", "addon.js");
-      const program = `
-        const { addon } = require(${JSON.stringify(library)});
-        addon.provoke(${device.index}, ${which});
-        addon.synchronize(${device.index}, new ArrayBuffer(0)).then(() => console.log("went on"), console.log);`;
-      const child = spawnSync(process.execPath, ["-e", program], { encoding: "utf8" });
+      const child = provokeApart(which);
       expect(child.stdout).toBe("");
       const report = name.startsWith("device memory")
         ? /ERROR: AddressSanitizer: (SEGV|use-after-poison)[\s\S]* memory_kernel</
@@ -92,6 +102,28 @@ describe.runIf(emulated !== undefined)("the emulator", () => {
       expect(child.status, "exit status").not.toBe(0);
     },
   );
+
+  const right = /^nothing$/;
+  const wrong = /the kernel gave a wrong result/;
+  const hang = /hang: thread \(0, 0, 0\) of block \(\d+, 0, 0\) goes on without coming to a barrier/;
+  it.skipIf(sanitized).each([
+    ["forward", "passes correct kernels", 0, right],
+    ["reverse", "passes correct kernels", 0, right],
+    ["random:1", "passes correct kernels", 0, right],
+    ["random:2", "passes correct kernels", 0, right],
+    ["forward", "does not see that a block needs the one before it", RELIES_ON_BLOCK_ORDER, right],
+    ["reverse", "finds that a block needs the one before it", RELIES_ON_BLOCK_ORDER, wrong],
+    ["random:1", "finds that a block needs the one before it", RELIES_ON_BLOCK_ORDER, wrong],
+    ["random:1", "finds a counter that is no atomic", PLAIN_COUNTER, wrong],
+    ["random:2", "finds a counter that is no atomic", PLAIN_COUNTER, wrong],
+    ["random:1", "finds a block that is counted before it has written", COUNTS_TOO_EARLY, wrong],
+    ["random:2", "finds a block that is counted before it has written", COUNTS_TOO_EARLY, wrong],
+    ["forward", "stops a block that waits for all others", WAITS_FOR_BLOCKS, hang],
+    ["reverse", "stops a block that waits for all others", WAITS_FOR_BLOCKS, hang],
+    ["random:1", "stops a block that waits for all others", WAITS_FOR_BLOCKS, hang],
+  ])("in %s order, %s", (order, _, which, message) => {
+    expect(provokeApart(which, order).stdout.trim()).toMatch(message);
+  });
 
   it("skips what follows a failure until it is read, and leaves the other device alone", async () => {
     const x = tensor([1, 2, 3], { device });

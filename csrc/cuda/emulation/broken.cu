@@ -1,5 +1,5 @@
 // Kernels that are wrong on purpose, and right ones beside them: the proof that the emulator finds what it claims to
-// (test/native/emulator.test.ts). Each reverses, sums or copies 64 values through shared memory.
+// (test/native/emulator.test.ts). Each reverses or copies 64 values through shared memory, or sums what blocks leave.
 
 #include "core/error.h"
 #include "cuda/emulation/broken.h"
@@ -9,6 +9,7 @@ namespace bnb::cuda {
 namespace {
 
 constexpr int kThreads = 64;
+constexpr int kBlocks = 512, kLaunches = 64;
 
 enum class Defect : int32_t {
   none,
@@ -25,6 +26,10 @@ enum class Defect : int32_t {
   host_memory,
   uninitialized,
   grid_too_large,
+  relies_on_block_order,
+  plain_counter,
+  counts_too_early,
+  waits_for_blocks,
   trap
 };
 
@@ -77,18 +82,55 @@ __global__ void memory_kernel(const float* x, float* y, const float* host) {
   if (D == Defect::trap) __trap();
 }
 
+// sums[b + 1] = sums[b] + 1, which another block writes.
+__global__ void chain_kernel(float* sums) {
+  if (threadIdx.x == 0) sums[blockIdx.x + 1] = sums[blockIdx.x] + 1;
+}
+
+// sums[0] = 0 + 1 + ... over the blocks, added up by the last one to arrive.
+template <Defect D>
+__global__ void sum_kernel(float* sums, int32_t* counter) {
+  if (threadIdx.x != 0) return;
+  const int blocks = static_cast<int>(gridDim.x), b = static_cast<int>(blockIdx.x);
+  if (D != Defect::counts_too_early) sums[1 + b] = static_cast<float>(b);
+  __threadfence();
+  const int before = D == Defect::plain_counter ? (*counter)++ : atomicAdd(counter, 1);
+  if (D == Defect::counts_too_early) sums[1 + b] = static_cast<float>(b);
+  if (D == Defect::waits_for_blocks) {
+    while (atomicAdd(counter, 0) < blocks) continue;
+  }
+  if (before != blocks - 1) return;
+  *counter = 0;
+  __threadfence();
+  float sum = 0;
+  for (int i = 0; i < blocks; i++) sum += sums[1 + i];
+  sums[0] = sum;
+}
+
 }  // namespace
 
 void launch_broken(CudaStream& s, int32_t which) {
-  auto* x = static_cast<float*>(s.scratch(2 * kThreads * sizeof(float)));
+  auto* x = static_cast<float*>(s.scratch((kThreads + kBlocks + 1) * sizeof(float)));
   float* y = x + kThreads;
   for (int i = 0; i < kThreads; i++) x[i] = static_cast<float>(i);
+  struct Clear {
+    int32_t* counter;
+    ~Clear() { *counter = 0; }
+  } clear{s.counters};
   const dim3 one(1), threads(kThreads);
   const auto reverse = [&](auto kernel) { launch(s, kernel, one, threads, 0, y); };
   const auto copy = [&](auto kernel) { launch(s, kernel, one, threads, 0, x, y); };
   const float* host = new float(1);
   const auto memory = [&](auto kernel) { launch(s, kernel, one, threads, 0, x, y, host); };
   bool right = true;
+  const auto add_up = [&](auto kernel) {
+    for (int i = 0; i < kLaunches; i++) {
+      y[0] = 0;
+      launch(s, kernel, dim3(kBlocks), dim3(kWarp), 0, y, s.counters);
+      right = right && y[0] == static_cast<float>(kBlocks * (kBlocks - 1) / 2);
+      std::fill(y, y + kBlocks + 1, NAN);
+    }
+  };
   const auto check_reversed = [&] {
     for (int i = 0; i < kThreads; i++) right = right && y[i] == static_cast<float>(kThreads - 1 - i);
   };
@@ -100,7 +142,7 @@ void launch_broken(CudaStream& s, int32_t which) {
       check_reversed();
       reverse(warp_kernel<Defect::none>);
       right = right && y[0] == 1 && y[1] == 0;
-      if (!right) fail(Code::cuda, "provoke", "a correct kernel gave a wrong result");
+      add_up(sum_kernel<Defect::none>);
       break;
     case Defect::no_barrier: reverse(reverse_kernel<Defect::no_barrier>); break;
     case Defect::no_syncwarp: reverse(warp_kernel<Defect::no_syncwarp>); break;
@@ -111,17 +153,29 @@ void launch_broken(CudaStream& s, int32_t which) {
     case Defect::divergent_shuffle: reverse(warp_kernel<Defect::divergent_shuffle>); break;
     case Defect::misaligned: memory(memory_kernel<Defect::misaligned>); break;
     case Defect::global_out_of_bounds: memory(memory_kernel<Defect::global_out_of_bounds>); break;
-    case Defect::global_out_of_bounds_by_one: memory(memory_kernel<Defect::global_out_of_bounds_by_one>); break;
+    case Defect::global_out_of_bounds_by_one:
+      y += kBlocks + 1 - kThreads;  // which ends where the scratch memory does
+      memory(memory_kernel<Defect::global_out_of_bounds_by_one>);
+      break;
     case Defect::host_memory: memory(memory_kernel<Defect::host_memory>); break;
     case Defect::uninitialized:
       memory(memory_kernel<Defect::uninitialized>);
       if (y[0] != y[0]) fail(Code::cuda, "provoke", "uninitialized shared memory gave NaN");
       break;
     case Defect::grid_too_large: launch(s, reverse_kernel<Defect::none>, dim3(1, 65536), threads, 0, y); break;
+    case Defect::relies_on_block_order:
+      y[0] = 0;
+      launch(s, chain_kernel, dim3(kBlocks), dim3(kWarp), 0, y);
+      right = y[kBlocks] == kBlocks;
+      break;
+    case Defect::plain_counter: add_up(sum_kernel<Defect::plain_counter>); break;
+    case Defect::counts_too_early: add_up(sum_kernel<Defect::counts_too_early>); break;
+    case Defect::waits_for_blocks: add_up(sum_kernel<Defect::waits_for_blocks>); break;
     case Defect::trap: memory(memory_kernel<Defect::trap>); break;
     default: fail(Code::argument, "provoke", "unknown defect ", which);
   }
   delete host;
+  if (!right) fail(Code::cuda, "provoke", "the kernel gave a wrong result");
 }
 
 }  // namespace bnb::cuda

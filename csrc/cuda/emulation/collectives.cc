@@ -8,11 +8,10 @@ namespace simt {
 int lane() { return self().id % kWarp; }
 
 const unsigned char* exchange(const void* bytes, size_t size, const char* what, int line) {
-  Machine& m = machine();
   Fiber& f = self();
   // Two buffers in turn: nobody can be a whole collective ahead of a lane that still reads the last one.
   unsigned char* all =
-      m.lanes.data() +
+      f.block->lanes +
       (static_cast<size_t>(f.parity) * kMaxThreads + static_cast<size_t>(f.id / kWarp * kWarp)) * kLaneBytes;
   f.parity ^= 1;
   std::memcpy(all + (f.id % kWarp) * kLaneBytes, bytes, size);
