@@ -84,6 +84,16 @@ __device__ __forceinline__ void store_vec(T* to, const Vec<T, N>& value) {
   *reinterpret_cast<Vec<T, N>*>(to) = value;
 }
 
+// A struct of 8 or 16 bytes in one load.
+template <class T>
+__device__ __forceinline__ T load_struct(const T* from) {
+  static_assert((sizeof(T) == 8 || sizeof(T) == 16) && alignof(T) == sizeof(T));
+#if !defined(__CUDACC__)
+  ::simt::check_access(from, sizeof(T), alignof(T), false);
+#endif
+  return *from;
+}
+
 // Whether vectors of N elements may be used on all of these, row by row.
 template <class... P>
 bool aligned_for(size_t nbytes, const P*... pointers) {

@@ -98,16 +98,41 @@ void global_access(const unsigned char* p, size_t size, bool write) {
               (bnb::cuda::is_arena(p) ? " bytes outside every live block of device memory" : " bytes of host memory"));
 }
 
+void note(const unsigned char* p, size_t size, Touch touch, const void* site) {
+  const Fiber& f = self();
+  const int warp = (f.block->slot * kMaxThreads + f.id) / kWarp;
+  machine().banks->note(warp, f.id % kWarp, site, touch, static_cast<size_t>(p - f.block->shared), size);
+}
+
+// A load or store of several elements. The compiler reports those one by one.
+void note_vector(const void* address, size_t size, Touch touch, const void* site) {
+  const auto* p = static_cast<const unsigned char*>(address);
+  if (!is_shared(p)) return;
+  Fiber& f = self();
+  note(p, size, touch, site);
+  f.vector = static_cast<uint32_t>(p - f.block->shared);
+  f.vector_size = static_cast<uint32_t>(size);
+}
+
+void note_element(const unsigned char* p, size_t size, bool write, const void* site) {
+  Fiber& f = self();
+  const auto offset = static_cast<uint32_t>(p - f.block->shared);
+  if (offset - f.vector < f.vector_size) return;
+  f.vector_size = 0;
+  note(p, size, write ? Touch::write : Touch::read, site);
+}
+
 void fill_with_poison(unsigned char* from, size_t size) {
   for (size_t i = 0; i < size; i++) from[i] = static_cast<unsigned char>(kPoison >> (8 * (i % 4)));
 }
 
 }  // namespace
 
-void access(const void* address, size_t size, bool write) {
+void access(const void* address, size_t size, bool write, const void* site) {
   if (!current) return;
   const auto* p = static_cast<const unsigned char*>(address);
   if (is_shared(p)) {
+    if (site && machine().banks) note_element(p, size, write, site);
     shared_access(p, size, write);
   } else {
     if (bnb::cuda::is_arena(p)) step();
@@ -116,7 +141,7 @@ void access(const void* address, size_t size, bool write) {
 }
 
 void check_atomic(const void* address, size_t size) {
-  check_access(address, size, size, true);
+  check_alignment(address, size, size, true);
   const auto* p = static_cast<const unsigned char*>(address);
   if (is_shared(p))
     check_bounds(p, size, true);
@@ -132,6 +157,11 @@ void poison_shared(const Block& block) {
 
 void check_access(const void* p, size_t size, size_t alignment, bool write) {
   if (!current) return;
+  if (machine().banks) note_vector(p, size, write ? Touch::write : Touch::read, __builtin_return_address(0));
+  check_alignment(p, size, alignment, write);
+}
+
+void check_alignment(const void* p, size_t size, size_t alignment, bool write) {
   if (reinterpret_cast<uintptr_t>(p) % alignment != 0)
     fail_kernel("misaligned address: " + name_of(self()) + (write ? " writes " : " reads ") + std::to_string(size) +
                 " bytes at an address that is no multiple of " + std::to_string(alignment));
@@ -162,12 +192,13 @@ unsigned char* dynamic_shared() { return self().block->shared + machine().dynami
 void cp_async(void* to, const void* from, size_t size, bool valid) {
   auto* target = static_cast<unsigned char*>(to);
   const auto* source = static_cast<const unsigned char*>(from);
-  check_access(to, size, size, true);
+  if (machine().banks) note_vector(to, size, Touch::cp_async, __builtin_return_address(0));
+  check_alignment(to, size, size, true);
   Block& b = *self().block;
   if (static_cast<size_t>(target - b.shared) >= kSharedBytes)
     fail_kernel("cp.async: " + name_of(self()) + " copies to an address outside shared memory");
   if (valid) {
-    check_access(from, size, size, false);
+    check_alignment(from, size, size, false);
     global_access(source, size, false);
   }
   shared_access(target, size, true);
@@ -193,11 +224,11 @@ void cp_async_wait(int groups_under_way) {
 
 // --- what the compiler calls before each load and store of a kernel file ---------------------------------------------
 
-#define BNB_ACCESS(size)                                                      \
-  void __tsan_read##size(void* p) { simt::access(p, size, false); }           \
-  void __tsan_write##size(void* p) { simt::access(p, size, true); }           \
-  void __tsan_unaligned_read##size(void* p) { simt::access(p, size, false); } \
-  void __tsan_unaligned_write##size(void* p) { simt::access(p, size, true); }
+#define BNB_ACCESS(size)                                                                                   \
+  void __tsan_read##size(void* p) { simt::access(p, size, false, __builtin_return_address(0)); }           \
+  void __tsan_write##size(void* p) { simt::access(p, size, true, __builtin_return_address(0)); }           \
+  void __tsan_unaligned_read##size(void* p) { simt::access(p, size, false, __builtin_return_address(0)); } \
+  void __tsan_unaligned_write##size(void* p) { simt::access(p, size, true, __builtin_return_address(0)); }
 
 extern "C" {
 BNB_ACCESS(1)
@@ -205,8 +236,8 @@ BNB_ACCESS(2)
 BNB_ACCESS(4)
 BNB_ACCESS(8)
 BNB_ACCESS(16)
-void __tsan_read_range(void* p, size_t size) { simt::access(p, size, false); }
-void __tsan_write_range(void* p, size_t size) { simt::access(p, size, true); }
+void __tsan_read_range(void* p, size_t size) { simt::access(p, size, false, __builtin_return_address(0)); }
+void __tsan_write_range(void* p, size_t size) { simt::access(p, size, true, __builtin_return_address(0)); }
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_init() {}

@@ -30,6 +30,7 @@ enum class Defect : int32_t {
   plain_counter,
   counts_too_early,
   waits_for_blocks,
+  bank_conflicts,  // no defect, but slow
   trap
 };
 
@@ -107,6 +108,23 @@ __global__ void sum_kernel(float* sums, int32_t* counter) {
   sums[0] = sum;
 }
 
+// Accesses of one warp whose wavefronts are known: test/native/bank-conflicts.test.ts has them in this order.
+__global__ void bank_kernel(float* y) {
+  BNB_SHARED(float[32 * 33 + 4], values);
+  const int lane = static_cast<int>(threadIdx.x);
+  for (int i = lane; i < 32 * 33; i += kWarp) values[i] = 1;
+  __syncthreads();
+  float sum = values[lane * 32];
+  sum += values[lane * 33];
+  sum += values[lane * 2];
+  sum += values[lane / 8];
+  sum += load_vec<2>(values + lane * 2).v[0];
+  sum += load_vec<2>(values + lane % 4 * 32).v[0];
+  sum += load_vec<4>(values + lane * 4).v[0];
+  sum += load_vec<4>(values + lane * 8).v[0];
+  y[lane] = sum;
+}
+
 }  // namespace
 
 void launch_broken(CudaStream& s, int32_t which) {
@@ -171,6 +189,7 @@ void launch_broken(CudaStream& s, int32_t which) {
     case Defect::plain_counter: add_up(sum_kernel<Defect::plain_counter>); break;
     case Defect::counts_too_early: add_up(sum_kernel<Defect::counts_too_early>); break;
     case Defect::waits_for_blocks: add_up(sum_kernel<Defect::waits_for_blocks>); break;
+    case Defect::bank_conflicts: launch(s, bank_kernel, one, dim3(kWarp), 0, y); break;
     case Defect::trap: memory(memory_kernel<Defect::trap>); break;
     default: fail(Code::argument, "provoke", "unknown defect ", which);
   }

@@ -2,11 +2,13 @@
 #pragma once
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "cuda/emulation/banks.h"
 #include "cuda/emulation/simt.h"
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -48,6 +50,7 @@ struct Fiber : Thread {
   const char* what = "";
   int line = 0;
   uint32_t steps = 0;                            // accesses since the last rendezvous
+  uint32_t vector = 0, vector_size = 0;          // shared memory that a noted vector access covers
   int parity = 0;                                // which of the two exchange buffers comes next
   std::vector<std::vector<PendingCopy>> groups;  // committed, oldest first
   std::vector<PendingCopy> open;
@@ -108,7 +111,8 @@ struct Machine {
   Order order = Order::forward;
   std::string order_name = "forward";
   std::minstd_rand random;
-  int until_yield = 0;  // accesses of device memory until a thread is interrupted; 0: it is not
+  std::unique_ptr<BankCounter> banks;  // null unless wanted
+  int until_yield = 0;                 // accesses of device memory until a thread is interrupted; 0: it is not
 #if defined(__x86_64__)
   void* sp = nullptr;
 #else
@@ -132,8 +136,10 @@ std::string name_of(const Block& b);
 void yield();
 // Counts an access of the running thread, which may be interrupted before it.
 void step();
-// Checks one access of the running thread; none runs outside a kernel.
-void access(const void* address, size_t size, bool write);
+// Checks one access of the running thread; none runs outside a kernel. `site`: where in the code,
+// null for what is counted elsewhere.
+void access(const void* address, size_t size, bool write, const void* site);
+void check_alignment(const void* p, size_t size, size_t alignment, bool write);
 // Atomics do not race with each other.
 void check_atomic(const void* address, size_t size);
 void poison_shared(const Block& block);

@@ -68,6 +68,7 @@ Machine::Machine() {
       b.fibers[i].block = &b;
     }
   }
+  if (const char* file = std::getenv("BNB_SIMT_BANKS")) banks = std::make_unique<BankCounter>(file);
   const char* wanted = std::getenv("BNB_SIMT_ORDER");
   const std::string text = wanted ? wanted : "forward";
   if (text == "reverse") {
@@ -232,6 +233,7 @@ bool step_warp(Block& block, int warp) {
     waits_for_warp |= f.state == State::waiting && f.scope == Scope::warp;
   }
   if (interrupted) return true;
+  if (m.banks) m.banks->flush(block.slot * kMaxThreads / kWarp + warp);
   if (!waits_for_warp) return false;
   check_together(block, first, last);
   if (!m.error.empty()) return false;
@@ -310,6 +312,7 @@ namespace {
 // Makes the machine fit for the next launch, and throws.
 [[noreturn]] void fail_launch() {
   Machine& m = machine();
+  if (m.banks) m.banks->finish(grid_size, block_size, true);
   for (Block& b : m.blocks)
     for (size_t i = 0; i < kSharedBytes; i++) b.shadow[i].pending = false;
   // The threads that the failure ended have left their marks.
@@ -356,11 +359,12 @@ void launch(dim3 grid, dim3 block, size_t shared, void (*body)(void*), void* con
     else
       live.erase(live.begin() + static_cast<std::ptrdiff_t>(pick));
   }
+  if (m.banks) m.banks->finish(grid, block, false);
 }
 
 void rendezvous(Scope scope, const char* what, int line) {
   Fiber& f = self();
-  f.steps = 0;
+  f.steps = f.vector_size = 0;
   f.state = State::waiting;
   f.scope = scope;
   f.what = what;
