@@ -40,7 +40,12 @@ void launch(CudaStream& s, void (*kernel)(P...), dim3 grid, dim3 block, size_t s
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
   kernel<<<grid, block, shared, static_cast<cudaStream_t>(s.handle)>>>(static_cast<P>(args)...);
 #else
-  ::simt::launch(grid, block, shared, [kernel, ... copy = static_cast<P>(args)] { kernel(copy...); });
+  try {
+    ::simt::launch(grid, block, shared, [kernel, ... copy = static_cast<P>(args)] { kernel(copy...); });
+  } catch (...) {  // and a GPU would be lost, but here other kernels follow
+    for (int i = 0; i < kCounters; i++) s.counters[i] = 0;
+    throw;
+  }
 #endif
   check_launch("launch");
 }

@@ -66,7 +66,7 @@ function provokeApart(which: number, order = "forward") {
       .synchronize(${emulated!.index}, new ArrayBuffer(0))
       .then(() => console.log("nothing"), (error) => console.log(error.message));`;
   const env = { ...process.env, BNB_SIMT_ORDER: order };
-  return spawnSync(process.execPath, ["-e", program], { encoding: "utf8", env });
+  return spawnSync(process.execPath, ["-e", program], { encoding: "utf8", env, timeout: 120_000 });
 }
 
 describe.runIf(emulated !== undefined)("the emulator", () => {

@@ -131,10 +131,6 @@ void launch_broken(CudaStream& s, int32_t which) {
   auto* x = static_cast<float*>(s.scratch((kThreads + kBlocks + 1) * sizeof(float)));
   float* y = x + kThreads;
   for (int i = 0; i < kThreads; i++) x[i] = static_cast<float>(i);
-  struct Clear {
-    int32_t* counter;
-    ~Clear() { *counter = 0; }
-  } clear{s.counters};
   const dim3 one(1), threads(kThreads);
   const auto reverse = [&](auto kernel) { launch(s, kernel, one, threads, 0, y); };
   const auto copy = [&](auto kernel) { launch(s, kernel, one, threads, 0, x, y); };
@@ -145,6 +141,7 @@ void launch_broken(CudaStream& s, int32_t which) {
     for (int i = 0; i < kLaunches; i++) {
       y[0] = 0;
       launch(s, kernel, dim3(kBlocks), dim3(kWarp), 0, y, s.counters);
+      s.counters[0] = 0;
       right = right && y[0] == static_cast<float>(kBlocks * (kBlocks - 1) / 2);
       std::fill(y, y + kBlocks + 1, NAN);
     }

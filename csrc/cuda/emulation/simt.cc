@@ -25,7 +25,7 @@
 
 namespace simt {
 
-Thread* current = nullptr;
+__thread Thread* current = nullptr;
 uint3 block_index;
 dim3 block_size, grid_size;
 

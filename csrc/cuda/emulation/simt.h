@@ -45,7 +45,8 @@ namespace simt {
 struct Thread {
   uint3 index;
 };
-extern Thread* current;  // the fiber that runs, null outside a kernel
+// The fiber that runs on this thread, null outside a kernel: another device's worker may run host code meanwhile.
+extern __thread Thread* current __attribute__((tls_model("initial-exec")));
 extern uint3 block_index;
 extern dim3 block_size, grid_size;
 
