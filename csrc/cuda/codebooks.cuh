@@ -98,7 +98,8 @@ struct Encoder4bit {
     const float position = fma_round_down(x, kBinScale, 98304.0f + kBinOffset);
     const uint32_t offset = (float_bits(position) & 0xf80u) | (lane % kCopies * sizeof(Bin4bit));
     static_assert(sizeof(row[0]) == 128);
-    const Bin4bit bin = *reinterpret_cast<const Bin4bit*>(reinterpret_cast<const unsigned char*>(row) + offset);
+    const auto* from = reinterpret_cast<const Bin4bit*>(reinterpret_cast<const unsigned char*>(row) + offset);
+    const Bin4bit bin = load_struct(from);
     return __byte_perm(bin.codes, 0, x > bin.threshold ? 0x4441 : 0x4440);
   }
 };
@@ -218,7 +219,7 @@ struct DynamicEncoder {
   // A NaN has some code.
   __device__ __forceinline__ uint32_t code(float x) const {
     const float magnitude = kSigned ? fabsf(x) : fmaxf(x, 0.0f);
-    const Bin8bit b = bin[Bins::of(float_bits(magnitude + Bins::kShift))];
+    const Bin8bit b = load_struct(bin + Bins::of(float_bits(magnitude + Bins::kShift)));
     const int steps = static_cast<int>(b.rank) + (magnitude > b.threshold);
     if constexpr (!kSigned) return static_cast<uint32_t>(steps);
     if (!(float_bits(x) >> 31)) return static_cast<uint32_t>(127 + steps);

@@ -40,7 +40,12 @@ void launch(CudaStream& s, void (*kernel)(P...), dim3 grid, dim3 block, size_t s
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
   kernel<<<grid, block, shared, static_cast<cudaStream_t>(s.handle)>>>(static_cast<P>(args)...);
 #else
-  ::simt::launch(grid, block, shared, [kernel, ... copy = static_cast<P>(args)] { kernel(copy...); });
+  try {
+    ::simt::launch(grid, block, shared, [kernel, ... copy = static_cast<P>(args)] { kernel(copy...); });
+  } catch (...) {  // and a GPU would be lost, but here other kernels follow
+    for (int i = 0; i < kCounters; i++) s.counters[i] = 0;
+    throw;
+  }
 #endif
   check_launch("launch");
 }
@@ -82,6 +87,16 @@ __device__ __forceinline__ void store_vec(T* to, const Vec<T, N>& value) {
   ::simt::check_access(to, sizeof(T) * N, alignof(Vec<T, N>), true);
 #endif
   *reinterpret_cast<Vec<T, N>*>(to) = value;
+}
+
+// A struct of 8 or 16 bytes in one load.
+template <class T>
+__device__ __forceinline__ T load_struct(const T* from) {
+  static_assert((sizeof(T) == 8 || sizeof(T) == 16) && alignof(T) == sizeof(T));
+#if !defined(__CUDACC__)
+  ::simt::check_access(from, sizeof(T), alignof(T), false);
+#endif
+  return *from;
 }
 
 // Whether vectors of N elements may be used on all of these, row by row.
