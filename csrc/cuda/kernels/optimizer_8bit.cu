@@ -24,7 +24,7 @@ struct EightBitStates {
   struct Tables {
     Values8bitTable signed_values, unsigned_values;
     DynamicEncoder<DynamicMap::signed_keep_sign> signed_codes;
-    DynamicEncoder<DynamicMap::unsigned_map> unsigned_codes;
+    DynamicEncoder<DynamicMap::unsigned_state> unsigned_codes;
     __device__ void load() {
       signed_values.load(device_dynamic_map(true));
       unsigned_values.load(device_dynamic_map(false));
