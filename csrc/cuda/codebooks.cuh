@@ -22,6 +22,7 @@ constexpr uint32_t kMagnitudeMask = 0x7fffffffu;
 constexpr uint32_t kInfinityBits = 0x7f800000u;
 constexpr uint32_t kNanBits = 0x7fc00000u;
 constexpr uint32_t kSmallestNormalBits = 0x00800000u;
+constexpr uint32_t kLargeBits = 0x7e800000u;  // 2^126, from where on reciprocals may be subnormal
 
 // a * b + c rounded down, for |c| so large that c + a * b has its exponent: one FFMA.RM.
 __device__ __forceinline__ float fma_round_down(float a, float b, float c) {
@@ -282,21 +283,28 @@ struct DynamicEncoder {
   }
 
   // Some code for a NaN.
-  __device__ __forceinline__ uint32_t code(float x) const { return select(x, 0, 0x4440); }
-  // The codes of four values times `factor`, the first in the lowest byte.
+  __device__ __forceinline__ uint32_t code(float x) const { return select<false>(x, 0, 0x4440); }
+  // The codes of four values times `factor`, the first in the lowest byte. Finite: none is infinite or NaN, which makes
+  // the address of a bin an instruction shorter where the table does not begin at 0.
+  template <bool Finite = false>
   __device__ __forceinline__ uint32_t word(const float* x, float factor) const {
     uint32_t codes = 0;  // bytes are pushed in from below, the last first
 #pragma unroll
-    for (int i = 3; i >= 0; i--) codes = select(x[i] * factor, codes, 0x6540);
+    for (int i = 3; i >= 0; i--) codes = select<Finite>(x[i] * factor, codes, 0x6540);
     return codes;
   }
 
  private:
   // PRMT of the codes of x's bin and `rest`, with the lowest nibble of `selector` moved on to the code of x.
+  template <bool Finite>
   __device__ __forceinline__ uint32_t select(float x, uint32_t rest, uint32_t selector) const {
     const float magnitude = map == DynamicMap::unsigned_map ? fmaxf(x, 0.0f) : fabsf(x);
-    const int offset = Bins::offset(float_bits(magnitude + Bins::kShift));
-    const Bin8bit b = *reinterpret_cast<const Bin8bit*>(reinterpret_cast<const unsigned char*>(bin) + offset);
+    const uint32_t bits = float_bits(magnitude + Bins::kShift);
+    Bin8bit b;
+    if constexpr (Finite)
+      b = bin[static_cast<int>(bits >> (23 - Bins::kMantissa)) - (104 << Bins::kMantissa)];
+    else
+      b = *reinterpret_cast<const Bin8bit*>(reinterpret_cast<const unsigned char*>(bin) + Bins::offset(bits));
     if constexpr (is_signed(map)) selector += float_bits(x) >> 31;
     return prmt(b.codes, rest, magnitude > b.threshold ? selector + 2 : selector);
   }

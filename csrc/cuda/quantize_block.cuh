@@ -64,7 +64,6 @@ __device__ __forceinline__ uint32_t group_absmax(float top, int threads, int& tu
 
 // How the elements of a block become normalized ones.
 struct BlockNorm {
-  static constexpr uint32_t kLargeBits = 0x7e800000u;  // 2^126, from where on reciprocals may be subnormal
   uint32_t top;
   float absmax;  // what is stored: 0, or NaN for a block with an element that is not finite
 
