@@ -30,6 +30,13 @@ struct SharedType {
 #define BNB_DYNAMIC_SHARED(name) unsigned char* const name = ::simt::dynamic_shared()
 #endif
 
+// A device function that stays one: for what runs rarely, so that it takes neither code nor registers of a loop.
+#if defined(__CUDACC__)
+#define BNB_OUT_OF_LINE __device__ __noinline__
+#else
+#define BNB_OUT_OF_LINE
+#endif
+
 // Queues kernel(args...) on the stream. An empty grid does nothing. `shared` is the size of BNB_DYNAMIC_SHARED.
 template <class... P, class... A>
 void launch(CudaStream& s, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, const A&... args) {
