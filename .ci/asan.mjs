@@ -1,5 +1,6 @@
-// npm run test:asan: builds the addon with AddressSanitizer and UndefinedBehaviorSanitizer in build-asan and runs the
-// tests that exercise native code with it. Any report ends the test process. Linux with GCC or Clang.
+// npm run test:asan: builds the addon, the emulated GPU with it, with AddressSanitizer and UndefinedBehaviorSanitizer in
+// build-asan and runs the tests that exercise native code with it: those of ops on the CPU and on the emulated GPU, all
+// others on the CPU. Any report ends the test process. Linux with GCC or Clang.
 import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { availableParallelism } from "node:os";
@@ -12,7 +13,7 @@ const run = (command, args, env = {}) => {
 };
 
 const ninja = spawnSync("ninja", ["--version"]).status === 0 ? ["-G", "Ninja"] : [];
-run("cmake", ["-S", ".", "-B", "build-asan", ...ninja, "-DBNB_SANITIZE=ON", "-DBNB_CUDA=off"]);
+run("cmake", ["-S", ".", "-B", "build-asan", ...ninja, "-DBNB_SANITIZE=ON", "-DBNB_CUDA=emulate"]);
 run("cmake", ["--build", "build-asan", "--parallel", process.env.BNB_JOBS ?? String(availableParallelism())]);
 
 const library = (name) =>
@@ -24,7 +25,7 @@ run("node_modules/.bin/vitest", ["run", ...filters, ...args], {
   BNB_SANITIZED: "1",
   LD_PRELOAD: [library("libasan.so"), library("libstdc++.so.6")].join(" "),
   // Node itself never frees what lives as long as the process, so leaks cannot be told apart here; the memory tests
-  // count tensors instead.
-  ASAN_OPTIONS: "detect_leaks=0:abort_on_error=1:allocator_may_return_null=1",
+  // count tensors instead. handle_segv: Node would take the handler away.
+  ASAN_OPTIONS: "detect_leaks=0:abort_on_error=1:allocator_may_return_null=1:handle_segv=2",
   UBSAN_OPTIONS: "print_stacktrace=1:halt_on_error=1",
 });

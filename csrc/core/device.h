@@ -43,8 +43,8 @@ struct Runtime {
   void* (*capture)(Device&) = nullptr;
   void (*replay)(Device&, void* executable) = nullptr;
   void (*release_graph)(Device&, void* executable) = nullptr;
-  // Fills a block that is about to be used with garbage; null except on an emulated device.
-  void (*poison)(Device&, void* block, size_t nbytes) = nullptr;
+  // Fills a block whose first nbytes are about to be used with garbage; null except on an emulated device.
+  void (*poison)(Device&, void* block, size_t nbytes, size_t capacity) = nullptr;
   // Runs a kernel that is wrong in a known way (emulation/broken.cu); null except on an emulated device.
   void (*provoke)(Device&, int32_t which) = nullptr;
 };

@@ -49,7 +49,7 @@ Block Pool::take(size_t nbytes) {
   if (!block.data) block = allocate(nbytes, capacity);
   live_bytes_ += block.capacity;
   if (live_bytes_ > peak_bytes_) peak_bytes_ = live_bytes_;
-  poison(block);
+  poison(block, nbytes);
   return block;
 }
 
@@ -65,10 +65,15 @@ Block Pool::allocate(size_t nbytes, size_t capacity) {
   return block;
 }
 
-void Pool::poison(const Block& block) {
+void Pool::poison(const Block& block, size_t nbytes) {
   if (!device_.runtime().poison) return;
+  struct Use {
+    Block block;
+    size_t nbytes;
+  };
   device_.stream().push_always(
-      "poison", block, +[](Device& device, const Block& b) { device.runtime().poison(device, b.data, b.capacity); });
+      "poison", Use{block, nbytes},
+      +[](Device& device, const Use& u) { device.runtime().poison(device, u.block.data, u.nbytes, u.block.capacity); });
 }
 
 Block Pool::take_cached(size_t capacity) {

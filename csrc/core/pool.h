@@ -57,7 +57,7 @@ class Pool {
   Block allocate(size_t nbytes, size_t capacity);
   void put_in_cache(Block block);
   Block take_private(size_t nbytes, size_t capacity);
-  void poison(const Block& block);
+  void poison(const Block& block, size_t nbytes);
 
   Device& device_;
   std::optional<PrivateBlocks> recording_;

@@ -46,6 +46,18 @@ __device__ __forceinline__ bf16 narrow<bf16>(float x) {
 #endif
 }
 
+// The two of a word, the first in its low half.
+template <class T>
+__device__ __forceinline__ void widen_pair(uint32_t pair, float& low, float& high) {
+  if constexpr (__is_same(T, bf16)) {
+    low = float_from_bits(pair << 16);
+    high = float_from_bits(pair & 0xffff0000u);
+  } else {
+    low = widen(T{static_cast<uint16_t>(pair)});
+    high = widen(T{static_cast<uint16_t>(pair >> 16)});
+  }
+}
+
 // Two at once, which is one instruction from compute capability 8.0 on.
 template <class T>
 __device__ __forceinline__ void narrow_pair(float a, float b, T& x, T& y) {

@@ -30,6 +30,13 @@ struct SharedType {
 #define BNB_DYNAMIC_SHARED(name) unsigned char* const name = ::simt::dynamic_shared()
 #endif
 
+// A device function that stays one: for what runs rarely, so that it takes neither code nor registers of a loop.
+#if defined(__CUDACC__)
+#define BNB_OUT_OF_LINE __device__ __noinline__
+#else
+#define BNB_OUT_OF_LINE
+#endif
+
 // Queues kernel(args...) on the stream. An empty grid does nothing. `shared` is the size of BNB_DYNAMIC_SHARED.
 template <class... P, class... A>
 void launch(CudaStream& s, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, const A&... args) {
@@ -40,7 +47,12 @@ void launch(CudaStream& s, void (*kernel)(P...), dim3 grid, dim3 block, size_t s
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
   kernel<<<grid, block, shared, static_cast<cudaStream_t>(s.handle)>>>(static_cast<P>(args)...);
 #else
-  ::simt::launch(grid, block, shared, [kernel, ... copy = static_cast<P>(args)] { kernel(copy...); });
+  try {
+    ::simt::launch(grid, block, shared, [kernel, ... copy = static_cast<P>(args)] { kernel(copy...); });
+  } catch (...) {  // and a GPU would be lost, but here other kernels follow
+    for (int i = 0; i < kCounters; i++) s.counters[i] = 0;
+    throw;
+  }
 #endif
   check_launch("launch");
 }
@@ -82,6 +94,16 @@ __device__ __forceinline__ void store_vec(T* to, const Vec<T, N>& value) {
   ::simt::check_access(to, sizeof(T) * N, alignof(Vec<T, N>), true);
 #endif
   *reinterpret_cast<Vec<T, N>*>(to) = value;
+}
+
+// A struct of 8 or 16 bytes in one load.
+template <class T>
+__device__ __forceinline__ T load_struct(const T* from) {
+  static_assert((sizeof(T) == 8 || sizeof(T) == 16) && alignof(T) == sizeof(T));
+#if !defined(__CUDACC__)
+  ::simt::check_access(from, sizeof(T), alignof(T), false);
+#endif
+  return *from;
 }
 
 // Whether vectors of N elements may be used on all of these, row by row.

@@ -63,6 +63,22 @@ __device__ __forceinline__ void load_floats(const T* from, int64_t count, bool w
   for (int i = 0; i < V; i++) to[i] = widen(stored[i]);
 }
 
+// V elements as one vector.
+template <int V, class T>
+__device__ __forceinline__ void load_whole_floats(const T* from, float (&to)[V]) {
+  if constexpr (sizeof(T) == 2) {
+    constexpr int N = kPiece<T, V> / 2;
+#pragma unroll
+    for (int i = 0; i < V / 2; i += N) {
+      const Vec<uint32_t, N> piece = load_vec<N>(reinterpret_cast<const uint32_t*>(from) + i);
+#pragma unroll
+      for (int j = 0; j < N; j++) widen_pair<T>(piece.v[j], to[2 * (i + j)], to[2 * (i + j) + 1]);
+    }
+  } else {
+    load_run(from, V, true, to);
+  }
+}
+
 template <int V, class T>
 __device__ __forceinline__ void store_floats(T* to, int64_t count, bool whole, const float (&from)[V]) {
   T stored[V];

@@ -3,23 +3,29 @@
 //   kItems                      elements of a lane: 4 or 8, for tiles of 128 or 256
 //   blocks_per_sm(rule)         of kThreads threads, as many as their registers allow
 //   Tables                      what it keeps in shared memory, with load()
-//   Raw<Rule>                   the bytes of a lane's states; fetch(job, tile) starts the loads
-//   decode<Rule>(...)           -> float32
-//   store<Rule>(...)            float32 -> global memory; the whole warp is there
+//   aligned<Rule>(job)          whether its vectors fit the states of a job
+//   Plain<Rule, Run>            the states of plain tiles, of which a lane has Run neighbouring elements: load(tables,
+//                               tile, s) decodes; plain(top), given the largest magnitudes of the lane, is whether
+//                               store(tables, tile, s, top) may follow, and all lanes agree on it
+//   Single<Rule>(job, tile)     any tile, by elements: load(tables, state, i); set_scales(top), and then
+//                               store(tables, state, i, value)
+//   Raw<Rule>, fetch, decode    the bytes of a lane's states for the norms, and what they stand for
 //
-// Layout    jobs own runs of chunks of whole tiles. Lane l of a warp holds elements 4 l .. 4 l + 3 of its tile and
-//           those 128 further on, so that vectors of four are dense whatever the dtype; addresses that such vectors
-//           cannot use, and the last tile of a job, go element by element.
+// Layout    jobs own runs of chunks of whole tiles. A lane has as many neighbouring elements of a tile as 16 bytes of
+//           the parameter hold, or 4 where the norms are computed; for those beyond, it goes on behind the warp's.
 // Work      one warp per tile, in static strides over all tiles of all jobs; the job is searched for when a warp
 //           leaves one. No barrier after the tables are loaded. There is a kernel, and so a launch, per rule: the
-//           parameters of an optimizer share theirs. Dtypes are chosen per access, because a branch that all lanes
-//           agree on costs less than nine copies of the code. When a job needs norms: a launch with one block per
-//           chunk, one with a block per job, then the step.
+//           parameters of an optimizer share theirs. Plain tiles have a loop for each dtype that parameter and gradient
+//           have in common, chosen per job: whole tiles in vectors, of which every element takes part. All others are
+//           for a function out of line, by single elements: the end of a parameter, addresses without alignment, two
+//           dtypes, gradients of 0 to be skipped, states that are not finite. When a job needs norms: a launch with
+//           one block per chunk, one with a block per job, then the step.
 // Numerics  kernels/optimizer_rules.h in float32, p rounded once when stored. Squares are added in float32 over the
 //           elements of a lane in a tile, in float64 beyond that, in a fixed order. The count of elements that were
 //           left alone is a whole number below 2^53, so its atomic additions are exact in any order.
 // Needs     OptimizerArgs with non-empty jobs.
 #pragma once
+#include "cuda/map.cuh"
 #include "cuda/ptx.cuh"
 #include "kernels/optimizer_rules.h"
 
@@ -128,30 +134,16 @@ __device__ __forceinline__ void widen_items(const RawItems<N>& raw, float (&x)[N
   }
 }
 
-template <class T, int N>
-__device__ __forceinline__ void store_items(const float (&x)[N], T* first, const Tile<N>& t) {
-  if (t.whole(first, sizeof(T))) {
-    for (int h = 0; h < N / 4; h++) {
-      Vec<T, 4> v;
-      for (int k = 0; k < 4; k++) v.v[k] = narrow<T>(x[4 * h + k]);
-      store_vec(t.mine(first) + t.offset(4 * h), v);
-    }
-  } else {
-#pragma unroll
-    for (int k = 0; k < N; k++)
-      if (t.has(k)) t.mine(first)[t.offset(k)] = narrow<T>(x[k]);
-  }
+__device__ __forceinline__ float load_one(const void* values, DType dtype, int64_t i) {
+  if (dtype == DType::float32) return static_cast<const float*>(values)[i];
+  const uint16_t bits = static_cast<const uint16_t*>(values)[i];
+  return dtype == DType::float16 ? widen(f16{bits}) : widen(bf16{bits});
 }
-
-template <int N>
-__device__ __forceinline__ void store_items(const float (&x)[N], void* values, DType dtype, const Tile<N>& t) {
-  if (dtype == DType::float32) {
-    store_items(x, static_cast<float*>(values) + t.at, t);
-  } else if (dtype == DType::float16) {
-    store_items(x, static_cast<f16*>(values) + t.at, t);
-  } else {
-    store_items(x, static_cast<bf16*>(values) + t.at, t);
-  }
+__device__ __forceinline__ void store_one(void* values, DType dtype, int64_t i, float x) {
+  if (dtype == DType::float32)
+    static_cast<float*>(values)[i] = x;
+  else
+    static_cast<uint16_t*>(values)[i] = dtype == DType::float16 ? narrow<f16>(x).bits : narrow<bf16>(x).bits;
 }
 
 // Whether an element takes part: all new states finite, and not a zero gradient that is to be skipped. Counts those
@@ -166,52 +158,148 @@ __device__ __forceinline__ bool takes_part(float raw, const Scalar* s, float ski
   return finite && !skipped;
 }
 
-// Updates one tile, returns how many of this lane's elements were not finite. The whole warp calls it.
-template <class States, class Rule>
-__device__ __forceinline__ int step_tile(const typename States::Tables& tables, const OptimizerJob& job,
-                                         const RuleConstants<Scalar>& c, float step, const Tile<States::kItems>& t) {
-  const auto raw_p = fetch_items(job.p, job.p_dtype, t, 0.0f);
-  const auto raw_g = fetch_items(job.g, job.g_dtype, t, __int_as_float(0x7fc00000));
-  const auto raw_s = States::template fetch<Rule>(job, t);
-  const float decay = job.scalars.decay, grad_scale = job.scalars.grad_scale, skip_below = job.scalars.skip_below;
-  constexpr int N = States::kItems;
-  float p[N], g[N], s[Rule::kStates][N];
-  widen_items(raw_p, p);
-  widen_items(raw_g, g);
-  States::template decode<Rule>(tables, raw_s, t, s);
-  bool updated = false;
-  int nonfinite = 0;
-#pragma unroll
-  for (int k = 0; k < N; k++) {
-    Scalar now[Rule::kStates];
-    for (int j = 0; j < Rule::kStates; j++) now[j].v = s[j][k];
-    const Scalar direction = Rule::direction(c, Scalar{p[k]}, Scalar{g[k] * grad_scale}, now);
-    const bool take = takes_part<Rule::kStates>(g[k], now, skip_below, nonfinite);
-    for (int j = 0; j < Rule::kStates; j++) s[j][k] = take ? now[j].v : s[j][k];
-    p[k] = take ? fmaf(-step, direction.v, p[k] * decay) : p[k];
-    updated = updated || take;
-  }
-  if (t.n < Tile<N>::kTile)
-    for (int k = 0; k < N; k++) nonfinite -= !t.has(k);
-  if (!__any_sync(kFullMask, updated)) return nonfinite;
-  store_items(p, job.p, job.p_dtype, t);
-  States::template store<Rule>(tables, job, t, s);
-  return nonfinite;
-}
-
 template <class States>
 __device__ __forceinline__ typename States::Tables& shared_tables() {
   BNB_DYNAMIC_SHARED(memory);
   return *reinterpret_cast<typename States::Tables*>(memory);
 }
 
+// What multiplies the direction, and the constants of a rule. `scale` is that of the job.
+template <class Rule>
+struct Scaled {
+  static constexpr bool kIsLars = Rule::kRule == UpdateRule::lars;
+  RuleConstants<Scalar> c;
+  float step;
+  __device__ __forceinline__ Scaled(const OptimizerJob& job, float scale)
+      : c(constants(job, kIsLars ? scale : 1.0f)), step(kIsLars ? job.scalars.step : job.scalars.step * scale) {}
+};
+
+// Updates any one tile, a row of 32 elements at a time; once to see what the new states are, and once more to store
+// them. Returns how many of this lane's elements were not finite. The whole warp calls it.
+template <class States, class Rule>
+BNB_OUT_OF_LINE int step_tile(const OptimizerJob& job, float scale, int64_t tile) {
+  constexpr int kTile = States::kItems * kWarp, kStates = Rule::kStates;
+  const auto& tables = shared_tables<States>();
+  const auto [c, step] = Scaled<Rule>(job, scale);
+  const int64_t begin = tile * kTile + threadIdx.x % kWarp, end = min(job.n, (tile + 1) * kTile);
+  typename States::template Single<Rule> states(job, tile);
+
+  const auto update = [&](int64_t i, float& p, Scalar* s, int& nonfinite) {
+    const float g = load_one(job.g, job.g_dtype, i);
+    p = load_one(job.p, job.p_dtype, i);
+    Scalar now[kStates];
+    for (int j = 0; j < kStates; j++) now[j].v = s[j].v = states.load(tables, j, i);
+    const Scalar direction = Rule::direction(c, Scalar{p}, Scalar{g * job.scalars.grad_scale}, now);
+    const bool take = takes_part<kStates>(g, now, job.scalars.skip_below, nonfinite);
+    for (int j = 0; j < kStates; j++) s[j].v = take ? now[j].v : s[j].v;
+    p = take ? fmaf(-step, direction.v, p * job.scalars.decay) : p;
+    return take;
+  };
+  bool updated = false;
+  int nonfinite = 0, again = 0;
+  float p, top[kStates] = {};
+  Scalar s[kStates];
+#pragma unroll 1
+  for (int64_t i = begin; i < end; i += kWarp) {
+    updated = update(i, p, s, nonfinite) || updated;
+    for (int j = 0; j < kStates; j++) top[j] = max_magnitude(top[j], s[j].v);
+  }
+  if (!__any_sync(kFullMask, updated)) return nonfinite;
+  states.set_scales(top);
+#pragma unroll 1
+  for (int64_t i = begin; i < end; i += kWarp) {
+    update(i, p, s, again);
+    store_one(job.p, job.p_dtype, i, p);
+    for (int j = 0; j < kStates; j++) states.store(tables, j, i, s[j].v);
+  }
+  return nonfinite;
+}
+
+// Whether the tiles of a job but a shorter last one are read and written as vectors, and no gradient of 0 is skipped.
+template <class States, class Rule>
+__device__ __forceinline__ bool has_plain_tiles(const OptimizerJob& job) {
+  const auto bits = reinterpret_cast<uintptr_t>(job.p) | reinterpret_cast<uintptr_t>(job.g);
+  return job.p_dtype == job.g_dtype && job.scalars.skip_below < 0 && bits % 16 == 0 &&
+         States::template aligned<Rule>(job);
+}
+
+// Neighbouring elements of a lane of a plain tile: as many as 16 bytes of the parameter hold. Those that are missing to
+// N lie further on by as many for every lane.
+template <class T, int N>
+constexpr int kLaneRun = kPiece<T, N>;
+
+template <class T, int N>
+__device__ __forceinline__ void load_plain(const T* first, float (&x)[N]) {
+  constexpr int R = kLaneRun<T, N>;
+#pragma unroll
+  for (int i = 0; i < N; i += R) {
+    float part[R];
+    load_whole_floats(first + i * kWarp, part);
+    for (int k = 0; k < R; k++) x[i + k] = part[k];
+  }
+}
+
+template <class T, int N>
+__device__ __forceinline__ void store_plain(T* first, const float (&x)[N]) {
+  constexpr int R = kLaneRun<T, N>;
+#pragma unroll
+  for (int i = 0; i < N; i += R) {
+    float part[R];
+    for (int k = 0; k < R; k++) part[k] = x[i + k];
+    store_floats(first + i * kWarp, R, true, part);
+  }
+}
+
+// Updates plain tiles from `tile` on, every `warps`-th, up to the first in which some new state is not finite: in all
+// others every element takes part. Returns the first tile that is not done. There is no call in its loop, around which
+// all the job's pointers would have to be kept.
+template <class T, class States, class Rule>
+__device__ __forceinline__ int64_t step_plain_tiles(const OptimizerJob& job, float scale, int64_t tile, int64_t warps) {
+  constexpr int N = States::kItems, kTile = N * kWarp;
+  const auto& tables = shared_tables<States>();
+  const auto [c, step] = Scaled<Rule>(job, scale);
+  const float decay = job.scalars.decay, grad_scale = job.scalars.grad_scale;
+  const int lane = threadIdx.x % kWarp;
+  T* const all_p = static_cast<T*>(job.p) + lane * kLaneRun<T, N>;
+  const T* const all_g = static_cast<const T*>(job.g) + lane * kLaneRun<T, N>;
+  const typename States::template Plain<Rule, kLaneRun<T, N>> states(job, lane);
+  // Tiles of one parameter: a card's memory does not hold 2^31.
+  const int count = static_cast<int>(job.n / kTile), turn = static_cast<int>(warps);
+  if (tile >= count) return tile;
+  int at = static_cast<int>(tile);
+#pragma unroll 1
+  for (; at < count; at += turn) {
+    const int64_t first = int64_t{at} * kTile;
+    float p[N], g[N], s[Rule::kStates][N];
+    load_plain(all_p + first, p);
+    load_plain(all_g + first, g);
+    states.load(tables, at, s);
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+      Scalar now[Rule::kStates];
+      for (int j = 0; j < Rule::kStates; j++) now[j].v = s[j][k];
+      const Scalar direction = Rule::direction(c, Scalar{p[k]}, Scalar{g[k] * grad_scale}, now);
+      for (int j = 0; j < Rule::kStates; j++) s[j][k] = now[j].v;
+      p[k] = fmaf(-step, direction.v, p[k] * decay);
+    }
+    float top[Rule::kStates];
+#pragma unroll
+    for (int j = 0; j < Rule::kStates; j++) {
+      top[j] = s[j][0];
+      for (int k = 1; k < N; k++) top[j] = max_magnitude(top[j], s[j][k]);
+    }
+    if (!states.plain(top)) break;
+    store_plain(all_p + first, p);
+    states.store(tables, at, s, top);
+  }
+  return at;
+}
+
 // The jobs of one rule.
 template <class States, class Rule>
 __global__ void __launch_bounds__(States::kThreads, States::blocks_per_sm(Rule::kRule)) step_kernel(OptimizerArgs a) {
-  auto& tables = shared_tables<States>();
-  tables.load();
+  shared_tables<States>().load();
   __syncthreads();
-  constexpr bool kIsLars = Rule::kRule == UpdateRule::lars;
   constexpr int kTilesPerChunk = Tile<States::kItems>::kPerChunk;
   const int lane = threadIdx.x % kWarp;
   const int64_t warps = global_threads() / kWarp, tile_count = a.chunk_count * kTilesPerChunk;
@@ -223,12 +311,22 @@ __global__ void __launch_bounds__(States::kThreads, States::blocks_per_sm(Rule::
     int64_t at = tile - job.first_chunk * kTilesPerChunk;
     if (job.rule == Rule::kRule) {
       const float scale = a.scales != nullptr ? a.scales[j] : 1.0f;
-      const auto c = constants(job, kIsLars ? scale : 1.0f);
-      const float step = kIsLars ? job.scalars.step : job.scalars.step * scale;
+      const bool plain = has_plain_tiles<States, Rule>(job);
       const int64_t end = ceil_div(job.n, Tile<States::kItems>::kTile);
 #pragma unroll 1
-      for (; at < end; at += warps)
-        nonfinite += step_tile<States, Rule>(tables, job, c, step, Tile<States::kItems>(job, at, lane));
+      while (at < end) {
+        if (plain) {
+          if (job.p_dtype == DType::float32)
+            at = step_plain_tiles<float, States, Rule>(job, scale, at, warps);
+          else if (job.p_dtype == DType::float16)
+            at = step_plain_tiles<f16, States, Rule>(job, scale, at, warps);
+          else
+            at = step_plain_tiles<bf16, States, Rule>(job, scale, at, warps);
+          if (at >= end) break;
+        }
+        nonfinite += step_tile<States, Rule>(job, scale, at);
+        at += warps;
+      }
     }
     // What is left of the job's last chunk holds nothing.
     const int64_t next = ceil_div(job.n, kOptimizerChunk) * kTilesPerChunk;

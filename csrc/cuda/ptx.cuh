@@ -26,6 +26,18 @@ __device__ __forceinline__ uint32_t prmt(uint32_t a, uint32_t b, uint32_t select
   return __byte_perm(a, b, selector);
 }
 
+// x < 256, as a number of which the compiler does not know how it came about: else it takes a mask that was applied
+// before a loop into the loop again, where it may cost an instruction per use.
+__device__ __forceinline__ uint32_t settled_byte(uint32_t x) {
+#if !defined(__CUDACC__)
+  return x;
+#else
+  uint32_t y;
+  asm("prmt.b32 %0, %1, 0, 0x4440;" : "=r"(y) : "r"(x));
+  return y;
+#endif
+}
+
 #if defined(__CUDACC__)
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
@@ -148,6 +160,39 @@ __device__ __forceinline__ float sqrt_approx(float x) {
   float y;
   asm("sqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+#endif
+}
+
+// 1 / x rounded correctly, for normal x below 2^126: what the compiler makes of 1.0f / x without the call for others.
+__device__ __forceinline__ float reciprocal(float x) {
+#if !defined(__CUDACC__)
+  return 1.0f / x;
+#else
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return fmaf(y, fmaf(-x, y, 1.0f), y);
+#endif
+}
+
+// The larger of |a| and |b|; a NaN wins.
+__device__ __forceinline__ float max_magnitude(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(fabsf(a)), "f"(fabsf(b)));
+  return y;
+#else
+  // Bit patterns order like the magnitudes, with NaN on top.
+  const uint32_t x = float_bits(fabsf(a)), y = float_bits(fabsf(b));
+  return float_from_bits(x > y ? x : y);
+#endif
+}
+
+// The largest of a warp, for every lane.
+__device__ __forceinline__ uint32_t warp_max(uint32_t x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(kFullMask, x);
+#else
+  return warp_reduce(x, Max{});
 #endif
 }
 

@@ -1,7 +1,9 @@
 // What the blockwise quantizers share: how blocks lie over threads, and the largest magnitude of a block.
 //
-// A thread has 8 neighbouring elements, a thread block 4096: one quantization block or several whole ones, each a
-// group of blocksize / 8 threads. A group is part of a warp, or several warps, which meet in shared memory.
+// A thread has 8 neighbouring elements, a thread block a tile of 4096: one quantization block or several whole ones,
+// each a group of blocksize / 8 threads. A group is part of a warp, or several warps, which meet in shared memory.
+// Whole tiles come first, in a loop without a branch for anything else. Blocks whose scale is unusual are encoded once
+// more, and the end of a tensor or addresses that vectors cannot use come last: both by a function out of line.
 #pragma once
 #include "cuda/codebooks.cuh"
 #include "cuda/map.cuh"
@@ -10,7 +12,8 @@ namespace bnb::cuda {
 
 constexpr int kQuantizeRun = 8;
 constexpr int kQuantizeThreads = 512;
-constexpr int64_t kQuantizeTile = int64_t{kQuantizeRun} * kQuantizeThreads;
+constexpr int kQuantizeTileShift = 12, kQuantizeTile = 1 << kQuantizeTileShift;
+static_assert(kQuantizeTile == kQuantizeRun * kQuantizeThreads);
 
 // Blocks of threads for n elements: a few for each multiprocessor, because each first fills a table.
 inline dim3 quantize_grid(const CudaStream& s, int64_t n) {
@@ -18,46 +21,62 @@ inline dim3 quantize_grid(const CudaStream& s, int64_t n) {
   return dim3(static_cast<unsigned>(tiles < most ? tiles : most));
 }
 
-// The largest magnitude over a group of `threads` (a power of two), as a bit pattern; every thread gets it. Uses two
-// sets of `partial` by turns, so that one barrier is enough: `turn` counts the calls.
-__device__ __forceinline__ uint32_t group_absmax(const float (&v)[kQuantizeRun], int threads,
-                                                 uint32_t (&partial)[2][kQuantizeThreads / kWarp], int turn) {
-  uint32_t top = 0;
-#pragma unroll
-  for (int i = 0; i < kQuantizeRun; i++) top = Max{}(top, float_bits(v[i]) & kMagnitudeMask);
-  for (int offset = (threads < kWarp ? threads : kWarp) / 2; offset > 0; offset /= 2)
-    top = Max{}(top, __shfl_xor_sync(kFullMask, top, offset));
-  if (threads > kWarp) {
-    const int warp = threadIdx.x / kWarp, warps = threads / kWarp;
-    if (threadIdx.x % kWarp == 0) partial[turn % 2][warp] = top;
-    __syncthreads();
-    for (int w = warp & -warps, last = w + warps; w < last; w++) top = Max{}(top, partial[turn % 2][w]);
+// Calls f with the lanes of a group as a constant, 0 where it is several warps. No group has fewer than `Fewest`.
+template <int Fewest, class F>
+void visit_group(int64_t blocksize, const F& f) {
+  if constexpr (Fewest > kWarp) {
+    f(std::integral_constant<int, 0>{});
+  } else if (blocksize == Fewest * kQuantizeRun) {
+    f(std::integral_constant<int, Fewest>{});
+  } else {
+    visit_group<2 * Fewest>(blocksize, f);
   }
+}
+
+__device__ __forceinline__ float largest_magnitude(const float (&v)[kQuantizeRun]) {
+  float top = v[0];
+#pragma unroll
+  for (int i = 1; i < kQuantizeRun; i++) top = max_magnitude(top, v[i]);
   return top;
+}
+
+// The largest magnitude over a group of `threads`, as a bit pattern; every thread gets it. All of the block call it.
+// Lanes is the number of threads, or 0 for several warps, which use two sets of partial by turns, so that one barrier
+// is enough: `turn` is 0 or 1.
+template <int Lanes>
+__device__ __forceinline__ uint32_t group_absmax(float top, int threads, int& turn) {
+  if constexpr (Lanes == kWarp) {
+    return warp_max(float_bits(top));
+  } else if constexpr (Lanes > 0) {
+    return float_bits(warp_reduce<Lanes>(top, [](float a, float b) { return max_magnitude(a, b); }));
+  } else {
+    constexpr int kWarps = kQuantizeThreads / kWarp;
+    BNB_SHARED(uint32_t[2][kWarps], partial);
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = threads / kWarp;
+    const uint32_t mine = warp_max(float_bits(top));
+    if (lane == 0) partial[turn][warp] = mine;
+    __syncthreads();
+    const uint32_t all = warp_max(partial[turn][(warp & -warps) | (lane & (warps - 1))]);
+    turn ^= 1;
+    return all;
+  }
 }
 
 // How the elements of a block become normalized ones.
 struct BlockNorm {
-  float absmax;   // what is stored: 0, or NaN for a block with an element that is not finite
-  float inverse;  // 1 / absmax, rounded correctly
-  bool coded;     // false: all codes are that of 0
-  bool tiny;      // divide by absmax instead: the reciprocal of a subnormal number could overflow
+  uint32_t top;
+  float absmax;  // what is stored: 0, or NaN for a block with an element that is not finite
 
-  __device__ __forceinline__ explicit BlockNorm(uint32_t top)
-      : absmax(float_from_bits(top < kInfinityBits ? top : kNanBits)),
-        inverse(1.0f / absmax),
-        coded(top != 0 && top < kInfinityBits),
-        tiny(top < kSmallestNormalBits) {}
+  __device__ __forceinline__ explicit BlockNorm(uint32_t top_bits)
+      : top(top_bits), absmax(float_from_bits(top < kInfinityBits ? top : kNanBits)) {}
 
-  // Makes NaN of all elements of a block that is not coded.
-  __device__ __forceinline__ void normalize(float (&v)[kQuantizeRun]) const {
-    if (tiny) {
-#pragma unroll
-      for (int i = 0; i < kQuantizeRun; i++) v[i] = v[i] / absmax;
-    } else {
-#pragma unroll
-      for (int i = 0; i < kQuantizeRun; i++) v[i] = v[i] * inverse;
-    }
+  // Whether x * reciprocal(absmax) is what the rule says.
+  __device__ __forceinline__ bool plain() const { return top - kSmallestNormalBits < kLargeBits - kSmallestNormalBits; }
+  // The rule: x * (1 / absmax), or x / absmax for a subnormal scale, whose reciprocal could overflow; 0 for all of a
+  // block without a scale.
+  __device__ __forceinline__ float normalized(float x) const {
+    if (top == 0 || top >= kInfinityBits) return 0.0f;
+    return top < kSmallestNormalBits ? x / absmax : x * (1.0f / absmax);
   }
 };
 

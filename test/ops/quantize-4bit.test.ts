@@ -18,6 +18,7 @@ import { expectClose } from "../helpers/expect-close.js";
 import { normals } from "../helpers/random.js";
 import type { FixtureTensor } from "../helpers/safetensors.js";
 import { readSafetensors } from "../helpers/safetensors.js";
+import { tile, tiled } from "../helpers/tiles.js";
 import type { Type } from "../reference/quantize.js";
 import { crc32, dequantize4, quantize4, quantizeScales, tables } from "../reference/quantize.js";
 
@@ -107,27 +108,14 @@ describe.each(testDevices())("quantize4bit on %s", (device) => {
       1,
       -1,
     ];
-    const inFp4 = [
-      0,
-      -0,
-      0.00260417,
-      -0.00260417,
-      above(Math.fround(0.00260417)),
-      -1e-6,
-      0.0859375,
-      -0.0859375,
-      0.4166667,
-      -0.4166667,
-      0.583333,
-      0.58333335,
-      1,
-      -1,
-      0.8333333,
-      0.2,
+    const fp4Numbers = [
+      0, -0, 0.00260417, -0.00260417, -1e-6, 0.0859375, -0.0859375, 0.4166667, -0.4166667, 0.583333, 0.58333335, 1, -1,
+      0.8333333, 0.2,
     ];
+    const inFp4 = [...fp4Numbers, above(Math.fround(0.00260417))];
     it.each([
       ["nf4", inNf4, [7, 7, 7, 8, 8, 6, 0, 1, 14, 15, 15, 0]],
-      ["fp4", inFp4, [0, 0, 0, 8, 1, 8, 1, 9, 4, 12, 5, 2, 3, 11, 2, 6]],
+      ["fp4", inFp4, [0, 0, 0, 8, 8, 1, 9, 4, 12, 5, 2, 3, 11, 2, 6, 1]],
     ] as const)("ties and edges of %s", (type, edges, expected) => {
       const [packed] = quantize4bit(tensor([1, ...edges], { device }), { quantType: type });
       const codes = [...bytesOf(packed)].flatMap((byte) => [byte >> 4, byte & 15]).slice(1, 1 + edges.length);
@@ -152,15 +140,16 @@ describe.each(testDevices())("quantize4bit on %s", (device) => {
           x.push(edge * scale);
         });
         compare(x, "float32", type, 64, device);
+        compare(tiled(x, 2 * tile), "float32", type, 64, device);
       }
     });
 
-    it.each(types)("equals the plain rule on awkward blocks, %s", (type) => {
-      const blocksize = 64;
+    const awkward = types.flatMap((type) => (type === "af4" ? [64] : [64, 1024]).map((size) => [type, size] as const));
+    it.each(awkward)("equals the plain rule on awkward blocks, %s of %i", (type, blocksize) => {
       const block = (make: (i: number) => number): number[] => Array.from({ length: blocksize }, (_, i) => make(i));
       const random = normals(blocksize, 5);
       const at = (i: number): number => random[i] as number;
-      const x = [
+      const blocks = [
         ...block(() => 0),
         ...block((i) => (i % 2 ? -0 : 0)),
         ...block((i) => (i === 3 ? NaN : at(i))),
@@ -172,9 +161,10 @@ describe.each(testDevices())("quantize4bit on %s", (device) => {
         ...block((i) => at(i) * 3e37),
         ...block((i) => (i === 9 ? 3.4028234663852886e38 : at(i))),
         ...block(() => -1.5),
-        ...random.slice(0, 33), // a partial block of odd length
       ];
-      compare(x, "float32", type, blocksize, device);
+      const end = random.slice(0, 33); // a partial block of odd length
+      compare([...blocks, ...end], "float32", type, blocksize, device);
+      compare([...tiled(blocks, 2 * tile), ...end], "float32", type, blocksize, device);
     });
 
     it("a block that is not finite dequantizes to NaN and leaves its neighbours alone", () => {
@@ -199,6 +189,11 @@ describe.each(testDevices())("quantize4bit on %s", (device) => {
           compare(normals(2 * blocksize + 77, blocksize), dtype, type, blocksize, device);
         }
       }
+    });
+
+    it.each(blocksizes)("sizes around the tiles of a thread block, blocks of %i", (blocksize) => {
+      for (const n of [1, 2, 4].flatMap((tiles) => [-1, 0, 1, 33].map((rest) => tiles * tile + rest)))
+        for (const dtype of floats) compare(normals(n, blocksize), dtype, "nf4", blocksize, device);
     });
 
     it("packing round-trips for any size, dtype, type and blocksize", () => {

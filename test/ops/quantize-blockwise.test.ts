@@ -20,6 +20,7 @@ import { expectClose } from "../helpers/expect-close.js";
 import { normals } from "../helpers/random.js";
 import type { FixtureTensor } from "../helpers/safetensors.js";
 import { fixturePath, readSafetensors } from "../helpers/safetensors.js";
+import { tile, tiled } from "../helpers/tiles.js";
 import { code8, crc32, dequantize8, quantize8, quantizeScales } from "../reference/quantize.js";
 
 const blocksizes = [64, 128, 256, 512, 1024, 2048, 4096];
@@ -144,15 +145,16 @@ describe.each(testDevices())("quantizeBlockwise on %s", (device) => {
           x.push(edge * scale);
         }
         compare(x, "float32", map, 256, device);
+        compare(tiled(x, 2 * tile), "float32", map, 256, device);
       }
     });
 
-    it.each(custom)("equals the plain rule on awkward blocks, %s map", (_, map) => {
-      const blocksize = 64;
+    const awkward = custom.flatMap(([name, map]) => [64, 1024].map((size) => [name, size, map] as const));
+    it.each(awkward)("equals the plain rule on awkward blocks, %s map, blocks of %i", (_, blocksize, map) => {
       const block = (make: (i: number) => number): number[] => Array.from({ length: blocksize }, (__, i) => make(i));
       const random = normals(blocksize, 6);
       const at = (i: number): number => random[i] as number;
-      const x = [
+      const blocks = [
         ...block(() => 0),
         ...block((i) => (i % 2 ? -0 : 0)),
         ...block((i) => (i === 3 ? NaN : at(i))),
@@ -161,9 +163,10 @@ describe.each(testDevices())("quantizeBlockwise on %s", (device) => {
         ...block((i) => (i === 7 ? 2 ** -126 : at(i) * 1e-42)),
         ...block((i) => (i === 7 ? 1.4e-45 : 0)),
         ...block((i) => at(i) * 3e37),
-        ...random.slice(0, 33),
       ];
-      compare(x, "float32", map, blocksize, device);
+      const end = random.slice(0, 33);
+      compare([...blocks, ...end], "float32", map, blocksize, device);
+      compare([...tiled(blocks, 2 * tile), ...end], "float32", map, blocksize, device);
     });
 
     it("a zero takes the code of 0 in every map", () => {
@@ -178,6 +181,11 @@ describe.each(testDevices())("quantizeBlockwise on %s", (device) => {
         (code) => bytesOf(quantizeBlockwise(empty0(device), { code: onDevice(code, device) })[0])[0],
       );
       expect(found).toEqual([127, 0, 127, 0, 128]);
+    });
+
+    it.each(blocksizes)("sizes around the tiles of a thread block, blocks of %i", (blocksize) => {
+      for (const n of [1, 2, 4].flatMap((tiles) => [-1, 0, 1, 65].map((rest) => tiles * tile + rest)))
+        for (const dtype of floats) compare(normals(n, blocksize), dtype, signedMap, blocksize, device);
     });
 
     it.each(floats)("random %s of every blocksize equals the plain rule", (dtype) => {

@@ -8,11 +8,10 @@ namespace simt {
 int lane() { return self().id % kWarp; }
 
 const unsigned char* exchange(const void* bytes, size_t size, const char* what, int line) {
-  Machine& m = machine();
   Fiber& f = self();
   // Two buffers in turn: nobody can be a whole collective ahead of a lane that still reads the last one.
   unsigned char* all =
-      m.lanes.data() +
+      f.block->lanes +
       (static_cast<size_t>(f.parity) * kMaxThreads + static_cast<size_t>(f.id / kWarp * kWarp)) * kLaneBytes;
   f.parity ^= 1;
   std::memcpy(all + (f.id % kWarp) * kLaneBytes, bytes, size);
@@ -34,13 +33,19 @@ void ldmatrix(uint32_t* r, int count, const void* row, bool transpose) {
     std::memcpy(&p, all + (matrix * 8 + index) * kLaneBytes, sizeof p);
     return static_cast<const unsigned char*>(p);
   };
-  if (lane() < count * 8) check_access(row, 16, 16, false);
+  if (lane() < count * 8) check_alignment(row, 16, 16, false);
+  // A matrix is a pass of eight rows of 16 bytes.
+  if (machine().banks && lane() < count * 8) {
+    const auto offset = static_cast<size_t>(static_cast<const unsigned char*>(row) - self().block->shared);
+    const int warp = (self().block->slot * kMaxThreads + self().id) / kWarp;
+    machine().banks->note(warp, lane(), __builtin_return_address(0), Touch::ldmatrix, offset, 16);
+  }
   const int g = lane() / 4, t = lane() % 4;
   for (int i = 0; i < count; i++) {
     uint16_t half[2];
     for (int j = 0; j < 2; j++) {
       const unsigned char* p = transpose ? row_of(i, 2 * t + j) + 2 * g : row_of(i, g) + 2 * (2 * t + j);
-      access(p, 2, false);
+      access(p, 2, false, nullptr);
       std::memcpy(&half[j], p, 2);
     }
     r[i] = static_cast<uint32_t>(half[1]) << 16 | half[0];

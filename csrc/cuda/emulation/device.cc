@@ -1,5 +1,6 @@
 // GPUs that are not there: the runtime's functions on memory of this process, kernels run by simt.cc on the stream's
-// worker. BNB_EMULATED_DEVICES gives their number (default 1), BNB_EMULATED_CC their compute capability (default 90).
+// worker. BNB_EMULATED_DEVICES gives their number (default 1, 0 for none), BNB_EMULATED_CC their compute capability
+// (default 90).
 
 #include "cuda/device.h"
 
@@ -45,9 +46,15 @@ void copy(Device&, void* to, const void* from, size_t nbytes) {
 
 void finish(Device&) { check_alive(); }
 
-void poison(Device&, void* block, size_t nbytes) {
+void fill_with_poison(void* block, size_t nbytes) {
   auto* words = static_cast<uint32_t*>(block);
   for (size_t i = 0; i < nbytes / sizeof kPoison; i++) words[i] = kPoison;
+  std::memcpy(words + nbytes / sizeof kPoison, &kPoison, nbytes % sizeof kPoison);
+}
+
+void poison(Device&, void* block, size_t nbytes, size_t capacity) {
+  cuda::arena_resize(block, nbytes, capacity);
+  fill_with_poison(block, nbytes);
 }
 
 void stop(Device& device) {
@@ -79,14 +86,15 @@ int64_t shared_per_block(int32_t cc) {
 }  // namespace
 
 void* CudaStream::scratch(size_t nbytes) {
+  if (nbytes == 0) return scratch_block;
   if (nbytes > scratch_capacity) {
     if (scratch_block) cuda::arena_release(scratch_block);
     scratch_block = cuda::arena_allocate(nbytes);
     scratch_capacity = scratch_block ? nbytes : 0;
     if (!scratch_block) fail(Code::oom, "scratch", "out of device memory: wanted ", nbytes, " bytes");
   }
-  auto* words = static_cast<uint32_t*>(scratch_block);
-  for (size_t i = 0; i < nbytes / sizeof kPoison; i++) words[i] = kPoison;
+  cuda::arena_resize(scratch_block, nbytes, scratch_capacity);
+  fill_with_poison(scratch_block, nbytes);
   return scratch_block;
 }
 
@@ -98,8 +106,9 @@ void check_launch(const char*) { check_alive(); }
 std::string libraries() { return "cuBLASLt: not used by an emulated device"; }
 
 const std::string& unavailable() {
-  static const std::string* none = new std::string;
-  return *none;
+  static const auto* why =
+      new std::string(number_from("BNB_EMULATED_DEVICES", 1) > 0 ? "" : "BNB_EMULATED_DEVICES is 0");
+  return *why;
 }
 
 void append_devices(std::vector<std::unique_ptr<Device>>& devices) {

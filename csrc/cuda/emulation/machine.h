@@ -1,12 +1,14 @@
-// What the parts of the emulator share: the fibers, the shadow of shared memory, and the machine that holds both.
+// What the parts of the emulator share: fibers, the blocks that are alive with their shared memory, and the machine.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "cuda/emulation/banks.h"
 #include "cuda/emulation/simt.h"
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -26,6 +28,7 @@ constexpr size_t kSharedBytes = 512 << 10;  // arrays, dynamic memory and the re
 constexpr size_t kRedZone = 128;
 constexpr size_t kStaticLimit = 48 << 10;
 constexpr size_t kHostFrames = 64 << 10;
+constexpr int kResident = 4;  // blocks alive at once in random order
 constexpr uint32_t kPoison = 0x7fa0dead;
 
 enum class State : uint8_t { ready, waiting, done };
@@ -37,12 +40,17 @@ struct PendingCopy {
   bool valid;
 };
 
+struct Block;
+
 struct Fiber : Thread {
-  int id = 0;
+  int id = 0;  // in its block
+  Block* block = nullptr;
   State state = State::done;
   Scope scope = Scope::warp;
   const char* what = "";
   int line = 0;
+  uint32_t steps = 0;                            // accesses since the last rendezvous
+  uint32_t vector = 0, vector_size = 0;          // shared memory that a noted vector access covers
   int parity = 0;                                // which of the two exchange buffers comes next
   std::vector<std::vector<PendingCopy>> groups;  // committed, oldest first
   std::vector<PendingCopy> open;
@@ -67,29 +75,44 @@ struct SharedArray {
   size_t offset, size;
 };
 
+// A block that is alive. Its threads, their stacks and its shared memory are those of its slot.
+struct Block {
+  int slot = 0;
+  uint3 index{};
+  Fiber* fibers = nullptr;          // [kMaxThreads]
+  unsigned char* shared = nullptr;  // [kSharedBytes]
+  Shadow* shadow = nullptr;         // [kSharedBytes]
+  unsigned char* lanes = nullptr;   // [2][kMaxThreads][kLaneBytes]
+  uint32_t epoch = 1;
+  std::vector<uint32_t> warp_epoch = std::vector<uint32_t>(kMaxThreads / kWarp, 1);
+  std::vector<int> active;  // warps that do not stand at a block barrier
+};
+
 enum class Order { forward, reverse, random };
 
 struct Machine {
   std::mutex mutex;  // one kernel at a time in this process
-  std::vector<Fiber> fibers = std::vector<Fiber>(kMaxThreads);
+  std::vector<Block> blocks = std::vector<Block>(kResident);
+  // Of all slots, one after another.
+  std::vector<Fiber> fibers = std::vector<Fiber>(kResident * kMaxThreads);
+  std::vector<unsigned char> lanes = std::vector<unsigned char>(kResident * 2 * kMaxThreads * kLaneBytes);
   unsigned char* stacks = nullptr;
   unsigned char* shared = nullptr;
-  std::vector<Shadow> shadow;
+  // The same in every block.
   std::vector<SharedArray> arrays;
   size_t static_bytes = 0, shared_top = 0;
   size_t dynamic_offset = 0, dynamic_size = 0;
-  uint32_t block_epoch = 1;
-  std::vector<uint32_t> warp_epoch = std::vector<uint32_t>(kMaxThreads / kWarp, 1);
-  std::vector<unsigned char> lanes = std::vector<unsigned char>(2 * kMaxThreads * kLaneBytes);
   void (*body)(void*) = nullptr;
   void* context = nullptr;
-  int count = 0;
+  int count = 0;                              // threads of a block
   const unsigned char* host_frame = nullptr;  // of launch(): the kernel's arguments lie above it
   std::string error;
   bool trapped = false;
   Order order = Order::forward;
   std::string order_name = "forward";
   std::minstd_rand random;
+  std::unique_ptr<BankCounter> banks;  // null unless wanted
+  int until_yield = 0;                 // accesses of device memory until a thread is interrupted; 0: it is not
 #if defined(__x86_64__)
   void* sp = nullptr;
 #else
@@ -106,10 +129,19 @@ struct Machine {
 Machine& machine();
 inline Fiber& self() { return *static_cast<Fiber*>(current); }
 std::string name_of(const Fiber& f);
+std::string name_of(const Block& b);
 // Ends the kernel from inside a thread. Nothing on the fibers' stacks needs to be unwound.
 [[noreturn]] void fail_kernel(const std::string& message);
-// Checks one access of the running thread; none runs outside a kernel.
-void access(const void* address, size_t size, bool write);
-void poison_shared();
+// Interrupts the running thread: others run before it goes on.
+void yield();
+// Counts an access of the running thread, which may be interrupted before it.
+void step();
+// Checks one access of the running thread; none runs outside a kernel. `site`: where in the code,
+// null for what is counted elsewhere.
+void access(const void* address, size_t size, bool write, const void* site);
+void check_alignment(const void* p, size_t size, size_t alignment, bool write);
+// Atomics do not race with each other.
+void check_atomic(const void* address, size_t size);
+void poison_shared(const Block& block);
 
 }  // namespace simt

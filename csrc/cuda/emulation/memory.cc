@@ -1,4 +1,5 @@
-// A first-fit allocator over one reserved range. Blocks lie apart, and a bitmap tells which 64-byte units are live.
+// A first-fit allocator over one reserved range. Blocks lie apart, and a map tells how much of each 64-byte unit is
+// live.
 
 #include "cuda/emulation/memory.h"
 
@@ -21,22 +22,24 @@ constexpr size_t kGap = 4096;  // between blocks; also keeps each block page ali
 struct Arena {
   std::mutex mutex;
   unsigned char* base;
-  std::map<size_t, size_t> blocks;  // offset -> size
-  uint8_t* live;                    // one bit per unit
+  std::map<size_t, size_t> blocks;  // offset -> size, a multiple of kGap
+  uint8_t* live;                    // leading bytes of each unit that may be touched
+  size_t opened = 0;                // what lies above has never been allocated and cannot be touched
 
   Arena() {
-    base = static_cast<unsigned char*>(map(kArena));
-    live = static_cast<uint8_t*>(map(kArena / kUnit / 8));
+    base = static_cast<unsigned char*>(map(kArena, PROT_NONE));
+    live = static_cast<uint8_t*>(map(kArena / kUnit, PROT_READ | PROT_WRITE));
   }
-  static void* map(size_t size) {
-    void* p = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  static void* map(size_t size, int protection) {
+    void* p = mmap(nullptr, size, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return p == MAP_FAILED ? nullptr : p;
   }
-  void mark(size_t offset, size_t size, bool alive) {
-    for (size_t u = offset / kUnit; u < (offset + size + kUnit - 1) / kUnit; u++) {
-      const uint8_t bit = static_cast<uint8_t>(1u << (u % 8));
-      live[u / 8] = static_cast<uint8_t>(alive ? live[u / 8] | bit : live[u / 8] & ~bit);
-    }
+  // Lets `size` bytes from offset on be touched, and none behind them up to `end`.
+  void permit(size_t offset, size_t size, size_t end) {
+    for (size_t at = offset; at < end; at += kUnit)
+      live[at / kUnit] = static_cast<uint8_t>(at >= offset + size ? 0 : std::min(offset + size - at, kUnit));
+    BNB_PERMIT(base + offset, size);
+    BNB_FORBID(base + offset + size, end - offset - size);
   }
 };
 
@@ -78,20 +81,28 @@ void* arena_allocate(size_t nbytes) {
   Arena& a = arena();
   const std::lock_guard lock(a.mutex);
   if (!a.base || !a.live) return nullptr;
-  const size_t step = (nbytes + kGap - 1) / kGap * kGap + kGap;
+  const size_t size = (nbytes + kGap - 1) / kGap * kGap, step = size + kGap;
   size_t at = kGap;
-  for (const auto& [offset, size] : a.blocks) {
+  for (const auto& [offset, taken] : a.blocks) {
     if (offset >= at + step) break;
-    at = offset + (size + kGap - 1) / kGap * kGap + kGap;
+    at = offset + taken + kGap;
   }
   if (nbytes > kArena || at + step > kArena) return nullptr;
-  a.blocks[at] = nbytes;
-  a.mark(at, nbytes, true);
-  unsigned char* block = a.base + at;
-  BNB_FORBID(block - kGap, kGap);
-  BNB_PERMIT(block, nbytes);
-  BNB_FORBID(block + nbytes, step - nbytes);
-  return block;
+  if (at + step > a.opened) {
+    if (mprotect(a.base + a.opened, at + step - a.opened, PROT_READ | PROT_WRITE) != 0) return nullptr;
+    BNB_FORBID(a.base + a.opened, at + step - a.opened);
+    a.opened = at + step;
+  }
+  a.blocks[at] = size;
+  a.permit(at, nbytes, at + size);
+  return a.base + at;
+}
+
+void arena_resize(void* block, size_t nbytes, size_t capacity) {
+  Arena& a = arena();
+  const std::lock_guard lock(a.mutex);
+  const size_t at = static_cast<size_t>(static_cast<unsigned char*>(block) - a.base);
+  a.permit(at, nbytes, at + capacity);
 }
 
 void arena_release(void* block) {
@@ -100,9 +111,8 @@ void arena_release(void* block) {
   const size_t at = static_cast<size_t>(static_cast<unsigned char*>(block) - a.base);
   const auto found = a.blocks.find(at);
   if (found == a.blocks.end()) return;
-  a.mark(at, found->second, false);
-  BNB_FORBID(block, found->second);
-  madvise(block, (found->second + kGap - 1) / kGap * kGap, MADV_DONTNEED);
+  a.permit(at, 0, at + found->second);
+  madvise(block, found->second, MADV_DONTNEED);
   a.blocks.erase(found);
 }
 
@@ -114,8 +124,8 @@ bool is_device_memory(const void* p, size_t nbytes) {
   if (!is_arena(p)) return false;
   const Arena& a = arena();
   const size_t at = static_cast<size_t>(static_cast<const unsigned char*>(p) - a.base);
-  for (size_t u = at / kUnit; u <= (at + nbytes - 1) / kUnit; u++)
-    if (!(a.live[u / 8] >> (u % 8) & 1)) return false;
+  for (size_t u = at / kUnit; u * kUnit < at + nbytes; u++)
+    if (a.live[u] < std::min(at + nbytes - u * kUnit, kUnit)) return false;
   return true;
 }
 

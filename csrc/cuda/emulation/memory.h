@@ -17,9 +17,11 @@ namespace bnb::cuda {
 // 64-byte aligned, null when the range is full.
 void* arena_allocate(size_t nbytes);
 void arena_release(void* block);
+// Of the `capacity` bytes from the beginning of a block, only the first nbytes may be touched from now on.
+void arena_resize(void* block, size_t nbytes, size_t capacity);
 
 bool is_arena(const void* p);
-// Whether all of [p, p + nbytes) is allocated.
+// Whether all of [p, p + nbytes) may be touched.
 bool is_device_memory(const void* p, size_t nbytes);
 // Whether p lies in the addon's own image: tables of constants.
 bool is_module_memory(const void* p);

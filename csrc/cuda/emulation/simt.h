@@ -1,5 +1,5 @@
 // SIMT on the CPU: what CUDA's headers give a .cu file, for a build without them. Each CUDA thread of a block is a
-// fiber, blocks run one after another, and simt.cc looks for what a GPU would let pass: see there.
+// fiber of one thread, and simt.cc looks for what a GPU would let pass: see there.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -45,7 +45,8 @@ namespace simt {
 struct Thread {
   uint3 index;
 };
-extern Thread* current;  // the fiber that runs, null outside a kernel
+// The fiber that runs on this thread, null outside a kernel: another device's worker may run host code meanwhile.
+extern __thread Thread* current __attribute__((tls_model("initial-exec")));
 extern uint3 block_index;
 extern dim3 block_size, grid_size;
 
@@ -60,6 +61,9 @@ void launch(dim3 grid, dim3 block, size_t shared, const F& f) {
 enum class Scope { warp, block };
 // Parks the thread until all of its warp or block are at the same place.
 void rendezvous(Scope scope, const char* what, int line);
+// Around an atomic: the address is checked, and others may come before and after it.
+void begin_atomic(const void* p, size_t size);
+void end_atomic();
 [[noreturn]] void trap();
 // Aligned access of `size` bytes; for vectors, which a CPU would load from anywhere.
 void check_access(const void* p, size_t size, size_t alignment, bool write);
@@ -138,54 +142,46 @@ constexpr int warpSize = 32;
 
 #define BNB_UNCHECKED __attribute__((no_sanitize("thread")))
 
-template <class T, class U>
-BNB_UNCHECKED inline T atomicAdd(T* p, U v) {
-  ::simt::check_access(p, sizeof(T), sizeof(T), true);
+// *p = change(*p), with what others may do before and after it.
+template <class T, class F>
+BNB_UNCHECKED inline T change_atomically(T* p, const F& change) {
+  ::simt::begin_atomic(p, sizeof(T));
   const T old = *p;
-  *p = old + static_cast<T>(v);
+  *p = change(old);
+  ::simt::end_atomic();
   return old;
 }
 template <class T, class U>
-BNB_UNCHECKED inline T atomicMax(T* p, U v) {
-  const T old = *p;
-  if (static_cast<T>(v) > old) *p = static_cast<T>(v);
-  return old;
+inline T atomicAdd(T* p, U v) {
+  return change_atomically(p, [&](T old) { return static_cast<T>(old + static_cast<T>(v)); });
 }
 template <class T, class U>
-BNB_UNCHECKED inline T atomicMin(T* p, U v) {
-  const T old = *p;
-  if (static_cast<T>(v) < old) *p = static_cast<T>(v);
-  return old;
+inline T atomicMax(T* p, U v) {
+  return change_atomically(p, [&](T old) { return std::max(old, static_cast<T>(v)); });
 }
 template <class T, class U>
-BNB_UNCHECKED inline T atomicOr(T* p, U v) {
-  const T old = *p;
-  *p = old | static_cast<T>(v);
-  return old;
+inline T atomicMin(T* p, U v) {
+  return change_atomically(p, [&](T old) { return std::min(old, static_cast<T>(v)); });
 }
 template <class T, class U>
-BNB_UNCHECKED inline T atomicAnd(T* p, U v) {
-  const T old = *p;
-  *p = old & static_cast<T>(v);
-  return old;
+inline T atomicOr(T* p, U v) {
+  return change_atomically(p, [&](T old) { return static_cast<T>(old | static_cast<T>(v)); });
 }
 template <class T, class U>
-BNB_UNCHECKED inline T atomicExch(T* p, U v) {
-  const T old = *p;
-  *p = static_cast<T>(v);
-  return old;
+inline T atomicAnd(T* p, U v) {
+  return change_atomically(p, [&](T old) { return static_cast<T>(old & static_cast<T>(v)); });
+}
+template <class T, class U>
+inline T atomicExch(T* p, U v) {
+  return change_atomically(p, [&](T) { return static_cast<T>(v); });
 }
 template <class T, class U, class V>
-BNB_UNCHECKED inline T atomicCAS(T* p, U expected, V v) {
-  const T old = *p;
-  if (old == static_cast<T>(expected)) *p = static_cast<T>(v);
-  return old;
+inline T atomicCAS(T* p, U expected, V v) {
+  return change_atomically(p, [&](T old) { return old == static_cast<T>(expected) ? static_cast<T>(v) : old; });
 }
 template <class T, class U>
-BNB_UNCHECKED inline T atomicInc(T* p, U limit) {
-  const T old = *p;
-  *p = old >= static_cast<T>(limit) ? 0 : old + 1;
-  return old;
+inline T atomicInc(T* p, U limit) {
+  return change_atomically(p, [&](T old) { return old >= static_cast<T>(limit) ? T{} : static_cast<T>(old + 1); });
 }
 
 inline unsigned __float_as_uint(float x) {

@@ -44,11 +44,50 @@ struct Float32States {
   }
 
   template <class Rule>
-  __device__ static void store(const Tables&, const OptimizerJob& job, const Tile<kItems>& t,
-                               const float (&s)[Rule::kStates][kItems]) {
-#pragma unroll
-    for (int j = 0; j < Rule::kStates; j++) store_items(s[j], state<Rule>(job, j) + t.at, t);
+  __device__ __forceinline__ static bool aligned(const OptimizerJob& job) {
+    uintptr_t bits = 0;
+    for (int j = 0; j < Rule::kStates; j++) bits |= reinterpret_cast<uintptr_t>(state<Rule>(job, j));
+    return bits % 16 == 0;
   }
+
+  template <class Rule, int Run>
+  struct Plain {
+    static_assert(Run == kItems);
+    float* state_of_lane[Rule::kStates];
+
+    __device__ __forceinline__ Plain(const OptimizerJob& job, int lane) {
+#pragma unroll
+      for (int j = 0; j < Rule::kStates; j++) state_of_lane[j] = state<Rule>(job, j) + lane * kItems;
+    }
+    __device__ __forceinline__ void load(const Tables&, int tile, float (&s)[Rule::kStates][kItems]) const {
+#pragma unroll
+      for (int j = 0; j < Rule::kStates; j++) load_plain(state_of_lane[j] + int64_t{tile} * (kItems * kWarp), s[j]);
+    }
+    __device__ __forceinline__ bool plain(const float (&top)[Rule::kStates]) const {
+      float all = 0.0f;
+#pragma unroll
+      for (int j = 0; j < Rule::kStates; j++) all = max_magnitude(all, top[j]);
+      return !__any_sync(kFullMask, !(all <= kMaxFloat));
+    }
+    __device__ __forceinline__ void store(const Tables&, int tile, const float (&s)[Rule::kStates][kItems],
+                                          const float (&)[Rule::kStates]) const {
+#pragma unroll
+      for (int j = 0; j < Rule::kStates; j++) store_plain(state_of_lane[j] + int64_t{tile} * (kItems * kWarp), s[j]);
+    }
+  };
+
+  template <class Rule>
+  struct Single {
+    float* states[Rule::kStates];
+
+    __device__ __forceinline__ Single(const OptimizerJob& job, int64_t) {
+#pragma unroll
+      for (int j = 0; j < Rule::kStates; j++) states[j] = state<Rule>(job, j);
+    }
+    __device__ __forceinline__ float load(const Tables&, int j, int64_t i) const { return states[j][i]; }
+    __device__ __forceinline__ void set_scales(const float (&)[Rule::kStates]) {}
+    __device__ __forceinline__ void store(const Tables&, int j, int64_t i, float x) const { states[j][i] = x; }
+  };
 };
 
 }  // namespace

@@ -3,7 +3,8 @@
 // Layout    One byte per element; blocks are powers of two from 64 to 4096.
 // Work      Quantizing: cuda/quantize_block.cuh; a thread reads 8 elements at once and writes 8 bytes. Dequantizing: a
 //           warp does 1024 elements, in steps of one 16-byte store per lane, next to each other. Each lane computes the
-//           scale of 32 elements, nested or not, and passes it to those that need it.
+//           scale of 32 elements, nested or not, and passes it to those that need it. What is left behind the last
+//           whole tile goes element by element.
 // Numerics  Bit exact: x = a * (1 / absmax) with IEEE operations (a / absmax for a subnormal scale), then the nearest
 //           entry, a tie going to the even index: DynamicEncoder for the built-in maps; halving over sorted strict
 //           thresholds, which counts the same ones, for any other. The mean is a fixed tree in float64 that depends
@@ -42,6 +43,12 @@ struct CustomEncoder {
     for (uint32_t step = 128; step > 0; step /= 2) count += x > t[count + step - 1] ? step : 0;
     return count;
   }
+  __device__ __forceinline__ uint32_t word(const float* x, float factor) const {
+    uint32_t codes = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++) codes |= code(x[i] * factor) << (8 * i);
+    return codes;
+  }
 };
 
 template <DynamicMap map>
@@ -49,94 +56,110 @@ struct BuiltInEncoder : DynamicEncoder<map> {
   __device__ void load(const float*) { DynamicEncoder<map>::load(); }
 };
 
+// The codes of `count` elements of a block with this largest magnitude.
 template <class T, class Encoder>
+BNB_OUT_OF_LINE void encode_rest(const Encoder& encoder, const T* x, float subtracted, uint8_t* codes, int count,
+                                 uint32_t top) {
+  const BlockNorm norm(top);
+#pragma unroll 1
+  for (int i = 0; i < count; i++)
+    codes[i] = static_cast<uint8_t>(encoder.code(norm.normalized(widen(x[i]) - subtracted)));
+}
+
+template <class T, class Encoder, int Lanes>
 __global__ void __launch_bounds__(kQuantizeThreads)
     quantize_blockwise_kernel(const T* x, const float* map, const float* offset, uint8_t* codes, float* absmax,
-                              int64_t n, int block_shift, bool vectors) {
+                              int64_t n, int whole, int block_shift) {
   BNB_SHARED(Encoder, encoder);
-  BNB_SHARED(uint32_t[2][kQuantizeThreads / kWarp], partial);
   encoder.load(map);
   __syncthreads();
-  const uint32_t zero = encoder.code(0.0f);
   const float subtracted = offset ? offset[0] : 0.0f;
-  const int group = (1 << block_shift) / kQuantizeRun;
-  int turn = 0;
-  for (int64_t tile = static_cast<int64_t>(blockIdx.x) * kQuantizeTile; tile < n;
-       tile += static_cast<int64_t>(gridDim.x) * kQuantizeTile) {
-    const int64_t first = tile + threadIdx.x * kQuantizeRun, left = n - first;
-    const bool whole = vectors && left >= kQuantizeRun;
+  const int threads = Lanes > 0 ? Lanes : (1 << block_shift) / kQuantizeRun;
+  const int mine = threadIdx.x * kQuantizeRun, block = mine >> block_shift,
+            tile_shift = kQuantizeTileShift - block_shift;
+  const bool leads = (threadIdx.x & (threads - 1)) == 0;
+  int turn = 0, tile = blockIdx.x;
+  for (; tile < whole; tile += gridDim.x) {
+    const T* const from = x + mine + int64_t{tile} * kQuantizeTile;
+    uint8_t* const to = codes + mine + int64_t{tile} * kQuantizeTile;
     float v[kQuantizeRun];
-    load_floats(x + first, left, whole, v);
+    load_whole_floats(from, v);
     if (offset) {
 #pragma unroll
-      for (int i = 0; i < kQuantizeRun; i++) v[i] = i < left ? v[i] - subtracted : 0.0f;
+      for (int i = 0; i < kQuantizeRun; i++) v[i] -= subtracted;
     }
-    const BlockNorm norm(group_absmax(v, group, partial, turn++));
-    norm.normalize(v);
-    uint8_t out[kQuantizeRun];
+    const BlockNorm norm(group_absmax<Lanes>(largest_magnitude(v), threads, turn));
+    if (leads) absmax[block + (int64_t{tile} << tile_shift)] = norm.absmax;
+    const float factor = reciprocal(norm.absmax);
+    store_vec(reinterpret_cast<uint32_t*>(to), Vec<uint32_t, 2>{encoder.word(v, factor), encoder.word(v + 4, factor)});
+    if (!norm.plain()) [[unlikely]]
+      encode_rest(encoder, from, subtracted, to, kQuantizeRun, norm.top);
+  }
+  for (; int64_t{tile} * kQuantizeTile < n; tile += gridDim.x) {
+    const int64_t first = int64_t{tile} * kQuantizeTile + mine, left = n - first;
+    float v[kQuantizeRun];
+    load_floats(x + first, left, false, v);
 #pragma unroll
-    for (int i = 0; i < kQuantizeRun; i++) out[i] = static_cast<uint8_t>(norm.coded ? encoder.code(v[i]) : zero);
+    for (int i = 0; i < kQuantizeRun; i++) v[i] = i < left ? v[i] - subtracted : 0.0f;
+    const uint32_t top = group_absmax<Lanes>(largest_magnitude(v), threads, turn);
     if (left <= 0) continue;
-    if (threadIdx.x % group == 0) absmax[first >> block_shift] = norm.absmax;
-    store_run(codes + first, left, whole, out);
+    if (leads) absmax[first >> block_shift] = BlockNorm(top).absmax;
+    encode_rest(encoder, x + first, subtracted, codes + first, static_cast<int>(min(left, int64_t{kQuantizeRun})), top);
   }
 }
 
 template <class T, class Encoder>
 void quantize_with(const QuantizeBlockwiseArgs& a, CudaStream& s) {
   const T* x = static_cast<const T*>(a.x);
-  launch(s, quantize_blockwise_kernel<T, Encoder>, quantize_grid(s, a.n), dim3(kQuantizeThreads), 0, x, a.code,
-         a.offset, a.codes, a.absmax, a.n, shift_of(a.blocksize), aligned_for(16, x) && aligned_for(8, a.codes));
+  const int64_t whole = aligned_for(16, x) && aligned_for(8, a.codes) ? a.n / kQuantizeTile : 0;
+  visit_group<8>(a.blocksize, [&](auto lanes) {
+    launch(s, quantize_blockwise_kernel<T, Encoder, lanes>, quantize_grid(s, a.n), dim3(kQuantizeThreads), 0, x, a.code,
+           a.offset, a.codes, a.absmax, a.n, whole, shift_of(a.blocksize));
+  });
 }
 
 constexpr int kDequantizeThreads = 256;
-constexpr int kWarpTile = 1024;
+constexpr int kWarpTile = 1024, kTile = kDequantizeThreads / kWarp * kWarpTile;
 constexpr int kScaled = 32;  // elements whose scale one lane computes
 
-// W codes, four a word. Codes beyond the end read as zeros.
-template <int W>
-__device__ __forceinline__ Vec<uint32_t, W / 4> load_codes(const uint8_t* codes, int left, bool vectors) {
-  if (vectors && left >= W) return load_vec<W / 4>(reinterpret_cast<const uint32_t*>(codes));
-  Vec<uint32_t, W / 4> words = {};
-#pragma unroll
-  for (int i = 0; i < W; i++)
-    if (i < left) words.v[i / 4] |= static_cast<uint32_t>(codes[i]) << (8 * (i % 4));
-  return words;
-}
-
-template <class T>
+template <class T, bool Offset>
 __global__ void __launch_bounds__(kDequantizeThreads)
     dequantize_blockwise_kernel(const uint8_t* codes, const float* map, BlockScales scales, const float* offset, T* y,
-                                int64_t n, int block_shift, int nested_shift, bool vectors) {
+                                int64_t n, int whole, int block_shift, int nested_shift) {
   constexpr int W = kVector<T>;
   constexpr int kSteps = kScaled / W;
   BNB_SHARED(Values8bitTable, table);
   table.load(map);
   __syncthreads();
-  const float added = offset ? offset[0] : 0.0f;
-  const int lane = threadIdx.x % kWarp;
-  for (int64_t tile = global_thread() / kWarp * kWarpTile; tile < n; tile += global_threads() / kWarp * kWarpTile) {
-    const int left = n - tile < kWarpTile ? static_cast<int>(n - tile) : kWarpTile;
+  const float added = Offset ? offset[0] : 0.0f;
+  const uint32_t lane = threadIdx.x % kWarp;
+  const int mine = threadIdx.x / kWarp * kWarpTile + lane * W;  // the first of the first step
+  const int scaled = threadIdx.x * kScaled;
+  for (int tile = blockIdx.x; tile < whole; tile += gridDim.x) {
+    const auto* const from = reinterpret_cast<const uint32_t*>(codes + mine + int64_t{tile} * kTile);
     Vec<uint32_t, W / 4> words[kSteps];
 #pragma unroll
-    for (int s = 0; s < kSteps; s++) {
-      const int first = (s * kWarp + lane) * W;
-      words[s] = load_codes<W>(codes + tile + first, left - first, vectors);
-    }
-    const int mine = lane * kScaled;
-    const float scale = mine < left ? scale_of(scales, (tile + mine) >> block_shift, nested_shift) : 0.0f;
+    for (int s = 0; s < kSteps; s++) words[s] = load_vec<W / 4>(from + s * kWarp * (W / 4));
+    const float scale = scale_of(scales, (int64_t{tile} * kTile + scaled) >> block_shift, nested_shift);
+    T* const to = y + mine + int64_t{tile} * kTile;
 #pragma unroll
     for (int s = 0; s < kSteps; s++) {
-      const int first = (s * kWarp + lane) * W;
-      const float theirs = __shfl_sync(kFullMask, scale, first / kScaled);
+      const float theirs = __shfl_sync(kFullMask, scale, lane / (kScaled / W) + s * W);
       float v[W];
 #pragma unroll
+      for (int i = 0; i < W; i += 4) table.values(words[s].v[i / 4], lane, v + i);
+#pragma unroll
       for (int i = 0; i < W; i++) {
-        v[i] = table.at(words[s].v[i / 4] >> (8 * (i % 4)) & 255, lane) * theirs;
-        if (offset) v[i] += added;
+        v[i] *= theirs;
+        if constexpr (Offset) v[i] += added;
       }
-      store_floats(y + tile + first, left - first, vectors && left - first >= W, v);
+      store_floats(to + s * kWarp * W, W, true, v);
     }
+  }
+#pragma unroll 1
+  for (int64_t i = int64_t{whole} * kTile + global_thread(); i < n; i += global_threads()) {
+    const float v = table.at(codes[i], lane) * scale_of(scales, i >> block_shift, nested_shift);
+    y[i] = narrow<T>(Offset ? v + added : v);
   }
 }
 
@@ -187,10 +210,11 @@ void dequantize_blockwise(const DequantizeBlockwiseArgs& a, CudaStream& s) {
   visit_float(a.dtype, [&](auto t) {
     using T = decltype(t);
     T* y = static_cast<T*>(a.y);
-    const dim3 grid = stride_grid(s, a.n, int64_t{kDequantizeThreads} / kWarp * kWarpTile);
-    launch(s, dequantize_blockwise_kernel<T>, grid, dim3(kDequantizeThreads), 0, a.codes, a.code, a.scales, a.offset, y,
-           a.n, shift_of(a.blocksize), shift_of(a.scales.nested_blocksize),
-           aligned_for(16, y) && aligned_for(8, a.codes));
+    const int64_t whole = aligned_for(16, y) && aligned_for(8, a.codes) ? a.n / kTile : 0;
+    const int64_t rest = ceil_div(a.n - whole * kTile, kDequantizeThreads);
+    launch(s, a.offset ? dequantize_blockwise_kernel<T, true> : dequantize_blockwise_kernel<T, false>,
+           stride_grid(s, max(whole, rest), 1), dim3(kDequantizeThreads), 0, a.codes, a.code, a.scales, a.offset, y,
+           a.n, whole, shift_of(a.blocksize), shift_of(a.scales.nested_blocksize));
   });
 }
 
