@@ -1,6 +1,5 @@
 // Makes a clone ready to run: installs the locked packages and builds what is older than its sources. Plain Node,
-// because it runs before anything is installed; silent and instant when there is nothing to do. With --no-addon, for
-// commands that build one of their own, the addon is left as it is.
+// because it runs before anything is installed; silent and instant when there is nothing to do.
 import { spawnSync } from "node:child_process";
 import { existsSync, readdirSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
@@ -32,10 +31,7 @@ function step(why, command, args) {
 if (isStale("node_modules/.package-lock.json", ["package-lock.json"])) {
   step("Installing the packages of package-lock.json", "npm", ["ci", "--ignore-scripts", "--no-audit", "--no-fund"]);
 }
-if (
-  !process.argv.includes("--no-addon") &&
-  isStale("build/Release/bitsandbytes.node", ["csrc", "CMakeLists.txt", "binding.gyp"])
-) {
+if (isStale("build/Release/bitsandbytes.node", ["csrc", "CMakeLists.txt", "binding.gyp"])) {
   step("Building the native addon", "npm", ["run", "--silent", "build:native"]);
 }
 if (isStale("dist/package.json", ["src", "tsconfig.json", "tsconfig.build.json"])) {
