@@ -38,6 +38,19 @@ __device__ __forceinline__ uint32_t settled_byte(uint32_t x) {
 #endif
 }
 
+// The value of the lane whose number has the bits `Kept` of this one's and otherwise those of `other`. A constant costs
+// no register.
+template <uint32_t Kept>
+__device__ __forceinline__ float shuffle_keeping(float v, uint32_t other) {
+#if !defined(__CUDACC__)
+  return __shfl_sync(kFullMask, v, (static_cast<uint32_t>(::simt::lane()) & Kept) | (other & ~Kept & 31));
+#else
+  float r;
+  asm volatile("shfl.sync.idx.b32 %0, %1, %2, %3, 0xffffffff;" : "=f"(r) : "f"(v), "r"(other), "n"(Kept << 8 | 31));
+  return r;
+#endif
+}
+
 #if defined(__CUDACC__)
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
@@ -78,6 +91,18 @@ __device__ __forceinline__ void cp_async_wait() {
 #endif
 }
 
+// from + a * b, put together where it is used: of plain arithmetic in a loop the compiler keeps the parts of all turns
+// in registers.
+__device__ __forceinline__ const uint8_t* offset_by(const uint8_t* from, uint32_t a, uint32_t b) {
+#if !defined(__CUDACC__)
+  return from + uint64_t{a} * b;
+#else
+  const uint8_t* r;
+  asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(r) : "r"(a), "r"(b), "l"(from));
+  return r;
+#endif
+}
+
 // 4 or 8 bytes of global memory that are read once: they pass the first cache by and bring their 128-byte line into
 // the second. Nothing may write them during the launch.
 template <int Words>
@@ -112,12 +137,35 @@ __device__ __forceinline__ Vec<uint32_t, 4> load_shared_in_order(const void* fro
 #endif
 }
 
-// Two numbers rounded to f16 or bf16, the first in the low half.
+// 16 bytes of shared memory into r, where `wanted`; without a branch, and r is kept elsewhere.
+__device__ __forceinline__ void load_shared_if(bool wanted, uint32_t* r, const void* from) {
+#if !defined(__CUDACC__)
+  if (!wanted) return;
+  const Vec<uint32_t, 4> v = load_vec<4>(static_cast<const uint32_t*>(from));
+  for (int i = 0; i < 4; i++) r[i] = v.v[i];
+#else
+  asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %5, 0;\n @p ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];\n}"
+               : "+r"(r[0]), "+r"(r[1]), "+r"(r[2]), "+r"(r[3])
+               : "r"(shared_address(from)), "r"(static_cast<uint32_t>(wanted)));
+#endif
+}
+
+// Two numbers rounded to f16 or bf16, the first in the low half. One register from the start: of two halves some
+// compilers make three more instructions.
 template <class T>
 __device__ __forceinline__ uint32_t packed_pair(float low, float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t r;
+  if constexpr (__is_same(T, bf16))
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+#else
   T x, y;
   narrow_pair<T>(low, high, x, y);
   return x.bits | static_cast<uint32_t>(y.bits) << 16;
+#endif
 }
 
 // Four 8x8 matrices of 16-bit elements: lane l passes the address of row l % 8 of matrix l / 8, 16 bytes aligned;

@@ -55,8 +55,8 @@ constexpr int64_t kLinear4BitSlabLeast = 8 << 20, kLinear4BitSlabMost = 48 << 20
 // --- what the kernels are compiled for; they assert that they agree --------------------------------------------------
 constexpr int64_t kLinear4BitRun = 64;              // k of a step
 constexpr int64_t kLinear4BitRows = 32;             // rows of w of a warp, forward
-constexpr int64_t kLinear4BitColumns = 64;          // columns of w of a warp, backward
-constexpr int64_t kLinear4BitDepth = 32;            // rows of w of a step, backward
+constexpr int64_t kLinear4BitColumns = 128;         // columns of w of a warp, backward
+constexpr int64_t kLinear4BitDepth = 16;            // rows of w of a step, backward
 constexpr int64_t kLinear4BitTileOutputs = 128;     // rows of w of a tile
 constexpr int64_t kLinear4BitTileStep = 128;        // k of a step of a tile
 constexpr int64_t kLinear4BitNestedCode = 1 << 10;  // bytes: the 256 values of nested scales
@@ -65,11 +65,14 @@ constexpr int64_t kLinear4BitCounters = 4096;       // groups that blocks may sh
 
 // Warps of a block of small_m: as many as its registers allow.
 constexpr int64_t linear_4bit_warps(int64_t m, bool backward) { return m <= 16 && !backward ? 16 : 8; }
-// Rows of x in shared memory are `span` elements and 16 bytes more, which keeps the banks apart.
-constexpr int64_t linear_4bit_pitch(int64_t span) { return span + 8; }
-// Sums that the warps of a block exchange: eight rows of x at a time.
+// From one row of x in shared memory to the next. What keeps the banks apart is 16 bytes beyond a multiple of 128 where
+// lanes load 16 bytes, backward 32 where they load 8.
+constexpr int64_t linear_4bit_pitch(int64_t span, bool backward) {
+  return backward ? (span + 47) / 64 * 64 + 16 : span + 8;
+}
+// Sums that the warps of a block exchange: eight rows of x at a time, and backward half of the columns.
 constexpr int64_t linear_4bit_exchange(int64_t warps, bool backward) {
-  return warps * 8 * ((backward ? kLinear4BitColumns : kLinear4BitRows) + 4) * 4;
+  return warps * 8 * ((backward ? kLinear4BitColumns / 2 : kLinear4BitRows) + 4) * 4;
 }
 constexpr int64_t linear_4bit_table(bool wide) { return wide ? 64 << 10 : 32 << 10; }
 
@@ -102,7 +105,7 @@ constexpr Linear4BitGpuPlan plan_small_m(const Linear4BitProblem& p, const GpuIn
   double best_time = 0;
   bool best_busy = false;
   for (int64_t splits = 1; splits <= 64 && splits <= steps && splits <= gpu.sms; splits++) {
-    const int64_t shared = fixed + p.m * linear_4bit_pitch(ceil(steps, splits) * depth) * 2;
+    const int64_t shared = fixed + p.m * linear_4bit_pitch(ceil(steps, splits) * depth, p.backward) * 2;
     if (shared > gpu.shared_per_block) continue;
     for (int64_t sum_warps = warps; sum_warps >= 1; sum_warps /= 2) {
       const int64_t width = per_warp * (warps / sum_warps), groups = ceil(outputs, width);

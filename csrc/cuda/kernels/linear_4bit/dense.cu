@@ -150,9 +150,7 @@ void linear_4bit_backward_dense(const Linear4BitBackwardArgs& a, const Linear4Bi
            s);
   }
   if (!repairs) return;
-  auto* flags = reinterpret_cast<int32_t*>(slab + slab_bytes);
-  check_scales(a.w, a.n * a.k, flags, s);
-  linear_4bit_backward_simt(a, flags, s);
+  repair_backward(a, reinterpret_cast<int32_t*>(slab + slab_bytes), s);
 }
 
 }  // namespace bnb::cuda

@@ -17,4 +17,23 @@ __device__ __forceinline__ bool wanted(const int32_t* flags) {
   return __any_sync(kFullMask, (flags[lane] | flags[kWarp + lane]) != 0);
 }
 
+// Scratch of a product that may need a repair: flags, and sums of split tiles.
+struct SplitScratch {
+  int32_t* flags = nullptr;
+  float* sums = nullptr;
+
+  SplitScratch(CudaStream& s, bool repairs, int64_t count) {
+    if (!repairs && count == 0) return;
+    flags =
+        static_cast<int32_t*>(s.scratch(kScaleFlags * sizeof(int32_t) + static_cast<size_t>(count) * sizeof(float)));
+    sums = reinterpret_cast<float*>(flags + kScaleFlags);
+  }
+};
+
+// Queues the repair of dx.
+inline void repair_backward(const Linear4BitBackwardArgs& a, int32_t* flags, CudaStream& s) {
+  check_scales(a.w, a.n * a.k, flags, s);
+  linear_4bit_backward_simt(a, flags, s);
+}
+
 }  // namespace bnb::cuda

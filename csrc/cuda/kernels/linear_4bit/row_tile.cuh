@@ -8,83 +8,78 @@
 namespace bnb::cuda {
 
 // A run of 64 k of the tile, as loaded.
+template <bool Half>
 struct Run {
   uint32_t q[4][2];
-  RawScale scale[2];  // of row g + 8t; the second for blocks of 32
+  RawScales<Half ? 2 : 1> scale;  // of row g + 8t
 };
 
+// Where a warp reads its tile. Half: blocks of 32.
+template <bool Half>
 class RowTile {
  public:
-  __device__ __forceinline__ RowTile(const WeightView& w, int64_t n, int64_t k, bool half)
-      : w_(w),
-        n_(static_cast<int>(n)),
-        runs_(static_cast<uint32_t>(k / kLinear4BitRun)),
-        half_(half),
-        lane_(w.packed + lane() % 4 * (half ? 4 : 8)) {}
-
-  // Whether blocks have 32 weights.
-  __device__ __forceinline__ bool half() const { return half_; }
   // The place in a run of the element of x that the first code of q[.][0] is for.
-  __device__ __forceinline__ int place() const { return lane() % 4 * (half_ ? 8 : 16); }
+  static __device__ __forceinline__ int place() { return lane() % 4 * (Half ? 8 : 16); }
 
   // Rows beyond the last read the last; nobody stores their sums.
-  __device__ __forceinline__ void go_to(int64_t row0) {
-    const int g = lane() / 4, t = lane() % 4;
-    const int first = static_cast<int>(row0) + g;
+  __device__ __forceinline__ void go_to(const WeightView& w, int64_t n, int64_t k, int64_t row0, int run) {
+    const int g = lane() / 4, t = lane() % 4, first = static_cast<int>(row0) + g, last = static_cast<int>(n) - 1;
+    // n k < 2^36 and k >= 64: rows and runs fit 32 bits.
+    const auto runs = static_cast<uint32_t>(k / kLinear4BitRun);
+    const auto run_of = [&](int row) {
+      return static_cast<uint32_t>(row < last ? row : last) * runs + static_cast<uint32_t>(run);
+    };
 #pragma unroll
-    for (int i = 0; i < 4; i++) first_run_[i] = row(first + 8 * i) * runs_;
-    scale_run_ = row(first + 8 * t) * runs_;
+    for (int i = 0; i < 4; i++) from_[i] = w.packed + uint64_t{run_of(first + 8 * i)} * 32 + t * (Half ? 4 : 8);
+    scale_run_ = run_of(first + 8 * t);
+  }
+  __device__ __forceinline__ void advance(int runs) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) from_[i] += runs * 32;
+    scale_run_ += static_cast<uint32_t>(runs);
   }
 
-  __device__ __forceinline__ void load(Run& r, int run) const {
-    const uint8_t* from[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) from[i] = lane_ + uint64_t{first_run_[i] + static_cast<uint32_t>(run)} * 32;
-    const uint32_t block = scale_run_ + static_cast<uint32_t>(run);
-    if (half_) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        r.q[i][0] = load_once<1>(from[i]).v[0];
-        r.q[i][1] = load_once<1>(from[i] + 16).v[0];
-      }
-      r.scale[0] = w_.raw_scale(2 * block);
-      r.scale[1] = w_.raw_scale(2 * block + 1);
-      return;
-    }
+  // The run `ahead` of where the tile is.
+  __device__ __forceinline__ void load(const WeightView& w, Run<Half>& r, int ahead) const {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const Vec<uint32_t, 2> q = load_once<2>(from[i]);
-      r.q[i][0] = q.v[0];
-      r.q[i][1] = q.v[1];
+      const uint8_t* from = from_[i] + ahead * 32;
+      if constexpr (Half) {
+        r.q[i][0] = load_once<1>(from).v[0];
+        r.q[i][1] = load_once<1>(from + 16).v[0];
+      } else {
+        const Vec<uint32_t, 2> q = load_once<2>(from);
+        r.q[i][0] = q.v[0];
+        r.q[i][1] = q.v[1];
+      }
     }
-    r.scale[0] = w_.raw_scale(block >> (w_.shift - 6));
-  }
-
-  // s[i] = the scale of row g + 8i.
-  __device__ __forceinline__ void scales(float (&s)[4], RawScale raw, const float* codes, float offset) const {
-    const float mine = w_.scale(raw, codes, offset);
-#pragma unroll
-    for (int i = 0; i < 4; i++) s[i] = __shfl_sync(kFullMask, mine, (lane() & ~3) | i);
+    const uint32_t run = scale_run_ + static_cast<uint32_t>(ahead);
+    if constexpr (Half)
+      r.scale = w.raw_scales<2>(2 * run);
+    else
+      r.scale = w.raw_scales<1>(run >> (w.shift - 6));
   }
 
  private:
   static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
-  // n k < 2^36 and k >= 64: rows and runs fit 32 bits.
-  __device__ __forceinline__ uint32_t row(int i) const { return static_cast<uint32_t>(i < n_ ? i : n_ - 1); }
 
-  const WeightView& w_;
-  int n_;
-  uint32_t runs_;
-  bool half_;
-  const uint8_t* lane_;  // w, and what this lane reads first of a run
-  uint32_t first_run_[4];
-  uint32_t scale_run_ = 0;
+  const uint8_t* from_[4];
+  uint32_t scale_run_;
 };
 
+// s[i] = the scale of row g + 8i, of block `block` of a run.
+template <bool Half>
+__device__ __forceinline__ void row_scales(float (&s)[4], const WeightView& w, const Run<Half>& run, int block,
+                                           const float* codes, float offset) {
+  const float mine = w.scale(run.scale, block, codes, offset);
+#pragma unroll
+  for (int i = 0; i < 4; i++) s[i] = shuffle_keeping<0b11100>(mine, static_cast<uint32_t>(i));
+}
+
 // The operand of 16 rows of the tile (rows 16r ..) and 16 of the 64 k, number j.
-template <class Table>
-__device__ __forceinline__ void fragment(uint32_t (&a)[4], const unsigned char* table, const Run& run, int r, int j,
-                                         uint32_t lane_bits) {
+template <class Table, bool Half>
+__device__ __forceinline__ void fragment(uint32_t (&a)[4], const unsigned char* table, const Run<Half>& run, int r,
+                                         int j, uint32_t lane_bits) {
   const uint32_t q = run.q[2 * r][j / 2], p = run.q[2 * r + 1][j / 2], i = j % 2 * 2;
   a[0] = Table::at(table, q, i, lane_bits);
   a[1] = Table::at(table, p, i, lane_bits);

@@ -42,18 +42,17 @@ class Tile {
 
   __device__ __forceinline__ Tile(const TileArgs& a, unsigned char* shared)
       : a_(a),
-        tile_(a.w, a.out.n, a.k, Half),
         table_(shared),
         codes_(reinterpret_cast<float*>(shared + Table::kBytes)),
         ring_(shared + Table::kBytes + kLinear4BitNestedCode) {}
 
   __device__ __forceinline__ void run() {
     runs_ = static_cast<int>(a_.k / kRun);
+    rows_ = static_cast<int>(a_.m - token0() < Tokens ? a_.m - token0() : Tokens);
     const int all = static_cast<int>(ceil_div(a_.k, kStep));
     const int from = part_of(all, split(), a_.splits), to = part_of(all, split() + 1, a_.splits);
 
-    tile_.go_to(column0() + warp() % kRowWarps * kLinear4BitRows);
-    Run run;
+    Run<Half> run;
     load(run, from);
 #pragma unroll
     for (int i = 0; i < kStages - 1; i++) {
@@ -62,6 +61,7 @@ class Tile {
     }
     Table::load(table_, a_.w.type);
     a_.w.load_nested_code(codes_);
+    offset_ = a_.w.offset();
 
     float acc[2][kEights][4] = {};
     int stage = 0;
@@ -72,8 +72,7 @@ class Tile {
       const int ahead = step + kStages - 1;
       if (ahead < to) copy(stage == 0 ? kStages - 1 : stage - 1, ahead);
       cp_async_commit();
-      // The last step may have one run only.
-      if (2 * step + half() < runs_) multiply(acc, run, ring_ + stage * kStage, step + 1, to);
+      multiply(acc, run, ring_ + stage * kStage, step + 1, to);
       stage = stage == kStages - 1 ? 0 : stage + 1;
     }
     cp_async_wait<0>();
@@ -93,9 +92,17 @@ class Tile {
   }
   static __device__ __forceinline__ int half() { return warp() / kRowWarps; }
 
-  __device__ __forceinline__ void load(Run& r, int step) const {
+  // The last step may have one run only: then the other is zero, and so is x there. Where the rows are is computed for
+  // each step: registers are short.
+  __device__ __forceinline__ void load(Run<Half>& r, int step) const {
     const int run = 2 * step + half();
-    if (run < runs_) tile_.load(r, run);
+    if (run >= runs_) {
+      r = {};
+      return;
+    }
+    RowTile<Half> tile;
+    tile.go_to(a_.w, a_.out.n, a_.k, column0() + warp() % kRowWarps * kLinear4BitRows, run);
+    tile.load(a_.w, r, 0);
   }
 
   // Fragments are pieces 2t and 2t + 1 of a run, or t and 4 + t for blocks of 32: what odd rows swap keeps the eight
@@ -104,23 +111,22 @@ class Tile {
     return row % 2 == 0 ? piece : piece ^ (Half ? 4 : 1);
   }
 
-  // Step `step` of x; zeros beyond its rows and columns.
+  // Step `step` of x; zeros beyond its rows and columns. A thread copies the same piece of every 16th row.
   __device__ __forceinline__ void copy(int stage, int step) const {
-    const T* x = static_cast<const T*>(a_.x);
-    constexpr int kPieces = kStep / 8;
-#pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < Tokens * kPieces; i += kThreads) {
-      const int row = i / kPieces, piece = i % kPieces;
-      const int64_t k = int64_t{step} * kStep + piece * 8;
-      const bool valid = token0() + row < a_.m && k < a_.k;
-      cp_async16(ring_ + stage * kStage + (row * kPieces + swapped(row, piece)) * 16,
-                 x + (valid ? (token0() + row) * a_.k + k : 0), valid);
-    }
+    constexpr int kPieces = kStep / 8, kApart = kThreads / kPieces;
+    const int row = static_cast<int>(threadIdx.x) / kPieces, piece = static_cast<int>(threadIdx.x) % kPieces;
+    const int64_t k = int64_t{step} * kStep + piece * 8;
+    const int rows = k < a_.k ? rows_ - row : 0;
+    const T* from = static_cast<const T*>(a_.x) + (token0() + row) * a_.k + k;
+    unsigned char* to = ring_ + stage * kStage + (row * kPieces + swapped(row, piece)) * 16;
+    static_assert(kApart % 2 == 0);
+#pragma unroll
+    for (int i = 0; i < Tokens; i += kApart, from += kApart * a_.k) cp_async16(to + i * kPieces * 16, from, i < rows);
   }
 
   // acc += a run of w times that of x. `run` becomes that of step `next`.
-  __device__ __forceinline__ void multiply(float (&acc)[2][kEights][4], Run& run, const unsigned char* stage, int next,
-                                           int to) const {
+  __device__ __forceinline__ void multiply(float (&acc)[2][kEights][4], Run<Half>& run, const unsigned char* stage,
+                                           int next, int to) const {
     const uint32_t bits = Table::lane_bits(lane());
     uint32_t a[2][4][4];
 #pragma unroll
@@ -128,17 +134,20 @@ class Tile {
 #pragma unroll
       for (int j = 0; j < 4; j++) fragment<Table>(a[r][j], table_, run, r, j, bits);
     float s[4], second[4];
-    tile_.scales(s, run.scale[0], codes_, a_.w.offset());
-    if constexpr (Half) tile_.scales(second, run.scale[1], codes_, a_.w.offset());
+    row_scales(s, a_.w, run, 0, codes_, offset_);
+    if constexpr (Half) row_scales(second, a_.w, run, 1, codes_, offset_);
     // Rows 8e + g are odd or even as g is.
     const int g = lane() / 4, piece = lane() % 4 * (Half ? 1 : 2), gap = Half ? 4 : 1;
     const unsigned char* first = stage + (g * (kStep / 8) + half() * (kRun / 8)) * 16;
     const unsigned char* low_at = first + swapped(g, piece) * 16;
     const unsigned char* high_at = first + swapped(g, piece + gap) * 16;
+    // `run` is decoded; its registers are free for the next one.
+    if (next < to) load(run, next);
 #pragma unroll
     for (int e = 0; e < kEights; e++) {
-      // By now `run` is decoded; its registers are free for the next one.
-      if (e == kEights / 4 && next < to) load(run, next);
+      // Rows that do not exist are skipped, and the branches keep the compiler from mixing more of these steps than it
+      // has registers for.
+      if (e % 2 == 0 && 8 * e >= rows_) break;
       const Vec<uint32_t, 4> low = load_shared_in_order(low_at + e * 8 * kStep * 2);
       const Vec<uint32_t, 4> high = load_shared_in_order(high_at + e * 8 * kStep * 2);
       const uint32_t b[4][2] = {
@@ -191,22 +200,7 @@ class Tile {
     }
     if (a_.splits > 1) {
       const int64_t tile = int64_t{blockIdx.y / static_cast<unsigned>(a_.splits)} * gridDim.x + blockIdx.x;
-      float* const parts = a_.partials + tile * a_.splits * kSums * kThreads + threadIdx.x * 4;
-#pragma unroll
-      for (int j = 0; j < kSums / 4; j++)
-        store_vec(parts + (int64_t{split()} * kSums + j * 4) * kThreads,
-                  Vec<float, 4>{{sums[j * 4], sums[j * 4 + 1], sums[j * 4 + 2], sums[j * 4 + 3]}});
-      if (!last_of(a_.counters + tile, a_.splits)) return;
-#pragma unroll
-      for (int j = 0; j < kSums; j++) sums[j] = 0;
-#pragma unroll 1
-      for (int part = 0; part < a_.splits; part++) {
-        const float* from = parts + int64_t{part} * kSums * kThreads;
-#pragma unroll
-        for (int j = 0; j < kSums / 4; j++)
-#pragma unroll
-          for (int i = 0; i < 4; i++) sums[j * 4 + i] += load_fresh(from + j * 4 * kThreads + i);
-      }
+      if (!add_splits<kSums, kThreads>(sums, a_.partials, a_.counters, tile, split(), a_.splits)) return;
     }
     // Out in whole rows: [Tokens][128] in shared memory, eights of columns swapped by the row to keep banks apart.
     const int g = lane() / 4, t = lane() % 4, mine = warp() % kRowWarps * static_cast<int>(kLinear4BitRows) + g;
@@ -229,11 +223,11 @@ class Tile {
   }
 
   const TileArgs& a_;
-  RowTile tile_;
   unsigned char* table_;
   float* codes_;
   unsigned char* ring_;
-  int runs_ = 0;
+  float offset_ = 0;
+  int runs_ = 0, rows_ = 0;  // of k, and of x in this tile
 };
 
 template <class T, int Tokens, bool Wide, bool Half>
