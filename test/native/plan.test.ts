@@ -46,7 +46,7 @@ function fits(plan: Linear4bitGpuPlan, p: Linear4bitProblem, gpu: GpuLimits): bo
     case "small_m":
       return units && p.m >= 1 && p.m <= 32 && p.k % 64 === 0 && (!p.backward || p.n % 8 === 0) && p.aligned !== false;
     case "tile":
-      return units && gpu.cc >= 80 && !p.backward && p.k % 64 === 0 && p.aligned !== false;
+      return units && gpu.cc >= 80 && p.k % 64 === 0 && (!p.backward || p.n % 8 === 0) && p.aligned !== false;
     default:
       return true;
   }
@@ -77,7 +77,7 @@ describe.each(Object.keys(cards))("a 4-bit product on a %s", (name) => {
                 );
               }
               if (plan.variant === "tile") {
-                const tiles = Math.ceil(n / plan.outputs) * Math.ceil(m / plan.tokens);
+                const tiles = Math.ceil((backward ? k : n) / plan.outputs) * Math.ceil(m / plan.tokens);
                 expect(plan.blocks, text).toBe(tiles * plan.splits);
                 expect(plan.splits > 1 ? tiles : 0, text).toBeLessThanOrEqual(4096);
               }
@@ -101,7 +101,9 @@ describe.each(Object.keys(cards))("a 4-bit product on a %s", (name) => {
     expect(chosen(400)).toBe(gpu.cc < 80 ? "dense" : "tile");
     expect(chosen(401)).toBe(gpu.cc < 80 || fast ? "dense" : "tile");
     expect(chosen(2049)).toBe("dense");
-    expect(chosen(33, { backward: true })).toBe("dense");
+    for (const m of [33, 64, 400]) expect(chosen(m, { backward: true })).toBe(gpu.cc < 80 ? "dense" : "tile");
+    expect(chosen(401, { backward: true })).toBe("dense");
+    expect(chosen(64, { backward: true, n: 4095 })).toBe("dense");
     // Exact products, shapes and addresses that the matrix units cannot take.
     for (const extra of [{ dtype: "float32" }, { k: 4095 }, { k: 4064 }, { aligned: false }] as const) {
       expect([1, 8, 9, 400].map((m) => chosen(m, extra))).toEqual(["simt", "simt", "dense", "dense"]);
@@ -125,7 +127,11 @@ describe.each(Object.keys(cards))("a 4-bit product on a %s", (name) => {
     const problem: Linear4bitProblem = { m: 33, n: 1024, k: 4096, dtype: "float16" };
     expect(linear4bitGpuPlan(problem, gpu, "small_m").possible).toBe(false);
     expect(linear4bitGpuPlan(problem, gpu, "tile").possible).toBe(gpu.cc >= 80);
-    expect(linear4bitGpuPlan({ ...problem, backward: true }, gpu, "tile").possible).toBe(false);
+    const gradient = linear4bitGpuPlan({ ...problem, backward: true }, gpu, "tile");
+    expect(gradient.possible).toBe(gpu.cc >= 80);
+    // Two blocks of it share a multiprocessor where that has 160 KB.
+    if (gpu.sharedPerBlock >= 160 * KB) expect(2 * (gradient.sharedBytes + KB)).toBeLessThanOrEqual(164 * KB);
+    expect(linear4bitGpuPlan({ ...problem, n: 1020, backward: true }, gpu, "tile").possible).toBe(false);
     expect(linear4bitGpuPlan({ ...problem, dtype: "float32" }, gpu, "tile").possible).toBe(false);
     for (const variant of ["simt", "dense"] as const) {
       expect(linear4bitGpuPlan({ ...problem, k: 77 }, gpu, variant)).toMatchObject({ possible: true, variant });
