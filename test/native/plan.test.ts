@@ -1,5 +1,6 @@
 // Which kernel a GPU takes, for cards that are not here: decisions and the limits of each card.
 import { describe, expect, it } from "vitest";
+import { layers } from "../../bench/gpu/layers.js";
 import type { GpuLimits, Linear4bitGpuPlan, Linear4bitProblem } from "../../src/index.js";
 import { linear4bitGpuPlan } from "../../src/index.js";
 
@@ -13,29 +14,6 @@ const cards: Record<string, GpuLimits> = {
   H200: { cc: 90, sms: 132, sharedPerBlock: 227 * KB, l2Bytes: 60 << 20, hasCublaslt: true },
   B200: { cc: 100, sms: 148, sharedPerBlock: 227 * KB, l2Bytes: 126 << 20, hasCublaslt: true },
 };
-// Layers of models from 1B to 70B, [n, k], and three odd ones.
-const layers = [
-  [1024, 4096],
-  [4096, 4096],
-  [6144, 4096],
-  [14336, 4096],
-  [28672, 4096],
-  [4096, 14336],
-  [1024, 8192],
-  [8192, 8192],
-  [10240, 8192],
-  [28672, 8192],
-  [57344, 8192],
-  [8192, 28672],
-  [2048, 2048],
-  [8192, 2048],
-  [2048, 8192],
-  [128256, 4096],
-  [3584, 18944],
-  [18944, 3584],
-  [11008, 4096],
-  [1000, 1088],
-] as const;
 const rows = [1, 2, 8, 9, 32, 33, 64, 400, 401, 2048];
 const halves = ["float16", "bfloat16"] as const;
 
