@@ -4,6 +4,7 @@ import type { DType, Quantized4Bit, QuantState, QuantType, Tensor } from "bitsan
 import { backward, dequantizeBlockwise, linear, linear4bit, noGrad, quantize4bit, tidy } from "bitsandbytes-node";
 import type { Check, Context } from "./context.js";
 import { bytesOf, readRows } from "./context.js";
+import { layers } from "./layers.js";
 import { relativeError } from "./report.js";
 
 export interface Format {
@@ -189,30 +190,7 @@ async function timeWithGradient(context: Context, shape: Shape): Promise<void> {
 }
 
 export async function smallM(context: Context): Promise<void> {
-  const shapes: [number, number][] = context.tiny
-    ? [[128, 128]]
-    : [
-        [1024, 4096],
-        [4096, 4096],
-        [6144, 4096],
-        [14336, 4096],
-        [28672, 4096],
-        [4096, 14336],
-        [1024, 8192],
-        [8192, 8192],
-        [10240, 8192],
-        [28672, 8192],
-        [57344, 8192],
-        [8192, 28672],
-        [2048, 2048],
-        [8192, 2048],
-        [2048, 8192],
-        [128256, 4096],
-        [3584, 18944],
-        [18944, 3584],
-        [11008, 4096],
-        [1000, 1088],
-      ];
+  const shapes = context.tiny ? ([[128, 128]] as const) : layers;
   const rows = context.tiny ? [1, 9] : [1, 2, 4, 8, 16, 32, 64];
   for (const [n, k] of shapes) for (const m of rows) await forward(context, 1, [m, n, k], usual);
   const variants: Partial<Format>[] = [

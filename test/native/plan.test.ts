@@ -1,5 +1,6 @@
 // Which kernel a GPU takes, for cards that are not here: decisions and the limits of each card.
 import { describe, expect, it } from "vitest";
+import { layers } from "../../bench/gpu/layers.js";
 import type { GpuLimits, Linear4bitGpuPlan, Linear4bitProblem } from "../../src/index.js";
 import { linear4bitGpuPlan } from "../../src/index.js";
 
@@ -13,29 +14,6 @@ const cards: Record<string, GpuLimits> = {
   H200: { cc: 90, sms: 132, sharedPerBlock: 227 * KB, l2Bytes: 60 << 20, hasCublaslt: true },
   B200: { cc: 100, sms: 148, sharedPerBlock: 227 * KB, l2Bytes: 126 << 20, hasCublaslt: true },
 };
-// Layers of models from 1B to 70B, [n, k], and three odd ones.
-const layers = [
-  [1024, 4096],
-  [4096, 4096],
-  [6144, 4096],
-  [14336, 4096],
-  [28672, 4096],
-  [4096, 14336],
-  [1024, 8192],
-  [8192, 8192],
-  [10240, 8192],
-  [28672, 8192],
-  [57344, 8192],
-  [8192, 28672],
-  [2048, 2048],
-  [8192, 2048],
-  [2048, 8192],
-  [128256, 4096],
-  [3584, 18944],
-  [18944, 3584],
-  [11008, 4096],
-  [1000, 1088],
-] as const;
 const rows = [1, 2, 8, 9, 32, 33, 64, 400, 401, 2048];
 const halves = ["float16", "bfloat16"] as const;
 
@@ -46,7 +24,7 @@ function fits(plan: Linear4bitGpuPlan, p: Linear4bitProblem, gpu: GpuLimits): bo
     case "small_m":
       return units && p.m >= 1 && p.m <= 32 && p.k % 64 === 0 && (!p.backward || p.n % 8 === 0) && p.aligned !== false;
     case "tile":
-      return units && gpu.cc >= 80 && !p.backward && p.k % 64 === 0 && p.aligned !== false;
+      return units && gpu.cc >= 80 && p.k % 64 === 0 && (!p.backward || p.n % 8 === 0) && p.aligned !== false;
     default:
       return true;
   }
@@ -77,7 +55,7 @@ describe.each(Object.keys(cards))("a 4-bit product on a %s", (name) => {
                 );
               }
               if (plan.variant === "tile") {
-                const tiles = Math.ceil(n / plan.outputs) * Math.ceil(m / plan.tokens);
+                const tiles = Math.ceil((backward ? k : n) / plan.outputs) * Math.ceil(m / plan.tokens);
                 expect(plan.blocks, text).toBe(tiles * plan.splits);
                 expect(plan.splits > 1 ? tiles : 0, text).toBeLessThanOrEqual(4096);
               }
@@ -101,7 +79,9 @@ describe.each(Object.keys(cards))("a 4-bit product on a %s", (name) => {
     expect(chosen(400)).toBe(gpu.cc < 80 ? "dense" : "tile");
     expect(chosen(401)).toBe(gpu.cc < 80 || fast ? "dense" : "tile");
     expect(chosen(2049)).toBe("dense");
-    expect(chosen(33, { backward: true })).toBe("dense");
+    for (const m of [33, 64, 400]) expect(chosen(m, { backward: true })).toBe(gpu.cc < 80 ? "dense" : "tile");
+    expect(chosen(401, { backward: true })).toBe("dense");
+    expect(chosen(64, { backward: true, n: 4095 })).toBe("dense");
     // Exact products, shapes and addresses that the matrix units cannot take.
     for (const extra of [{ dtype: "float32" }, { k: 4095 }, { k: 4064 }, { aligned: false }] as const) {
       expect([1, 8, 9, 400].map((m) => chosen(m, extra))).toEqual(["simt", "simt", "dense", "dense"]);
@@ -125,7 +105,11 @@ describe.each(Object.keys(cards))("a 4-bit product on a %s", (name) => {
     const problem: Linear4bitProblem = { m: 33, n: 1024, k: 4096, dtype: "float16" };
     expect(linear4bitGpuPlan(problem, gpu, "small_m").possible).toBe(false);
     expect(linear4bitGpuPlan(problem, gpu, "tile").possible).toBe(gpu.cc >= 80);
-    expect(linear4bitGpuPlan({ ...problem, backward: true }, gpu, "tile").possible).toBe(false);
+    const gradient = linear4bitGpuPlan({ ...problem, backward: true }, gpu, "tile");
+    expect(gradient.possible).toBe(gpu.cc >= 80);
+    // Two blocks of it share a multiprocessor where that has 160 KB.
+    if (gpu.sharedPerBlock >= 160 * KB) expect(2 * (gradient.sharedBytes + KB)).toBeLessThanOrEqual(164 * KB);
+    expect(linear4bitGpuPlan({ ...problem, n: 1020, backward: true }, gpu, "tile").possible).toBe(false);
     expect(linear4bitGpuPlan({ ...problem, dtype: "float32" }, gpu, "tile").possible).toBe(false);
     for (const variant of ["simt", "dense"] as const) {
       expect(linear4bitGpuPlan({ ...problem, k: 77 }, gpu, variant)).toMatchObject({ possible: true, variant });

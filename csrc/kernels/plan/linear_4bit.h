@@ -11,7 +11,7 @@ namespace bnb {
 // The numbers cross to JavaScript.
 //   simt     exact float32, any shape; meant for few rows of x
 //   small_m  matrix units, weights stream through registers, a few rows of x stay in shared memory
-//   tile     matrix units, tiles of 128 rows of w and 64 or 128 rows of x (forward only)
+//   tile     matrix units, tiles of 128 rows of w (backward: columns) and 64 or 128 rows of x
 //   dense    weights are decoded in slabs that matmul multiplies; any shape
 enum class Linear4BitVariant : int32_t { simt, small_m, tile, dense };
 inline constexpr const char* kLinear4BitVariants[] = {"simt", "small_m", "tile", "dense"};
@@ -39,16 +39,17 @@ struct Linear4BitGpuPlan {
 
 // --- thresholds ------------------------------------------------------------------------------------------------------
 // [e]: estimated from the design and to be measured on each card.
-constexpr int64_t kLinear4BitSimtRows = 8;           // [e] exact products of more rows go through `dense`
-constexpr int64_t kLinear4BitSmallRows = 32;         // what small_m is compiled for
-constexpr int64_t kLinear4BitTileRows = 2048;        // [e] rows up to which decoding once per tile beats `dense`
-constexpr int64_t kLinear4BitTileRowsFast = 400;     // [e] the same where cuBLASLt can use wgmma or tcgen05
-constexpr int64_t kLinear4BitWideTable = 160 << 10;  // bytes of shared memory from which the 64 KB table pays [e]
-constexpr double kLinear4BitGroupCost = 1.0;         // [e] time of a group's end, in steps of a warp
-constexpr double kLinear4BitSplitCost = 0.5;         // [e] added to that by split sums, per 8 rows of x
-constexpr double kLinear4BitPartCost = 0.02;         // [e] and per part that the last block adds up
-constexpr double kLinear4BitTileCost = 2.0;          // [e] time of a tile's begin and end, in steps of 128 k
-constexpr double kLinear4BitBusy = 0.9;              // share of multiprocessors that must have work, if it can be
+constexpr int64_t kLinear4BitSimtRows = 8;            // [e] exact products of more rows go through `dense`
+constexpr int64_t kLinear4BitSmallRows = 32;          // what small_m is compiled for
+constexpr int64_t kLinear4BitTileRows = 2048;         // [e] rows up to which decoding once per tile beats `dense`
+constexpr int64_t kLinear4BitTileRowsFast = 400;      // [e] the same where cuBLASLt can use wgmma or tcgen05
+constexpr int64_t kLinear4BitTileRowsBackward = 400;  // [e] the same of the gradient, on all cards
+constexpr int64_t kLinear4BitWideTable = 160 << 10;   // bytes of shared memory from which the 64 KB table pays [e]
+constexpr double kLinear4BitGroupCost = 1.0;          // [e] time of a group's end, in steps of a warp
+constexpr double kLinear4BitSplitCost = 0.5;          // [e] added to that by split sums, per 8 rows of x
+constexpr double kLinear4BitPartCost = 0.02;          // [e] and per part that the last block adds up
+constexpr double kLinear4BitTileCost = 2.0;           // [e] time of a tile's begin and end, in steps of 128 k
+constexpr double kLinear4BitBusy = 0.9;               // share of multiprocessors that must have work, if it can be
 // Bytes of decoded weights that exist at once: half of the L2, within these [e].
 constexpr int64_t kLinear4BitSlabLeast = 8 << 20, kLinear4BitSlabMost = 48 << 20;
 
@@ -59,6 +60,8 @@ constexpr int64_t kLinear4BitColumns = 128;         // columns of w of a warp, b
 constexpr int64_t kLinear4BitDepth = 16;            // rows of w of a step, backward
 constexpr int64_t kLinear4BitTileOutputs = 128;     // rows of w of a tile
 constexpr int64_t kLinear4BitTileStep = 128;        // k of a step of a tile
+constexpr int64_t kLinear4BitTileDepth = 32;        // rows of w of a step of a tile, backward
+constexpr int64_t kLinear4BitTileStages = 4;        // of the ring of dy, backward
 constexpr int64_t kLinear4BitNestedCode = 1 << 10;  // bytes: the 256 values of nested scales
 constexpr int64_t kLinear4BitStatic = 128;          // bytes of shared memory beside what a launch asks for
 constexpr int64_t kLinear4BitCounters = 4096;       // groups that blocks may share
@@ -139,18 +142,23 @@ constexpr Linear4BitGpuPlan plan_small_m(const Linear4BitProblem& p, const GpuIn
 constexpr Linear4BitGpuPlan plan_tile(const Linear4BitProblem& p, const GpuInfo& gpu) {
   Linear4BitGpuPlan best{};
   best.variant = Linear4BitVariant::tile;
-  if (p.backward || p.m < 1 || p.n < 1 || p.k < 1 || p.k % kLinear4BitRun != 0 || !p.aligned || gpu.cc < 80 ||
-      !has_matrix_units(p.dtype, gpu) || !countable(p))
+  if (p.m < 1 || p.n < 1 || p.k < 1 || p.k % kLinear4BitRun != 0 || !p.aligned || gpu.cc < 80 ||
+      (p.backward && p.n % 8 != 0) || !has_matrix_units(p.dtype, gpu) || !countable(p))
     return best;
-  const bool wide = gpu.shared_per_block >= kLinear4BitWideTable;
-  const int64_t tokens = p.m <= 64 || p.blocksize < kLinear4BitRun ? 64 : 128,
-                stages = wide ? (tokens == 64 ? 4 : 3) : (tokens == 64 ? 4 : 2);
+  // Backward decodes into shared memory; two blocks fit beside each other with the narrow table.
+  const bool wide = !p.backward && gpu.shared_per_block >= kLinear4BitWideTable;
+  // Forward, blocks of 32 want too many registers for 128 rows of x.
+  const int64_t tokens = p.m <= 64 || (!p.backward && p.blocksize < kLinear4BitRun) ? 64 : 128;
+  const int64_t depth = p.backward ? kLinear4BitTileDepth : kLinear4BitTileStep;
+  const int64_t stages = p.backward ? kLinear4BitTileStages : tokens == 64 ? 4 : wide ? 3 : 2;
+  const int64_t decoded = p.backward ? 2 * kLinear4BitTileDepth * kLinear4BitTileOutputs * 2 : 0;
   const int64_t shared =
-      kLinear4BitStatic + linear_4bit_table(wide) + kLinear4BitNestedCode + stages * tokens * kLinear4BitTileStep * 2;
-  const int64_t tiles = ceil(p.m, tokens) * ceil(p.n, kLinear4BitTileOutputs);
-  const int64_t steps = ceil(p.k, kLinear4BitTileStep);
+      kLinear4BitStatic + linear_4bit_table(wide) + kLinear4BitNestedCode + decoded + stages * tokens * depth * 2;
+  const int64_t sum = p.backward ? p.n : p.k, outputs = p.backward ? p.k : p.n;
+  const int64_t tiles = ceil(p.m, tokens) * ceil(outputs, kLinear4BitTileOutputs);
+  const int64_t steps = ceil(sum, kLinear4BitTileStep);
   // The height of a grid has 16 bits.
-  if (shared > gpu.shared_per_block || ceil(p.n, kLinear4BitTileOutputs) * 16 > 65535) return best;
+  if (shared > gpu.shared_per_block || ceil(outputs, kLinear4BitTileOutputs) * 16 > 65535) return best;
   double best_time = 0;
   bool best_busy = false;
   for (int64_t splits = 1; splits <= 16 && splits <= steps; splits++) {
@@ -167,7 +175,7 @@ constexpr Linear4BitGpuPlan plan_tile(const Linear4BitProblem& p, const GpuInfo&
             .variant = Linear4BitVariant::tile,
             .tokens = static_cast<int32_t>(tokens),
             .outputs = static_cast<int32_t>(kLinear4BitTileOutputs),
-            .sum_warps = 2,
+            .sum_warps = p.backward ? 1 : 2,
             .splits = static_cast<int32_t>(splits),
             .stages = static_cast<int32_t>(stages),
             .wide_table = wide,
@@ -222,7 +230,9 @@ constexpr Linear4BitGpuPlan plan_linear_4bit_with(Linear4BitVariant variant, con
 constexpr Linear4BitGpuPlan plan_linear_4bit_gpu(const Linear4BitProblem& p, const GpuInfo& gpu) {
   const Linear4BitGpuPlan small = linear_4bit_detail::plan_small_m(p, gpu);
   if (small.possible) return small;
-  const int64_t rows = gpu.has_cublaslt && gpu.cc >= 90 && gpu.cc < 120 ? kLinear4BitTileRowsFast : kLinear4BitTileRows;
+  const int64_t rows = p.backward                                         ? kLinear4BitTileRowsBackward
+                       : gpu.has_cublaslt && gpu.cc >= 90 && gpu.cc < 120 ? kLinear4BitTileRowsFast
+                                                                          : kLinear4BitTileRows;
   if (p.m > kLinear4BitSmallRows && p.m <= rows) {
     const Linear4BitGpuPlan tile = linear_4bit_detail::plan_tile(p, gpu);
     if (tile.possible) return tile;

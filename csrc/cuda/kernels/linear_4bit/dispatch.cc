@@ -49,7 +49,7 @@ void linear_4bit_backward(const Linear4BitBackwardArgs& a, CudaStream& s) {
   switch (plan.variant) {
     case Linear4BitVariant::simt: return linear_4bit_backward_simt(a, nullptr, s);
     case Linear4BitVariant::small_m: return linear_4bit_backward_small_m(a, plan, s);
-    case Linear4BitVariant::tile: return;  // never possible
+    case Linear4BitVariant::tile: return linear_4bit_backward_tile(a, plan, s);
     case Linear4BitVariant::dense: return linear_4bit_backward_dense(a, plan, s);
   }
 }

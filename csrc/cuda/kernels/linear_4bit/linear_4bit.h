@@ -8,7 +8,7 @@ namespace bnb::cuda {
 
 static_assert(kLinear4BitCounters <= kCounters);
 
-// A repair runs only if a scale of w is too large for float16 (scale_check.cuh): `flags` says so, null for always.
+// A repair runs only if a scale of w is too large for float16 (repair.cuh): `flags` says so, null for always.
 void linear_4bit_simt(const Linear4BitArgs& a, const int32_t* flags, CudaStream& s);
 void linear_4bit_small_m(const Linear4BitArgs& a, const Linear4BitGpuPlan& plan, CudaStream& s);
 void linear_4bit_tile(const Linear4BitArgs& a, const Linear4BitGpuPlan& plan, CudaStream& s);
@@ -16,6 +16,7 @@ void linear_4bit_dense(const Linear4BitArgs& a, const Linear4BitGpuPlan& plan, C
 
 void linear_4bit_backward_simt(const Linear4BitBackwardArgs& a, const int32_t* flags, CudaStream& s);
 void linear_4bit_backward_small_m(const Linear4BitBackwardArgs& a, const Linear4BitGpuPlan& plan, CudaStream& s);
+void linear_4bit_backward_tile(const Linear4BitBackwardArgs& a, const Linear4BitGpuPlan& plan, CudaStream& s);
 void linear_4bit_backward_dense(const Linear4BitBackwardArgs& a, const Linear4BitGpuPlan& plan, CudaStream& s);
 
 // flags[i] = whether a scale of w lies beyond the largest float16, for the scales that block i looked at. The repair

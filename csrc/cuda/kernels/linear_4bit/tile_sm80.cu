@@ -48,6 +48,7 @@ class Tile {
 
   __device__ __forceinline__ void run() {
     runs_ = static_cast<int>(a_.k / kRun);
+    column0_ = static_cast<int>(blockIdx.y / static_cast<unsigned>(a_.splits)) * kColumns;
     rows_ = static_cast<int>(a_.m - token0() < Tokens ? a_.m - token0() : Tokens);
     const int all = static_cast<int>(ceil_div(a_.k, kStep));
     const int from = part_of(all, split(), a_.splits), to = part_of(all, split() + 1, a_.splits);
@@ -82,11 +83,8 @@ class Tile {
  private:
   static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
   static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / kWarp; }
-  // Blocks side by side share rows of w. Computed where needed: registers are short.
+  // Blocks side by side share rows of w.
   static __device__ __forceinline__ int64_t token0() { return int64_t{blockIdx.x} * Tokens; }
-  __device__ __forceinline__ int64_t column0() const {
-    return int64_t{blockIdx.y / static_cast<unsigned>(a_.splits)} * kColumns;
-  }
   __device__ __forceinline__ int split() const {
     return static_cast<int>(blockIdx.y % static_cast<unsigned>(a_.splits));
   }
@@ -101,7 +99,7 @@ class Tile {
       return;
     }
     RowTile<Half> tile;
-    tile.go_to(a_.w, a_.out.n, a_.k, column0() + warp() % kRowWarps * kLinear4BitRows, run);
+    tile.go_to(a_.w, a_.out.n, a_.k, column0_ + warp() % kRowWarps * kLinear4BitRows, run);
     tile.load(a_.w, r, 0);
   }
 
@@ -216,7 +214,7 @@ class Tile {
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < Tokens * kColumns; i += kThreads) {
       const int row = i / kColumns, column = i % kColumns;
-      const int64_t y_row = token0() + row, y_column = column0() + column;
+      const int64_t y_row = token0() + row, y_column = column0_ + column;
       if (y_row < a_.m && y_column < a_.out.n)
         a_.out.store(y_row, y_column, exchange[row * kColumns + (column ^ row / 2 % 4 * 8)]);
     }
@@ -227,7 +225,7 @@ class Tile {
   float* codes_;
   unsigned char* ring_;
   float offset_ = 0;
-  int runs_ = 0, rows_ = 0;  // of k, and of x in this tile
+  int runs_ = 0, rows_ = 0, column0_ = 0;  // runs of k; rows of x in this tile, and its first row of w
 };
 
 template <class T, int Tokens, bool Wide, bool Half>
