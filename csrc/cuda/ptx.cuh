@@ -168,6 +168,17 @@ __device__ __forceinline__ uint32_t packed_pair(float low, float high) {
 #endif
 }
 
+// 16 bytes of global memory in one store, which the compiler may make of a Vec, or may not. Nothing of the launch reads
+// them.
+__device__ __forceinline__ void store_global16(void* to, const Vec<uint32_t, 4>& words) {
+#if !defined(__CUDACC__)
+  store_vec(static_cast<uint32_t*>(to), words);
+#else
+  asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(__cvta_generic_to_global(to)), "r"(words.v[0]),
+               "r"(words.v[1]), "r"(words.v[2]), "r"(words.v[3]));
+#endif
+}
+
 // Four 8x8 matrices of 16-bit elements: lane l passes the address of row l % 8 of matrix l / 8, 16 bytes aligned;
 // lane l gets elements 2 (l % 4), +1 of row l / 4 of each. With transpose, of column l / 4.
 template <bool Transpose = false>

@@ -159,6 +159,27 @@ describe.each(testDevices())("LLM.int8() on %s", (device) => {
       expect([...split.codes.dataSync()]).toEqual([0, 0, 0, 0, 42, 127, 0, 64, 127, 0, -127, 0]);
     });
 
+    it.each([24, 1032, 1027])("equals the rule to the bit for unusual rows of %i", (k) => {
+      const random = normals(k, 3);
+      const row = (make: (x: number, i: number) => number): number[] => [...random].map(make);
+      const x = [
+        ...row((_, i) => (i % 2 ? -0 : 0)),
+        ...row((v) => v * 1e-39),
+        ...row((v) => v * 1e-38),
+        ...row((v) => v * 3e-37),
+        ...row((v, i) => (i === 20 ? -3e38 : v * 1e36)),
+        ...row((v, i) => (i === 5 ? NaN : i === 6 ? 100 : v)),
+        ...row((v, i) => (i === 9 ? -Infinity : v)),
+        ...row(() => 50),
+      ];
+      for (const threshold of [0, 6]) {
+        using rows = int8VectorwiseQuant(put(x, [8, k]), { threshold });
+        const expected = quantizeRows(Float32Array.from(x), 8, k, threshold);
+        expect(rows.stats.dataSync()).toEqual(expected.stats);
+        expect(rows.codes.dataSync()).toEqual(expected.codes);
+      }
+    });
+
     it("multiplies codes exactly, -128 and the longest sums included", () => {
       for (const [seed, [m, n, k]] of shapes.entries()) {
         const a = integers(m * k, 256, seed).map((q) => q - 128);

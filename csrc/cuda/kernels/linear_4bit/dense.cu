@@ -3,10 +3,11 @@
 // Layout    forward: a slab is rows of w, and its product goes to columns of y; backward: a slab is columns of w, and
 //           its product goes to columns of dx. So every sum is complete, and rounded once. One slab at a time, small
 //           enough to be read from the second cache, large enough to fill the card.
-// Work      decoding: a thread takes 8 weights at a time, or one where rows of w are not multiples of 8.
+// Work      decoding: cuda/decode_4bit.cuh, or a weight per thread where rows of w are not multiples of 8.
 // Numerics  T(fl(table * scale)), the second of the two roundings that are allowed. A scale that float16 cannot hold is
 //           repaired (repair.cuh).
 // Needs     nothing.
+#include "cuda/decode_4bit.cuh"
 #include "cuda/kernels/linear_4bit/common.cuh"
 #include "cuda/kernels/linear_4bit/repair.cuh"
 #include "kernels/matmul.h"
@@ -14,43 +15,35 @@
 namespace bnb::cuda {
 namespace {
 
-constexpr int kThreads = 256, kGroup = 8;
+constexpr int kThreads = 256;
+static_assert(kThreads == kMapThreads);
 
-// to[rows, columns] = rows from `row0` on and columns from `column0` on of w[*, k].
+// to[rows, columns] = rows from `row0` on and columns from `column0` on of w[*, k]; all are multiples of kDecodeRun.
 template <class T>
 __global__ void __launch_bounds__(kThreads) decode_kernel(WeightView w, T* to, int64_t k, int64_t row0, int64_t column0,
-                                                          int64_t rows, int64_t columns, bool vectors) {
-  BNB_SHARED(Values4bitTable, table);
-  table.load(w.type);
+                                                          int64_t rows, int64_t columns, int chunks) {
+  BNB_SHARED(Decoder4bit, decoder);
+  decoder.load(w.type);
   __syncthreads();
-  const uint32_t lane = threadIdx.x % kWarp;
-  const int64_t first = row0 * k + column0;
-  if (!vectors) {
-    for (int64_t i = global_thread(); i < rows * columns; i += global_threads()) {
-      const int64_t at = first + i / columns * k + i % columns;
-      const uint32_t byte = w.packed[at / 2];
-      to[i] = narrow<T>(table.at(at % 2 ? byte & 15 : byte >> 4, lane) * w.scale(at));
-    }
-    return;
+  const DecodeScales scales(w.scales, w.shift, w.nested_shift);
+  for (DecodeTurn turn(chunks); turn.rows < rows; turn.next(chunks)) {
+    const int64_t row = turn.row(), column = int64_t{turn.chunk} * kDecodeChunk;
+    if (row >= rows) continue;
+    const int count = static_cast<int>(min(columns - column, int64_t{kDecodeChunk}));
+    decode_chunk(decoder, w.packed, scales, (row0 + row) * k + column0 + column, count, to + row * columns + column);
   }
-  const auto groups = static_cast<uint32_t>(columns / kGroup);
-  const auto count = static_cast<uint32_t>(rows) * groups;  // a slab has fewer than 2^32 weights
-  for (auto i = static_cast<uint32_t>(global_thread()); i < count; i += static_cast<uint32_t>(global_threads())) {
-    const int64_t at = first + i / groups * k + i % groups * kGroup;
-    const Vec<uint8_t, 4> bytes = load_vec<4>(w.packed + at / 2);
-    const float scale = w.scale(at);
-    constexpr int kVec = 16 / sizeof(T);
-#pragma unroll
-    for (int part = 0; part < kGroup; part += kVec) {
-      Vec<T, kVec> v;
-#pragma unroll
-      for (int j = 0; j < kVec; j += 2) {
-        const uint32_t byte = bytes.v[(part + j) / 2];
-        const float even = table.at(byte >> 4, lane) * scale, odd = table.at(byte & 15, lane) * scale;
-        narrow_pair<T>(even, odd, v.v[j], v.v[j + 1]);
-      }
-      store_vec(to + int64_t{i} * kGroup + part, v);
-    }
+}
+
+// The same for any sizes.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    decode_each_kernel(WeightView w, T* to, int64_t k, int64_t row0, int64_t column0, int64_t rows, int64_t columns) {
+  BNB_SHARED(Decoder4bit, decoder);
+  decoder.load(w.type);
+  __syncthreads();
+  for (int64_t i = global_thread(); i < rows * columns; i += global_threads()) {
+    const int64_t at = (row0 + i / columns) * k + column0 + i % columns;
+    to[i] = narrow<T>(decoder.value(w.packed[at / 2] >> (at % 2 ? 0 : 4), threadIdx.x % kWarp) * w.scale(at));
   }
 }
 
@@ -63,11 +56,17 @@ __global__ void __launch_bounds__(kThreads)
 
 void decode(const Weight4Bit& w, void* to, DType dtype, int64_t k, int64_t row0, int64_t column0, int64_t rows,
             int64_t columns, CudaStream& s) {
-  const bool vectors = k % kGroup == 0 && column0 % kGroup == 0 && columns % kGroup == 0 && aligned_for(4, w.packed);
+  const bool vectors = (k | column0 | columns) % kDecodeRun == 0 && aligned_for(4, w.packed);
   visit_float(dtype, [&](auto t) {
     using T = decltype(t);
-    launch(s, decode_kernel<T>, stride_grid(s, ceil_div(rows * columns, vectors ? kGroup : 1), kThreads),
-           dim3(kThreads), 0, view_of(w), static_cast<T*>(to), k, row0, column0, rows, columns, vectors);
+    auto* const into = static_cast<T*>(to);
+    if (vectors) {
+      launch(s, decode_kernel<T>, decode_grid(s, rows, columns), dim3(kThreads), 0, view_of(w), into, k, row0, column0,
+             rows, columns, decode_chunks(columns));
+    } else {
+      launch(s, decode_each_kernel<T>, stride_grid(s, rows * columns, kThreads), dim3(kThreads), 0, view_of(w), into, k,
+             row0, column0, rows, columns);
+    }
   });
 }
 
