@@ -21,9 +21,12 @@ template <class T>
 struct SharedType {
   using type = T;
 };
+// Of a kernel's parameter: it stays where it is also when its address is taken.
+#define BNB_GRID_CONSTANT __grid_constant__
 #define BNB_SHARED(T, name) __shared__ typename ::bnb::cuda::SharedType<T>::type name
 #define BNB_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 #else
+#define BNB_GRID_CONSTANT
 #define BNB_SHARED(T, name)          \
   static const char name##_site = 0; \
   auto& name = ::simt::shared<T>(&name##_site, #name)

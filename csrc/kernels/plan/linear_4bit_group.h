@@ -13,19 +13,20 @@ struct Linear4BitGroupPlan {
   int64_t shared_bytes;  // of the part that needs most
 };
 
-// The problems differ in n and blocksize only. Not possible where small_m is not, where it would have to be compiled
-// for blocks of 32 and of more at once, or where there are more groups of outputs than counters.
-constexpr Linear4BitGroupPlan plan_linear_4bit_group(const Linear4BitProblem* problems, int count, const GpuInfo& gpu) {
+// The problems differ in n and blocksize only; with swiglu they are two of one n, whose plans are the same. Not
+// possible where small_m is not, for blocks of 32, or where there are more groups of outputs than counters.
+constexpr Linear4BitGroupPlan plan_linear_4bit_group(const Linear4BitProblem* problems, int count, bool swiglu,
+                                                     const GpuInfo& gpu) {
   Linear4BitGroupPlan group{};
   int64_t left_n = 0, left_sms = gpu.sms, groups = 0;
   for (int i = 0; i < count; i++) left_n += problems[i].n;
   for (int i = 0; i < count; i++) {
     const Linear4BitProblem& p = problems[i];
-    if ((p.blocksize < kLinear4BitRun) != (problems[0].blocksize < kLinear4BitRun)) return group;
+    if (p.blocksize < kLinear4BitRun) return group;
     // The nearest number to its share that leaves one for each of the others.
     const int64_t others = count - 1 - i;
     int64_t sms = left_n > 0 ? (2 * left_sms * p.n + left_n) / (2 * left_n) : 1;
-    sms = sms < 1 ? 1 : sms > left_sms - others ? left_sms - others : sms;
+    sms = swiglu ? gpu.sms / 2 : sms < 1 ? 1 : sms > left_sms - others ? left_sms - others : sms;
     if (sms < 1) return group;
     GpuInfo part = gpu;
     part.sms = static_cast<int32_t>(sms);

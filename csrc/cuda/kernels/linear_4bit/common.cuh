@@ -3,6 +3,7 @@
 #include "cuda/codebooks.cuh"
 #include "cuda/kernels/linear_4bit/linear_4bit.h"
 #include "cuda/kernels/matmul/output.cuh"
+#include "cuda/math.cuh"
 #include "cuda/ptx.cuh"
 
 namespace bnb::cuda {
@@ -164,13 +165,21 @@ __device__ __forceinline__ bool add_splits(float (&sums)[Sums], float* partials,
   return true;
 }
 
-// How the blocks of small_m share a product, and where its sums meet.
+// How the blocks of small_m share a product, and where its sums meet. Two products under a SwiGLU meet in one result:
+// they share partials, of which the gate's come first, and counters.
 struct Sharing {
   int64_t m, outputs;  // of the result
   ProductOut out;
-  float* partials;  // [splits, m, outputs], or null for one split
+  float* partials;  // [parties, m, outputs], or null for one party
   int32_t* counters;
   int32_t sum_warps, splits, groups;
+  int32_t blocks, block0 = 0;  // of the grid that work on this product: so many, from block0 on
+  int32_t party0 = 0;          // the first of its partials
+  bool gated = false;          // with SwiGLU
+
+  __device__ __forceinline__ int block() const { return static_cast<int>(blockIdx.x) - block0; }
+  __device__ __forceinline__ int split() const { return block() % splits; }
+  __device__ __forceinline__ int parties() const { return gated ? 2 * splits : splits; }
 };
 
 // Part `part` of `parts` of n.
@@ -184,14 +193,14 @@ struct WarpShare {
   int block_from, block_steps, from, steps, first, stride;
 
   __device__ __forceinline__ WarpShare(const Sharing& p, int all) {
-    const int split = static_cast<int>(blockIdx.x) % p.splits;
+    const int split = p.split();
     const int sum_warp = static_cast<int>(threadIdx.x) / kWarp % p.sum_warps;
     block_from = part_of(all, split, p.splits);
     block_steps = part_of(all, split + 1, p.splits) - block_from;
     from = part_of(block_steps, sum_warp, p.sum_warps);
     steps = part_of(block_steps, sum_warp + 1, p.sum_warps) - from;
-    first = static_cast<int>(blockIdx.x) / p.splits;
-    stride = static_cast<int>(gridDim.x) / p.splits;
+    first = p.block() / p.splits;
+    stride = p.blocks / p.splits;
   }
   // The first of the outputs of this warp in a group, in widths of a warp.
   static __device__ __forceinline__ int64_t place(const Sharing& p, int group, int warps) {
@@ -231,7 +240,7 @@ __device__ __forceinline__ void go_round(Step (&ring)[Ahead], int steps, const L
 template <int Width, int Parts, int Warps, int Eights, class Deposit>
 __device__ __forceinline__ void finish_group(const Sharing& p, int group, float* exchange, const Deposit& deposit) {
   constexpr int kPitch = Width + 4, kPart = 8 * kPitch;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, split = static_cast<int>(blockIdx.x) % p.splits;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, party = p.party0 + p.split();
   const int places = Warps / p.sum_warps, width = Width * places;
   const int64_t first = int64_t{group} * width * Parts;
 #pragma unroll
@@ -251,22 +260,28 @@ __device__ __forceinline__ void finish_group(const Sharing& p, int group, float*
         float sum = 0;
 #pragma unroll 1
         for (int w = 0; w < p.sum_warps; w++) sum += from[w * kPart];
-        if (p.splits == 1)
+        if (p.parties() == 1)
           p.out.store(row, output, sum);
         else
-          p.partials[(split * p.m + row) * p.outputs + output] = sum;
+          p.partials[(party * p.m + row) * p.outputs + output] = sum;
       }
     }
   }
-  if (p.splits == 1 || !last_of(p.counters + group, p.splits)) return;
+  if (p.parties() == 1 || !last_of(p.counters + group, p.parties())) return;
 #pragma unroll 1
   for (int64_t i = threadIdx.x; i < p.m * width * Parts; i += Warps * kWarp) {
     const int64_t row = i / (width * Parts), col = first + i % (width * Parts);
     if (col >= p.outputs) continue;
-    float sum = 0;
+    float sum = 0, gate = 0;
 #pragma unroll 4
-    for (int j = 0; j < p.splits; j++) sum += load_fresh(p.partials + (j * p.m + row) * p.outputs + col);
-    p.out.store(row, col, sum);
+    for (int j = 0; j < p.parties(); j++) {
+      if (p.gated && j == p.splits) {
+        gate = sum;
+        sum = 0;
+      }
+      sum += load_fresh(p.partials + (j * p.m + row) * p.outputs + col);
+    }
+    p.out.store(row, col, p.gated ? gate * sigmoid(gate) * sum : sum);
   }
 }
 

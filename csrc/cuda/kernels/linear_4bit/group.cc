@@ -4,7 +4,31 @@
 
 namespace bnb::cuda {
 
+namespace {
+
+bool is_multiple(const void* p, uintptr_t n) { return reinterpret_cast<uintptr_t>(p) % n == 0; }
+
+// One launch of small_m where that can do it, and no other variant is asked for.
+Linear4BitGroupPlan plan_of(const Linear4BitGroupArgs& a, const GpuInfo& gpu) {
+  if (a.variant >= 0 && a.variant != static_cast<int32_t>(Linear4BitVariant::small_m)) return {};
+  Linear4BitProblem problems[kLinear4BitGroup];
+  for (int i = 0; i < a.count; i++)
+    problems[i] = {.m = a.m,
+                   .n = a.n[i],
+                   .k = a.k,
+                   .blocksize = a.w[i].blocksize,
+                   .dtype = a.dtype,
+                   .aligned = is_multiple(a.x, 16) && is_multiple(a.w[i].packed, 8),
+                   .backward = false};
+  return plan_linear_4bit_group(problems, a.count, a.swiglu, gpu);
+}
+
+}  // namespace
+
 void linear_4bit_group(const Linear4BitGroupArgs& a, CudaStream& s) {
+  if (a.m == 0) return;
+  const Linear4BitGroupPlan plan = plan_of(a, s.gpu);
+  if (plan.possible) return linear_4bit_group_small_m(a, plan, s);
   const auto product = [&](int i, void* y, CudaStream& stream) {
     linear_4bit(Linear4BitArgs{.x = a.x,
                                .bias = nullptr,

@@ -3,6 +3,7 @@
 #include "cuda/stream.h"
 #include "kernels/linear_4bit.h"
 #include "kernels/plan/linear_4bit.h"
+#include "kernels/plan/linear_4bit_group.h"
 
 namespace bnb::cuda {
 
@@ -11,6 +12,7 @@ static_assert(kLinear4BitCounters <= kCounters);
 // A repair runs only if a scale of w is too large for float16 (repair.cuh): `flags` says so, null for always.
 void linear_4bit_simt(const Linear4BitArgs& a, const int32_t* flags, CudaStream& s);
 void linear_4bit_small_m(const Linear4BitArgs& a, const Linear4BitGpuPlan& plan, CudaStream& s);
+void linear_4bit_group_small_m(const Linear4BitGroupArgs& a, const Linear4BitGroupPlan& plan, CudaStream& s);
 void linear_4bit_tile(const Linear4BitArgs& a, const Linear4BitGpuPlan& plan, CudaStream& s);
 void linear_4bit_dense(const Linear4BitArgs& a, const Linear4BitGpuPlan& plan, CudaStream& s);
 
