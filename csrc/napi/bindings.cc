@@ -115,6 +115,8 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::linear_4bit_gpu_plan>(
       "linear4bitGpuPlan(m, n, k, blocksize, dtype, aligned, backward, variant, cc, sms, sharedPerBlock, l2Bytes, "
       "hasCublaslt)");
+  b.bind<&ops::linear_4bit_group_gpu_plan>(
+      "linear4bitGroupGpuPlan(m, ns, k, swiglu, blocksize, dtype, cc, sms, sharedPerBlock)");
   b.bind<&ops::embedding_4bit>("embedding4bit(ids, weight, dtype)");
   // LLM.int8()
   b.bind<&ops::int8_quantize_rows>("int8QuantizeRows(A, threshold)");

@@ -243,6 +243,11 @@ int64_t linear_4bit_plan(int64_t m, int64_t k);
 std::tuple<bool, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, int64_t, int64_t> linear_4bit_gpu_plan(
     int64_t m, int64_t n, int64_t k, int64_t blocksize, DType dtype, bool aligned, bool backward, int64_t variant,
     int64_t cc, int64_t sms, int64_t shared_per_block, int64_t l2_bytes, bool has_cublaslt);
+// What a GPU does with two or three weights [ns[i], k] of one x: whether it is one launch, the bytes of shared memory,
+// and the blocks of each product.
+std::tuple<bool, int64_t, int64_t, int64_t, int64_t> linear_4bit_group_gpu_plan(
+    int64_t m, const std::vector<double>& ns, int64_t k, bool swiglu, int64_t blocksize, DType dtype, int64_t cc,
+    int64_t sms, int64_t shared_per_block);
 // Rows of a 4-bit table by int32 ids, as dtype.
 Tensor embedding_4bit(const Tensor& ids, const Quantized4Bit& weight, DType dtype);
 

@@ -366,6 +366,20 @@ export interface NativeOps {
       sharedBytes: number,
     ]
   >;
+  linear4bitGroupGpuPlan: NativeOp<
+    [
+      m: number,
+      ns: Float64Array,
+      k: number,
+      swiglu: boolean,
+      blocksize: number,
+      dtype: number,
+      cc: number,
+      sms: number,
+      sharedPerBlock: number,
+    ],
+    [possible: number, sharedBytes: number, first: number, second: number, third: number]
+  >;
   embedding4bit: NativeOp<[ids: Tensor, weight: Quantized4Bit, dtype: number], [Tensor]>;
   // LLM.int8()
   int8QuantizeRows: NativeOp<[a: Tensor, threshold: number], [codes: Tensor, stats: Tensor, mask: Tensor | null]>;

@@ -226,3 +226,39 @@ export function linear4bitGpuPlan(
     sharedBytes,
   };
 }
+
+/** Products of x[m, k] with two or three weights [ns[i], k], as `linear4bitGroupGpuPlan` sees them. */
+export interface Linear4bitGroup {
+  m: number;
+  ns: readonly number[];
+  k: number;
+  /** Of the activations. */
+  dtype: DType;
+  blocksize?: number;
+  /** `linear4bitSwiglu` instead of `linear4bitEach`. */
+  swiglu?: boolean;
+}
+
+/**
+ * Whether a GPU computes `linear4bitEach` or `linear4bitSwiglu` by one launch, how many blocks of it work on each
+ * product, and the bytes of shared memory of each block. For benchmarks, tests and bug reports.
+ */
+export function linear4bitGroupGpuPlan(
+  group: Linear4bitGroup,
+  gpu: GpuLimits,
+): { possible: boolean; blocks: number[]; sharedBytes: number } {
+  const { m, ns, k, dtype, blocksize = 64, swiglu = false } = group;
+  const [possible, sharedBytes, ...blocks] = run(
+    addon.linear4bitGroupGpuPlan,
+    m,
+    Float64Array.from(ns),
+    k,
+    swiglu,
+    blocksize,
+    dtypeCode(dtype),
+    gpu.cc,
+    gpu.sms,
+    gpu.sharedPerBlock,
+  );
+  return { possible: possible !== 0, blocks: blocks.slice(0, ns.length), sharedBytes };
+}

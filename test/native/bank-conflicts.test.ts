@@ -8,6 +8,8 @@ import {
   attention,
   dequantize4bit,
   devices,
+  linear4bitEach,
+  linear4bitSwiglu,
   matmul,
   matmul4bit,
   quantize4bit,
@@ -186,5 +188,17 @@ describe.runIf(counts)("shared memory on the emulated GPU", () => {
     expect(sum(sites, "accesses")).toBeGreaterThan(0);
     expect(sum(sites, "wavefronts")).toBe(sum(sites, "least"));
     report(name, sites, 1, "launch");
+  });
+
+  it("three weights of one x are one launch, and so is SwiGLU of two", async () => {
+    const weight = () => {
+      const [packed, state] = quantize4bit(make([128, 128]), { quantType: "nf4" });
+      return state.quantized(packed);
+    };
+    const [a, b, c] = [weight(), weight(), weight()];
+    const x = make([2, 128]);
+    expect(await launchesOf(() => linear4bitEach(x, [a, b, c]))).toHaveLength(1);
+    expect(await launchesOf(() => linear4bitSwiglu(x, a, b))).toHaveLength(1);
+    expect(await launchesOf(() => linear4bitEach(x.cast("float32"), [a, b]))).toHaveLength(3);
   });
 });

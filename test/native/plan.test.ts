@@ -1,8 +1,8 @@
 // Which kernel a GPU takes, for cards that are not here: decisions and the limits of each card.
 import { describe, expect, it } from "vitest";
 import { layers } from "../../bench/gpu/layers.js";
-import type { GpuLimits, Linear4bitGpuPlan, Linear4bitProblem } from "../../src/index.js";
-import { linear4bitGpuPlan } from "../../src/index.js";
+import type { GpuLimits, Linear4bitGpuPlan, Linear4bitGroup, Linear4bitProblem } from "../../src/index.js";
+import { linear4bitGpuPlan, linear4bitGroupGpuPlan } from "../../src/index.js";
 
 const KB = 1024;
 const cards: Record<string, GpuLimits> = {
@@ -113,6 +113,43 @@ describe.each(Object.keys(cards))("a 4-bit product on a %s", (name) => {
     expect(linear4bitGpuPlan({ ...problem, dtype: "float32" }, gpu, "tile").possible).toBe(false);
     for (const variant of ["simt", "dense"] as const) {
       expect(linear4bitGpuPlan({ ...problem, k: 77 }, gpu, variant)).toMatchObject({ possible: true, variant });
+    }
+  });
+});
+
+describe.each(Object.keys(cards))("products of one x with several 4-bit weights on a %s", (name) => {
+  const gpu = cards[name]!;
+  // q, k, v and gate, up of models with 8 and 70 billion parameters.
+  const groups: Pick<Linear4bitGroup, "ns" | "k" | "swiglu">[] = [
+    { ns: [4096, 1024, 1024], k: 4096 },
+    { ns: [8192, 1024, 1024], k: 8192 },
+    { ns: [14336, 14336], k: 4096, swiglu: true },
+    { ns: [28672, 28672], k: 8192, swiglu: true },
+  ];
+
+  it("are one launch that keeps the card busy, within its limits", () => {
+    for (const group of groups) {
+      for (const m of [1, 8, 9, 32]) {
+        const plan = linear4bitGroupGpuPlan({ ...group, m, dtype: "float16" }, gpu);
+        const text = `${JSON.stringify({ ...group, m })}: ${JSON.stringify(plan)}`;
+        const blocks = plan.blocks.reduce((sum, n) => sum + n, 0);
+        // A share of the multiprocessors cuts the sum into fewer parts: with many rows, one of x can be too large.
+        if (m > 8 && gpu.sharedPerBlock < 160 * KB && !plan.possible) continue;
+        expect(plan.possible, text).toBe(true);
+        expect(plan.sharedBytes, text).toBeLessThanOrEqual(gpu.sharedPerBlock);
+        expect(blocks, text).toBeLessThanOrEqual(gpu.sms);
+        expect(blocks, text).toBeGreaterThanOrEqual(0.8 * gpu.sms);
+        if (group.swiglu) expect(plan.blocks[0], text).toBe(plan.blocks[1]);
+        else expect(plan.blocks[0], text).toBeGreaterThan(plan.blocks[1]!);
+      }
+    }
+  });
+
+  it("are several where one kernel cannot do it", () => {
+    const group: Linear4bitGroup = { ns: [4096, 1024, 1024], k: 4096, m: 1, dtype: "bfloat16" };
+    expect(linear4bitGroupGpuPlan(group, gpu).possible).toBe(gpu.cc >= 80);
+    for (const other of [{ dtype: "float32" }, { m: 33 }, { blocksize: 32 }, { k: 4000 }] as const) {
+      expect(linear4bitGroupGpuPlan({ ...group, ...other }, gpu).possible, JSON.stringify(other)).toBe(false);
     }
   });
 });
