@@ -158,8 +158,7 @@ const slow = [...times].sort((a, b) => b[1] - a[1]).filter(([, time]) => time > 
 if (slow.length > 0) console.log(slow.map(([source, time]) => `  ${time.toFixed(0)} s in ${source}`).join("\n"));
 
 const perElement = instructionsPerElement(readFileSync("csrc/cuda/loops.tsv", "utf8"), measured, archs);
-if (perElement.length > 0)
-  console.log(`  instructions per element, for sm_${archs.join(" ")}, of what the design allows`);
+if (perElement.length > 0) console.log("  instructions per element of main loops, beside what the design allows");
 for (const line of perElement) console.log(`    ${line}`);
 
 if (options.write && problems.length === 0) {

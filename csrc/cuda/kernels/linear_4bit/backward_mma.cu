@@ -48,7 +48,8 @@ class Backward {
 
   __device__ __forceinline__ void run() {
     const Sharing& p = a_.share;
-    const WarpShare mine(p, static_cast<int>(ceil_div(a_.n, kDepth)));
+    const BlockShare<false> block{p};
+    const WarpShare mine(block, static_cast<int>(ceil_div(a_.n, kDepth)));
     const int span = mine.block_steps * kDepth, pitch = static_cast<int>(linear_4bit_pitch(span, true));
     Step ring[kAhead];
     const auto load = [&](Step& step, int ahead) { this->load(step, ahead); };
@@ -80,7 +81,7 @@ class Backward {
           ring, mine.steps, load, [&](const Step& step, int i) { multiply(acc, step, dy, i); },
           [&] { row_ += kAhead * kDepth; });
       if (group + mine.stride < p.groups) fill(group + mine.stride);
-      finish_group<kWidth, kParts, kWarps, Eights>(p, group, exchange_, [&](int e, int part, float* to) {
+      finish_group<kWidth, kParts, kWarps, Eights>(block, group, exchange_, [&](int e, int part, float* to) {
         const int g = lane() / 4, t = lane() % 4;
 #pragma unroll
         for (int i = 0; i < 4; i++)
@@ -212,7 +213,10 @@ void linear_4bit_backward_small_m(const Linear4BitBackwardArgs& a, const Linear4
                               plan.sum_warps,
                               plan.splits,
                               groups,
-                              static_cast<int32_t>(plan.blocks)}};
+                              0,
+                              0,
+                              0,
+                              false}};
   visit_small_m(a.dtype, plan, a.w.blocksize, [&]<class T, int Eights, bool Wide, bool Half>() {
     launch(s, backward_kernel<T, Eights, Wide, Half>, dim3(static_cast<unsigned>(plan.blocks)), dim3(kThreads),
            static_cast<size_t>(plan.shared_bytes), args);

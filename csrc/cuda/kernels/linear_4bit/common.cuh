@@ -173,13 +173,23 @@ struct Sharing {
   float* partials;  // [parties, m, outputs], or null for one party
   int32_t* counters;
   int32_t sum_warps, splits, groups;
-  int32_t blocks, block0 = 0;  // of the grid that work on this product: so many, from block0 on
-  int32_t party0 = 0;          // the first of its partials
-  bool gated = false;          // with SwiGLU
+  // Of a launch for several products; one for a single product is compiled without them.
+  int32_t blocks, block0;  // of the grid that work on this product: so many, from block0 on
+  int32_t party0;          // the first of its partials
+  bool gated;              // with SwiGLU
+};
 
-  __device__ __forceinline__ int block() const { return static_cast<int>(blockIdx.x) - block0; }
-  __device__ __forceinline__ int split() const { return block() % splits; }
-  __device__ __forceinline__ int parties() const { return gated ? 2 * splits : splits; }
+// The place of a block among those that work on its product. Grouped: of several in this launch.
+template <bool Grouped>
+struct BlockShare {
+  const Sharing& p;
+
+  __device__ __forceinline__ int block() const { return static_cast<int>(blockIdx.x) - (Grouped ? p.block0 : 0); }
+  __device__ __forceinline__ int blocks() const { return Grouped ? p.blocks : static_cast<int>(gridDim.x); }
+  __device__ __forceinline__ int split() const { return block() % p.splits; }
+  __device__ __forceinline__ bool gated() const { return Grouped && p.gated; }
+  __device__ __forceinline__ int party() const { return (Grouped ? p.party0 : 0) + split(); }
+  __device__ __forceinline__ int parties() const { return gated() ? 2 * p.splits : p.splits; }
 };
 
 // Part `part` of `parts` of n.
@@ -192,15 +202,17 @@ __device__ __forceinline__ int part_of(int n, int part, int parts) {
 struct WarpShare {
   int block_from, block_steps, from, steps, first, stride;
 
-  __device__ __forceinline__ WarpShare(const Sharing& p, int all) {
-    const int split = p.split();
+  template <bool Grouped>
+  __device__ __forceinline__ WarpShare(const BlockShare<Grouped>& mine, int all) {
+    const Sharing& p = mine.p;
+    const int split = mine.split();
     const int sum_warp = static_cast<int>(threadIdx.x) / kWarp % p.sum_warps;
     block_from = part_of(all, split, p.splits);
     block_steps = part_of(all, split + 1, p.splits) - block_from;
     from = part_of(block_steps, sum_warp, p.sum_warps);
     steps = part_of(block_steps, sum_warp + 1, p.sum_warps) - from;
-    first = p.block() / p.splits;
-    stride = p.blocks / p.splits;
+    first = mine.block() / p.splits;
+    stride = mine.blocks() / p.splits;
   }
   // The first of the outputs of this warp in a group, in widths of a warp.
   static __device__ __forceinline__ int64_t place(const Sharing& p, int group, int warps) {
@@ -237,10 +249,12 @@ __device__ __forceinline__ void go_round(Step (&ring)[Ahead], int steps, const L
 // Adds up a group of outputs: over the warps that share it, in order, and over the splits, in order. A warp has
 // Width * Parts of them; deposit(e, part, to) stores its sums for rows 8e .. 8e + 7 in to[8][Width + 4], of which
 // column c is output Parts * (c - c % 8) + 8 part + c % 8 of the warp. All threads of the block.
-template <int Width, int Parts, int Warps, int Eights, class Deposit>
-__device__ __forceinline__ void finish_group(const Sharing& p, int group, float* exchange, const Deposit& deposit) {
+template <int Width, int Parts, int Warps, int Eights, bool Grouped, class Deposit>
+__device__ __forceinline__ void finish_group(const BlockShare<Grouped>& mine, int group, float* exchange,
+                                             const Deposit& deposit) {
+  const Sharing& p = mine.p;
   constexpr int kPitch = Width + 4, kPart = 8 * kPitch;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, party = p.party0 + p.split();
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, party = mine.party();
   const int places = Warps / p.sum_warps, width = Width * places;
   const int64_t first = int64_t{group} * width * Parts;
 #pragma unroll
@@ -260,28 +274,28 @@ __device__ __forceinline__ void finish_group(const Sharing& p, int group, float*
         float sum = 0;
 #pragma unroll 1
         for (int w = 0; w < p.sum_warps; w++) sum += from[w * kPart];
-        if (p.parties() == 1)
+        if (mine.parties() == 1)
           p.out.store(row, output, sum);
         else
           p.partials[(party * p.m + row) * p.outputs + output] = sum;
       }
     }
   }
-  if (p.parties() == 1 || !last_of(p.counters + group, p.parties())) return;
+  if (mine.parties() == 1 || !last_of(p.counters + group, mine.parties())) return;
 #pragma unroll 1
   for (int64_t i = threadIdx.x; i < p.m * width * Parts; i += Warps * kWarp) {
     const int64_t row = i / (width * Parts), col = first + i % (width * Parts);
     if (col >= p.outputs) continue;
     float sum = 0, gate = 0;
 #pragma unroll 4
-    for (int j = 0; j < p.parties(); j++) {
-      if (p.gated && j == p.splits) {
+    for (int j = 0; j < mine.parties(); j++) {
+      if (mine.gated() && j == p.splits) {
         gate = sum;
         sum = 0;
       }
       sum += load_fresh(p.partials + (j * p.m + row) * p.outputs + col);
     }
-    p.out.store(row, col, p.gated ? gate * sigmoid(gate) * sum : sum);
+    p.out.store(row, col, mine.gated() ? gate * sigmoid(gate) * sum : sum);
   }
 }
 

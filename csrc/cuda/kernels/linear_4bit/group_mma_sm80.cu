@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(SmallM<T, Eights, Wide, false>::kThreads, 1)
   BNB_DYNAMIC_SHARED(shared);
   int i = 0;
   while (i + 1 < a.count && static_cast<int>(blockIdx.x) >= a.part[i + 1].share.block0) i++;
-  SmallM<T, Eights, Wide, false>(a.part[i], shared).run();
+  SmallM<T, Eights, Wide, false, true>(a.part[i], shared).run();
 }
 
 }  // namespace

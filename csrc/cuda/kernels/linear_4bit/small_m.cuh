@@ -21,8 +21,8 @@ struct SmallArgs {
   Sharing share;
 };
 
-// Half: blocks of 32.
-template <class T, int Eights, bool Wide, bool Half>
+// Half: blocks of 32. Grouped: one of several products.
+template <class T, int Eights, bool Wide, bool Half, bool Grouped = false>
 class SmallM {
  public:
   static constexpr int kWarps = Eights <= 2 ? 16 : 8, kThreads = kWarps * kWarp;
@@ -39,7 +39,8 @@ class SmallM {
 
   __device__ __forceinline__ void run() {
     const Sharing& p = a_.share;
-    const WarpShare mine(p, static_cast<int>(a_.k / kLinear4BitRun));
+    const BlockShare<Grouped> block{p};
+    const WarpShare mine(block, static_cast<int>(a_.k / kLinear4BitRun));
     const int span = mine.block_steps * static_cast<int>(kLinear4BitRun);
     const int pitch = static_cast<int>(linear_4bit_pitch(span, false));
     Run<Half> ring[kAhead];
@@ -77,7 +78,7 @@ class SmallM {
           [&] { tile_.advance(kAhead); });
       if (group + mine.stride < p.groups) fill(group + mine.stride);
       finish_group<static_cast<int>(kLinear4BitRows), 1, kWarps, Eights>(
-          p, group, exchange_, [&](int e, int, float* to) {
+          block, group, exchange_, [&](int e, int, float* to) {
             const int g = lane() / 4, t = lane() % 4;
 #pragma unroll
             for (int r = 0; r < 2; r++)
