@@ -12,11 +12,15 @@ import {
   linear4bitSwiglu,
   matmul,
   matmul4bit,
+  noGrad,
   quantize4bit,
   synchronize,
   tensor,
 } from "../../src/index.js";
+import { LlamaForCausalLM } from "../../src/models/index.js";
 import { addon } from "../../src/native/addon.js";
+import { LinearNF4 } from "../../src/nn/linear-4bit.js";
+import { replaceLinear } from "../../src/nn/replace.js";
 import { int8LinearMatmul } from "../../src/ops/int8.js";
 import { AdamW8bit } from "../../src/optim/index.js";
 import { noise } from "../helpers/noise.js";
@@ -200,5 +204,26 @@ describe.runIf(counts)("shared memory on the emulated GPU", () => {
     expect(await launchesOf(() => linear4bitEach(x, [a, b, c]))).toHaveLength(1);
     expect(await launchesOf(() => linear4bitSwiglu(x, a, b))).toHaveLength(1);
     expect(await launchesOf(() => linear4bitEach(x.cast("float32"), [a, b]))).toHaveLength(3);
+  });
+
+  it("a token of a 4-bit model is eight launches a layer, and three", async () => {
+    const layers = 2;
+    const model = new LlamaForCausalLM(
+      {
+        vocabSize: 96,
+        hiddenSize: 128,
+        intermediateSize: 128,
+        numHiddenLayers: layers,
+        numAttentionHeads: 4,
+        numKeyValueHeads: 2,
+      },
+      { dtype: "bfloat16", device },
+    ).eval();
+    replaceLinear(model, (k, n, bias) => new LinearNF4(k, n, { bias, dtype: "bfloat16", device }).quantize());
+    const cache = model.createCache(1, 4);
+    const ids = tensor([3], { shape: [1, 1], dtype: "int32", device });
+    const launches = await launchesOf(() => noGrad(() => model.forward(ids, { cache })));
+    // Norm, q k v, rope into the cache, attention, sum with the residual; norm, SwiGLU, sum with the residual.
+    expect(launches).toHaveLength(8 * layers + 3);
   });
 });
