@@ -37,9 +37,10 @@ function finish(failed, skipped) {
   process.exit(failed > 0 ? 1 : 0);
 }
 
-const nvcc = ["nvcc", ...["CUDA_HOME", "CUDA_PATH"].map((name) => join(process.env[name] ?? "/", "bin/nvcc"))].find(
-  (path) => spawnSync(path, ["--version"]).status === 0,
-);
+const nvcc = [
+  "nvcc",
+  ...["CUDA_HOME", "CUDA_PATH"].map((name) => join(process.env[name] ?? "/usr/local/cuda", "bin/nvcc")),
+].find((path) => spawnSync(path, ["--version"]).status === 0);
 if (!nvcc) {
   console.log(`gates: SKIPPED, nvcc was not found; no kernel was compiled for a GPU`);
   finish(0, sources.length);
