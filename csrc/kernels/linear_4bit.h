@@ -50,6 +50,23 @@ struct Linear4BitGroupArgs {
 };
 BNB_KERNEL(linear_4bit_group, Linear4BitGroupArgs)
 
+// One of the products alone, into y [m, n[i]] y_dtype.
+BNB_INLINE Linear4BitArgs one_of(const Linear4BitGroupArgs& a, int i, void* y, DType y_dtype) {
+  return {.x = a.x,
+          .bias = nullptr,
+          .residual = nullptr,
+          .y = y,
+          .w = a.w[i],
+          .m = a.m,
+          .n = a.n[i],
+          .k = a.k,
+          .dtype = a.dtype,
+          .bias_dtype = DType::float32,
+          .y_dtype = y_dtype,
+          .plan = a.plan,
+          .variant = a.variant};
+}
+
 struct Linear4BitBackwardArgs {
   const void* dy;  // [m, n] dtype
   void* dx;        // [m, k] dtype

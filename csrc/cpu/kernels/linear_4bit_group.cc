@@ -15,34 +15,18 @@ namespace {
 
 constexpr int64_t kChunkElements = 8192;
 
-void product(const Linear4BitGroupArgs& a, int i, void* y, DType y_dtype) {
-  linear_4bit(Linear4BitArgs{.x = a.x,
-                             .bias = nullptr,
-                             .residual = nullptr,
-                             .y = y,
-                             .w = a.w[i],
-                             .m = a.m,
-                             .n = a.n[i],
-                             .k = a.k,
-                             .dtype = a.dtype,
-                             .bias_dtype = DType::float32,
-                             .y_dtype = y_dtype,
-                             .plan = a.plan,
-                             .variant = a.variant});
-}
-
 }  // namespace
 
 void linear_4bit_group(const Linear4BitGroupArgs& a) {
   if (!a.swiglu) {
-    for (int i = 0; i < a.count; i++) product(a, i, a.y[i], a.dtype);
+    for (int i = 0; i < a.count; i++) linear_4bit(one_of(a, i, a.y[i], a.dtype));
     return;
   }
   const int64_t size = a.m * a.n[0];
   float* gate = scratch<float>(3, 2 * size + 1);
   float* up = gate + size;
-  product(a, 0, gate, DType::float32);
-  product(a, 1, up, DType::float32);
+  linear_4bit(one_of(a, 0, gate, DType::float32));
+  linear_4bit(one_of(a, 1, up, DType::float32));
   visit_float(a.dtype, [&](auto t) {
     auto* y = static_cast<decltype(t)*>(a.y[0]);
     parallel_for(size, kChunkElements, [&](int64_t begin, int64_t end) {

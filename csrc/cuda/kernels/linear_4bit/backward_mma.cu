@@ -212,11 +212,7 @@ void linear_4bit_backward_small_m(const Linear4BitBackwardArgs& a, const Linear4
                               s.counters,
                               plan.sum_warps,
                               plan.splits,
-                              groups,
-                              0,
-                              0,
-                              0,
-                              false}};
+                              groups}};
   visit_small_m(a.dtype, plan, a.w.blocksize, [&]<class T, int Eights, bool Wide, bool Half>() {
     launch(s, backward_kernel<T, Eights, Wide, Half>, dim3(static_cast<unsigned>(plan.blocks)), dim3(kThreads),
            static_cast<size_t>(plan.shared_bytes), args);

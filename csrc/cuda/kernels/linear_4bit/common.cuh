@@ -174,9 +174,9 @@ struct Sharing {
   int32_t* counters;
   int32_t sum_warps, splits, groups;
   // Of a launch for several products; one for a single product is compiled without them.
-  int32_t blocks, block0;  // of the grid that work on this product: so many, from block0 on
-  int32_t party0;          // the first of its partials
-  bool gated;              // with SwiGLU
+  int32_t blocks = 0, block0 = 0;  // of the grid that work on this product: so many, from block0 on
+  int32_t party0 = 0;              // the first of its partials
+  bool gated = false;              // with SwiGLU
 };
 
 // The place of a block among those that work on its product. Grouped: of several in this launch.

@@ -29,31 +29,15 @@ void linear_4bit_group(const Linear4BitGroupArgs& a, CudaStream& s) {
   if (a.m == 0) return;
   const Linear4BitGroupPlan plan = plan_of(a, s.gpu);
   if (plan.possible) return linear_4bit_group_small_m(a, plan, s);
-  const auto product = [&](int i, void* y, CudaStream& stream) {
-    linear_4bit(Linear4BitArgs{.x = a.x,
-                               .bias = nullptr,
-                               .residual = nullptr,
-                               .y = y,
-                               .w = a.w[i],
-                               .m = a.m,
-                               .n = a.n[i],
-                               .k = a.k,
-                               .dtype = a.dtype,
-                               .bias_dtype = DType::float32,
-                               .y_dtype = a.dtype,
-                               .plan = a.plan,
-                               .variant = a.variant},
-                stream);
-  };
   if (!a.swiglu) {
-    for (int i = 0; i < a.count; i++) product(i, a.y[i], s);
+    for (int i = 0; i < a.count; i++) linear_4bit(one_of(a, i, a.y[i], a.dtype), s);
     return;
   }
   const int64_t size = a.m * a.n[0];
   const auto nbytes = static_cast<size_t>((size * static_cast<int64_t>(size_of(a.dtype)) + 255) / 256 * 256);
   auto* gate = static_cast<unsigned char*>(s.scratch(2 * nbytes));
-  product(0, gate, s.inner());
-  product(1, gate + nbytes, s.inner());
+  linear_4bit(one_of(a, 0, gate, a.dtype), s.inner());
+  linear_4bit(one_of(a, 1, gate + nbytes, a.dtype), s.inner());
   swiglu(SwigluArgs{.gate = gate, .up = gate + nbytes, .y = a.y[0], .size = size, .dtype = a.dtype}, s);
 }
 

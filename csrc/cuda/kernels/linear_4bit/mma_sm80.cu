@@ -30,11 +30,7 @@ void linear_4bit_small_m(const Linear4BitArgs& a, const Linear4BitGpuPlan& plan,
                            s.counters,
                            plan.sum_warps,
                            plan.splits,
-                           groups,
-                           0,
-                           0,
-                           0,
-                           false}};
+                           groups}};
   visit_small_m(a.dtype, plan, a.w.blocksize, [&]<class T, int Eights, bool Wide, bool Half>() {
     launch(s, small_m_kernel<T, Eights, Wide, Half>, dim3(static_cast<unsigned>(plan.blocks)),
            dim3(SmallM<T, Eights, Wide, Half>::kThreads), static_cast<size_t>(plan.shared_bytes), args);
