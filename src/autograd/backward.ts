@@ -1,5 +1,5 @@
 // backward(): runs the tape from a scalar (or from a given gradient) to the leaves.
-import { addon } from "../native/addon.js";
+import { addon } from "../tensor/addon.js";
 import { tensor } from "../tensor/create.js";
 import { BnbError } from "../tensor/errors.js";
 import { run } from "../tensor/run.js";

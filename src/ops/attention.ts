@@ -1,6 +1,6 @@
 // Scaled dot-product attention with grouped key and value heads.
 import { defineOp } from "../autograd/define-op.js";
-import { addon } from "../native/addon.js";
+import { addon } from "../tensor/addon.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 

@@ -1,7 +1,7 @@
 // Conversion of the element type.
 import type { OpContext } from "../autograd/define-op.js";
 import { defineOp } from "../autograd/define-op.js";
-import { addon } from "../native/addon.js";
+import { addon } from "../tensor/addon.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode, isFloat } from "../tensor/dtype.js";
 import { run } from "../tensor/run.js";

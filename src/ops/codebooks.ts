@@ -1,5 +1,5 @@
 // Codebooks: the built-in 4-bit tables, and the makers of 8-bit maps, bit for bit as bitsandbytes makes them.
-import { addon } from "../native/addon.js";
+import { addon } from "../tensor/addon.js";
 import { tensor } from "../tensor/create.js";
 import type { DeviceLike } from "../tensor/device.js";
 import { toDevice } from "../tensor/device.js";

@@ -1,7 +1,7 @@
 // Elementwise functions of one tensor, and of two tensors or a tensor and a number.
 import type { OpContext } from "../autograd/define-op.js";
 import { defineOp } from "../autograd/define-op.js";
-import { addon } from "../native/addon.js";
+import { addon } from "../tensor/addon.js";
 import { BnbError } from "../tensor/errors.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";

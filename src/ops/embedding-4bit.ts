@@ -1,6 +1,6 @@
 // Rows of a 4-bit table by id: only the blocks that the ids touch are decoded.
 import { defineOp } from "../autograd/define-op.js";
-import { addon } from "../native/addon.js";
+import { addon } from "../tensor/addon.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";
 import type { Quantized4Bit } from "../tensor/quantized.js";

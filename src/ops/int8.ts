@@ -2,7 +2,7 @@
 // floating point (Dettmers et al. 2022, arXiv:2208.07339).
 import type { OpContext } from "../autograd/define-op.js";
 import { defineOp } from "../autograd/define-op.js";
-import { addon } from "../native/addon.js";
+import { addon } from "../tensor/addon.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";
 import { run } from "../tensor/run.js";

@@ -1,7 +1,7 @@
 // The linear product with a frozen 4-bit weight.
 import { defineOp } from "../autograd/define-op.js";
 import { isGradEnabled, noGrad } from "../autograd/no-grad.js";
-import { addon } from "../native/addon.js";
+import { addon } from "../tensor/addon.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";

@@ -1,6 +1,6 @@
 // Matrix products and linear layers.
 import { defineOp } from "../autograd/define-op.js";
-import { addon } from "../native/addon.js";
+import { addon } from "../tensor/addon.js";
 import type { Device } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";

@@ -1,5 +1,5 @@
 // QuantState: what is needed to dequantize a blockwise quantized tensor, as bitsandbytes keeps it.
-import { addon } from "../native/addon.js";
+import { addon } from "../tensor/addon.js";
 import type { Device, DeviceLike } from "../tensor/device.js";
 import { toDevice } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";

@@ -1,5 +1,5 @@
 // Blockwise 4-bit quantization: quantize4bit and dequantize4bit.
-import { addon } from "../native/addon.js";
+import { addon } from "../tensor/addon.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";

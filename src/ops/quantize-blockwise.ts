@@ -1,5 +1,5 @@
 // Blockwise 8-bit quantization: quantizeBlockwise and dequantizeBlockwise, and the double quantization of scales.
-import { addon } from "../native/addon.js";
+import { addon } from "../tensor/addon.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";

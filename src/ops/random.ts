@@ -1,5 +1,5 @@
 // Random tensors from a counter-based generator: the same seed gives the same bits on every machine.
-import { addon } from "../native/addon.js";
+import { addon } from "../tensor/addon.js";
 import type { TensorOptions } from "../tensor/create.js";
 import { toDevice } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";

@@ -1,7 +1,7 @@
 // Moving elements: other shapes of the same elements, parts, joins, repeats, and writing into a tensor.
 import type { OpContext } from "../autograd/define-op.js";
 import { defineOp } from "../autograd/define-op.js";
-import { addon } from "../native/addon.js";
+import { addon } from "../tensor/addon.js";
 import { dtypeCode } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { run } from "../tensor/run.js";

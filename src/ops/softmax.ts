@@ -1,6 +1,6 @@
 // softmax and logSoftmax over the last axis.
 import { defineOp } from "../autograd/define-op.js";
-import { addon } from "../native/addon.js";
+import { addon } from "../tensor/addon.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 

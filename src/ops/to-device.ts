@@ -1,6 +1,6 @@
 // Copies of tensors, on the same device or on another.
 import { defineOp } from "../autograd/define-op.js";
-import { addon } from "../native/addon.js";
+import { addon } from "../tensor/addon.js";
 import type { Device, DeviceLike } from "../tensor/device.js";
 import { toDevice } from "../tensor/device.js";
 import { run } from "../tensor/run.js";

@@ -1,5 +1,5 @@
 // Gradient clipping. One native call for all gradients; the norm stays on the device.
-import { addon } from "../native/addon.js";
+import { addon } from "../tensor/addon.js";
 import { BnbError } from "../tensor/errors.js";
 import { run } from "../tensor/run.js";
 import { Tensor } from "../tensor/tensor.js";

@@ -1,6 +1,6 @@
 // Optimizer state dicts in bitsandbytes' layout: the nested object per parameter, its keys in snake case, and the
 // older flat form on the way in.
-import { addon } from "../native/addon.js";
+import { addon } from "../tensor/addon.js";
 import { BnbError } from "../tensor/errors.js";
 import { run } from "../tensor/run.js";
 import { keep } from "../tensor/scope.js";

@@ -1,5 +1,5 @@
 // The code tables of 8-bit states: the built-in dynamic maps, and whether a table that came with a state is one.
-import { addon } from "../native/addon.js";
+import { addon } from "../tensor/addon.js";
 import type { Device } from "../tensor/device.js";
 import { deviceAt } from "../tensor/device.js";
 import { run } from "../tensor/run.js";

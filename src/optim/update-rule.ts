@@ -1,6 +1,6 @@
 // The native side of a step: the rules by number, and the batch that carries all parameters of a step across in
 // one call. Scalars such as bias corrections are made in C++, in float64.
-import { addon } from "../native/addon.js";
+import { addon } from "../tensor/addon.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 

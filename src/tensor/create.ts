@@ -1,5 +1,5 @@
 // Making tensors from JavaScript values.
-import { addon } from "../native/addon.js";
+import { addon } from "./addon.js";
 import type { DeviceLike } from "./device.js";
 import { toDevice } from "./device.js";
 import type { DType, TypedArray } from "./dtype.js";

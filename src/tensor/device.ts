@@ -1,6 +1,6 @@
 // Devices: the CPU, and the GPUs that the addon was built for and found.
-import type { NativeDevice } from "../native/addon.js";
-import { addon } from "../native/addon.js";
+import type { NativeDevice } from "../native/runtime.js";
+import { runtime } from "../native/runtime.js";
 import { BnbError } from "./errors.js";
 
 /** "cpu", "cuda" (the first GPU), "cuda:N", "auto" (the first GPU, else the CPU), or a Device. */
@@ -41,13 +41,13 @@ export class Device {
 
   /** Resolves when everything queued on the device has run; rejects with the first error among it. */
   async synchronize(): Promise<void> {
-    await addon.synchronize(this.index, new ArrayBuffer(0));
+    await runtime.synchronize(this.index, new ArrayBuffer(0));
   }
 }
 
 let fallback: Device | undefined;
 
-const all: readonly Device[] = addon.devices().map((native, index) => new Device(index, native));
+const all: readonly Device[] = runtime.devices().map((native, index) => new Device(index, native));
 const cpu = all[0] as Device;
 
 /** The devices of this machine, the CPU first. */
@@ -65,7 +65,7 @@ export function deviceAt(index: number): Device {
  * missing. `libraries` says what GPUs use beside the package's own kernels, and is "" without a GPU.
  */
 export function gpuStatus(): { missing: string; libraries: string } {
-  return addon.gpuStatus();
+  return runtime.gpuStatus();
 }
 
 /** The device of tensors and layers that are made without a `device`: the CPU, until setDefaultDevice says otherwise. */

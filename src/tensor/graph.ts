@@ -1,6 +1,6 @@
 // Graphs: a function of ops recorded once and run again by one call, without JavaScript in between. On a GPU the
 // recording becomes a CUDA graph, so that a replay launches everything at once.
-import { addon } from "../native/addon.js";
+import { runtime } from "../native/runtime.js";
 import type { Device, DeviceLike } from "./device.js";
 import { toDevice } from "./device.js";
 import { escapeAll, tidy } from "./scope.js";
@@ -29,13 +29,13 @@ export class Graph<T> implements Disposable {
 
   /** Queues all recorded ops. Throws ERR_BNB_DISPOSED after `dispose()`. */
   replay(): void {
-    addon.replayGraph(this.#id);
+    runtime.replayGraph(this.#id);
   }
 
   dispose(): void {
     if (this.#id === 0) return;
     this.#release();
-    addon.disposeGraph(this.#id);
+    runtime.disposeGraph(this.#id);
     this.#id = 0;
   }
 
@@ -61,14 +61,14 @@ export class Graph<T> implements Disposable {
  */
 export function capture<T>(fn: () => T, { device }: { device?: DeviceLike } = {}): Graph<T> {
   const target = toDevice(device);
-  addon.beginGraph(target.index);
+  runtime.beginGraph(target.index);
   let outputs: T;
   try {
     outputs = tidy(fn);
   } catch (error) {
-    addon.endGraph(target.index, false);
+    runtime.endGraph(target.index, false);
     throw error;
   }
-  const id = addon.endGraph(target.index, true);
+  const id = runtime.endGraph(target.index, true);
   return new Graph(id, target, outputs, escapeAll(outputs));
 }

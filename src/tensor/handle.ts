@@ -1,6 +1,6 @@
 // Ownership of native handles. A Handle is one slot of the addon with a count of those who hold it: the tensor
 // that was made for it and the graph nodes that saved it. The slot is freed with the last of them.
-import { addon } from "../native/addon.js";
+import { runtime } from "../native/runtime.js";
 
 /** Something that owns native memory and sits in a scope: a tensor or a quantized weight. */
 export interface Disposable {
@@ -30,8 +30,8 @@ export class Handle {
 
   release(fromFinalizer = false): void {
     if (--this.#holders > 0) return;
-    if (fromFinalizer) addon.finalize(this.slot);
-    else addon.dispose(this.slot);
+    if (fromFinalizer) runtime.finalize(this.slot);
+    else runtime.dispose(this.slot);
   }
 }
 

@@ -1,7 +1,8 @@
 // The only crossing: run(addon.op, ...args) hands over handles and numbers and wraps the outputs.
-import type { NativeOp, Output } from "../native/addon.js";
-import { addon } from "../native/addon.js";
+
 import { BnbError } from "../native/errors.js";
+import type { NativeOp, Output } from "./addon.js";
+import { addon } from "./addon.js";
 import { deviceAt } from "./device.js";
 import type { DType } from "./dtype.js";
 import { dtypes } from "./dtype.js";

@@ -1,6 +1,6 @@
 // tidy(): everything made inside is disposed at its end, except what is returned or kept. Scopes are a plain
 // stack; since no code inside may await, two scopes cannot interleave.
-import { addon } from "../native/addon.js";
+import { runtime } from "../native/runtime.js";
 import type { DeviceLike } from "./device.js";
 import { deviceAt, devices, toDevice } from "./device.js";
 import { BnbError } from "./errors.js";
@@ -136,7 +136,7 @@ export interface MemoryInfo extends DeviceMemory {
 export function memory(): MemoryInfo {
   const total: MemoryInfo = { tensors: 0, liveBytes: 0, cachedBytes: 0, peakBytes: 0, devices: {} };
   for (const device of devices()) {
-    const { tensors, ...bytes } = addon.memory(device.index);
+    const { tensors, ...bytes } = runtime.memory(device.index);
     total.tensors = tensors;
     total.liveBytes += bytes.liveBytes;
     total.cachedBytes += bytes.cachedBytes;
@@ -149,5 +149,5 @@ export function memory(): MemoryInfo {
 /** Gives cached memory back to the system, on one device or on all, and starts `peakBytes` anew. */
 export function emptyCache(device?: DeviceLike): void {
   const indices = device === undefined ? devices().map((d) => d.index) : [toDevice(device).index];
-  for (const index of indices) addon.emptyCache(deviceAt(index).index);
+  for (const index of indices) runtime.emptyCache(deviceAt(index).index);
 }

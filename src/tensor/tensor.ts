@@ -1,6 +1,6 @@
 // Tensor: a handle on native memory with a dtype, a shape and a device. No arithmetic here: src/ops adds it.
 import { inspect } from "node:util";
-import { addon } from "../native/addon.js";
+import { runtime } from "../native/runtime.js";
 import type { Device } from "./device.js";
 import type { DType, TypedArray } from "./dtype.js";
 import { decode, sizeOf, typedArray } from "./dtype.js";
@@ -136,13 +136,13 @@ export class Tensor implements Scoped {
    * Uint16Array; `floats()` decodes. Rejects with the first error of the queued work.
    */
   async data(): Promise<TypedArray> {
-    return typedArray(this.dtype, await addon.read(this.#held("data").slot, new ArrayBuffer(this.nbytes)));
+    return typedArray(this.dtype, await runtime.read(this.#held("data").slot, new ArrayBuffer(this.nbytes)));
   }
 
   /** As `data()`, but blocks the event loop: for tests and the REPL. */
   dataSync(): TypedArray {
     const buffer = new ArrayBuffer(this.nbytes);
-    addon.readSync(this.#held("dataSync").slot, buffer);
+    runtime.readSync(this.#held("dataSync").slot, buffer);
     return typedArray(this.dtype, buffer);
   }
 

@@ -2,7 +2,7 @@
 import { describe, expect, it } from "vitest";
 import type { BnbError, Tensor } from "../../src/index.js";
 import { devices, emptyCache, keep, memory, synchronize, tensor, tidy } from "../../src/index.js";
-import { addon } from "../../src/native/addon.js";
+import { addon } from "../../src/tensor/addon.js";
 import { run } from "../../src/tensor/run.js";
 import { testDevices } from "../helpers/devices.js";
 

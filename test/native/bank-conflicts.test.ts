@@ -18,11 +18,11 @@ import {
   tensor,
 } from "../../src/index.js";
 import { LlamaForCausalLM } from "../../src/models/index.js";
-import { addon } from "../../src/native/addon.js";
 import { LinearNF4 } from "../../src/nn/linear-4bit.js";
 import { replaceLinear } from "../../src/nn/replace.js";
 import { int8LinearMatmul } from "../../src/ops/int8.js";
 import { AdamW8bit } from "../../src/optim/index.js";
+import { addon } from "../../src/tensor/addon.js";
 import { noise } from "../helpers/noise.js";
 
 const emulated = devices().find((device) => device.name === "emulated GPU");

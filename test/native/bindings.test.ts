@@ -7,7 +7,7 @@ const matches = (path: string, pattern: RegExp) => [...withoutComments(read(path
 // A declaration at the start of a line: a type, which may span template arguments, a name, an opening parenthesis.
 const declared = matches("csrc/ops/ops.h", /^[\w:]+(?:<[^;(]*>)?[&*\s]+(\w+)\(/gm).map((match) => camelCase(match[1]!));
 const bound = matches("csrc/napi/bindings.cc", /\bbind<\s*&ops::(\w+)\s*>\(\s*"(\w+)\b/g);
-const typed = matches("src/native/addon.ts", /^\s*(\w+):\s*NativeOp</gm).map((match) => match[1]!);
+const typed = matches("src/tensor/addon.ts", /^\s*(\w+):\s*NativeOp</gm).map((match) => match[1]!);
 
 describe("native ops", () => {
   it("are found", () => {

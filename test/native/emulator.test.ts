@@ -5,7 +5,7 @@ import { spawnSync } from "node:child_process";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { add, BnbError, devices, ones, tensor } from "../../src/index.js";
-import { addon } from "../../src/native/addon.js";
+import { addon } from "../../src/tensor/addon.js";
 
 const emulated = devices().find((device) => device.name === "emulated GPU");
 

@@ -1,6 +1,6 @@
 // The compile gates for CUDA kernels: what they read from the compiler's output, and what they let pass.
 import { describe, expect, it } from "vitest";
-import type { Figures, Table } from "../../.ci/cubin.mjs";
+import type { Figures, Table } from "../../tools/cuda/cubin.mjs";
 import {
   compare,
   formatTable,
@@ -11,8 +11,8 @@ import {
   parseTable,
   sections,
   shortNames,
-} from "../../.ci/cubin.mjs";
-import { loops } from "../../.ci/sass.mjs";
+} from "../../tools/cuda/cubin.mjs";
+import { loops } from "../../tools/cuda/sass.mjs";
 
 const report = `ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function '_Z4sumsPf' for 'sm_90'

@@ -2,7 +2,7 @@
 import { expect, it } from "vitest";
 import { filesIn, read, withoutComments } from "../helpers/sources.js";
 
-const standIn = withoutComments(read(".ci/gpu-bundle/vitest.mjs"));
+const standIn = withoutComments(read("tools/gpu-bundle/vitest.mjs"));
 // Tests of the repository itself do not travel.
 const bundled = filesIn("test", ".ts").filter((path) => !path.startsWith("test/native/"));
 

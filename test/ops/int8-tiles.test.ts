@@ -2,8 +2,8 @@
 import { describe, expect, it } from "vitest";
 import type { Tensor } from "../../src/index.js";
 import { backward, tensor } from "../../src/index.js";
-import { addon } from "../../src/native/addon.js";
 import { int8LinearMatmul, matmul8bit } from "../../src/ops/int8.js";
+import { addon } from "../../src/tensor/addon.js";
 import { dtypeCode } from "../../src/tensor/dtype.js";
 import { run } from "../../src/tensor/run.js";
 import { testDevices } from "../helpers/devices.js";

@@ -11,8 +11,8 @@ import {
 } from "../../src/functional.js";
 import type { DType, Tensor } from "../../src/index.js";
 import { empty, fromBytes, memory, ones, slice, tensor, tidy } from "../../src/index.js";
-import { addon } from "../../src/native/addon.js";
 import { expandAbsmax } from "../../src/ops/index.js";
+import { addon } from "../../src/tensor/addon.js";
 import { decode, encode } from "../../src/tensor/dtype.js";
 import { run } from "../../src/tensor/run.js";
 import { testDevices } from "../helpers/devices.js";

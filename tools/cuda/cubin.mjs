@@ -1,5 +1,5 @@
 // What a compiled CUDA kernel costs, and whether it may: reads ptxas's report and a cubin's sections, and compares
-// figures with those of the committed table, csrc/cuda/budget.tsv. Nothing here runs a program or touches a file.
+// figures with those of the committed table, tools/cuda/budget.tsv. Nothing here runs a program or touches a file.
 import { loops } from "./sass.mjs";
 
 /**
@@ -178,7 +178,7 @@ export function compare(committed, measured, files, archs) {
 }
 
 /**
- * The instructions per element of the main loops that csrc/cuda/loops.tsv names, beside what the design allows: lines
+ * The instructions per element of the main loops that tools/cuda/loops.tsv names, beside what the design allows: lines
  * of text. A row is file, kernel, least architecture, elements that a thread does in one turn, allowed.
  */
 export function instructionsPerElement(text, measured, archs) {

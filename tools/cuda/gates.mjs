@@ -1,5 +1,5 @@
 // npm run gates [-- --write] [-- --arch 80,90] [-- <part of a path> ...]: compiles every CUDA kernel for every
-// architecture and compares registers, spills, shared memory, code and main loops with csrc/cuda/budget.tsv. Fails when one
+// architecture and compares registers, spills, shared memory, code and main loops with tools/cuda/budget.tsv. Fails when one
 // does not compile without warnings, spills, or grows by more than 5 %; --write puts the new figures into the table.
 // What has not changed since the last run is not compiled again (build-gates). Skipped where nvcc is missing.
 import { spawn, spawnSync } from "node:child_process";
@@ -12,7 +12,7 @@ import { compare, figures, formatTable, instructionsPerElement, measure, parseTa
 
 // The PTX of the newest is what later GPUs compile; its cubin is made from it, so it is checked too.
 const allArchs = ["75", "80", "86", "89", "90", "100", "120"];
-const table = "csrc/cuda/budget.tsv";
+const table = "tools/cuda/budget.tsv";
 const cache = "build-gates";
 
 const { values: options, positionals: filters } = parseArgs({
@@ -52,7 +52,7 @@ const shared = /\$<COMPILE_LANGUAGE:CUDA>:([^>]+)>/.exec(readFileSync("CMakeList
 if (!shared) throw new Error("CMakeLists.txt: no compile options for CUDA found");
 const flags = ["-std=c++20", "-O3", "-DNDEBUG", ...shared, "-DBNB_CUDA=1", "-Icsrc", "-Xptxas=-v"];
 
-const reader = [".ci/cubin.mjs", ".ci/sass.mjs"].map((path) => readFileSync(path, "utf8")).join("");
+const reader = ["tools/cuda/cubin.mjs", "tools/cuda/sass.mjs"].map((path) => readFileSync(path, "utf8")).join("");
 
 // A hash of everything that a compilation reads from this repository, and of what compiles and measures it.
 function fingerprint(source, arch) {
@@ -158,7 +158,7 @@ console.log(
 const slow = [...times].sort((a, b) => b[1] - a[1]).filter(([, time]) => time > 20);
 if (slow.length > 0) console.log(slow.map(([source, time]) => `  ${time.toFixed(0)} s in ${source}`).join("\n"));
 
-const perElement = instructionsPerElement(readFileSync("csrc/cuda/loops.tsv", "utf8"), measured, archs);
+const perElement = instructionsPerElement(readFileSync("tools/cuda/loops.tsv", "utf8"), measured, archs);
 if (perElement.length > 0) console.log("  instructions per element of main loops, beside what the design allows");
 for (const line of perElement) console.log(`    ${line}`);
 

@@ -68,7 +68,7 @@ mkdirSync(app, { recursive: true });
 const addon = join(bundle, "bitsandbytes.node");
 run("strip", "-o", addon, join(build, "Release/bitsandbytes.node"));
 run("xz", "-6", "-T0", addon);
-run("node_modules/.bin/tsc", "-p", ".ci/gpu-bundle/tsconfig.json");
+run("node_modules/.bin/tsc", "-p", "tools/gpu-bundle/tsconfig.json");
 copyFileSync("package.json", join(app, "package.json"));
 copyFileSync("src/package.json", join(app, "src/package.json"));
 // What users import; the same JavaScript.
@@ -77,8 +77,8 @@ cpSync("test/fixtures", join(app, "test/fixtures"), { recursive: true });
 for (const name of readdirSync("bench/gpu").filter((name) => name.endsWith(".py"))) {
   copyFileSync(join("bench/gpu", name), join(app, "bench/gpu", name));
 }
-copyFileSync(".ci/gpu-bundle/tests.mjs", join(app, "tests.mjs"));
-copyFileSync(".ci/gpu-bundle/run.sh", join(bundle, "run.sh"));
+copyFileSync("tools/gpu-bundle/tests.mjs", join(app, "tests.mjs"));
+copyFileSync("tools/gpu-bundle/run.sh", join(bundle, "run.sh"));
 chmodSync(join(bundle, "run.sh"), 0o755);
 
 // --- packages: those named, what they depend on, and the stand-in for vitest -------------------------------------------
@@ -107,7 +107,7 @@ for (const path of readdirSync("node_modules", { recursive: true, encoding: "utf
 }
 const shim = join(modules, "vitest");
 mkdirSync(shim, { recursive: true });
-copyFileSync(".ci/gpu-bundle/vitest.mjs", join(shim, "index.mjs"));
+copyFileSync("tools/gpu-bundle/vitest.mjs", join(shim, "index.mjs"));
 writeFileSync(join(shim, "package.json"), '{ "name": "vitest", "exports": "./index.mjs" }\n');
 
 // --- what it is -------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 // The typed table of native ops, one line each. Arguments cross as integers and numbers: run() (tensor/run.ts)
 // replaces tensors by their handles and reads the outputs from the shared results buffer.
-import type { Quantized4Bit } from "../tensor/quantized.js";
-import type { Tensor } from "../tensor/tensor.js";
-import { loadAddon } from "./load.js";
+import type { NativeRuntime } from "../native/runtime.js";
+import { runtime } from "../native/runtime.js";
+import type { Quantized4Bit } from "./quantized.js";
+import type { Tensor } from "./tensor.js";
 
 /** What an op may return: tensors, null for an optional one that is absent, or plain numbers. */
 export type Output = Tensor | Quantized4Bit | number | null;
@@ -12,50 +13,6 @@ export interface NativeOp<Args extends readonly unknown[], Outputs extends reado
   (...args: unknown[]): void;
   /** Only for the type checker. */
   readonly signature?: (...args: Args) => Outputs;
-}
-
-/** A device as the addon describes it. */
-export interface NativeDevice {
-  device: string;
-  name: string;
-  memory: number;
-  computeCapability: number;
-  processors: number;
-  isa: string;
-}
-
-/** Memory of one device, in bytes; `tensors` counts the handles of the whole environment. */
-export interface NativeMemory {
-  tensors: number;
-  liveBytes: number;
-  cachedBytes: number;
-  peakBytes: number;
-}
-
-/** What is not an op: called directly, with handles. */
-export interface NativeRuntime {
-  setup(results: Float64Array, errorClass: unknown, warn: (message: string) => void): void;
-  dispose(handle: number): void;
-  finalize(handle: number): void;
-  fromBytes(bytes: Uint8Array, dtype: number, shape: readonly number[], device: number): void;
-  read(handle: number, buffer: ArrayBuffer): Promise<ArrayBuffer>;
-  readSync(handle: number, buffer: ArrayBuffer): void;
-  synchronize(device: number, buffer: ArrayBuffer): Promise<ArrayBuffer>;
-  devices(): NativeDevice[];
-  memory(device: number): NativeMemory;
-  emptyCache(device: number): void;
-  /**
-   * `missing`: why no GPU, or not every GPU, is among the devices, "" when none is missing; `libraries`: what GPUs use
-   * beside the package's own kernels, "" without a GPU. Looks for the libraries, so not for hot code.
-   */
-  gpuStatus(): { missing: string; libraries: string };
-  /** Records the ops of a device until endGraph, which gives the id of the graph, or 0 without `keep`. */
-  beginGraph(device: number): void;
-  endGraph(device: number, keep: boolean): number;
-  replayGraph(graph: number): void;
-  disposeGraph(graph: number): void;
-  /** Queues a kernel that is wrong in a known way: test/native/emulator.test.ts. */
-  provoke(device: number, which: number): void;
 }
 
 /** dtype, quantType and device arguments are the numbers of tensor/dtype.ts and Device.index. */
@@ -396,4 +353,4 @@ export interface NativeOps {
   int8LinearBackward: NativeOp<[dy: Tensor, codes: Tensor, stats: Tensor], [dx: Tensor]>;
 }
 
-export const addon = loadAddon() as NativeOps & NativeRuntime;
+export const addon = runtime as NativeOps & NativeRuntime;

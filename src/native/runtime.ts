@@ -1,0 +1,48 @@
+// What the addon offers beside its ops (tensor/addon.ts has those): handles, reads, devices, memory and graphs.
+import { loadAddon } from "./load.js";
+
+/** A device as the addon describes it. */
+export interface NativeDevice {
+  device: string;
+  name: string;
+  memory: number;
+  computeCapability: number;
+  processors: number;
+  isa: string;
+}
+
+/** Memory of one device, in bytes; `tensors` counts the handles of the whole environment. */
+export interface NativeMemory {
+  tensors: number;
+  liveBytes: number;
+  cachedBytes: number;
+  peakBytes: number;
+}
+
+/** What is not an op: called directly, with handles. */
+export interface NativeRuntime {
+  setup(results: Float64Array, errorClass: unknown, warn: (message: string) => void): void;
+  dispose(handle: number): void;
+  finalize(handle: number): void;
+  fromBytes(bytes: Uint8Array, dtype: number, shape: readonly number[], device: number): void;
+  read(handle: number, buffer: ArrayBuffer): Promise<ArrayBuffer>;
+  readSync(handle: number, buffer: ArrayBuffer): void;
+  synchronize(device: number, buffer: ArrayBuffer): Promise<ArrayBuffer>;
+  devices(): NativeDevice[];
+  memory(device: number): NativeMemory;
+  emptyCache(device: number): void;
+  /**
+   * `missing`: why no GPU, or not every GPU, is among the devices, "" when none is missing; `libraries`: what GPUs use
+   * beside the package's own kernels, "" without a GPU. Looks for the libraries, so not for hot code.
+   */
+  gpuStatus(): { missing: string; libraries: string };
+  /** Records the ops of a device until endGraph, which gives the id of the graph, or 0 without `keep`. */
+  beginGraph(device: number): void;
+  endGraph(device: number, keep: boolean): number;
+  replayGraph(graph: number): void;
+  disposeGraph(graph: number): void;
+  /** Queues a kernel that is wrong in a known way: test/native/emulator.test.ts. */
+  provoke(device: number, which: number): void;
+}
+
+export const runtime = loadAddon() as NativeRuntime;
