@@ -14,10 +14,6 @@
 #endif
 #include <unistd.h>
 
-#if BNB_CUDA
-#include "cuda/device.h"
-#endif
-
 namespace bnb {
 namespace {
 

@@ -79,10 +79,21 @@ std::string gpu_unavailable();
 // What GPUs use beside the package's own kernels: one line; empty in a build without CUDA.
 std::string gpu_libraries();
 
-// Queues a kernel on the device's stream. Args must be trivially copyable and at most 192 bytes.
+#if BNB_CUDA
+// What csrc/cuda brings to a build that has it: by device.cc on the CUDA runtime, or by emulation/device.cc without.
+namespace cuda {
+void append_devices(std::vector<std::unique_ptr<Device>>& devices);
+// Why a GPU of this machine is not among them, with advice; empty when none is missing.
+const std::string& unavailable();
+// What is used beside the package's own kernels, or why not: one line.
+std::string libraries();
+}  // namespace cuda
+#endif
+
+// Queues a kernel on the device's stream. Args must be trivially copyable and at most kMaxArgs bytes.
 template <class Args>
 void enqueue(const Kernel<Args>& kernel, Device& device, const Args& args) {
-  device.stream().push(device, kernel, args);
+  device.stream().push(kernel, args);
 }
 
 }  // namespace bnb

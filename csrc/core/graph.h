@@ -23,7 +23,6 @@ class Graph {
   Graph& operator=(const Graph&) = delete;
 
   void replay();
-  size_t size() const { return recording_->commands.size(); }
 
  private:
   // Shared with the worker: it may still have replays to do when the graph is disposed.

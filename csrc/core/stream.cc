@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <new>
+#include <system_error>
 
 #include "core/device.h"
 
@@ -39,8 +40,14 @@ bool synchronous() {
 
 CudaStream* stream_of(Device& device) { return device.stream().cuda; }
 
-Stream::Stream(Device& device)
-    : device_(device), write_chunk_(new Chunk), read_chunk_(write_chunk_), worker_([this] { work(); }) {}
+Stream::Stream(Device& device) : device_(device), write_chunk_(new Chunk), read_chunk_(write_chunk_) {
+  try {
+    worker_ = std::thread([this] { work(); });
+  } catch (const std::system_error& error) {
+    delete write_chunk_;
+    fail(Code::oom, device.str().c_str(), "its stream needs a thread, and the system gives none: ", error.what());
+  }
+}
 
 Stream::~Stream() {
   {

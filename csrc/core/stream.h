@@ -43,7 +43,7 @@ class Stream {
   Stream& operator=(const Stream&) = delete;
 
   template <class Args>
-  void push(Device& device, const Kernel<Args>& kernel, const Args& args);
+  void push(const Kernel<Args>& kernel, const Args& args);
 
   // Queues callback(device, args), which is skipped after a failure, like a kernel; or which runs whatever happened.
   template <class Args>
@@ -128,7 +128,7 @@ class Stream {
 };
 
 template <class Args>
-void Stream::push(Device&, const Kernel<Args>& kernel, const Args& args) {
+void Stream::push(const Kernel<Args>& kernel, const Args& args) {
   Command& c = prepare(recording_ ? recording_->emplace_back() : slot(), kernel.name, args);
   c.always = false;
   if (cuda) {

@@ -2,12 +2,6 @@
 
 #include "core/tensor.h"
 
-#include <cstdlib>
-#include <cstring>
-
-#include "core/graph.h"
-#include "core/transfer.h"
-
 namespace bnb {
 
 Storage::Storage(Device& device, size_t nbytes)
@@ -16,15 +10,8 @@ Storage::Storage(Device& device, size_t nbytes)
 Storage::~Storage() { device_.pool().give_back(block_); }
 
 Tensor Tensor::empty(const Shape& shape, DType dtype, Device& device) {
-  int64_t numel = 1;
-  bool overflow = false, empty = false;
-  for (const int64_t dim : shape) {
-    check_shape(dim >= 0, "tensor", "sizes must be at least 0, got ", shape);
-    empty = empty || dim == 0;
-    overflow = overflow || __builtin_mul_overflow(numel, dim == 0 ? 1 : dim, &numel);
-  }
-  if (empty) numel = 0;
-  check_shape(empty || (!overflow && numel <= kMaxBytes / static_cast<int64_t>(size_of(dtype))), "tensor",
+  const int64_t numel = shape.numel();
+  check_shape(numel <= kMaxBytes / static_cast<int64_t>(size_of(dtype)), "tensor",
               "the size must stay below 2^53 bytes, got ", shape);
   Tensor t;
   t.shape_ = shape;
@@ -40,46 +27,6 @@ Tensor Tensor::view(const Shape& shape, DType dtype, size_t byte_offset) const {
   t.dtype_ = dtype;
   t.numel_ = shape.numel();
   t.offset_ = offset_ + byte_offset;
-  return t;
-}
-
-namespace {
-
-constexpr size_t kInlineBytes = 160;
-struct InlineUpload {
-  void* to;
-  size_t nbytes;
-  unsigned char bytes[kInlineBytes];
-};
-struct StagedUpload {
-  void* to;
-  void* staging;
-  size_t nbytes;
-};
-
-}  // namespace
-
-Tensor upload(const void* bytes, size_t nbytes, const Shape& shape, DType dtype, Device& device) {
-  Graph::check_not_recording(device, "tensor");
-  Tensor t = Tensor::empty(shape, dtype, device);
-  check_shape(t.nbytes() == nbytes, "tensor", "shape ", shape, " of ", name_of(dtype), " needs ", t.nbytes(),
-              " bytes, got ", nbytes);
-  if (nbytes == 0) return t;
-  if (nbytes <= kInlineBytes) {
-    InlineUpload command{t.data(), nbytes, {}};
-    std::memcpy(command.bytes, bytes, nbytes);
-    device.stream().push_always(
-        "upload", command, +[](Device& d, const InlineUpload& u) { d.runtime().copy(d, u.to, u.bytes, u.nbytes); });
-    return t;
-  }
-  void* staging = std::malloc(nbytes);
-  if (!staging) fail(Code::oom, "upload", "no memory to stage ", nbytes, " bytes");
-  std::memcpy(staging, bytes, nbytes);
-  device.stream().push_always(
-      "upload", StagedUpload{t.data(), staging, nbytes}, +[](Device& d, const StagedUpload& u) {
-        d.runtime().copy(d, u.to, u.staging, u.nbytes);
-        std::free(u.staging);
-      });
   return t;
 }
 

@@ -81,8 +81,10 @@ class Tensor {
   Tensor view(const Shape& shape) const { return view(shape, dtype_, 0); }
   // The bytes from `byte_offset` as another shape and dtype; the caller guarantees that they fit.
   Tensor view(const Shape& shape, DType dtype, size_t byte_offset) const;
-  // Whether both look at the same bytes.
-  bool shares_storage(const Tensor& other) const { return storage_ == other.storage_; }
+  // Whether some byte belongs to both.
+  bool overlaps(const Tensor& other) const {
+    return storage_ == other.storage_ && offset_ < other.offset_ + other.nbytes() && other.offset_ < offset_ + nbytes();
+  }
 
  private:
   StorageRef storage_;

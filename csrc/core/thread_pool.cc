@@ -11,7 +11,9 @@
 #include <fstream>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
+#include <vector>
 
 #include "cpu/parallel.h"
 #if defined(__linux__)
@@ -93,10 +95,22 @@ thread_local bool inside_job = false;
 
 class ThreadPool {
  public:
-  // Never destroyed: its threads outlive every environment, and nothing of theirs needs unwinding.
-  static ThreadPool& instance() {
-    static ThreadPool* pool = new ThreadPool(thread_count());
-    return *pool;
+  explicit ThreadPool(int threads) {
+    threads_.reserve(static_cast<size_t>(threads));
+    try {
+      for (int i = 1; i < threads; i++) threads_.emplace_back([this] { work(); });
+    } catch (const std::system_error&) {
+      // The system gives no more threads: those that there are do the same work.
+    }
+  }
+
+  ~ThreadPool() {
+    {
+      std::lock_guard park(park_mutex_);
+      stop_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
   }
 
   bool try_run(int64_t n, int64_t grain, RangeBody body, void* context) {
@@ -125,10 +139,6 @@ class ThreadPool {
  private:
   static constexpr uint32_t kOpen = 0x80000000u;  // the low bits count the workers inside
 
-  explicit ThreadPool(int threads) {
-    for (int i = 1; i < threads; i++) std::thread([this] { work(); }).detach();
-  }
-
   bool join() {
     uint32_t state = state_.load(std::memory_order_acquire);
     while (state & kOpen)
@@ -146,12 +156,14 @@ class ThreadPool {
         // The job stays open until its caller notices that nothing is left.
         for (Backoff backoff; state_.load(std::memory_order_acquire) & kOpen;) backoff.wait();
         until = Clock::now() + kSpin;
+      } else if (stop_.load(std::memory_order_relaxed)) {
+        return;
       } else if (Clock::now() < until) {
         for (int i = 0; i < 32; i++) pause();
       } else {
         std::unique_lock lock(park_mutex_);
         parked_.fetch_add(1, std::memory_order_seq_cst);
-        wake_.wait(lock, [this] { return (state_.load(std::memory_order_seq_cst) & kOpen) != 0; });
+        wake_.wait(lock, [this] { return (state_.load(std::memory_order_seq_cst) & kOpen) != 0 || stop_; });
         parked_.fetch_sub(1, std::memory_order_seq_cst);
         until = Clock::now() + kSpin;
       }
@@ -161,9 +173,22 @@ class ThreadPool {
   Job job_;
   alignas(64) std::atomic<uint32_t> state_{0};
   std::atomic<int> parked_{0};
+  std::atomic<bool> stop_{false};
   std::mutex running_, park_mutex_;
   std::condition_variable wake_;
+  std::vector<std::thread> threads_;
 };
+
+std::mutex keepers_mutex;
+int keepers = 0;
+std::atomic<ThreadPool*> pool{nullptr};
+
+ThreadPool& started_pool() {
+  if (ThreadPool* started = pool.load(std::memory_order_acquire)) return *started;
+  std::lock_guard lock(keepers_mutex);
+  if (!pool.load(std::memory_order_relaxed)) pool.store(new ThreadPool(thread_count()), std::memory_order_release);
+  return *pool.load(std::memory_order_relaxed);
+}
 
 struct Scratch {
   static constexpr int kBuffers = 4;
@@ -177,6 +202,16 @@ thread_local Scratch scratch_buffers;
 
 }  // namespace
 
+ThreadPoolKeeper::ThreadPoolKeeper() {
+  std::lock_guard lock(keepers_mutex);
+  keepers++;
+}
+
+ThreadPoolKeeper::~ThreadPoolKeeper() {
+  std::lock_guard lock(keepers_mutex);
+  if (--keepers == 0) delete pool.exchange(nullptr);
+}
+
 int thread_count() {
   static const int n = choose_thread_count();
   return n;
@@ -185,7 +220,7 @@ int thread_count() {
 void parallel_range(int64_t n, int64_t grain, RangeBody body, void* context) {
   if (n <= 0) return;
   if (grain < 1) grain = 1;
-  if (n <= grain || thread_count() == 1 || inside_job || !ThreadPool::instance().try_run(n, grain, body, context)) {
+  if (n <= grain || thread_count() == 1 || inside_job || !started_pool().try_run(n, grain, body, context)) {
     for (int64_t begin = 0; begin < n; begin += grain) body(context, begin, begin + grain < n ? begin + grain : n);
   }
 }

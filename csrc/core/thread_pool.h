@@ -3,6 +3,16 @@
 
 namespace bnb {
 
+// Keeps the pool's threads, which start with the first job. With the last keeper they end and are joined: the library may
+// be unloaded then. Every environment is one; only work of an environment that exists may call parallel_for.
+class ThreadPoolKeeper {
+ public:
+  ThreadPoolKeeper();
+  ~ThreadPoolKeeper();
+  ThreadPoolKeeper(const ThreadPoolKeeper&) = delete;
+  ThreadPoolKeeper& operator=(const ThreadPoolKeeper&) = delete;
+};
+
 // BNB_THREADS, or one thread per core that this process may run on (affinity and container quota).
 int thread_count();
 

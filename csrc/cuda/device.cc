@@ -1,7 +1,7 @@
 // Finds the GPUs that this build has code for. A machine without a driver has none: that is no error until one is
 // asked for, and then `unavailable()` says why.
 
-#include "cuda/device.h"
+#include "core/device.h"
 
 #include "core/error.h"
 #include "cuda/cublaslt.h"

@@ -7,7 +7,8 @@ namespace {
 
 const char* type_name(const Argument& a) {
   napi_valuetype type;
-  napi_typeof(a.env.napi, a.value, &type);
+  must(a.env.napi, napi_typeof(a.env.napi, a.value, &type));
+  if (a.is_handle() && type == napi_number) return is_absent(a) ? "null" : "a Tensor or a quantized weight";
   switch (type) {
     case napi_undefined: return "undefined";
     case napi_null: return "null";
@@ -24,13 +25,10 @@ const char* type_name(const Argument& a) {
 // run() passes handles, and 0 for null. Anything else is a foreign value.
 SlotValue& slot_arg(const Argument& a, const char* expected) {
   double number = 0;
-  const bool is_number = napi_get_value_double(a.env.napi, a.value, &number) == napi_ok;
   // The smallest generation is 1, so handles start at -2^20.
-  const bool is_handle =
-      is_number && number <= -(1 << 20) && number >= INT32_MIN && number == static_cast<int32_t>(number);
-  if (!is_handle)
-    fail(Code::argument, a.op(), a.name(), " must be ", expected, ", got ",
-         is_number && number == 0 ? "null" : type_name(a));
+  const bool is_handle = a.is_handle() && napi_get_value_double(a.env.napi, a.value, &number) == napi_ok &&
+                         number <= -(1 << 20) && number >= INT32_MIN && number == static_cast<int32_t>(number);
+  if (!is_handle) fail(Code::argument, a.op(), a.name(), " must be ", expected, ", got ", type_name(a));
   SlotValue* slot = a.env.slots.find(static_cast<int32_t>(number));
   if (!slot) fail(Code::disposed, a.op(), a.name(), " was disposed");
   return *slot;
@@ -39,7 +37,7 @@ SlotValue& slot_arg(const Argument& a, const char* expected) {
 uint32_t array_length(const Argument& a, const char* expected) {
   uint32_t length = 0;
   bool is_array = false;
-  napi_is_array(a.env.napi, a.value, &is_array);
+  must(a.env.napi, napi_is_array(a.env.napi, a.value, &is_array));
   if (!is_array || napi_get_array_length(a.env.napi, a.value, &length) != napi_ok)
     fail(Code::argument, a.op(), a.name(), " must be ", expected, ", got ", type_name(a));
   return length;
@@ -47,8 +45,8 @@ uint32_t array_length(const Argument& a, const char* expected) {
 
 Argument element(const Argument& a, uint32_t i) {
   napi_value item;
-  napi_get_element(a.env.napi, a.value, i, &item);
-  return {a.env, a.signature, item, a.index};
+  must(a.env.napi, napi_get_element(a.env.napi, a.value, i, &item));
+  return {a.env, a.signature, item, a.index, a.handles};
 }
 
 }  // namespace
@@ -82,15 +80,12 @@ const Quantized4Bit& quantized_arg(const Argument& a) {
 
 bool is_absent(const Argument& a) {
   double number;
-  if (napi_get_value_double(a.env.napi, a.value, &number) == napi_ok) return number == 0;
-  napi_valuetype type;
-  napi_typeof(a.env.napi, a.value, &type);
-  return type == napi_null || type == napi_undefined;
+  return a.is_handle() && napi_get_value_double(a.env.napi, a.value, &number) == napi_ok && number == 0;
 }
 
 double number_arg(const Argument& a) {
   double number;
-  if (napi_get_value_double(a.env.napi, a.value, &number) != napi_ok)
+  if (a.is_handle() || napi_get_value_double(a.env.napi, a.value, &number) != napi_ok)
     fail(Code::argument, a.op(), a.name(), " must be a number, got ", type_name(a));
   return number;
 }
@@ -110,13 +105,10 @@ bool bool_arg(const Argument& a) {
   return value;
 }
 
-std::string string_arg(const Argument& a) {
-  size_t length = 0;
-  if (napi_get_value_string_utf8(a.env.napi, a.value, nullptr, 0, &length) != napi_ok)
-    fail(Code::argument, a.op(), a.name(), " must be a string, got ", type_name(a));
-  std::string text(length, '\0');
-  napi_get_value_string_utf8(a.env.napi, a.value, text.data(), length + 1, &length);
-  return text;
+DType dtype_arg(const Argument& a) {
+  const int64_t code = integer_arg(a);
+  check_dtype(code >= 0 && code < kDTypeCount, a.op(), a.name(), " must be a known dtype, got number ", code);
+  return static_cast<DType>(code);
 }
 
 Shape shape_arg(const Argument& a) {
@@ -129,6 +121,7 @@ Shape shape_arg(const Argument& a) {
 
 std::vector<Tensor> tensors_arg(const Argument& a) {
   const uint32_t length = array_length(a, "an array of Tensors");
+  check_argument(length == 0 || a.is_handle(), a.op(), a.name(), " must be an array of Tensors, got other values in it");
   std::vector<Tensor> tensors;
   tensors.reserve(length);
   for (uint32_t i = 0; i < length; i++) {
@@ -176,11 +169,12 @@ void Results::put(const std::optional<Tensor>& t) {
 void Results::put(double value) { write(value, -2, 0, {}); }
 
 void Binder::define(BoundOp* op, napi_callback callback) const {
-  napi_add_env_cleanup_hook(
-      env.napi, [](void* p) { delete static_cast<BoundOp*>(p); }, op);
+  must(env.napi, napi_add_env_cleanup_hook(
+                     env.napi, [](void* p) { delete static_cast<BoundOp*>(p); }, op));
   napi_value function;
-  napi_create_function(env.napi, op->signature.op.c_str(), NAPI_AUTO_LENGTH, callback, op, &function);
-  napi_set_named_property(env.napi, exports, op->signature.op.c_str(), function);
+  const char* name = op->signature.op.c_str();
+  must(env.napi, napi_create_function(env.napi, name, NAPI_AUTO_LENGTH, callback, op, &function));
+  must(env.napi, napi_set_named_property(env.napi, exports, name, function));
 }
 
 }  // namespace bnb

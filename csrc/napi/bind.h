@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "napi/env.h"
+#include "napi/status.h"
 
 namespace bnb {
 
@@ -20,24 +21,27 @@ struct Signature {
   explicit Signature(const char* text);  // "rmsNorm(x, weight, eps)"
 };
 
-// One argument of one call.
+// One argument of one call. `handles` has a bit per argument that was a tensor, a quantized weight or null, or a list of
+// these: run() in JavaScript says so, because a number tells nothing.
 struct Argument {
   Env& env;
   const Signature& signature;
   napi_value value;
   size_t index;
+  uint32_t handles = 0;
 
+  bool is_handle() const { return handles >> index & 1; }
   const char* op() const { return signature.op.c_str(); }
   const char* name() const { return signature.names[index].c_str(); }
 };
 
 const Tensor& tensor_arg(const Argument& a);
 const Quantized4Bit& quantized_arg(const Argument& a);
-bool is_absent(const Argument& a);  // null, undefined, or 0 from run()
+bool is_absent(const Argument& a);  // null
 double number_arg(const Argument& a);
 int64_t integer_arg(const Argument& a);
 bool bool_arg(const Argument& a);
-std::string string_arg(const Argument& a);
+DType dtype_arg(const Argument& a);
 Shape shape_arg(const Argument& a);
 std::vector<Tensor> tensors_arg(const Argument& a);
 std::vector<double> numbers_arg(const Argument& a);  // a Float64Array
@@ -62,8 +66,8 @@ decltype(auto) arg(const Argument& a) {
     return numbers_arg(a);
   } else if constexpr (std::is_same_v<T, Shape>) {
     return shape_arg(a);
-  } else if constexpr (std::is_same_v<T, std::string>) {
-    return string_arg(a);
+  } else if constexpr (std::is_same_v<T, DType>) {
+    return dtype_arg(a);
   } else if constexpr (std::is_same_v<T, bool>) {
     return bool_arg(a);
   } else if constexpr (std::is_enum_v<T>) {
@@ -120,11 +124,13 @@ template <class R, class... A, R (*F)(A...)>
 struct Binding<F> {
   template <size_t... I>
   static void call(BoundOp& op, [[maybe_unused]] napi_value* values, std::index_sequence<I...>) {
+    static_assert(sizeof...(A) <= 31);
+    [[maybe_unused]] const uint32_t handles = op.env.handles_of_call();
     if constexpr (std::is_void_v<R>) {
-      F(arg<A>(Argument{op.env, op.signature, values[I], I})...);
+      F(arg<A>(Argument{op.env, op.signature, values[I], I, handles})...);
       op.env.results[0] = 0;
     } else {
-      const R result = F(arg<A>(Argument{op.env, op.signature, values[I], I})...);
+      const R result = F(arg<A>(Argument{op.env, op.signature, values[I], I, handles})...);
       Results(op.env).put(result);
     }
   }
@@ -133,7 +139,7 @@ struct Binding<F> {
     size_t n = sizeof...(A);
     napi_value values[sizeof...(A) + 1];
     void* data;
-    napi_get_cb_info(env, info, &n, values, nullptr, &data);
+    if (napi_get_cb_info(env, info, &n, values, nullptr, &data) != napi_ok) return nullptr;
     BoundOp& op = *static_cast<BoundOp*>(data);
     try {
       check_argument(n == sizeof...(A), op.signature.op.c_str(), "takes ", sizeof...(A), " arguments, got ", n);

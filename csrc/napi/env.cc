@@ -2,6 +2,8 @@
 
 #include "napi/env.h"
 
+#include "napi/status.h"
+
 namespace bnb {
 namespace {
 
@@ -62,7 +64,7 @@ void Env::account_collected(int64_t nbytes) {
 
 void Env::tell(int64_t level) {
   int64_t total;
-  napi_adjust_external_memory(napi, level - level_, &total);
+  must(napi, napi_adjust_external_memory(napi, level - level_, &total));
   level_ = level;
 }
 
@@ -77,33 +79,37 @@ void Env::check_backlog() {
       const std::string text = std::to_string(pending) + " operations are queued on " + device->str() +
                                ": await synchronize() now and then, or read a value";
       napi_value callback, receiver, message;
-      napi_get_reference_value(napi, warn, &callback);
-      napi_get_undefined(napi, &receiver);
-      napi_create_string_utf8(napi, text.c_str(), text.size(), &message);
-      napi_call_function(napi, receiver, callback, 1, &message, nullptr);
+      must(napi, napi_get_reference_value(napi, warn, &callback));
+      must(napi, napi_get_undefined(napi, &receiver));
+      must(napi, napi_create_string_utf8(napi, text.c_str(), text.size(), &message));
+      must(napi, napi_call_function(napi, receiver, callback, 1, &message, nullptr));
     }
   }
 }
 
 napi_value Env::make_error(const Error& error) const {
   napi_value code, message, result = nullptr;
-  napi_create_string_utf8(napi, code_name(error.code()), NAPI_AUTO_LENGTH, &code);
-  napi_create_string_utf8(napi, error.what(), NAPI_AUTO_LENGTH, &message);
+  must(napi, napi_create_string_utf8(napi, code_name(error.code()), NAPI_AUTO_LENGTH, &code));
+  must(napi, napi_create_string_utf8(napi, error.what(), NAPI_AUTO_LENGTH, &message));
   if (error_class) {
     napi_value constructor;
-    napi_get_reference_value(napi, error_class, &constructor);
+    must(napi, napi_get_reference_value(napi, error_class, &constructor));
     const napi_value args[] = {code, message};
-    napi_new_instance(napi, constructor, 2, args, &result);
+    must(napi, napi_new_instance(napi, constructor, 2, args, &result));
   } else {
-    napi_create_error(napi, code, message, &result);
+    must(napi, napi_create_error(napi, code, message, &result));
   }
   return result;
 }
 
-void Env::throw_error(const Error& error) const {
+void Env::throw_error(const Error& error) const noexcept {
   bool pending = false;
-  napi_is_exception_pending(napi, &pending);
-  if (!pending) napi_throw(napi, make_error(error));
+  if (napi_is_exception_pending(napi, &pending) != napi_ok || pending) return;
+  try {
+    must(napi, napi_throw(napi, make_error(error)));
+  } catch (const Error&) {
+    // No JavaScript can run any more (a thread that is being terminated), or it has thrown an error of its own.
+  }
 }
 
 }  // namespace bnb

@@ -9,6 +9,7 @@
 
 #include "core/device.h"
 #include "core/graph.h"
+#include "core/thread_pool.h"
 #include "napi/slots.h"
 
 namespace bnb {
@@ -18,17 +19,20 @@ struct Env {
   ~Env();
 
   napi_env napi;
+  ThreadPoolKeeper thread_pool;  // outlives the streams, whose work uses it
   std::vector<std::unique_ptr<Device>> devices;
   Slots slots;
   std::map<int32_t, std::shared_ptr<Graph>> graphs;
   int32_t last_graph = 0;
 
-  // Results of an op, read by src/tensor/run.ts: [count, then per output: handle, dtype, device, ndim, dims...].
+  // Results of an op, read by src/tensor/run.ts: [count, then per output: handle, dtype, device, ndim, dims...]. Before
+  // the call run() leaves in the first place which arguments are handles, one bit each.
   double* results = nullptr;
   size_t results_capacity = 0;
+  uint32_t handles_of_call() const { return results ? static_cast<uint32_t>(*results) : 0; }
 
   napi_ref error_class = nullptr;  // BnbError
-  napi_ref warn = nullptr;         // (message: string) => void
+  napi_ref warn = nullptr;         // (message: string) => void, which only takes note
   napi_threadsafe_function reads = nullptr;
   int pending_reads = 0;
 
@@ -43,7 +47,7 @@ struct Env {
   // Warns once per burst when a stream's queue grows beyond 64 Ki commands.
   void check_backlog();
   napi_value make_error(const Error& error) const;
-  void throw_error(const Error& error) const;
+  void throw_error(const Error& error) const noexcept;
 
  private:
   void tell(int64_t level);

@@ -13,7 +13,7 @@ napi_value guarded(napi_env napi, napi_callback_info info, const char* name, con
   size_t n = N;
   napi_value values[N + 1];
   void* data;
-  napi_get_cb_info(napi, info, &n, values, nullptr, &data);
+  if (napi_get_cb_info(napi, info, &n, values, nullptr, &data) != napi_ok) return nullptr;
   Env& env = *static_cast<Env*>(data);
   try {
     check_argument(n >= N, name, "takes ", N, " arguments, got ", n);
@@ -40,16 +40,24 @@ Device& device_of(Env& env, napi_value value) {
   return env.device_at(integer_arg({env, signature, value, 0}));
 }
 
+int32_t int32_of(napi_env napi, napi_value value) {
+  int32_t number = 0;
+  must(napi, napi_get_value_int32(napi, value, &number));
+  return number;
+}
+
 // setup(results: Float64Array, BnbError, warn): the buffer and the classes that the addon uses.
 napi_value setup(napi_env napi, napi_callback_info info) {
   return guarded<3>(napi, info, "setup", [&](Env& env, napi_value* v) -> napi_value {
     void* data = nullptr;
-    napi_get_typedarray_info(napi, v[0], nullptr, &env.results_capacity, &data, nullptr, nullptr);
-    env.results = static_cast<double*>(data);
+    napi_typedarray_type type;
+    must(napi, napi_get_typedarray_info(napi, v[0], &type, &env.results_capacity, &data, nullptr, nullptr));
+    check_argument(type == napi_float64_array, "setup", "results must be a Float64Array");
     napi_ref keep;
-    napi_create_reference(napi, v[0], 1, &keep);
-    napi_create_reference(napi, v[1], 1, &env.error_class);
-    napi_create_reference(napi, v[2], 1, &env.warn);
+    must(napi, napi_create_reference(napi, v[0], 1, &keep));
+    must(napi, napi_create_reference(napi, v[1], 1, &env.error_class));
+    must(napi, napi_create_reference(napi, v[2], 1, &env.warn));
+    env.results = static_cast<double*>(data);
     return nullptr;
   });
 }
@@ -57,8 +65,7 @@ napi_value setup(napi_env napi, napi_callback_info info) {
 // dispose(handle) and, from the garbage collector's net, finalize(handle): stale handles are ignored.
 napi_value dispose_handle(napi_env napi, napi_callback_info info, bool from_finalizer) {
   return guarded<1>(napi, info, "dispose", [&](Env& env, napi_value* v) -> napi_value {
-    int32_t handle = 0;
-    napi_get_value_int32(napi, v[0], &handle);
+    const int32_t handle = int32_of(napi, v[0]);
     if (!from_finalizer) {
       env.slots.remove(handle);
       return nullptr;
@@ -75,13 +82,16 @@ napi_value finalize(napi_env napi, napi_callback_info info) { return dispose_han
 // fromBytes(bytes: Uint8Array, dtype, shape, device): one tensor in the results.
 napi_value from_bytes(napi_env napi, napi_callback_info info) {
   return guarded<4>(napi, info, "tensor", [&](Env& env, napi_value* v) -> napi_value {
+    const DType dtype = dtype_arg({env, upload_signature(), v[1], 1});
+    const Shape shape = shape_arg({env, upload_signature(), v[2], 2});
+    Device& device = device_of(env, v[3]);
+    // The pointer comes last: nothing of JavaScript runs between this and the copy.
     size_t nbytes = 0;
     void* data = nullptr;
-    const napi_status status = napi_get_typedarray_info(napi, v[0], nullptr, &nbytes, &data, nullptr, nullptr);
-    check_argument(status == napi_ok, "tensor", "bytes must be a Uint8Array");
-    const auto dtype = static_cast<DType>(integer_arg({env, upload_signature(), v[1], 1}));
-    const Shape shape = shape_arg({env, upload_signature(), v[2], 2});
-    Results(env).put(upload(data, nbytes, shape, dtype, device_of(env, v[3])));
+    napi_typedarray_type type;
+    const napi_status status = napi_get_typedarray_info(napi, v[0], &type, &nbytes, &data, nullptr, nullptr);
+    check_argument(status == napi_ok && type == napi_uint8_array, "tensor", "bytes must be a Uint8Array");
+    Results(env).put(upload(data, nbytes, shape, dtype, device));
     env.account();
     return nullptr;
   });
@@ -113,19 +123,21 @@ void settle_read(napi_env napi, napi_value, void*, void* data) {
   const std::unique_ptr<Read> read(static_cast<Read*>(data));
   if (!napi) return;  // the environment is going away
   Env& env = *read->env;
-  napi_value buffer;
-  napi_get_reference_value(napi, read->buffer, &buffer);
-  napi_delete_reference(napi, read->buffer);
-  if (read->error)
-    napi_reject_deferred(napi, read->deferred, env.make_error(*read->error));
-  else
-    napi_resolve_deferred(napi, read->deferred, buffer);
-  if (--env.pending_reads == 0) napi_unref_threadsafe_function(napi, env.reads);
+  try {
+    if (--env.pending_reads == 0) must(napi, napi_unref_threadsafe_function(napi, env.reads));
+    napi_value buffer;
+    must(napi, napi_get_reference_value(napi, read->buffer, &buffer));
+    must(napi, napi_delete_reference(napi, read->buffer));
+    must(napi, read->error ? napi_reject_deferred(napi, read->deferred, env.make_error(*read->error))
+                           : napi_resolve_deferred(napi, read->deferred, buffer));
+  } catch (const Error& error) {
+    env.throw_error(error);
+  }
 }
 
 Device& prepare_read(Env& env, napi_value tensor, napi_value buffer, Read& read) {
-  const Tensor& source = tensor_arg({env, read_signature(), tensor, 0});
-  napi_get_arraybuffer_info(env.napi, buffer, &read.to, &read.nbytes);
+  const Tensor& source = tensor_arg({env, read_signature(), tensor, 0, 1});
+  must(env.napi, napi_get_arraybuffer_info(env.napi, buffer, &read.to, &read.nbytes));
   check_argument(read.nbytes == source.nbytes(), "data", "the buffer must have ", source.nbytes(), " bytes, got ",
                  read.nbytes);
   read.from = source.data();
@@ -135,13 +147,14 @@ Device& prepare_read(Env& env, napi_value tensor, napi_value buffer, Read& read)
 
 napi_value start_read(Env& env, Device& device, std::unique_ptr<Read> read, napi_value buffer) {
   napi_value promise;
-  napi_create_reference(env.napi, buffer, 1, &read->buffer);
-  napi_create_promise(env.napi, &read->deferred, &promise);
-  if (env.pending_reads++ == 0) napi_ref_threadsafe_function(env.napi, env.reads);
+  must(env.napi, napi_create_reference(env.napi, buffer, 1, &read->buffer));
+  must(env.napi, napi_create_promise(env.napi, &read->deferred, &promise));
+  if (env.pending_reads++ == 0) must(env.napi, napi_ref_threadsafe_function(env.napi, env.reads));
   device.stream().push_always(
       "data", read.release(), +[](Device& d, Read* const& r) {
         run_read(d, r);
-        napi_call_threadsafe_function(r->env->reads, r, napi_tsfn_nonblocking);
+        // Refused only when the environment is being torn down: nobody awaits the read any more.
+        if (napi_call_threadsafe_function(r->env->reads, r, napi_tsfn_nonblocking) != napi_ok) delete r;
       });
   return promise;
 }
@@ -185,14 +198,14 @@ napi_value begin_graph(napi_env napi, napi_callback_info info) {
 napi_value end_graph(napi_env napi, napi_callback_info info) {
   return guarded<2>(napi, info, "graph", [&](Env& env, napi_value* v) {
     bool keep = false;
-    napi_get_value_bool(napi, v[1], &keep);
+    must(napi, napi_get_value_bool(napi, v[1], &keep));
     int32_t id = 0;
     if (auto graph = Graph::end(device_of(env, v[0]), keep)) {
       id = ++env.last_graph;
       env.graphs[id] = std::move(graph);
     }
     napi_value result;
-    napi_create_int32(napi, id, &result);
+    must(napi, napi_create_int32(napi, id, &result));
     return result;
   });
 }
@@ -200,9 +213,7 @@ napi_value end_graph(napi_env napi, napi_callback_info info) {
 // replayGraph(id) and disposeGraph(id); TypeScript knows which exist.
 napi_value replay_graph(napi_env napi, napi_callback_info info) {
   return guarded<1>(napi, info, "graph", [&](Env& env, napi_value* v) -> napi_value {
-    int32_t id = 0;
-    napi_get_value_int32(napi, v[0], &id);
-    const auto found = env.graphs.find(id);
+    const auto found = env.graphs.find(int32_of(napi, v[0]));
     if (found == env.graphs.end()) fail(Code::disposed, "graph", "the graph was disposed");
     found->second->replay();
     return nullptr;
@@ -210,22 +221,20 @@ napi_value replay_graph(napi_env napi, napi_callback_info info) {
 }
 napi_value dispose_graph(napi_env napi, napi_callback_info info) {
   return guarded<1>(napi, info, "graph", [&](Env& env, napi_value* v) -> napi_value {
-    int32_t id = 0;
-    napi_get_value_int32(napi, v[0], &id);
-    env.graphs.erase(id);
+    env.graphs.erase(int32_of(napi, v[0]));
     return nullptr;
   });
 }
 
 void set(napi_env env, napi_value object, const char* name, const std::string& text) {
   napi_value v;
-  napi_create_string_utf8(env, text.c_str(), text.size(), &v);
-  napi_set_named_property(env, object, name, v);
+  must(env, napi_create_string_utf8(env, text.c_str(), text.size(), &v));
+  must(env, napi_set_named_property(env, object, name, v));
 }
 void set(napi_env env, napi_value object, const char* name, double number) {
   napi_value v;
-  napi_create_double(env, number, &v);
-  napi_set_named_property(env, object, name, v);
+  must(env, napi_create_double(env, number, &v));
+  must(env, napi_set_named_property(env, object, name, v));
 }
 
 // gpuStatus(): { missing: why no GPU, or not every GPU, is among the devices; libraries: what GPUs use beside our
@@ -233,7 +242,7 @@ void set(napi_env env, napi_value object, const char* name, double number) {
 napi_value gpu_status(napi_env napi, napi_callback_info info) {
   return guarded<0>(napi, info, "gpuStatus", [&](Env& env, napi_value*) {
     napi_value object;
-    napi_create_object(napi, &object);
+    must(napi, napi_create_object(napi, &object));
     set(napi, object, "missing", gpu_unavailable());
     set(napi, object, "libraries", env.devices.size() > 1 ? gpu_libraries() : "");
     return object;
@@ -245,8 +254,7 @@ napi_value provoke(napi_env napi, napi_callback_info info) {
   return guarded<2>(napi, info, "provoke", [&](Env& env, napi_value* v) -> napi_value {
     Device& device = device_of(env, v[0]);
     check_unsupported(device.runtime().provoke != nullptr, "provoke", "only an emulated device has broken kernels");
-    int32_t which = 0;
-    napi_get_value_int32(napi, v[1], &which);
+    const int32_t which = int32_of(napi, v[1]);
     device.stream().push(
         "provoke", which, +[](Device& d, const int32_t& w) { d.runtime().provoke(d, w); });
     return nullptr;
@@ -257,18 +265,18 @@ napi_value provoke(napi_env napi, napi_callback_info info) {
 napi_value list_devices(napi_env napi, napi_callback_info info) {
   return guarded<0>(napi, info, "devices", [&](Env& env, napi_value*) {
     napi_value list;
-    napi_create_array(napi, &list);
+    must(napi, napi_create_array(napi, &list));
     for (uint32_t i = 0; i < env.devices.size(); i++) {
       const DeviceInfo& d = env.devices[i]->info();
       napi_value object;
-      napi_create_object(napi, &object);
+      must(napi, napi_create_object(napi, &object));
       set(napi, object, "device", env.devices[i]->str());
       set(napi, object, "name", d.name);
       set(napi, object, "memory", static_cast<double>(d.memory));
       set(napi, object, "computeCapability", d.cc / 10.0);
       set(napi, object, "processors", d.processors);
       set(napi, object, "isa", d.isa);
-      napi_set_element(napi, list, i, object);
+      must(napi, napi_set_element(napi, list, i, object));
     }
     return list;
   });
@@ -279,7 +287,7 @@ napi_value memory(napi_env napi, napi_callback_info info) {
   return guarded<1>(napi, info, "memory", [&](Env& env, napi_value* v) {
     const Pool& pool = device_of(env, v[0]).pool();
     napi_value object;
-    napi_create_object(napi, &object);
+    must(napi, napi_create_object(napi, &object));
     set(napi, object, "tensors", static_cast<double>(env.slots.live()));
     set(napi, object, "liveBytes", static_cast<double>(pool.live_bytes()));
     set(napi, object, "cachedBytes", static_cast<double>(pool.cached_bytes()));
@@ -325,25 +333,34 @@ void define_runtime(Env& env, napi_value exports) {
   };
   for (const Entry& e : kEntries) {
     napi_value function;
-    napi_create_function(env.napi, e.name, NAPI_AUTO_LENGTH, e.callback, &env, &function);
-    napi_set_named_property(env.napi, exports, e.name, function);
+    must(env.napi, napi_create_function(env.napi, e.name, NAPI_AUTO_LENGTH, e.callback, &env, &function));
+    must(env.napi, napi_set_named_property(env.napi, exports, e.name, function));
   }
   napi_value name;
-  napi_create_string_utf8(env.napi, "bitsandbytes.read", NAPI_AUTO_LENGTH, &name);
-  napi_create_threadsafe_function(env.napi, nullptr, nullptr, name, 0, 1, nullptr, nullptr, &env, settle_read,
-                                  &env.reads);
-  napi_unref_threadsafe_function(env.napi, env.reads);
+  must(env.napi, napi_create_string_utf8(env.napi, "bitsandbytes.read", NAPI_AUTO_LENGTH, &name));
+  must(env.napi, napi_create_threadsafe_function(env.napi, nullptr, nullptr, name, 0, 1, nullptr, nullptr, &env,
+                                                 settle_read, &env.reads));
+  must(env.napi, napi_unref_threadsafe_function(env.napi, env.reads));
 }
 
 }  // namespace bnb
 
 NAPI_MODULE_INIT() {
   using namespace bnb;
-  auto* state = new Env(env);
-  define_runtime(*state, exports);
-  define_ops(*state, exports);
-  // Hooks run last in, first out: queued work is finished while the functions and the read queue still exist.
-  napi_add_env_cleanup_hook(
-      env, [](void* p) { delete static_cast<Env*>(p); }, state);
-  return exports;
+  // Thrown before there is a BnbError to throw; src/native/load.ts makes one of it.
+  try {
+    auto state = std::make_unique<Env>(env);
+    define_runtime(*state, exports);
+    define_ops(*state, exports);
+    // Hooks run last in, first out: queued work is finished while the functions and the read queue still exist.
+    must(env, napi_add_env_cleanup_hook(
+                  env, [](void* p) { delete static_cast<Env*>(p); }, state.get()));
+    state.release();
+    return exports;
+  } catch (const Error& error) {
+    napi_throw_error(env, code_name(error.code()), error.what());
+  } catch (const std::exception& error) {
+    napi_throw_error(env, code_name(Code::oom), error.what());
+  }
+  return nullptr;
 }

@@ -158,6 +158,7 @@ Tensor concat(const std::vector<Tensor>& xs, int32_t axis) {
     for (int i = 0; fits && i < x.ndim(); i++) fits = i == at || x.shape()[i] == first.shape()[i];
     check_shape(fits, op, "shapes must agree but for axis ", axis, ", got ", first.shape(), " and ", x.shape());
     shape[at] += x.shape()[at];
+    check_shape(shape[at] <= kMaxBytes, op, "the joined axis must stay below 2^53");
   }
   Tensor y = Tensor::empty(shape, first.dtype(), first.device());
   int64_t start = 0;
@@ -182,13 +183,17 @@ void copy_into(const Tensor& dst, const Tensor& src, int32_t axis, int64_t start
   for (int i = 0; fits && i < src.ndim(); i++) fits = i == at || src.shape()[i] == dst.shape()[i];
   check_shape(fits && start >= 0 && start <= dst.shape()[at] - src.shape()[at], op, "src must fit into dst ",
               dst.shape(), " along axis ", axis, " from ", start, ", got ", src.shape());
-  copy_slab(src, 0, dst, start, at, src.shape()[at],
+  if (position) check_apart(op, "dst", dst, "position", *position);
+  Tensor from = src;
+  if (src.overlaps(dst)) {  // threads copy in no order: first all is read, then written
+    from = Tensor::empty(src.shape(), src.dtype(), src.device());
+    copy_slab(src.view({src.numel()}), 0, from.view({src.numel()}), 0, 0, src.numel());
+  }
+  copy_slab(from, 0, dst, start, at, src.shape()[at],
             position_arg(op, dst, position, dst.shape()[at] - src.shape()[at] - start + 1));
 }
 
 Tensor full(const Shape& shape, double value, DType dtype, Device& device) {
-  const int code = static_cast<int>(dtype);
-  check_dtype(code >= 0 && code < kDTypeCount, "full", "unknown dtype ", code);
   Tensor y = Tensor::empty(shape, dtype, device);
   uint64_t bits = 0;
   const auto put = [&](auto v) { std::memcpy(&bits, &v, sizeof v); };

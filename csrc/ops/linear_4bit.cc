@@ -141,7 +141,9 @@ void linear_4bit_into(const Tensor& x, const Quantized4Bit& weight, const std::o
   check_float(op, "out", out);
   check_same_device(op, x, out);
   check_shape_is(op, "out", out, shape);
-  check_argument(!out.shares_storage(x), op, "out must not share memory with x");
+  check_apart(op, "out", out, "x", x);
+  check_apart(op, "out", out, "weight", weight.packed);
+  if (bias) check_apart(op, "out", out, "bias", *bias);
   product(op, x, weight, bias, std::nullopt, out);
 }
 

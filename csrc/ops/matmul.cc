@@ -15,7 +15,7 @@ struct Side {
 };
 
 void enqueue_product(Device& device, DType dtype, Side a, Side b, const void* bias, void* c, int64_t batch, int64_t m,
-                     int64_t n, int64_t k, bool accumulate = false) {
+                     int64_t n, int64_t k) {
   if (batch == 0 || m == 0 || n == 0) return;
   enqueue(kernels::matmul, device,
           MatmulArgs{.a = a.data,
@@ -33,7 +33,7 @@ void enqueue_product(Device& device, DType dtype, Side a, Side b, const void* bi
                      .dtype_c = dtype,
                      .transpose_a = a.transpose,
                      .transpose_b = b.transpose,
-                     .accumulate = accumulate});
+                     .accumulate = false});
 }
 
 struct Sizes {
@@ -91,7 +91,7 @@ std::tuple<std::optional<Tensor>, std::optional<Tensor>> matmul_backward(const T
   const Sizes s = check_product(op, a, b, transpose_a, transpose_b);
   check_same_device(op, a, dy);
   check_same_dtype(op, "a", a, "dy", dy);
-  check_shape(dy.numel() == s.batch * s.m * s.n, op, "dy must have the shape of the product, got ", dy.shape());
+  check_shape(dy.numel() == size_product(s.batch, s.m, s.n), op, "dy must have the shape of the product, got ", dy.shape());
   Device& device = a.device();
   const DType dtype = a.dtype();
   const int64_t stride_b = s.shared_b ? 0 : s.n * s.k;
@@ -109,23 +109,21 @@ std::tuple<std::optional<Tensor>, std::optional<Tensor>> matmul_backward(const T
   }
   if (needs_b) {
     db = Tensor::empty(b.shape(), dtype, device);
-    // A shared b collects the whole batch, one matrix after the other; an empty batch leaves zero.
-    const bool collect = s.shared_b && s.batch != 1;
-    const int64_t rounds = collect ? s.batch : 1, batch = collect ? 1 : s.batch;
-    const auto product = [&](Side left, Side right, int64_t m, int64_t n, int64_t k) {
-      for (int64_t i = 0; i < (rounds == 0 ? 1 : rounds); i++) {
-        const auto at = [&](Side side) {
-          side.data = static_cast<const char*>(side.data) + i * side.stride * static_cast<int64_t>(size_of(dtype));
-          return side;
-        };
-        enqueue_product(device, dtype, at(left), at(right), nullptr, db->data(), batch, m, n, rounds == 0 ? 0 : k,
-                        i > 0);
-      }
-    };
-    if (transpose_b)
-      product(side_y(true), side_a(transpose_a), s.n, s.k, s.m);
-    else
-      product(side_a(!transpose_a), side_y(false), s.k, s.n, s.m);
+    if (s.shared_b && transpose_a) {
+      // One product over the rows of the whole batch: a [batch, K, M] as [K, batch M], dy as [batch M, N].
+      const int64_t rows = size_product(s.batch, s.m);
+      const Tensor columns = permute(a.view({s.batch, s.k, s.m}), {1, 0, 2});
+      const Side all_a = {columns.data(), transpose_b, 0}, all_y = {dy.data(), transpose_b, 0};
+      if (transpose_b)
+        enqueue_product(device, dtype, all_y, all_a, nullptr, db->data(), 1, s.n, s.k, rows);
+      else
+        enqueue_product(device, dtype, all_a, all_y, nullptr, db->data(), 1, s.k, s.n, rows);
+    } else if (transpose_b) {
+      enqueue_product(device, dtype, side_y(true), side_a(transpose_a), nullptr, db->data(), s.batch, s.n, s.k,
+                      s.m);
+    } else {
+      enqueue_product(device, dtype, side_a(!transpose_a), side_y(false), nullptr, db->data(), s.batch, s.k, s.n, s.m);
+    }
   }
   return {da, db};
 }
@@ -152,7 +150,7 @@ std::tuple<std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>> 
   const int64_t n = weight.shape()[0], k = weight.shape()[1];
   check_same_device(op, x, dy);
   check_same_dtype(op, "x", x, "dy", dy);
-  check_shape(dy.numel() == rows * n, op, "dy must have the shape of the output, got ", dy.shape());
+  check_shape(dy.numel() == size_product(rows, n), op, "dy must have the shape of the output, got ", dy.shape());
   Device& device = x.device();
   const DType dtype = x.dtype();
   std::optional<Tensor> dx, dweight, dbias;
@@ -174,7 +172,10 @@ std::tuple<std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>> 
 }
 
 Tensor fma_peak(int64_t iterations, Device& device) {
-  check_option(iterations >= 1, "fmaPeak", "iterations must be at least 1, got ", iterations);
+  // A matter of seconds; nothing could stop a kernel that ran for days.
+  constexpr int64_t most = int64_t{1} << 28;
+  check_option(iterations >= 1 && iterations <= most, "fmaPeak", "iterations must be at least 1 and at most ", most,
+               ", got ", iterations);
   Tensor result = Tensor::empty({2}, DType::float64, device);
   enqueue(kernels::fma_peak, device, FmaPeakArgs{.result = result.ptr<double>(), .iterations = iterations});
   return result;

@@ -112,7 +112,7 @@ OptimizerJob next_job(Cursor& cursor, const Options& o, int64_t parameter) {
   job.g_dtype = g.dtype();
   job.rule = rule;
   job.scalars = scalars(rule, o);
-  job.state1 = cursor.next(parameter, "state1", state, rows * n);
+  job.state1 = cursor.next(parameter, "state1", state, size_product(rows, n));
   if (has_second) job.state2 = cursor.next(parameter, "state2", state, n);
   if (is_8bit) job.absmax1 = static_cast<float*>(cursor.next(parameter, "absmax1", DType::float32, rows * blocks));
   if (is_8bit && has_second)

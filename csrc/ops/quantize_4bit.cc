@@ -25,11 +25,14 @@ std::tuple<Tensor, Tensor> quantize_4bit(const Tensor& x, int64_t blocksize, Qua
     check_same_device(op, x, *out);
     check_shape(static_cast<int64_t>(out->nbytes()) == nbytes, op, "out must have ", nbytes, " bytes, got ",
                 out->nbytes());
+    check_apart(op, "out", *out, "A", x);
   }
   if (absmax) {
     check_same_device(op, x, *absmax);
     check_dtype_is(op, "absmax", *absmax, DType::float32);
     check_shape(absmax->numel() == blocks, op, "absmax must have ", blocks, " elements, got ", absmax->numel());
+    check_apart(op, "absmax", *absmax, "A", x);
+    if (out) check_apart(op, "absmax", *absmax, "out", *out);
   }
 
   const Tensor packed = out ? *out : Tensor::empty({nbytes / size, 1}, storage, x.device());
@@ -56,6 +59,8 @@ Tensor dequantize_4bit(const Quantized4Bit& w, DType dtype, const std::optional<
     check_same_device(op, w.packed, *out);
     check_dtype_is(op, "out", *out, dtype);
     check_shape_is(op, "out", *out, w.shape);
+    check_apart(op, "out", *out, "A", w.packed);
+    check_apart(op, "out", *out, "absmax", w.absmax);
   }
   const Tensor y = out ? *out : Tensor::empty(w.shape, dtype, w.device());
   if (y.numel() > 0) {

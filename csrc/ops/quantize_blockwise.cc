@@ -41,11 +41,14 @@ std::tuple<Tensor, Tensor> quantize_blockwise(const Tensor& x, const std::option
     check_same_device(op, x, *out);
     check_dtype_is(op, "out", *out, DType::uint8);
     check_numel(op, "out", *out, x.numel());
+    check_apart(op, "out", *out, "A", x);
   }
   if (absmax) {
     check_same_device(op, x, *absmax);
     check_dtype_is(op, "absmax", *absmax, DType::float32);
     check_numel(op, "absmax", *absmax, blocks);
+    check_apart(op, "absmax", *absmax, "A", x);
+    if (out) check_apart(op, "absmax", *absmax, "out", *out);
   }
 
   const Tensor codes = out ? *out : Tensor::empty(x.shape(), DType::uint8, x.device());
@@ -105,6 +108,8 @@ Tensor dequantize_blockwise(const Tensor& codes, const Tensor& code, const Tenso
     check_same_device(op, codes, *out);
     check_dtype_is(op, "out", *out, dtype);
     check_shape_is(op, "out", *out, codes.shape());
+    check_apart(op, "out", *out, "A", codes);
+    check_apart(op, "out", *out, "absmax", absmax);
   }
 
   const Tensor y = out ? *out : Tensor::empty(codes.shape(), dtype, codes.device());

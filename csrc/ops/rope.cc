@@ -66,6 +66,9 @@ Tensor rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
   check_same_dtype(op, "q", q, "v", v);
   check_same_dtype(op, "q", q, "keys", keys);
   check_same_dtype(op, "q", q, "values", values);
+  check_apart(op, "keys", keys, "values", values);
+  for (const Tensor* cache : {&keys, &values})
+    for (const Tensor* read : {&q, &k, &v}) check_apart(op, "keys and values", *cache, "q, k or v", *read);
   const int64_t capacity = keys.shape()[1], positions = capacity < cos.shape()[0] ? capacity : cos.shape()[0];
   check_option(offset >= 0 && offset <= positions - shape[1], op, "offset + length must be within ", positions,
                " positions, got ", offset, " + ", shape[1]);

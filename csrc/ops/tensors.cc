@@ -26,23 +26,14 @@ struct CopyArgs {
 
 bool is_blocksize(int64_t n, int64_t smallest) { return n >= smallest && n <= 4096 && (n & (n - 1)) == 0; }
 
-void check_known(const char* op, DType dtype) {
-  const int code = static_cast<int>(dtype);
-  check_dtype(code >= 0 && code < kDTypeCount, op, "unknown dtype ", code);
-}
-
 }  // namespace
 
 Tensor empty(const Shape& shape, DType dtype, Device& device) {
-  check_known("empty", dtype);
   return Tensor::empty(shape, dtype, device);
 }
 
 Tensor view(const Tensor& x, const Shape& shape, DType dtype, int64_t offset) {
-  check_known("view", dtype);
-  int64_t numel = 1;
-  for (const int64_t dim : shape)
-    check_shape(dim >= 0 && !__builtin_mul_overflow(numel, dim, &numel), "view", "invalid shape ", shape);
+  const int64_t numel = shape.numel();
   const int64_t nbytes = static_cast<int64_t>(x.nbytes()), size = static_cast<int64_t>(size_of(dtype));
   check_shape(offset >= 0 && offset % size == 0 && offset <= nbytes && numel <= (nbytes - offset) / size, "view",
               "shape ", shape, " of ", name_of(dtype), " from byte ", offset, " must lie within the ", nbytes,

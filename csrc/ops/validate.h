@@ -36,6 +36,11 @@ inline void check_shape_is(const char* op, const char* name, const Tensor& t, co
   check_shape(t.shape() == shape, op, name, " must have shape ", shape, ", got ", t.shape());
 }
 
+// What is written must not be what is read: the threads of a kernel go in no order.
+inline void check_apart(const char* op, const char* written, const Tensor& to, const char* read, const Tensor& from) {
+  check_argument(!to.overlaps(from), op, written, " must not share memory with ", read);
+}
+
 // An int32 [1] beside x, whose value the kernel checks: it must stay below `limit`.
 inline Position position_arg(const char* op, const Tensor& x, const std::optional<Tensor>& position, int64_t limit) {
   if (!position) return {};

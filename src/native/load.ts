@@ -2,6 +2,7 @@
 // BNB_BINARY names another file, such as a sanitizer build.
 import { join, resolve } from "node:path";
 import nodeGypBuild from "node-gyp-build";
+import type { ErrorCode } from "./errors.js";
 import { BnbError } from "./errors.js";
 
 /** Loads the .node file. Throws ERR_BNB_NO_BINARY with advice when there is none for this platform. */
@@ -11,6 +12,9 @@ export function loadAddon(): unknown {
     if (chosen) return require(resolve(chosen));
     return nodeGypBuild(join(__dirname, "..", ".."));
   } catch (cause) {
+    // What the addon itself says when it cannot start.
+    const { code, message } = cause as { code?: unknown; message: string };
+    if (typeof code === "string" && code.startsWith("ERR_BNB_")) throw new BnbError(code as ErrorCode, message, { cause });
     throw new BnbError(
       "ERR_BNB_NO_BINARY",
       `bitsandbytes-node: no native binary for ${process.platform}-${process.arch} could be loaded. ` +

@@ -3,6 +3,7 @@ import { fromBytes, tensor } from "../tensor/create.js";
 import type { Device } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkShape, elementCount } from "../tensor/shape.js";
 import { Tensor } from "../tensor/tensor.js";
 import type { QuantType } from "./codebooks.js";
 import { get4bitType, mapProblem } from "./codebooks.js";
@@ -135,7 +136,7 @@ export function readStateDict(dict: Readonly<Record<string, StateDictValue>>): S
   }
   const shape = shapeOf(values.get("shape"));
   const blocksize = blocksizeOf(values, "blocksize", 32);
-  const blocks = Math.ceil(shape.reduce((n, dim) => n * dim, 1) / blocksize);
+  const blocks = Math.ceil(elementCount(shape) / blocksize);
 
   const absmax = tensorOf(values, "absmax", nested ? "uint8" : "float32", blocks);
   const code = tensorOf(values, "quant_map", "float32", 16);
@@ -213,9 +214,11 @@ function parse(json: Tensor): Record<string, StateDictValue> {
 function shapeOf(value: StateDictValue): readonly number[] {
   const good = Array.isArray(value) && value.length >= 1 && value.every((dim) => Number.isSafeInteger(dim) && dim >= 0);
   if (!good) wrong(`shape must be a list of sizes, got ${shown(value)}`);
-  const shape = value as readonly number[];
-  if (!Number.isSafeInteger(shape.reduce((n, dim) => n * dim, 1))) wrong(`shape is too large: ${shown(value)}`);
-  return shape;
+  try {
+    return checkShape("shape", value as readonly number[]);
+  } catch (cause) {
+    wrong(`shape is too large: ${shown(value)}`, cause);
+  }
 }
 
 function blocksizeOf(values: Map<string, StateDictValue>, key: string, smallest: number): number {

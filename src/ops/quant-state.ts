@@ -9,6 +9,7 @@ import type { Quantized4Bit } from "../tensor/quantized.js";
 import { run } from "../tensor/run.js";
 import type { Scoped } from "../tensor/scope.js";
 import { enterScope, keep, leaveScope } from "../tensor/scope.js";
+import { checkShape } from "../tensor/shape.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { QuantType } from "./codebooks.js";
 import { aliasMap, get4bitType, quantTypeCode } from "./codebooks.js";
@@ -52,7 +53,7 @@ export class QuantState implements Scoped {
 
   constructor(init: QuantStateInit) {
     this.absmax = keep(init.absmax);
-    this.shape = init.shape ?? null;
+    this.shape = init.shape ? checkShape("QuantState", init.shape) : null;
     this.blocksize = init.blocksize;
     this.quantType = init.quantType ?? null;
     this.dtype = init.dtype;

@@ -6,6 +6,7 @@ import type { DType } from "../tensor/dtype.js";
 import { dtypeCode, isFloat } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { run } from "../tensor/run.js";
+import { checkShape, elementCount } from "../tensor/shape.js";
 import type { Tensor } from "../tensor/tensor.js";
 
 /** Where a generator stands: a stream, and how many blocks of four numbers were taken from it. */
@@ -76,6 +77,7 @@ export interface RandomOptions extends TensorOptions {
 const UNIFORM = 0;
 const NORMAL = 1;
 const INTEGER = 2;
+const names = ["rand", "randn", "randint"];
 
 function fill(
   distribution: number,
@@ -88,11 +90,11 @@ function fill(
   if (requiresGrad && !isFloat(dtype)) {
     throw new BnbError("ERR_BNB_DTYPE", `tensor: requiresGrad needs float32, float16 or bfloat16, got ${dtype}`);
   }
-  const size = shape.reduce((n, dim) => n * dim, 1);
+  const sizes = checkShape(names[distribution] as string, shape);
   const { seed, offset } = generator.state;
   const code = dtypeCode(dtype);
-  const [y] = run(addon.randomFill, shape, code, toDevice(device).index, distribution, low, high, seed, offset);
-  generator.take(size);
+  const [y] = run(addon.randomFill, sizes, code, toDevice(device).index, distribution, low, high, seed, offset);
+  generator.take(elementCount(sizes));
   y.requiresGrad = requiresGrad;
   return y;
 }

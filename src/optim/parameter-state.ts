@@ -4,6 +4,7 @@ import { fromBytes } from "../tensor/create.js";
 import type { DType } from "../tensor/dtype.js";
 import { sizeOf } from "../tensor/dtype.js";
 import { keep } from "../tensor/scope.js";
+import { elementCount } from "../tensor/shape.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { OptimizerName } from "./update-rule.js";
 import { firstStateRows, hasSecondState, stateBlocksize } from "./update-rule.js";
@@ -67,6 +68,6 @@ export function newNorm(rule: OptimizerName, p: Tensor): Tensor | null {
 
 // A tensor of equal bytes on the device of p.
 function filled(p: Tensor, shape: readonly number[], dtype: DType = "float32", byte = 0): Tensor {
-  const nbytes = shape.reduce((n, dim) => n * dim, sizeOf(dtype));
+  const nbytes = elementCount(shape) * sizeOf(dtype);
   return keep(fromBytes(new Uint8Array(nbytes).fill(byte), { dtype, shape, device: p.device }));
 }

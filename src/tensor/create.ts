@@ -1,11 +1,14 @@
 // Making tensors from JavaScript values.
+import { types } from "node:util";
 import { addon } from "./addon.js";
 import type { DeviceLike } from "./device.js";
 import { toDevice } from "./device.js";
 import type { DType, TypedArray } from "./dtype.js";
 import { dtypeCode, encode, isFloat, sizeOf } from "./dtype.js";
 import { BnbError } from "./errors.js";
+import { hostBuffer } from "./host-buffer.js";
 import { run, takeOutputs } from "./run.js";
+import { checkShape, elementCount } from "./shape.js";
 import type { Tensor } from "./tensor.js";
 
 export interface TensorOptions {
@@ -73,13 +76,18 @@ export function fromBytes(
   bytes: Uint8Array,
   options: { dtype: DType; shape: readonly number[]; device?: DeviceLike; requiresGrad?: boolean },
 ): Tensor {
-  const { dtype, shape } = options;
-  const size = shape.reduce((n, dim) => n * dim, 1);
-  if (size * sizeOf(dtype) !== bytes.byteLength) {
-    const want = `shape [${shape.join(", ")}] of ${dtype} needs ${size * sizeOf(dtype)} bytes`;
-    throw new BnbError("ERR_BNB_SHAPE", `tensor: ${want}, got ${bytes.byteLength}`);
+  const { dtype, device } = options;
+  const code = dtypeCode(dtype);
+  const shape = checkShape("tensor", options.shape);
+  const index = toDevice(device).index;
+  // Last, as what comes before may run a getter that shrinks the buffer.
+  const own = plainBytes(bytes);
+  const nbytes = elementCount(shape) * sizeOf(dtype);
+  if (nbytes !== own.byteLength) {
+    const want = `shape [${shape.join(", ")}] of ${dtype} needs ${nbytes} bytes`;
+    throw new BnbError("ERR_BNB_SHAPE", `tensor: ${want}, got ${own.byteLength}`);
   }
-  addon.fromBytes(unshared(bytes), dtypeCode(dtype), shape, toDevice(options.device).index);
+  addon.fromBytes(own, code, shape, index);
   const result = takeOutputs()[0] as Tensor;
   return options.requiresGrad ? wantGradient(result) : result;
 }
@@ -114,10 +122,9 @@ export function arange(start: number, end?: number, step = 1, options: TensorOpt
     throw new BnbError("ERR_BNB_ARGUMENT", `arange: bounds and a non-zero step must be finite, got step ${step}`);
   }
   const n = Math.max(0, Math.ceil((last - first) / step));
-  return tensor(
-    Float64Array.from({ length: n }, (_, i) => first + i * step),
-    { dtype: "float32", ...options },
-  );
+  const values = new Float64Array(hostBuffer("arange", n * 8));
+  for (let i = 0; i < n; i++) values[i] = first + i * step;
+  return tensor(values, { dtype: "float32", ...options });
 }
 
 function wantGradient(t: Tensor): Tensor {
@@ -129,10 +136,11 @@ function wantGradient(t: Tensor): Tensor {
   return t;
 }
 
+// By node:util, not by instanceof: an array of another context (vm, a test runner) has classes of its own.
 function defaultDType(data: TensorData): DType {
-  if (data instanceof Int8Array) return "int8";
-  if (data instanceof Uint8Array || data instanceof Uint8ClampedArray) return "uint8";
-  if (data instanceof Int32Array || data instanceof BigInt64Array) return "int32";
+  if (types.isInt8Array(data)) return "int8";
+  if (types.isUint8Array(data) || types.isUint8ClampedArray(data)) return "uint8";
+  if (types.isInt32Array(data) || types.isBigInt64Array(data)) return "int32";
   if (isFloat16Array(data)) return "float16";
   return "float32";
 }
@@ -147,7 +155,7 @@ function fromView(view: ArrayBufferView, wanted: DType | undefined): TypedArray 
   } catch (cause) {
     throw new BnbError("ERR_BNB_ARGUMENT", "tensor: the buffer of data was detached", { cause });
   }
-  if (view instanceof Uint16Array || isFloat16Array(view)) {
+  if (types.isUint16Array(view) || isFloat16Array(view)) {
     const own = isFloat16Array(view) ? "float16" : wanted;
     if (own !== "float16" && own !== "bfloat16") {
       const rule = "tensor: a Uint16Array holds the bits of float16 or bfloat16 and needs one of them as dtype";
@@ -156,13 +164,13 @@ function fromView(view: ArrayBufferView, wanted: DType | undefined): TypedArray 
     const bits = new Uint16Array(view.buffer, view.byteOffset, view.byteLength / 2);
     return wanted === undefined || wanted === own ? bits : encode(view as Float16ArrayLike, wanted);
   }
-  if (view instanceof BigInt64Array) {
+  if (types.isBigInt64Array(view)) {
     const narrow = Float64Array.from(view, Number);
     const bad = narrow.findIndex((value) => value !== (value | 0));
     if (bad >= 0) throw new BnbError("ERR_BNB_ARGUMENT", `tensor: ids must fit int32, got ${view[bad]} at ${bad}`);
     return encode(narrow, wanted ?? "int32");
   }
-  if (view instanceof Uint8ClampedArray) {
+  if (types.isUint8ClampedArray(view)) {
     return fromView(new Uint8Array(view.buffer, view.byteOffset, view.byteLength), wanted);
   }
   const own = ownDType(view);
@@ -174,17 +182,20 @@ function fromView(view: ArrayBufferView, wanted: DType | undefined): TypedArray 
 }
 
 function ownDType(view: ArrayBufferView): DType | undefined {
-  if (view instanceof Float32Array) return "float32";
-  if (view instanceof Float64Array) return "float64";
-  if (view instanceof Int32Array) return "int32";
-  if (view instanceof Int8Array) return "int8";
-  if (view instanceof Uint8Array) return "uint8";
+  if (types.isFloat32Array(view)) return "float32";
+  if (types.isFloat64Array(view)) return "float64";
+  if (types.isInt32Array(view)) return "int32";
+  if (types.isInt8Array(view)) return "int8";
+  if (types.isUint8Array(view)) return "uint8";
   return undefined;
 }
 
 // The addon reads plain memory only; a view on shared memory is copied first.
-function unshared(bytes: Uint8Array): Uint8Array {
-  return bytes.buffer instanceof ArrayBuffer ? bytes : new Uint8Array(bytes);
+function plainBytes(bytes: Uint8Array): Uint8Array {
+  if (!types.isUint8Array(bytes)) {
+    throw new BnbError("ERR_BNB_ARGUMENT", `tensor: bytes must be a Uint8Array, got ${describe(bytes)}`);
+  }
+  return types.isSharedArrayBuffer(bytes.buffer) ? new Uint8Array(bytes) : bytes;
 }
 
 function flatten(data: NestedArray, out: number[]): number[] {

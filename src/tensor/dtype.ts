@@ -1,5 +1,6 @@
 // Element types: names, sizes, the TypedArray that holds each, and the conversions of the two 16-bit floats.
 import { BnbError } from "./errors.js";
+import { hostBuffer } from "./host-buffer.js";
 
 /** In the order of csrc/core/dtype.h: the index is what crosses to the addon. */
 export const dtypes = ["float32", "float16", "bfloat16", "int8", "uint8", "int32", "float64"] as const;
@@ -50,7 +51,7 @@ export function typedArray(dtype: DType, buffer: ArrayBuffer): TypedArray {
 
 /** Numbers of any array converted to the elements of a dtype, rounding to nearest even. */
 export function encode(values: ArrayLike<number>, dtype: DType): TypedArray {
-  const out = typedArray(dtype, new ArrayBuffer(values.length * sizeOf(dtype)));
+  const out = typedArray(dtype, hostBuffer("tensor", values.length * sizeOf(dtype)));
   if (dtype === "float16") for (let i = 0; i < out.length; i++) out[i] = toFloat16Bits(values[i] as number);
   else if (dtype === "bfloat16") for (let i = 0; i < out.length; i++) out[i] = toBfloat16Bits(values[i] as number);
   else out.set(values);
@@ -60,13 +61,16 @@ export function encode(values: ArrayLike<number>, dtype: DType): TypedArray {
 /** Elements of a dtype as float32 numbers. */
 export function decode(values: TypedArray, dtype: DType): Float32Array {
   if (dtype === "float32") return values as Float32Array;
+  const buffer = hostBuffer("floats", values.length * 4);
   if (dtype === "bfloat16") {
-    const words = new Uint32Array(values.length);
+    const words = new Uint32Array(buffer);
     for (let i = 0; i < words.length; i++) words[i] = (values[i] as number) << 16;
-    return new Float32Array(words.buffer);
+    return new Float32Array(buffer);
   }
-  if (dtype === "float16") return Float32Array.from(values, fromFloat16Bits);
-  return Float32Array.from(values);
+  const out = new Float32Array(buffer);
+  if (dtype === "float16") for (let i = 0; i < out.length; i++) out[i] = fromFloat16Bits(values[i] as number);
+  else out.set(values);
+  return out;
 }
 
 const word = new Float32Array(1);

@@ -15,29 +15,54 @@ const results = new Float64Array(1 << 14);
 const QUANTIZED = -1;
 const NUMBER = -2;
 
+// What the addon warns of during an op. It is passed on when the results are read: process.emitWarning may be anyone's.
+let warning: string | null = null;
 addon.setup(results, BnbError, (message) => {
-  process.emitWarning(message, { type: "BnbWarning", code: "BNB_BACKLOG" });
+  warning = message;
 });
 
-/** Runs a native op: tensors among the arguments (also in arrays) become handles, null becomes 0. */
+function warn(message: string): void {
+  warning = null;
+  process.emitWarning(message, { type: "BnbWarning", code: "BNB_BACKLOG" });
+}
+
+/**
+ * Runs a native op: tensors among the arguments (also in arrays) become handles, null becomes 0, and the first of the
+ * results says which arguments those are, as a number could be either. From the crossing until the results are read no
+ * code but this library's may run: another op would overwrite them. So arrays, whose elements can be getters, are copied.
+ */
 export function run<Args extends readonly unknown[], Outputs extends readonly Output[]>(
   op: NativeOp<Args, Outputs>,
   ...args: Args
 ): Outputs {
   const crossing = args as unknown as unknown[];
+  let handles = 0;
   for (let i = 0; i < crossing.length; i++) {
     const arg = crossing[i];
-    if (arg === null || arg === undefined) crossing[i] = 0;
-    else if (typeof arg === "object") crossing[i] = slotOf(arg);
+    if (arg === null || arg === undefined) {
+      crossing[i] = 0;
+      handles |= 1 << i;
+    } else if (arg instanceof Tensor || arg instanceof Quantized4Bit) {
+      crossing[i] = arg.slot;
+      handles |= 1 << i;
+    } else if (Array.isArray(arg)) {
+      const items = Array.from(arg as readonly unknown[]);
+      if (items.length > 0 && items.every(isHandle)) {
+        for (let at = 0; at < items.length; at++) items[at] = (items[at] as Tensor | null)?.slot ?? 0;
+        handles |= 1 << i;
+      }
+      crossing[i] = items;
+    }
   }
+  results[0] = handles;
   op(...crossing);
-  return takeOutputs() as unknown as Outputs;
+  const outputs = takeOutputs();
+  if (warning !== null) warn(warning);
+  return outputs as unknown as Outputs;
 }
 
-function slotOf(arg: object): unknown {
-  if (arg instanceof Tensor || arg instanceof Quantized4Bit) return arg.slot;
-  if (Array.isArray(arg)) return arg.map((item) => (typeof item === "object" ? slotOf(item ?? 0) : item));
-  return arg;
+function isHandle(item: unknown): boolean {
+  return item === null || item instanceof Tensor || item instanceof Quantized4Bit;
 }
 
 /** @internal Wraps what the last call wrote into the results. */

@@ -6,9 +6,11 @@ import type { DType, TypedArray } from "./dtype.js";
 import { decode, sizeOf, typedArray } from "./dtype.js";
 import { BnbError } from "./errors.js";
 import type { Handle, NodeOwner } from "./handle.js";
+import { hostBuffer } from "./host-buffer.js";
 import { Claim, forgetCollected, releaseWhenCollected } from "./handle.js";
 import type { Scoped } from "./scope.js";
 import { enterScope, leaveScope } from "./scope.js";
+import { elementCount } from "./shape.js";
 
 /** Handle 0 never exists: the addon answers it with "must be a Tensor" or, for a disposed one, this slot. */
 const DISPOSED = -(2 ** 31 - 1);
@@ -46,9 +48,7 @@ export class Tensor implements Scoped {
 
   /** Number of elements. */
   get size(): number {
-    let n = 1;
-    for (const dim of this.shape) n *= dim;
-    return n;
+    return elementCount(this.shape);
   }
 
   get nbytes(): number {
@@ -133,16 +133,18 @@ export class Tensor implements Scoped {
 
   /**
    * The elements, copied, when everything queued before has run. float16 and bfloat16 come as their bits in a
-   * Uint16Array; `floats()` decodes. Rejects with the first error of the queued work.
+   * Uint16Array; `floats()` decodes. Rejects with the first error of the queued work, and with ERR_BNB_OOM where the
+   * copy has no room.
    */
   async data(): Promise<TypedArray> {
-    return typedArray(this.dtype, await runtime.read(this.#held("data").slot, new ArrayBuffer(this.nbytes)));
+    return typedArray(this.dtype, await runtime.read(this.#held("data").slot, this.#buffer("data")));
   }
 
   /** As `data()`, but blocks the event loop: for tests and the REPL. */
   dataSync(): TypedArray {
-    const buffer = new ArrayBuffer(this.nbytes);
-    runtime.readSync(this.#held("dataSync").slot, buffer);
+    const { slot } = this.#held("dataSync");
+    const buffer = this.#buffer("dataSync");
+    runtime.readSync(slot, buffer);
     return typedArray(this.dtype, buffer);
   }
 
@@ -181,6 +183,10 @@ export class Tensor implements Scoped {
     const handle = this.#claim.handle;
     if (!handle) throw new BnbError("ERR_BNB_DISPOSED", `${op}: x was disposed`);
     return handle;
+  }
+
+  #buffer(op: string): ArrayBuffer {
+    return hostBuffer(op, this.nbytes);
   }
 
   #single(op: string): void {

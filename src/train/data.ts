@@ -22,11 +22,15 @@ export interface BatchOptions {
 /**
  * Cuts a text into pieces of `chunk` bytes and holds out every `every`-th, so that both parts hold the same kinds
  * of text. Which pieces are held out depends on the length alone.
+ *
+ * @throws ERR_BNB_OPTION when `chunk` or `every` is no whole number of at least 1.
  */
 export function splitBytes(
   bytes: Uint8Array,
   { chunk = 4096, every = 10 }: { chunk?: number; every?: number } = {},
 ): { train: Uint8Array; heldOut: Uint8Array } {
+  checkCount("splitBytes", "chunk", chunk);
+  checkCount("splitBytes", "every", every);
   const parts: { train: Uint8Array[]; heldOut: Uint8Array[] } = { train: [], heldOut: [] };
   for (let start = 0, i = 1; start < bytes.length; start += chunk, i++) {
     (i % every === 0 ? parts.heldOut : parts.train).push(bytes.subarray(start, start + chunk));
@@ -39,8 +43,8 @@ export function* randomBatches(
   bytes: Uint8Array,
   { seed, ...options }: BatchOptions & { seed: number },
 ): Generator<Batch> {
+  const places = placesFor("randomBatches", bytes, options);
   const uniform = seededRandom(seed);
-  const places = placesFor(bytes, options);
   for (;;) {
     yield batchAt(
       bytes,
@@ -55,7 +59,8 @@ export function* evenBatches(
   bytes: Uint8Array,
   { count, ...options }: BatchOptions & { count: number },
 ): Generator<Batch> {
-  const places = placesFor(bytes, options);
+  const places = placesFor("evenBatches", bytes, options);
+  checkCount("evenBatches", "count", count, 0);
   const windows = count * options.batchSize;
   for (let i = 0; i < count; i++) {
     const starts = Array.from({ length: options.batchSize }, (_, j) =>
@@ -65,13 +70,27 @@ export function* evenBatches(
   }
 }
 
-function placesFor(bytes: Uint8Array, { sequenceLength }: BatchOptions): number {
+/** The largest batch: its elements are indexed by int32, and a batch is made in one piece. */
+const MOST_ELEMENTS = 2 ** 28;
+
+function placesFor(op: string, bytes: Uint8Array, { batchSize, sequenceLength }: BatchOptions): number {
+  checkCount(op, "batchSize", batchSize);
+  checkCount(op, "sequenceLength", sequenceLength);
+  if (batchSize * sequenceLength > MOST_ELEMENTS) {
+    const rule = `${op}: batchSize * sequenceLength must be at most 2^28`;
+    throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${batchSize} * ${sequenceLength}`);
+  }
   const places = bytes.length - sequenceLength;
   if (places >= 1) return places;
   throw new BnbError(
     "ERR_BNB_ARGUMENT",
-    `batches: the text must have more than ${sequenceLength} bytes, got ${bytes.length}`,
+    `${op}: the text must have more than ${sequenceLength} bytes, got ${bytes.length}`,
   );
+}
+
+function checkCount(op: string, name: string, value: number, least = 1): void {
+  if (Number.isSafeInteger(value) && value >= least) return;
+  throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be a whole number of at least ${least}, got ${value}`);
 }
 
 function batchAt(bytes: Uint8Array, starts: number[], { sequenceLength, device }: BatchOptions): Batch {

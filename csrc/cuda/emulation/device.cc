@@ -2,7 +2,7 @@
 // worker. BNB_EMULATED_DEVICES gives their number (default 1, 0 for none), BNB_EMULATED_CC their compute capability
 // (default 90).
 
-#include "cuda/device.h"
+#include "core/device.h"
 
 #include <atomic>
 #include <cstdlib>

@@ -1,0 +1,51 @@
+// Uploads: a few bytes travel in the command itself, more of them in a copy that the worker frees.
+
+#include "core/transfer.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "core/graph.h"
+
+namespace bnb {
+namespace {
+
+constexpr size_t kInlineBytes = 160;
+struct InlineUpload {
+  void* to;
+  size_t nbytes;
+  unsigned char bytes[kInlineBytes];
+};
+struct StagedUpload {
+  void* to;
+  void* staging;
+  size_t nbytes;
+};
+
+}  // namespace
+
+Tensor upload(const void* bytes, size_t nbytes, const Shape& shape, DType dtype, Device& device) {
+  Graph::check_not_recording(device, "tensor");
+  Tensor t = Tensor::empty(shape, dtype, device);
+  check_shape(t.nbytes() == nbytes, "tensor", "shape ", shape, " of ", name_of(dtype), " needs ", t.nbytes(),
+              " bytes, got ", nbytes);
+  if (nbytes == 0) return t;
+  if (nbytes <= kInlineBytes) {
+    InlineUpload command{t.data(), nbytes, {}};
+    std::memcpy(command.bytes, bytes, nbytes);
+    device.stream().push_always(
+        "upload", command, +[](Device& d, const InlineUpload& u) { d.runtime().copy(d, u.to, u.bytes, u.nbytes); });
+    return t;
+  }
+  void* staging = std::malloc(nbytes);
+  if (!staging) fail(Code::oom, "upload", "no memory to stage ", nbytes, " bytes");
+  std::memcpy(staging, bytes, nbytes);
+  device.stream().push_always(
+      "upload", StagedUpload{t.data(), staging, nbytes}, +[](Device& d, const StagedUpload& u) {
+        d.runtime().copy(d, u.to, u.staging, u.nbytes);
+        std::free(u.staging);
+      });
+  return t;
+}
+
+}  // namespace bnb
