@@ -14,7 +14,8 @@ export function loadAddon(): unknown {
   } catch (cause) {
     // What the addon itself says when it cannot start.
     const { code, message } = cause as { code?: unknown; message: string };
-    if (typeof code === "string" && code.startsWith("ERR_BNB_")) throw new BnbError(code as ErrorCode, message, { cause });
+    if (typeof code === "string" && code.startsWith("ERR_BNB_"))
+      throw new BnbError(code as ErrorCode, message, { cause });
     throw new BnbError(
       "ERR_BNB_NO_BINARY",
       `bitsandbytes-node: no native binary for ${process.platform}-${process.arch} could be loaded. ` +

@@ -7,7 +7,8 @@ import { BnbError } from "./errors.js";
  */
 export function checkShape(op: string, shape: readonly number[]): number[] {
   const show = (): string => (Array.isArray(shape) ? `[${Array.from(shape, String).join(", ")}]` : String(shape));
-  if (!Array.isArray(shape)) throw new BnbError("ERR_BNB_SHAPE", `${op}: shape must be an array of sizes, got ${show()}`);
+  if (!Array.isArray(shape))
+    throw new BnbError("ERR_BNB_SHAPE", `${op}: shape must be an array of sizes, got ${show()}`);
   const sizes = Array.from(shape as readonly number[]);
   let product = 1;
   for (const size of sizes) {

@@ -1,6 +1,6 @@
 // The pool: what a block of each size holds, that freed blocks are used again, and what is tried before out of memory.
 import { describe, expect, it } from "vitest";
-import { empty, emptyCache, memory } from "../../src/index.js";
+import { capture, cast, embedding, empty, emptyCache, memory, ones, tensor } from "../../src/index.js";
 import { testDevices } from "../helpers/devices.js";
 
 const MB = 2 ** 20;
@@ -72,6 +72,47 @@ describe.each(testDevices())("the pool of %s", (device) => {
     expect(held().cachedBytes, "too small by a step").toBe(9 * MB);
     emptyCache();
     expect(held().cachedBytes).toBe(0);
+  });
+
+  it("counts what a recording takes in the peak, and keeps it apart until the graph goes", () => {
+    emptyCache(device);
+    const { liveBytes } = held();
+    const graph = capture(
+      () => {
+        for (let i = 0; i < 3; i++) bytes(5 * MB, device).dispose(); // one block, three times
+        bytes(3 * MB, device).dispose();
+      },
+      { device },
+    );
+    expect(held()).toMatchObject({ liveBytes: liveBytes + 8 * MB, peakBytes: liveBytes + 8 * MB, cachedBytes: 0 });
+    graph.dispose();
+    expect(held()).toMatchObject({ liveBytes, peakBytes: liveBytes + 8 * MB, cachedBytes: 8 * MB });
+    emptyCache(device);
+    expect(held()).toMatchObject({ liveBytes, peakBytes: liveBytes, cachedBytes: 0 });
+  });
+
+  it("has no place for a replay inside a recording", () => {
+    using x = bytes(10, device);
+    const inner = capture(() => void cast(x, "int8"), { device });
+    const replayed = () => capture(() => inner.replay(), { device });
+    expect(replayed).toThrow(`replay: can't be part of a graph on ${device}`);
+    inner.replay();
+    inner.dispose();
+  });
+
+  it("keeps the first of several errors, and none after it was told", async () => {
+    const table = ones([4, 2], { device });
+    const ids = (id: number) => tensor(Int32Array.of(id), { device });
+    for (const [first, second] of [
+      [7, 9],
+      [12, 5],
+    ] as const) {
+      const y = embedding(ids(first), table);
+      embedding(ids(second), table).dispose();
+      embedding(ids(1), table).dispose();
+      await expect(y.data()).rejects.toThrow(`embedding: index ${first} is out of range, it must be in [0, 4)`);
+      expect([...(await embedding(ids(3), table).data())]).toEqual([1, 1]);
+    }
   });
 
   it("empties its cache, small and large, before it says out of memory", async () => {

@@ -35,7 +35,10 @@ function dirty(): void {
 }
 
 function expectFinite(t: Tensor, what: string): void {
-  expect([...t.floatsSync()].filter((v) => !Number.isFinite(v)), what).toEqual([]);
+  expect(
+    [...t.floatsSync()].filter((v) => !Number.isFinite(v)),
+    what,
+  ).toEqual([]);
 }
 
 function checkLayer(make: Make, x: Tensor, width: number, inputs: number, outputs: number, dtype: DType): void {

@@ -34,6 +34,14 @@ describe.each(testDevices())("dropout on %s", (device) => {
       expect([...second].map((v) => v !== 0)).toEqual(kept(6, 16, 64, 0.5));
     });
 
+    it("takes the whole of a seed", () => {
+      const x = tensor(new Float32Array(64).fill(1), { device });
+      for (const seed of [6 + 2 ** 32, 2 ** 40 + 7, 2 ** 53 - 1]) {
+        const y = dropout(x, 0.5, { generator: new Generator(seed) }).floatsSync();
+        expect([...y].map((v) => v !== 0)).toEqual(kept(seed, 0, 64, 0.5));
+      }
+    });
+
     it("is the identity outside training and for p = 0", () => {
       const generator = new Generator(6);
       const x = tensor([1, 2, NaN], { device });

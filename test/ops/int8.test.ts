@@ -236,6 +236,17 @@ describe.each(testDevices())("LLM.int8() on %s", (device) => {
       expectClose(y.floatsSync(), [2 * 127 * k, -2 * 127 * k], { atol: 0, rtol: 1e-6 });
     });
 
+    // Where the first part of a sum ends, where the last is whole, and one beside each.
+    it.each([131071, 131072, 131073, 262143, 262144, 262145])("adds up each of %i products once", (k) => {
+      const at = (i: number, step: number) => ((i * step) % 255) - 127;
+      const codes = Int8Array.from({ length: 2 * k }, (_, i) => at(i, 7));
+      const xs = Float32Array.from({ length: k }, (_, i) => (i === 0 ? 127 : at(i, 11)));
+      const sums = [0, 1].map((row) => xs.reduce((total, v, i) => total + v * codes[row * k + i]!, 0));
+      using y = matmul8bit(put(xs, [1, k]), bytes(codes, [2, k]), put([127, 127], [2]));
+      // The sum is exact; it is rounded to float32 as it is, in the scaling, and at the end.
+      expectClose(y.floatsSync(), sums, { atol: 0, rtol: 4 * 2 ** -24 });
+    });
+
     it("does not overflow in float16 where the result fits, and passes through no narrower type", () => {
       const k = 64;
       using x = put(new Float32Array(k).fill(100), [1, k], "bfloat16");

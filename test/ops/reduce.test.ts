@@ -1,6 +1,6 @@
 // Reductions against float64, along every axis, with gradients.
 import { describe, expect, it } from "vitest";
-import { argmax, max, mean, min, sum, tensor } from "../../src/index.js";
+import { add, argmax, broadcastTo, max, mean, min, ones, sum, tensor, zeros } from "../../src/index.js";
 import { testDevices } from "../helpers/devices.js";
 import { expectClose } from "../helpers/expect-close.js";
 import { gradcheck } from "../helpers/gradcheck.js";
@@ -166,6 +166,43 @@ describe.each(testDevices())("reduce on %s", (device) => {
     data[20_000] = data[29_999] = Number.NaN;
     expect(argmax(tensor(data, { device })).itemSync()).toBe(20_000);
     expect(max(tensor(data, { device })).itemSync()).toBeNaN();
+  });
+
+  it.each(["float32", "float16", "bfloat16"] as const)(
+    "argmax finds the first NaN of a row and of a column, %s",
+    (dtype) => {
+      // Behind infinities and larger values, at every place, alone or before more of them, in lines of each layout.
+      const n = 37;
+      for (const at of [0, 1, 7, 8, 16, 31, 36]) {
+        for (const inner of [1, 3, 70]) {
+          const line = (j: number) =>
+            Array.from({ length: n }, (_, i) => (i >= at && (i - at) % (j + 2) === 0 ? NaN : i < at ? Infinity : i));
+          const data = Array.from({ length: 2 * n * inner }, (_, i) => line(i % inner)[Math.floor(i / inner) % n]!);
+          const x = tensor(data, { shape: [2, n, inner], dtype, device });
+          expect([...argmax(x, { axis: 1 }).dataSync()]).toEqual(new Array(2 * inner).fill(at));
+          expect([...max(x, { axis: 1 }).floatsSync()].every(Number.isNaN)).toBe(true);
+          expect([...min(x, { axis: 1 }).floatsSync()].every(Number.isNaN)).toBe(true);
+        }
+      }
+    },
+  );
+
+  it.each([
+    ["float16", 2049, 6148],
+    ["bfloat16", 257, 772],
+  ] as const)("a sum over two axes is rounded to %s once", (dtype, n, total) => {
+    // n is halfway between two numbers of the type, 3 n is not: rounding the sum of one axis first gives 3 (n - 1).
+    for (const shape of [
+      [n, 2, 3],
+      [3, 2, n],
+    ] as const) {
+      const x = ones([1, 2, 1], { dtype, device, requiresGrad: true });
+      broadcastTo(x, shape).backward(ones(shape, { dtype, device }));
+      expect([...x.grad!.floatsSync()]).toEqual([total, total]);
+      const y = ones([2, 1], { dtype, device, requiresGrad: true });
+      add(zeros(shape, { dtype, device }), y).backward(ones(shape, { dtype, device }));
+      expect([...y.grad!.floatsSync()]).toEqual([total, total]);
+    }
   });
 
   describe("shapes", () => {

@@ -1,8 +1,8 @@
 // Axes of size 0: rows, columns, outputs and batches, in every op, forward and backward, on every device. Nothing stops
 // the process, shapes are what they would be for any size, and a sum of nothing is 0 and not what the memory held.
 import { describe, expect, it } from "vitest";
-import * as bnb from "../../src/index.js";
 import type { DType, Tensor } from "../../src/index.js";
+import * as bnb from "../../src/index.js";
 import { backward, full, ones, Tensor as TensorClass, tidy, zeros } from "../../src/index.js";
 import * as ops from "../../src/ops/index.js";
 import { testDevices } from "../helpers/devices.js";
@@ -29,21 +29,40 @@ const more = ["relu", "silu", "gelu", "softmax", "logSoftmax"] as const;
 const binary = ["add", "sub", "mul", "div", "maximum", "minimum"] as const;
 
 const cases: Record<string, Case> = {
-  ...Object.fromEntries([...unary, ...more].map((op) => [op, { run: (make: Make, a: number, b: number, c: number) => bnb[op](make([a, b, c])) }])),
+  ...Object.fromEntries(
+    [...unary, ...more].map((op) => [
+      op,
+      { run: (make: Make, a: number, b: number, c: number) => bnb[op](make([a, b, c])) },
+    ]),
+  ),
   ...Object.fromEntries(
     binary.map((op) => [
       op,
-      { run: (make: Make, a: number, b: number, c: number) => [bnb[op](make([a, b, c]), make([b, 1])), bnb[op](make([a, b, c]), 2)] },
+      {
+        run: (make: Make, a: number, b: number, c: number) => [
+          bnb[op](make([a, b, c]), make([b, 1])),
+          bnb[op](make([a, b, c]), 2),
+        ],
+      },
     ]),
   ),
-  pow: { run: (make, a, b) => bnb.pow(make([a, b]), 3) },
-  clamp: { run: (make, a, b) => bnb.clamp(make([a, b]), 0, 2) },
-  swiglu: { run: (make, a, b) => bnb.swiglu(make([a, b]), make([a, b])) },
-  dropout: { run: (make, a, b) => bnb.dropout(make([a, b]), 0.5) },
-  sum: { run: (make, a, b, c) => [-3, 1, 2].map((axis) => bnb.sum(make([a, b, c]), { axis })).concat(bnb.sum(make([a, b, c]))) },
+  pow: { run: (make, a, b, c) => bnb.pow(make([a, b, c]), 3) },
+  clamp: { run: (make, a, b, c) => bnb.clamp(make([a, b, c]), 0, 2) },
+  swiglu: { run: (make, a, b, c) => bnb.swiglu(make([a, b, c]), make([a, b, c])) },
+  dropout: { run: (make, a, b, c) => bnb.dropout(make([a, b, c]), 0.5) },
+  sum: {
+    run: (make, a, b, c) =>
+      [-3, 1, 2].map((axis) => bnb.sum(make([a, b, c]), { axis })).concat(bnb.sum(make([a, b, c]))),
+  },
   mean: { run: (make, a, b, c) => bnb.mean(make([a, b, c]), { axis: 1 }), value: NaN },
-  max: { run: (make, a, b, c) => bnb.max(make([a, b, c]), { axis: 1 }), refuses: /^max: the reduced axis must not be empty/ },
-  min: { run: (make, a, b, c) => bnb.min(make([a, b, c]), { axis: 1 }), refuses: /^min: the reduced axis must not be empty/ },
+  max: {
+    run: (make, a, b, c) => bnb.max(make([a, b, c]), { axis: 1 }),
+    refuses: /^max: the reduced axis must not be empty/,
+  },
+  min: {
+    run: (make, a, b, c) => bnb.min(make([a, b, c]), { axis: 1 }),
+    refuses: /^min: the reduced axis must not be empty/,
+  },
   argmax: {
     run: (make, a, b, c) => bnb.argmax(make([a, b, c]), { axis: 1 }),
     refuses: /^argmax: the reduced axis must not be empty/,
@@ -59,12 +78,16 @@ const cases: Record<string, Case> = {
     ],
   },
   linear: { run: (make, a, b, c) => bnb.linear(make([2, a, b]), make([c, b]), make([c])), value: 1 },
-  cast: { run: (make, a, b) => [bnb.cast(make([a, b]), "float32"), bnb.cast(make([a, b]), "bfloat16")] },
+  cast: { run: (make, a, b, c) => [bnb.cast(make([a, b, c]), "float32"), bnb.cast(make([a, b, c]), "bfloat16")] },
   reshape: { run: (make, a, b, c) => bnb.reshape(make([a, b, c]), [c, b, a]) },
   permute: { run: (make, a, b, c) => bnb.permute(make([a, b, c]), [2, 0, 1]) },
-  transpose: { run: (make, a, b) => bnb.transpose(make([a, b])) },
+  transpose: { run: (make, a, b, c) => bnb.transpose(make([a, b, c])) },
   slice: {
-    run: (make, a, b, c) => [bnb.slice(make([a, b, c]), 1, 0, b), bnb.slice(make([a, 4, c]), 1, 2, 2), bnb.slice(make([a, b]), 0, a, a)],
+    run: (make, a, b, c) => [
+      bnb.slice(make([a, b, c]), 1, 0, b),
+      bnb.slice(make([a, 4, c]), 1, 2, 2),
+      bnb.slice(make([a, b]), 0, a, a),
+    ],
   },
   concat: {
     run: (make, a, b, c) => [bnb.concat([make([a, b]), make([a, c])], 1), bnb.concat([make([a, b]), make([c, b])], 0)],
@@ -81,17 +104,21 @@ const cases: Record<string, Case> = {
     },
   },
   rmsNorm: { run: (make, a, b, c) => bnb.rmsNorm(make([a, b, c]), make([c])) },
-  layerNorm: { run: (make, a, b, c) => [bnb.layerNorm(make([a, b, c]), make([c]), make([c])), bnb.layerNorm(make([a, b, c]))] },
+  layerNorm: {
+    run: (make, a, b, c) => [bnb.layerNorm(make([a, b, c]), make([c]), make([c])), bnb.layerNorm(make([a, b, c]))],
+  },
   embedding: {
     run: (make, a, b, c) => bnb.embedding(bnb.cast(make([a, b]).detach(), "int32"), make([a * b === 0 ? c : 3, 2 * c])),
   },
   crossEntropy: {
-    run: (make, a, b, c) => (a * b > 0 ? undefined : bnb.crossEntropy(make([a, b, c]), zeros([a, b], { dtype: "int32" }))),
+    run: (make, a, b, c) =>
+      a * b > 0 ? undefined : bnb.crossEntropy(make([a, b, c]), zeros([a, b], { dtype: "int32" })),
     value: NaN,
   },
   rope: { run: (make, a, b, c) => bnb.rope(make([a, b, c, 4]), ones([8, 2]), ones([8, 2])) },
   attention: {
-    run: (make, a, b, c) => bnb.attention(make([a, b, 2, 4]), make([a, c, 2, 4]), make([a, c, 2, 4]), { causal: false }),
+    run: (make, a, b, c) =>
+      bnb.attention(make([a, b, 2, 4]), make([a, c, 2, 4]), make([a, c, 2, 4]), { causal: false }),
   },
   linear4bit: {
     run: (make, a, b, c) => bnb.matmul4bit(make([2, a, b]), ...fourBits([c, b]), { bias: make([c]) }),
@@ -105,7 +132,10 @@ const cases: Record<string, Case> = {
     run: (make, a, b, c) => bnb.noGrad(() => bnb.linear4bitSwiglu(make([a, b]), quantized([c, b]), quantized([c, b]))),
     discrete: true,
   },
-  gemv4bit: { run: (make, _, b, c) => bnb.noGrad(() => bnb.gemv4bit(make([1, b]), ...fourBits([c, b]))), discrete: true },
+  gemv4bit: {
+    run: (make, _, b, c) => bnb.noGrad(() => bnb.gemv4bit(make([1, b]), ...fourBits([c, b]))),
+    discrete: true,
+  },
   quantize4bit: {
     run: (make, a, b) => {
       const [packed, state] = bnb.quantize4bit(make([a, b]).detach(), { compressStatistics: true });
@@ -141,7 +171,10 @@ const cases: Record<string, Case> = {
   },
   int8LinearMatmul: {
     run: (make, a, b, c) => {
-      const product = bnb.int8LinearMatmul(bnb.cast(make([a, b]).detach(), "int8"), bnb.cast(make([c, b]).detach(), "int8"));
+      const product = bnb.int8LinearMatmul(
+        bnb.cast(make([a, b]).detach(), "int8"),
+        bnb.cast(make([c, b]).detach(), "int8"),
+      );
       return [product, bnb.int8MmDequant(product, ones([a]), ones([c]), { bias: null })];
     },
     discrete: true,
@@ -162,8 +195,8 @@ const cases: Record<string, Case> = {
     refuses: /^sampleToken: the last axis of logits must have 1 to \d+ elements/,
     discrete: true,
   },
-  to: { run: (make, a, b) => bnb.to(make([a, b]), "cpu") },
-  clone: { run: (make, a, b) => bnb.clone(make([a, b])) },
+  to: { run: (make, a, b, c) => bnb.to(make([a, b, c]), "cpu") },
+  clone: { run: (make, a, b, c) => bnb.clone(make([a, b, c])) },
   rand: { run: (_, a, b) => [bnb.rand([a, b]), bnb.randn([a, b])], discrete: true },
   randint: { run: (_, a, b) => bnb.randint([a, b], { high: 3 }), discrete: true },
   embeddingRenorm: {
@@ -177,9 +210,15 @@ const cases: Record<string, Case> = {
   },
   ropeAppend: {
     run: (make, a, b, c) => {
-      const [q, k, v] = [make([a, b, 4, 4]), make([a, b, c, 4]), make([a, b, c, 4])].map((t) => t.detach()) as [Tensor, Tensor, Tensor];
+      const [q, k, v] = [make([a, b, 4, 4]), make([a, b, c, 4]), make([a, b, c, 4])].map((t) => t.detach()) as [
+        Tensor,
+        Tensor,
+        Tensor,
+      ];
       const cache = () => make([a, 8, c, 4]).detach();
-      return c === 0 ? undefined : bnb.noGrad(() => bnb.ropeAppend(q, k, v, ones([8, 2]), ones([8, 2]), cache(), cache()));
+      return c === 0
+        ? undefined
+        : bnb.noGrad(() => bnb.ropeAppend(q, k, v, ones([8, 2]), ones([8, 2]), cache(), cache()));
     },
     discrete: true,
   },

@@ -88,7 +88,7 @@ describe("errors", () => {
     expect(() => batches.next()).toThrow(
       expect.objectContaining({
         code: "ERR_BNB_ARGUMENT",
-        message: "batches: the text must have more than 16 bytes, got 16",
+        message: "randomBatches: the text must have more than 16 bytes, got 16",
       }),
     );
   });

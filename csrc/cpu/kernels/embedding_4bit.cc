@@ -6,6 +6,7 @@
 #include "kernels/embedding_4bit.h"
 
 #include "cpu/decode_4bit.h"
+#include "cpu/work.h"
 
 namespace bnb::BNB_ISA {
 namespace {
@@ -26,8 +27,7 @@ void gather_row(const Embedding4BitArgs& a, int64_t id, T* y) {
 
 void embedding_4bit(const Embedding4BitArgs& a) {
   if (a.cols == 0) return;
-  const int64_t grain = 1 + (int64_t{1} << 14) / a.cols;
-  parallel_for(a.count, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(a.count, items_of(1 << 14, a.cols), [&](int64_t begin, int64_t end) {
     visit_float(a.dtype, [&](auto t) {
       using T = decltype(t);
       for (int64_t i = begin; i < end; i++) {

@@ -11,6 +11,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
+#include "cpu/work.h"
 
 namespace bnb::BNB_ISA {
 namespace {
@@ -21,8 +22,7 @@ constexpr int64_t kColumnPiece = 256;
 constexpr int64_t kColumnTile = 512;
 
 BNB_INLINE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
-BNB_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-BNB_INLINE int64_t items_per_chunk(int64_t elements) { return elements < kGrain ? kGrain / elements : 1; }
+BNB_INLINE int64_t items_per_chunk(int64_t elements) { return items_of(kGrain, elements); }
 
 // The first n lanes; the whole vector without the slower partial access.
 template <class T>

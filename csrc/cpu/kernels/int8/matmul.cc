@@ -2,6 +2,7 @@
 
 #include "cpu/kernels/int8/dot.h"
 #include "cpu/parallel.h"
+#include "cpu/work.h"
 #include "kernels/int8.h"
 
 namespace bnb::BNB_ISA {
@@ -122,8 +123,7 @@ void int8_dequantize_product(const Int8DequantizeProductArgs& a) {
   visit_float(a.dtype, [&](auto t) {
     using T = decltype(t);
     T* y = static_cast<T*>(a.y);
-    const int64_t grain = a.n < 1 ? 1 : ((1 << 15) + a.n - 1) / a.n;
-    parallel_for(a.m, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(a.m, items_of(1 << 15, a.n), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
         for (int64_t j = 0; j < a.n; j++) {
           float value = static_cast<float>(a.c[i * a.n + j]) * a.row_stats[i] * a.col_stats[j] * kInv127Squared;

@@ -3,6 +3,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
+#include "cpu/work.h"
 #include "kernels/int8.h"
 
 namespace bnb::BNB_ISA {
@@ -14,7 +15,7 @@ constexpr float kNan = __builtin_nanf("");
 constexpr float kInv127 = 0x1.020408p-7f;
 
 // About 32 K elements are 10 us of work.
-int64_t rows_per_item(int64_t cols) { return cols < 1 ? 1 << 15 : ((1 << 15) + cols - 1) / cols; }
+BNB_INLINE int64_t rows_per_item(int64_t cols) { return items_of(1 << 15, cols); }
 
 // The absmax of the elements below the threshold; marks the columns of the others.
 template <class T>
