@@ -1,8 +1,10 @@
 // The header of a safetensors file: where each tensor lies. Every check is made before anything of the size that a
 // file claims is allocated, so a hostile or damaged file gives one error and nothing else.
 import { BnbError } from "../tensor/errors.js";
-import { byteLengthOf, type FileDType, fileTypes, isFileDType } from "./file-dtype.js";
-import { parseStrictJson, type StrictObject, type StrictValue } from "./strict-json.js";
+import type { FileDType } from "./file-dtype.js";
+import { byteLengthOf, fileTypes, isFileDType } from "./file-dtype.js";
+import type { StrictObject, StrictValue } from "./strict-json.js";
+import { parseStrictJson } from "./strict-json.js";
 
 const MAX_HEADER_BYTES = 100_000_000;
 const MAX_NAME_LENGTH = 4096;

@@ -1,11 +1,13 @@
 // Writes safetensors files whose bytes equal those of the reference writer. A file appears under its name only when
 // all of it is on the disk: whatever fails before leaves what was there.
 import { randomBytes } from "node:crypto";
-import { type FileHandle, open, rename, rm } from "node:fs/promises";
+import type { FileHandle } from "node:fs/promises";
+import { open, rename, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { BnbError } from "../tensor/errors.js";
 import { Tensor } from "../tensor/tensor.js";
-import { byteLengthOf, type FileDType, fileDTypeOf, fileTypes } from "./file-dtype.js";
+import type { FileDType } from "./file-dtype.js";
+import { byteLengthOf, fileDTypeOf, fileTypes } from "./file-dtype.js";
 
 /** A tensor as its bytes, row-major and little-endian: for types that tensors do not have, such as I64. */
 export interface FileTensor {
@@ -39,7 +41,11 @@ interface Planned {
  *
  * Throws ERR_BNB_ARGUMENT for what cannot be saved, ERR_BNB_FILE when the system refuses (a full disk, no permission).
  */
-export async function saveSafetensors(path: string, tensors: WritableTensors, options: SaveOptions = {}): Promise<void> {
+export async function saveSafetensors(
+  path: string,
+  tensors: WritableTensors,
+  options: SaveOptions = {},
+): Promise<void> {
   const entries = tensors instanceof Map ? [...tensors] : Object.entries(tensors as Record<string, WritableTensor>);
   const planned = plan(entries);
   const header = encodeHeader(planned, options.metadata ?? { format: "pt" });
@@ -125,7 +131,9 @@ function plan(entries: readonly (readonly [string, WritableTensor])[]): Planned[
 
 function isFileTensor(source: unknown): source is FileTensor {
   const { dtype, shape, bytes } = (source ?? {}) as Partial<FileTensor>;
-  return typeof dtype === "string" && Object.hasOwn(fileTypes, dtype) && Array.isArray(shape) && ArrayBuffer.isView(bytes);
+  return (
+    typeof dtype === "string" && Object.hasOwn(fileTypes, dtype) && Array.isArray(shape) && ArrayBuffer.isView(bytes)
+  );
 }
 
 function encodeHeader(planned: readonly Planned[], metadata: Readonly<Record<string, string>>): Uint8Array {

@@ -7,7 +7,7 @@ export type StrictObject = ReadonlyMap<string, StrictValue>;
 
 const numberToken = /-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?/y;
 const plainInteger = /^\d+$/;
-const controlCharacter = /[\u0000-\u001f]/;
+const controlCharacter = /[^ -\uffff]/; // below the space
 const loneSurrogate = /\p{Surrogate}/u;
 const literals: readonly (readonly [string, StrictValue])[] = [
   ["true", true],
@@ -31,7 +31,8 @@ export function parseStrictJson(text: string, maxDepth: number): StrictValue {
   };
   const expect = (character: string): void => {
     skipSpace();
-    if (text[at] !== character) fail(at < text.length ? `expected "${character}"` : `ends where "${character}" should be`);
+    if (text[at] !== character)
+      fail(at < text.length ? `expected "${character}"` : `ends where "${character}" should be`);
     at++;
   };
   /** After an item: whether another one follows. */
