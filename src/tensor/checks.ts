@@ -64,7 +64,7 @@ export function aNumberAbove(min: number): Check {
 
 /** One of the values. */
 export function oneOf(values: readonly unknown[]): Check {
-  return { rule: `one of ${values.map(describe).join(", ")}`, holds: (v) => values.includes(v) };
+  return { rule: `one of ${values.map(String).join(", ")}`, holds: (v) => values.includes(v) };
 }
 
 /** An array (without holes) whose items all pass. */

@@ -64,7 +64,7 @@ describe("options", () => {
   });
 
   it("must have values of their type", () => {
-    expect(check({ quantType: "nf5" })).toThrow('op: quantType must be one of "nf4", "fp4", got "nf5"');
+    expect(check({ quantType: "nf5" })).toThrow('op: quantType must be one of nf4, fp4, got "nf5"');
     expect(check({ blocksize: "64" })).toThrow('op: blocksize must be an integer from 1 to 4096, got "64"');
     expect(check({ blocksize: 2.5 })).toThrow("op: blocksize must be an integer from 1 to 4096, got 2.5");
     expect(check({ bias: 0 })).toThrow("op: bias must be true or false, got 0");
