@@ -448,7 +448,7 @@ describe.each(testDevices())("quantize4bit on %s", (device) => {
         "quantize4bit: af4 needs blocksize 64, got 128",
       );
       expect(() => quantize4bit(x, { quantStorage: "int32" as "int8" })).toThrow(
-        "quantize4bit: quantStorage must be one of uint8, int8, float16, bfloat16, float32, float64, got int32",
+        'quantize4bit: quantStorage must be one of uint8, int8, float16, bfloat16, float32, float64, got "int32"',
       );
       expect(() => quantize4bit(x, { quantStorage: "float32" })).toThrow(
         "quantize4bit: the 5 packed bytes of shape [10] must be a multiple of the size of quantStorage float32, 4",
