@@ -6,7 +6,9 @@ import { spawnSync } from "node:child_process";
 import { statSync, utimesSync } from "node:fs";
 import { availableParallelism } from "node:os";
 
+/** @type {(command: string, args: string[]) => number} */
 const run = (command, args) => spawnSync(command, args, { stdio: "inherit" }).status ?? 1;
+/** @type {(command: string) => boolean} */
 const found = (command) => spawnSync(command, ["--version"], { stdio: "ignore" }).status === 0;
 const jobs = process.env.BNB_JOBS ?? String(availableParallelism());
 
@@ -14,6 +16,7 @@ function withCMake() {
   const { PREBUILD_PLATFORM: platform, BNB_CUDA: cuda = platform === "linux" ? "on" : "" } = process.env;
   const options = [`--CDBNB_CUDA=${cuda}`, `--CDBNB_CUDA_ARCHS=${process.env.BNB_CUDA_ARCHS ?? ""}`];
   // Configured each time, so that a changed option counts; that takes a second.
+  /** @type {(...args: string[]) => number} */
   const cmake = (...args) => run("node_modules/.bin/cmake-js", [...args, "--log-level=warn", ...options]);
   return cmake("configure") || cmake("build", "--parallel", jobs);
 }
