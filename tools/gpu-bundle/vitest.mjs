@@ -89,7 +89,12 @@ export async function runFile(path, { setupFiles, testNamePattern, testTimeout, 
   };
   const onBeforeRunTask = (test) => onTest(getFullName(test));
   const [file] = await startTests([path], { config, onBeforeRunTask, importFile: (name) => import(name) });
-  const text = ({ stack, message }) => (stack ?? message).replace(/^ +at .*(?:node_modules|new Promise).*\n?/gm, "");
+  // The stack of a timeout was taken before its message was known.
+  const text = ({ stack = "", message }) =>
+    (stack.includes(message) ? stack : `${message}\n${stack}`).replace(
+      /^ +at .*(?:node_modules|new Promise).*\n?/gm,
+      "",
+    );
   const errors = (task) => (task.result?.errors ?? []).map(text).join("\n");
   const tests = getTests(file);
   const state = (test) => test.result?.state ?? test.mode;
