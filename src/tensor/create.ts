@@ -1,12 +1,15 @@
 // Making tensors from JavaScript values.
 import { types } from "node:util";
 import { addon } from "./addon.js";
+import { aBoolean, aDevice, aDType, aNumber, aShape, checkArgument, required } from "./checks.js";
+import { describe } from "./describe.js";
 import type { DeviceLike } from "./device.js";
 import { toDevice } from "./device.js";
 import type { DType, TypedArray } from "./dtype.js";
 import { dtypeCode, encode, isFloat, sizeOf } from "./dtype.js";
 import { BnbError } from "./errors.js";
 import { hostBuffer } from "./host-buffer.js";
+import { checkOptions, optionTable } from "./options.js";
 import { run, takeOutputs } from "./run.js";
 import { checkShape, elementCount } from "./shape.js";
 import type { Tensor } from "./tensor.js";
@@ -19,6 +22,11 @@ export interface TensorOptions {
   /** Default false. */
   requiresGrad?: boolean;
 }
+
+/** @internal For functions that take more than these. */
+export const tensorChecks = { dtype: aDType, device: aDevice, requiresGrad: aBoolean };
+const tensorOptions = optionTable<TensorOptions>(tensorChecks);
+const dataOptions = optionTable<TensorOptions & { shape?: readonly number[] }>({ ...tensorChecks, shape: aShape });
 
 export type NestedArray = readonly (number | boolean | NestedArray)[];
 
@@ -51,6 +59,7 @@ export interface Float16ArrayLike extends ArrayBufferView {
  * tensor(bits, { dtype: "bfloat16", shape: [2, 3] }); // bits: Uint16Array of 6
  */
 export function tensor(data: TensorData, options: TensorOptions & { shape?: readonly number[] } = {}): Tensor {
+  checkOptions("tensor", options, dataOptions);
   const flat: number[] = [];
   let shape = options.shape;
   let values: TypedArray;
@@ -68,48 +77,72 @@ export function tensor(data: TensorData, options: TensorOptions & { shape?: read
     throw new BnbError("ERR_BNB_ARGUMENT", `tensor: data must be numbers or a TypedArray, got ${describe(data)}`);
   }
   const dtype = options.dtype ?? defaultDType(data);
-  return fromBytes(new Uint8Array(values.buffer, values.byteOffset, values.byteLength), { ...options, dtype, shape });
+  const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+  return ofBytes("tensor", bytes, { ...options, dtype, shape });
 }
 
+/** What `fromBytes` must be told. */
+export interface BytesOptions {
+  dtype: DType;
+  shape: readonly number[];
+  device?: DeviceLike;
+  requiresGrad?: boolean;
+}
+const bytesOptions = optionTable<BytesOptions>({ ...tensorChecks, dtype: required(aDType), shape: required(aShape) });
+
 /** A tensor whose memory is exactly these bytes, little-endian: for file contents and packed weights. */
-export function fromBytes(
-  bytes: Uint8Array,
-  options: { dtype: DType; shape: readonly number[]; device?: DeviceLike; requiresGrad?: boolean },
-): Tensor {
-  const { dtype, device } = options;
+export function fromBytes(bytes: Uint8Array, options: BytesOptions): Tensor {
+  checkOptions("fromBytes", options, bytesOptions);
+  if (!types.isUint8Array(bytes)) {
+    throw new BnbError("ERR_BNB_ARGUMENT", `fromBytes: bytes must be a Uint8Array, got ${describe(bytes)}`);
+  }
+  return ofBytes("fromBytes", bytes, options);
+}
+
+function ofBytes(op: string, bytes: Uint8Array, options: BytesOptions): Tensor {
+  const { dtype, device, requiresGrad } = options;
   const code = dtypeCode(dtype);
-  const shape = checkShape("tensor", options.shape);
+  const shape = checkShape(op, options.shape);
   const index = toDevice(device).index;
   // Last, as what comes before may run a getter that shrinks the buffer.
-  const own = plainBytes(bytes);
+  const own = unshared(bytes);
   const nbytes = elementCount(shape) * sizeOf(dtype);
   if (nbytes !== own.byteLength) {
     const want = `shape [${shape.join(", ")}] of ${dtype} needs ${nbytes} bytes`;
-    throw new BnbError("ERR_BNB_SHAPE", `tensor: ${want}, got ${own.byteLength}`);
+    throw new BnbError("ERR_BNB_SHAPE", `${op}: ${want}, got ${own.byteLength}`);
   }
   addon.fromBytes(own, code, shape, index);
   const result = takeOutputs()[0] as Tensor;
-  return options.requiresGrad ? wantGradient(result) : result;
+  return requiresGrad ? wantGradient(result) : result;
 }
 
 /** An uninitialized tensor: its elements are whatever the memory held. */
 export function empty(shape: readonly number[], options: TensorOptions = {}): Tensor {
+  checkArgument("empty", "shape", shape, aShape);
+  checkOptions("empty", options, tensorOptions);
   const [result] = run(addon.empty, shape, dtypeCode(options.dtype ?? "float32"), toDevice(options.device).index);
   return options.requiresGrad ? wantGradient(result) : result;
 }
 
 /** A tensor of zeros. */
 export function zeros(shape: readonly number[], options: TensorOptions = {}): Tensor {
-  return full(shape, 0, options);
+  return filled("zeros", shape, 0, options);
 }
 
 /** A tensor of ones. */
 export function ones(shape: readonly number[], options: TensorOptions = {}): Tensor {
-  return full(shape, 1, options);
+  return filled("ones", shape, 1, options);
 }
 
 /** A tensor with every element `value`. Default dtype float32. */
 export function full(shape: readonly number[], value: number, options: TensorOptions = {}): Tensor {
+  checkArgument("full", "value", value, aNumber);
+  return filled("full", shape, value, options);
+}
+
+function filled(op: string, shape: readonly number[], value: number, options: TensorOptions): Tensor {
+  checkArgument(op, "shape", shape, aShape);
+  checkOptions(op, options, tensorOptions);
   const { dtype = "float32", device, requiresGrad = false } = options;
   const [result] = run(addon.full, shape, value, dtypeCode(dtype), toDevice(device).index);
   return requiresGrad ? wantGradient(result) : result;
@@ -117,9 +150,13 @@ export function full(shape: readonly number[], value: number, options: TensorOpt
 
 /** 0, 1, ... n - 1, or from `start` to before `end` by `step`. Default dtype float32. */
 export function arange(start: number, end?: number, step = 1, options: TensorOptions = {}): Tensor {
+  checkOptions("arange", options, tensorOptions);
   const [first, last] = end === undefined ? [0, start] : [start, end];
   if (!(step !== 0 && Number.isFinite(step) && Number.isFinite(first) && Number.isFinite(last))) {
-    throw new BnbError("ERR_BNB_ARGUMENT", `arange: bounds and a non-zero step must be finite, got step ${step}`);
+    throw new BnbError(
+      "ERR_BNB_ARGUMENT",
+      `arange: bounds and a non-zero step must be finite numbers, got ${[first, last, step].map(describe).join(", ")}`,
+    );
   }
   const n = Math.max(0, Math.ceil((last - first) / step));
   const values = new Float64Array(hostBuffer("arange", n * 8));
@@ -191,14 +228,12 @@ function ownDType(view: ArrayBufferView): DType | undefined {
 }
 
 // The addon reads plain memory only; a view on shared memory is copied first.
-function plainBytes(bytes: Uint8Array): Uint8Array {
-  if (!types.isUint8Array(bytes)) {
-    throw new BnbError("ERR_BNB_ARGUMENT", `tensor: bytes must be a Uint8Array, got ${describe(bytes)}`);
-  }
+function unshared(bytes: Uint8Array): Uint8Array {
   return types.isSharedArrayBuffer(bytes.buffer) ? new Uint8Array(bytes) : bytes;
 }
 
-function flatten(data: NestedArray, out: number[]): number[] {
+function flatten(data: NestedArray, out: number[], depth = 1): number[] {
+  if (depth > 8) throw new BnbError("ERR_BNB_SHAPE", "tensor: data must have at most 8 axes, got deeper arrays");
   const first = data[0];
   if (!Array.isArray(first)) {
     for (const item of data) {
@@ -212,17 +247,11 @@ function flatten(data: NestedArray, out: number[]): number[] {
   let inner: number[] = [];
   for (const item of data) {
     if (!Array.isArray(item)) throw new BnbError("ERR_BNB_SHAPE", "tensor: nested arrays must have equal lengths");
-    const shape = flatten(item, out);
+    const shape = flatten(item, out, depth + 1);
     if (item !== first && shape.join() !== inner.join()) {
       throw new BnbError("ERR_BNB_SHAPE", "tensor: nested arrays must have equal lengths");
     }
     inner = shape;
   }
   return [data.length, ...inner];
-}
-
-function describe(value: unknown): string {
-  if (value === null || value === undefined) return String(value);
-  if (typeof value === "object") return value.constructor?.name ?? "an object";
-  return `a ${typeof value}`;
 }
