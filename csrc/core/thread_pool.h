@@ -3,8 +3,8 @@
 
 namespace bnb {
 
-// Keeps the pool's threads, which start with the first job. With the last keeper they end and are joined: the library may
-// be unloaded then. Every environment is one; only work of an environment that exists may call parallel_for.
+// Keeps the pool's threads, which start with the first job. With the last keeper they end and are joined: the library
+// may be unloaded then. Every environment is one; only work of an environment that exists may call parallel_for.
 class ThreadPoolKeeper {
  public:
   ThreadPoolKeeper();

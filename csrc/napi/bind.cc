@@ -121,7 +121,8 @@ Shape shape_arg(const Argument& a) {
 
 std::vector<Tensor> tensors_arg(const Argument& a) {
   const uint32_t length = array_length(a, "an array of Tensors");
-  check_argument(length == 0 || a.is_handle(), a.op(), a.name(), " must be an array of Tensors, got other values in it");
+  check_argument(length == 0 || a.is_handle(), a.op(), a.name(),
+                 " must be an array of Tensors, got other values in it");
   std::vector<Tensor> tensors;
   tensors.reserve(length);
   for (uint32_t i = 0; i < length; i++) {

@@ -21,8 +21,8 @@ struct Signature {
   explicit Signature(const char* text);  // "rmsNorm(x, weight, eps)"
 };
 
-// One argument of one call. `handles` has a bit per argument that was a tensor, a quantized weight or null, or a list of
-// these: run() in JavaScript says so, because a number tells nothing.
+// One argument of one call. `handles` has a bit per argument that was a tensor, a quantized weight or null, or a list
+// of these: run() in JavaScript says so, because a number tells nothing.
 struct Argument {
   Env& env;
   const Signature& signature;

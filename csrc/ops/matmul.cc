@@ -91,7 +91,8 @@ std::tuple<std::optional<Tensor>, std::optional<Tensor>> matmul_backward(const T
   const Sizes s = check_product(op, a, b, transpose_a, transpose_b);
   check_same_device(op, a, dy);
   check_same_dtype(op, "a", a, "dy", dy);
-  check_shape(dy.numel() == size_product(s.batch, s.m, s.n), op, "dy must have the shape of the product, got ", dy.shape());
+  check_shape(dy.numel() == size_product(s.batch, s.m, s.n), op, "dy must have the shape of the product, got ",
+              dy.shape());
   Device& device = a.device();
   const DType dtype = a.dtype();
   const int64_t stride_b = s.shared_b ? 0 : s.n * s.k;
@@ -119,8 +120,7 @@ std::tuple<std::optional<Tensor>, std::optional<Tensor>> matmul_backward(const T
       else
         enqueue_product(device, dtype, all_a, all_y, nullptr, db->data(), 1, s.k, s.n, rows);
     } else if (transpose_b) {
-      enqueue_product(device, dtype, side_y(true), side_a(transpose_a), nullptr, db->data(), s.batch, s.n, s.k,
-                      s.m);
+      enqueue_product(device, dtype, side_y(true), side_a(transpose_a), nullptr, db->data(), s.batch, s.n, s.k, s.m);
     } else {
       enqueue_product(device, dtype, side_a(!transpose_a), side_y(false), nullptr, db->data(), s.batch, s.k, s.n, s.m);
     }

@@ -28,9 +28,7 @@ bool is_blocksize(int64_t n, int64_t smallest) { return n >= smallest && n <= 40
 
 }  // namespace
 
-Tensor empty(const Shape& shape, DType dtype, Device& device) {
-  return Tensor::empty(shape, dtype, device);
-}
+Tensor empty(const Shape& shape, DType dtype, Device& device) { return Tensor::empty(shape, dtype, device); }
 
 Tensor view(const Tensor& x, const Shape& shape, DType dtype, int64_t offset) {
   const int64_t numel = shape.numel();

@@ -129,12 +129,6 @@ export function createDynamicMap(
 function dynamicValues(signed: boolean, exponentBits: number, totalBits: number): number[] {
   const fraction = totalBits - 1;
   const values: number[] = [];
-  // Before anything is computed: how many values there will be grows without bound.
-  const whole = Number.isInteger(exponentBits) && Number.isInteger(totalBits);
-  if (!(whole && exponentBits >= 0 && exponentBits <= totalBits && totalBits >= 1 && totalBits <= 8)) {
-    const rule = "createDynamicMap: totalBits must be an integer from 1 to 8, maxExponentBits one from 0 to totalBits";
-    throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${totalBits} and ${exponentBits}`);
-  }
   const add = (cells: number, power: number): void => {
     const edges = linspace(0.1, 1, cells + 1);
     const scale = Math.fround(10 ** power);

@@ -37,6 +37,6 @@ describe.each([
         ),
       );
     expect(gap(f)).toBeLessThan(2 ** -24);
-    expect(gap((x) => x)).toBeGreaterThan(2 ** -14);
+    expect(gap((x) => x)).toBeGreaterThan(2 ** -16);
   });
 });

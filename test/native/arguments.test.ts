@@ -42,7 +42,9 @@ describe("values of the wrong type", () => {
     expect(() => softmax(raw)).toThrow(wrong("softmax: x must be a Tensor, got a number"));
     expect(() => add(x, raw)).not.toThrow();
     expect(add(x, raw).floatsSync()).toEqual(Float32Array.of(1 + x.slot, 1 + x.slot));
-    expect(() => concat([x, raw])).toThrow(wrong("concat: xs must be an array of Tensors, got other values in it"));
+    expect(() => run(addon.concat, [x, raw], 0)).toThrow(
+      wrong("concat: xs must be an array of Tensors, got other values in it"),
+    );
     expect(() => linear(ones([1, 2]), ones([2, 2]), raw)).toThrow(wrong("linear: bias must be a Tensor, got a number"));
     expect(() => linear(ones([1, 2]), ones([2, 2]), 0 as never)).toThrow(
       wrong("linear: bias must be a Tensor, got a number"),
@@ -57,11 +59,11 @@ describe("values of the wrong type", () => {
     expect(() => run(addon.clamp, x, null as never, 1)).toThrow(wrong("clamp: low must be a number, got null"));
     expect(() => run(addon.clamp, x, 0, undefined as never)).toThrow(wrong("clamp: high must be a number, got null"));
     expect(() => run(addon.softmax, x, null as never)).toThrow(wrong("softmax: log must be a boolean, got null"));
-    expect(() => permute(x, [x as never])).toThrow(
+    expect(() => run(addon.permute, x, [x as never])).toThrow(
       wrong("permute: axes must be a number, got a Tensor or a quantized weight"),
     );
-    expect(() => permute(x, [null as never])).toThrow(wrong("permute: axes must be a number, got null"));
-    expect(() => permute(ones([2, 2]), [x as never, 0])).toThrow(
+    expect(() => run(addon.permute, x, [null as never])).toThrow(wrong("permute: axes must be a number, got null"));
+    expect(() => run(addon.permute, ones([2, 2]), [x as never, 0])).toThrow(
       wrong("permute: axes must be a number, got an object"),
     );
   });
@@ -96,13 +98,10 @@ describe("values of the wrong type", () => {
 
   it("bytes are a Uint8Array, of a dtype that there is", () => {
     expect(() => fromBytes(new Uint8Array(8), { dtype: "int64" as never, shape: [1] })).toThrow(
-      wrong(
-        "dtype: must be one of float32, float16, bfloat16, int8, uint8, int32, float64, got int64",
-        "ERR_BNB_DTYPE",
-      ),
+      wrong(/^fromBytes: dtype must be one of float32, .*, got "int64"$/, "ERR_BNB_DTYPE"),
     );
     expect(() => fromBytes(new Float32Array(2) as never, { dtype: "float32", shape: [2] })).toThrow(
-      wrong("tensor: bytes must be a Uint8Array, got Float32Array"),
+      wrong(/^fromBytes: bytes must be a Uint8Array, got /),
     );
     expect(() => addon.fromBytes(new Float32Array(2) as never, 0, [2], 0)).toThrow(
       wrong("tensor: bytes must be a Uint8Array"),
@@ -125,7 +124,7 @@ describe.each(testDevices())("code that runs among the arguments on %s", (device
     });
     shrinking[0] = 1;
     expect(() => fromBytes(bytes, { dtype: "float32", shape: shrinking, device })).toThrow(
-      wrong("tensor: shape [1, 16384] of float32 needs 65536 bytes, got 16", "ERR_BNB_SHAPE"),
+      wrong("fromBytes: shape [1, 16384] of float32 needs 65536 bytes, got 16", "ERR_BNB_SHAPE"),
     );
   });
 
@@ -139,13 +138,18 @@ describe.each(testDevices())("code that runs among the arguments on %s", (device
         return device;
       },
     };
-    expect(() => fromBytes(bytes, detaching)).toThrow(wrong(/^tensor: shape \[16384\] .* got 0$/, "ERR_BNB_SHAPE"));
+    expect(() => fromBytes(bytes, detaching)).toThrow(wrong(/^fromBytes: shape \[16384\] .* got 0$/, "ERR_BNB_SHAPE"));
   });
 
   it("is run once an element, and its error is its own", () => {
     let reads = 0;
     const axes = [0, 1];
-    Object.defineProperty(axes, 0, { get: () => (reads++, 1) });
+    Object.defineProperty(axes, 0, {
+      get: () => {
+        reads++;
+        return 1;
+      },
+    });
     Object.defineProperty(axes, 1, { get: () => 0 });
     const x = tensor([[1, 2, 3]], { device });
     expect(run(addon.permute, x, axes)[0].shape).toEqual([3, 1]);
@@ -172,7 +176,12 @@ describe.each(testDevices())("code that runs among the arguments on %s", (device
     expect([...permute(x, axes).floatsSync()]).toEqual([1, 2, 3]);
     const gone = tensor([1], { device });
     const list = [gone, gone];
-    Object.defineProperty(list, 1, { get: () => (gone.dispose(), x) });
+    Object.defineProperty(list, 1, {
+      get: () => {
+        gone.dispose();
+        return x;
+      },
+    });
     expect(() => concat(list)).toThrow(wrong("concat: xs was disposed", "ERR_BNB_DISPOSED"));
   });
 });

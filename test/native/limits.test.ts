@@ -45,10 +45,7 @@ describe("numbers without bound", () => {
     [true, 1.5, 8],
   ])("createDynamicMap(%s, %s, %s)", (signed, exponentBits, totalBits) => {
     expect(() => createDynamicMap(signed, exponentBits, totalBits)).toThrow(
-      error(
-        "ERR_BNB_OPTION",
-        "createDynamicMap: totalBits must be an integer from 1 to 8, maxExponentBits one from 0 to",
-      ),
+      /^createDynamicMap: (maxExponentBits must be an integer from 0|totalBits must be an integer from 1) to 8, got /,
     );
   });
 

@@ -28,11 +28,14 @@ const unary = ["neg", "abs", "sign", "square", "reciprocal", "sqrt", "rsqrt", "e
 const more = ["relu", "silu", "gelu", "softmax", "logSoftmax"] as const;
 const binary = ["add", "sub", "mul", "div", "maximum", "minimum"] as const;
 
+// Called by name.
+const named = { ...bnb } as unknown as Record<string, (x: Tensor, y?: Tensor | number) => Tensor>;
+
 const cases: Record<string, Case> = {
   ...Object.fromEntries(
     [...unary, ...more].map((op) => [
       op,
-      { run: (make: Make, a: number, b: number, c: number) => bnb[op](make([a, b, c])) },
+      { run: (make: Make, a: number, b: number, c: number) => named[op]!(make([a, b, c])) },
     ]),
   ),
   ...Object.fromEntries(
@@ -40,8 +43,8 @@ const cases: Record<string, Case> = {
       op,
       {
         run: (make: Make, a: number, b: number, c: number) => [
-          bnb[op](make([a, b, c]), make([b, 1])),
-          bnb[op](make([a, b, c]), 2),
+          named[op]!(make([a, b, c]), make([b, 1])),
+          named[op]!(make([a, b, c]), 2),
         ],
       },
     ]),
@@ -125,7 +128,7 @@ const cases: Record<string, Case> = {
     value: 1,
   },
   linear4bitEach: {
-    run: (make, a, b, c) => bnb.noGrad(() => bnb.linear4bitEach(make([a, b]), [quantized([c, b]), quantized([2, b])])),
+    run: (make, a, b, c) => bnb.noGrad(() => bnb.linear4bitEach(make([a, b]), [quantized([c, b]), quantized([2 * c, b])])),
     discrete: true,
   },
   linear4bitSwiglu: {
@@ -133,19 +136,19 @@ const cases: Record<string, Case> = {
     discrete: true,
   },
   gemv4bit: {
-    run: (make, _, b, c) => bnb.noGrad(() => bnb.gemv4bit(make([1, b]), ...fourBits([c, b]))),
+    run: (make, _, b, c) => (b * c > 0 ? undefined : bnb.noGrad(() => bnb.gemv4bit(make([1, b]), ...fourBits([c, b])))),
     discrete: true,
   },
   quantize4bit: {
-    run: (make, a, b) => {
-      const [packed, state] = bnb.quantize4bit(make([a, b]).detach(), { compressStatistics: true });
+    run: (make, a, b, c) => {
+      const [packed, state] = bnb.quantize4bit(make([a, b, c]).detach(), { compressStatistics: true });
       return bnb.dequantize4bit(packed, { quantState: state });
     },
     discrete: true,
   },
   quantizeBlockwise: {
-    run: (make, a, b) => {
-      const [codes, state] = bnb.quantizeBlockwise(make([a, b]).detach(), { nested: true });
+    run: (make, a, b, c) => {
+      const [codes, state] = bnb.quantizeBlockwise(make([a, b, c]).detach(), { nested: true });
       return bnb.dequantizeBlockwise(codes, { quantState: state });
     },
     discrete: true,
@@ -155,8 +158,8 @@ const cases: Record<string, Case> = {
     discrete: true,
   },
   int8VectorwiseQuant: {
-    run: (make, a, b) => {
-      const rows = bnb.int8VectorwiseQuant(make([a, b]).detach(), { threshold: 6 });
+    run: (make, a, b, c) => {
+      const rows = bnb.int8VectorwiseQuant(make([a, b, c]).detach(), { threshold: 6 });
       const back = bnb.int8VectorwiseDequant(rows.codes, rows.stats);
       return rows.outlierMask ? [rows.codes, rows.stats, rows.outlierMask, back] : back;
     },
@@ -197,8 +200,8 @@ const cases: Record<string, Case> = {
   },
   to: { run: (make, a, b, c) => bnb.to(make([a, b, c]), "cpu") },
   clone: { run: (make, a, b, c) => bnb.clone(make([a, b, c])) },
-  rand: { run: (_, a, b) => [bnb.rand([a, b]), bnb.randn([a, b])], discrete: true },
-  randint: { run: (_, a, b) => bnb.randint([a, b], { high: 3 }), discrete: true },
+  rand: { run: (_, a, b, c) => [bnb.rand([a, b, c]), bnb.randn([a, b, c])], discrete: true },
+  randint: { run: (_, a, b, c) => bnb.randint([a, b, c], { high: 3 }), discrete: true },
   embeddingRenorm: {
     run: (make, a, b, c) => {
       const weight = make([3, c]).detach();
