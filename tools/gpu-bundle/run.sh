@@ -137,7 +137,7 @@ all() {
     local outcome=$?
     case $outcome in
       0) summary+="$name  ok" ;;
-      3) summary+="$name  NOT RUN TO THE END" ;;
+      3) summary+="$name  NOT RUN TO THE END"; [ $status -ne 0 ] || status=3 ;;
       124 | 137) summary+="$name  STOPPED"; status=1 ;;
       *) summary+="$name  FAILED"; status=1 ;;
     esac
