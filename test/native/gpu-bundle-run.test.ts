@@ -70,7 +70,7 @@ function run(args: string[], env: Record<string, string> = {}): { status: number
 }
 const option = (call: Call, name: string) => call.args[call.args.lastIndexOf(name) + 1];
 
-describe("run.sh", () => {
+describe("run.sh", { timeout: 300_000 }, () => {
   beforeEach(() => rmSync(join(home, "python"), { recursive: true, force: true }));
 
   it("all runs check, a memcheck and the quick benchmarks, and keeps to its budget", () => {
