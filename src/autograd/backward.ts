@@ -30,7 +30,8 @@ export function backward(root: Tensor, gradient?: Tensor): void {
   }
   if (gradient && (gradient.shape.join(", ") !== shape || gradient.dtype !== root.dtype)) {
     const came = `${gradient.dtype} [${gradient.shape.join(", ")}]`;
-    throw new BnbError("ERR_BNB_SHAPE", `backward: the gradient must be ${root.dtype} [${shape}], got ${came}`);
+    const code = gradient.dtype === root.dtype ? "ERR_BNB_SHAPE" : "ERR_BNB_DTYPE";
+    throw new BnbError(code, `backward: the gradient must be ${root.dtype} [${shape}], got ${came}`);
   }
   noGrad(() => tidy(() => runTape(root, gradient)));
 }

@@ -3,7 +3,7 @@ import { tensor } from "../tensor/create.js";
 import { BnbError } from "../tensor/errors.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { checkMap } from "./state-map.js";
-import type { OptimizerName, StateTensors } from "./update-rule.js";
+import type { OptimizerName, StateTensors, UpdateScalars } from "./update-rule.js";
 import { hasSecondState, optimizerNames, UpdateBatch, updateRow } from "./update-rule.js";
 
 /** Numbers of an update. */
@@ -35,15 +35,38 @@ function checkName(op: string, name: OptimizerName): void {
   }
 }
 
-function apply(name: OptimizerName, g: Tensor, p: Tensor, state: StateTensors, options: OptimizerUpdateOptions): void {
+function checkNumbers(op: string, s: UpdateScalars): void {
+  const must = (key: keyof UpdateScalars, rule: string, holds: (x: number) => boolean) => {
+    const value = s[key];
+    if (typeof value !== "number" || !holds(value)) {
+      throw new BnbError("ERR_BNB_OPTION", `${op}: ${key} must be ${rule}, got ${String(value)}`);
+    }
+  };
+  must("step", "an integer of at least 1", (x) => Number.isInteger(x) && x >= 1);
+  for (const key of ["lr", "eps", "weightDecay", "alpha", "maxUnorm"] as const) {
+    must(key, "a number of at least 0", (x) => x >= 0 && x < Infinity);
+  }
+  for (const key of ["beta1", "beta2", "beta3"] as const) must(key, "in [0, 1)", (x) => x >= 0 && x < 1);
+  must("gnormScale", "a finite number", Number.isFinite);
+}
+
+function apply(
+  op: string,
+  name: OptimizerName,
+  g: Tensor,
+  p: Tensor,
+  state: StateTensors,
+  options: OptimizerUpdateOptions,
+): void {
   const { beta1, beta2 = 0, beta3 = 0, alpha = 0, eps, step, lr, weightDecay = 0, gnormScale = 1 } = options;
   const { maxUnorm = 0, skipZeros = false } = options;
-  const scalars = { beta1, beta2, beta3, alpha, eps, step, lr, weightDecay, gnormScale, maxUnorm, skipZeros };
+  const rates = { step, lr, beta1, beta2, beta3, alpha, eps, weightDecay, gnormScale, maxUnorm };
+  const scalars: UpdateScalars = { ...rates, skipZeros, trustRatio: false };
+  checkNumbers(op, scalars);
   const batch = new UpdateBatch();
-  batch.add(updateRow(name, { ...scalars, trustRatio: false }), p, g, state);
-  const count = tensor(new Float64Array(1), { dtype: "float64", device: p.device });
+  batch.add(updateRow(name, scalars), p, g, state);
+  using count = tensor(new Float64Array(1), { dtype: "float64", device: p.device });
   batch.run(count);
-  count.dispose();
 }
 
 function needed(op: string, what: string, t: Tensor | null | undefined): Tensor {
@@ -69,7 +92,7 @@ export function optimizerUpdate32bit(
   checkName(op, name);
   const state2 = hasSecondState(name) ? needed(op, "state2", options.state2) : null;
   const unormVec = options.unormVec ?? null;
-  apply(name, g, p, { state1, state2, absmax1: null, absmax2: null, unormVec }, options);
+  apply(op, name, g, p, { state1, state2, absmax1: null, absmax2: null, unormVec }, options);
 }
 
 /**
@@ -111,5 +134,5 @@ export function optimizerUpdate8bitBlockwise(
     absmax2: hasSecond ? needed(op, "absmax2", options.absmax2) : null,
     unormVec: options.unormVec ?? null,
   };
-  apply(name, g, p, state, options);
+  apply(op, name, g, p, state, options);
 }

@@ -1,6 +1,8 @@
 // Learning-rate schedules: a factor per step, times the rate that each group had when the scheduler was made.
 import { BnbError } from "../tensor/errors.js";
 
+const isRate = (x: unknown): x is number => typeof x === "number" && x >= 0 && x < Infinity;
+
 /** What a scheduler needs of an optimizer. */
 export interface HasLearningRates {
   readonly paramGroups: readonly { lr: number }[];
@@ -15,7 +17,8 @@ export interface ScheduleOptions {
 
 /**
  * Sets `lr` of every group to its first value times `factor(step)`, at once for step 0 and after each `step()`.
- * Call `step()` after the optimizer's.
+ * Call `step()` after the optimizer's. Throws ERR_BNB_OPTION, with nothing changed, when the factor is not a number of at
+ * least 0.
  *
  * @example
  * const scheduler = new LambdaLR(optimizer, (step) => 0.99 ** step);
@@ -30,7 +33,7 @@ export class LambdaLR {
     this.#optimizer = optimizer;
     this.#factor = factor;
     this.#baseRates = optimizer.paramGroups.map((group) => group.lr);
-    this.#apply();
+    this.#moveTo(0);
   }
 
   /** Steps taken. */
@@ -44,8 +47,7 @@ export class LambdaLR {
   }
 
   step(): void {
-    this.#step++;
-    this.#apply();
+    this.#moveTo(this.#step + 1);
   }
 
   /** What `loadStateDict` needs to go on from here. */
@@ -53,18 +55,30 @@ export class LambdaLR {
     return { lastStep: this.#step, baseRates: [...this.#baseRates] };
   }
 
+  /** Goes on from a `stateDict()`: the rates are those of its last step at once. */
   loadStateDict({ lastStep, baseRates }: { lastStep: number; baseRates: number[] }): void {
+    const refuse = (rule: string): never => {
+      throw new BnbError("ERR_BNB_FORMAT", `LambdaLR.loadStateDict: ${rule}`);
+    };
     if (!Array.isArray(baseRates) || baseRates.length !== this.#baseRates.length) {
-      const want = `the dict must have ${this.#baseRates.length} rates`;
-      throw new BnbError("ERR_BNB_FORMAT", `LambdaLR.loadStateDict: ${want}, got ${baseRates?.length}`);
+      refuse(`the dict must have ${this.#baseRates.length} rates, got ${baseRates?.length}`);
     }
-    this.#step = lastStep;
-    this.#baseRates.splice(0, baseRates.length, ...baseRates);
-    this.#apply();
+    const wrong = baseRates.findIndex((rate) => !isRate(rate));
+    if (wrong >= 0) refuse(`baseRates[${wrong}] must be a number of at least 0, got ${baseRates[wrong]}`);
+    if (!Number.isInteger(lastStep) || lastStep < 0) {
+      refuse(`lastStep must be an integer of at least 0, got ${lastStep}`);
+    }
+    this.#moveTo(lastStep, baseRates);
   }
 
-  #apply(): void {
-    const factor = this.#factor(this.#step);
+  #moveTo(step: number, baseRates: readonly number[] = this.#baseRates): void {
+    const factor = this.#factor(step);
+    if (!isRate(factor)) {
+      const rule = `the factor of step ${step} must be a number of at least 0`;
+      throw new BnbError("ERR_BNB_OPTION", `LambdaLR: ${rule}, got ${String(factor)}`);
+    }
+    this.#step = step;
+    this.#baseRates.splice(0, baseRates.length, ...baseRates);
     // Groups that were added later keep their own rate.
     this.#baseRates.forEach((rate, i) => {
       const group = this.#optimizer.paramGroups[i];
