@@ -10,8 +10,8 @@
 #include "kernels/reduce.h"
 #include "ops/linear_4bit_plan.h"
 #include "ops/ops.h"
+#include "ops/quantized_view.h"
 #include "ops/validate.h"
-#include "ops/weight_4bit.h"
 
 namespace bnb::ops {
 namespace {

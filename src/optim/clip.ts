@@ -37,7 +37,7 @@ export function clipGradNorm(
   }
   const gradients = gradientsOf(params);
   if (gradients.length === 0) return null;
-  return run(addon.clipGradients, gradients, normType === 2 ? rules.norm2 : rules.normMax, maxNorm)[0];
+  return clip(gradients, normType === 2 ? rules.norm2 : rules.normMax, maxNorm);
 }
 
 /** Limits every element of all gradients, in place, to [-clipValue, clipValue]. */
@@ -45,5 +45,11 @@ export function clipGradValue(params: Tensor | Iterable<Tensor>, clipValue: numb
   checkLimit("clipGradValue", "clipValue", clipValue);
   const gradients = gradientsOf(params);
   if (gradients.length === 0) return;
-  run(addon.clipGradients, gradients, rules.value, clipValue)[0].dispose();
+  clip(gradients, rules.value, clipValue).dispose();
+}
+
+function clip(gradients: readonly Tensor[], rule: number, limit: number): Tensor {
+  const [norm] = run(addon.clipGradients, gradients, rule, limit);
+  for (const gradient of gradients) gradient.markChanged();
+  return norm;
 }
