@@ -38,9 +38,11 @@ struct Runtime {
   // On the worker: returns when everything launched has run, and throws what went wrong in it.
   void (*finish)(Device&) = nullptr;
   // Null where a graph is replayed command by command. On the worker: kernels launched between begin_capture and
-  // capture become an executable, which replay launches. capture() ends the capture also when it throws.
+  // capture become an executable, which replay launches. capture() ends the capture also when it throws, and leaves
+  // nothing then, as abandon_capture() does, which does not throw.
   void (*begin_capture)(Device&) = nullptr;
   void* (*capture)(Device&) = nullptr;
+  void (*abandon_capture)(Device&) = nullptr;
   void (*replay)(Device&, void* executable) = nullptr;
   void (*release_graph)(Device&, void* executable) = nullptr;
   // Fills a block whose first nbytes are about to be used with garbage; null except on an emulated device.

@@ -19,6 +19,7 @@ class Storage {
 
   Device& device() const { return device_; }
   void* data() const { return block_.data; }
+  void touch() const { device_.pool().touch(block_); }
   size_t nbytes() const { return nbytes_; }
 
  private:
@@ -70,8 +71,12 @@ class Tensor {
   Device& device() const { return storage_->device(); }
   bool defined() const { return static_cast<bool>(storage_); }
 
-  // Device memory: pass it to enqueue(), never read or write it here.
-  void* data() const { return static_cast<char*>(storage_->data()) + offset_; }
+  // Device memory: pass it to enqueue(), never read or write it here. A recording holds what it gets the address of.
+  void* data() const {
+    if (device().pool().is_recording()) [[unlikely]]
+      storage_->touch();
+    return static_cast<char*>(storage_->data()) + offset_;
+  }
   template <class T>
   T* ptr() const {
     return static_cast<T*>(data());

@@ -197,22 +197,43 @@ napi_value end_graph(napi_env napi, napi_callback_info info) {
   });
 }
 
-// replayGraph(id) and disposeGraph(id); TypeScript knows which exist.
+int32_t graph_id(Env& env, napi_value value) {
+  int32_t id = 0;
+  napi_get_value_int32(env.napi, value, &id);
+  return id;
+}
+Graph& graph_of(Env& env, napi_value value) {
+  const auto found = env.graphs.find(graph_id(env, value));
+  if (found == env.graphs.end()) fail(Code::disposed, "graph", "the graph was disposed");
+  return *found->second;
+}
+
+// replayGraph(id); graphHasTensors(id): whether all tensors from outside that it uses still exist.
 napi_value replay_graph(napi_env napi, napi_callback_info info) {
   return guarded<1>(napi, info, "graph", [&](Env& env, napi_value* v) -> napi_value {
-    int32_t id = 0;
-    napi_get_value_int32(napi, v[0], &id);
-    const auto found = env.graphs.find(id);
-    if (found == env.graphs.end()) fail(Code::disposed, "graph", "the graph was disposed");
-    found->second->replay();
+    graph_of(env, v[0]).replay();
     return nullptr;
   });
 }
+napi_value graph_has_tensors(napi_env napi, napi_callback_info info) {
+  return guarded<1>(napi, info, "graph", [&](Env& env, napi_value* v) {
+    napi_value result;
+    napi_get_boolean(napi, graph_of(env, v[0]).has_tensors(), &result);
+    return result;
+  });
+}
+// disposeGraph(id) and, from the garbage collector's net, finalizeGraph(id).
 napi_value dispose_graph(napi_env napi, napi_callback_info info) {
   return guarded<1>(napi, info, "graph", [&](Env& env, napi_value* v) -> napi_value {
-    int32_t id = 0;
-    napi_get_value_int32(napi, v[0], &id);
-    env.graphs.erase(id);
+    env.graphs.erase(graph_id(env, v[0]));
+    return nullptr;
+  });
+}
+napi_value finalize_graph(napi_env napi, napi_callback_info info) {
+  return guarded<1>(napi, info, "graph", [&](Env& env, napi_value* v) -> napi_value {
+    const int64_t before = env.live_bytes();
+    env.graphs.erase(graph_id(env, v[0]));
+    env.account_collected(before - env.live_bytes());
     return nullptr;
   });
 }
@@ -321,7 +342,9 @@ void define_runtime(Env& env, napi_value exports) {
       {"beginGraph", begin_graph},
       {"endGraph", end_graph},
       {"replayGraph", replay_graph},
+      {"graphHasTensors", graph_has_tensors},
       {"disposeGraph", dispose_graph},
+      {"finalizeGraph", finalize_graph},
   };
   for (const Entry& e : kEntries) {
     napi_value function;

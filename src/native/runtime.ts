@@ -40,7 +40,11 @@ export interface NativeRuntime {
   beginGraph(device: number): void;
   endGraph(device: number, keep: boolean): number;
   replayGraph(graph: number): void;
+  /** Whether every tensor from outside that the graph reads or writes still exists. */
+  graphHasTensors(graph: number): boolean;
   disposeGraph(graph: number): void;
+  /** As disposeGraph, for one that was collected. */
+  finalizeGraph(graph: number): void;
   /** Queues a kernel that is wrong in a known way: test/native/emulator.test.ts. */
   provoke(device: number, which: number): void;
 }
