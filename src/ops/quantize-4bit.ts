@@ -60,10 +60,8 @@ export function quantize4bit(A: Tensor, options: Quantize4bitOptions = {}): [pac
   );
   const statistics = compressStatistics ? quantizeScales(absmax, 256) : { absmax };
   const state = new QuantState({ ...statistics, shape: A.shape, blocksize, quantType, dtype: A.dtype });
-  options.absmax?.markChanged();
   if (!options.out) return [packed, state];
   packed.dispose();
-  options.out.markChanged();
   return [options.out, state];
 }
 
@@ -104,7 +102,6 @@ export function dequantize4bit(A: Tensor, options: Dequantize4bitOptions): Tenso
       const [y] = run(addon.dequantize4bit, weight, dtypeCode(dtype), out ?? null);
       if (!out) return y;
       y.dispose();
-      out.markChanged();
       return out;
     } finally {
       weight.dispose();

@@ -50,10 +50,8 @@ export function quantizeBlockwise(
   const statistics = nested ? quantizeScales(absmax, blocksize) : { absmax };
   const map = code ? aliasMap(code) : dynamicMap(true, A.device);
   const state = new QuantState({ ...statistics, code: map, blocksize, dtype: A.dtype });
-  options.absmax?.markChanged();
   if (!options.out) return [codes, state];
   codes.dispose();
-  options.out.markChanged();
   return [options.out, state];
 }
 
@@ -99,7 +97,6 @@ export function dequantizeBlockwise(A: Tensor, options: DequantizeBlockwiseOptio
     const [y] = run(addon.dequantizeBlockwise, A, state.code, state.scales, dtype, out ?? null);
     if (!out) return y;
     y.dispose();
-    out.markChanged();
     return out;
   } finally {
     if (state !== options.quantState) state.dispose();

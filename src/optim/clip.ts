@@ -37,7 +37,7 @@ export function clipGradNorm(
   }
   const gradients = gradientsOf(params);
   if (gradients.length === 0) return null;
-  return clip(gradients, normType === 2 ? rules.norm2 : rules.normMax, maxNorm);
+  return run(addon.clipGradients, gradients, normType === 2 ? rules.norm2 : rules.normMax, maxNorm)[0];
 }
 
 /** Limits every element of all gradients, in place, to [-clipValue, clipValue]. */
@@ -45,11 +45,5 @@ export function clipGradValue(params: Tensor | Iterable<Tensor>, clipValue: numb
   checkLimit("clipGradValue", "clipValue", clipValue);
   const gradients = gradientsOf(params);
   if (gradients.length === 0) return;
-  clip(gradients, rules.value, clipValue).dispose();
-}
-
-function clip(gradients: readonly Tensor[], rule: number, limit: number): Tensor {
-  const [norm] = run(addon.clipGradients, gradients, rule, limit);
-  for (const gradient of gradients) gradient.markChanged();
-  return norm;
+  run(addon.clipGradients, gradients, rules.value, clipValue)[0].dispose();
 }
