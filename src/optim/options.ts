@@ -1,5 +1,7 @@
 // Options of the optimizers: what a step reads from a group, and the checks that reject what cannot work, what
 // would have no effect, and keys that do not exist.
+import type { Check } from "../tensor/checks.js";
+import { aBoolean } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { OptimizerName } from "./update-rule.js";
@@ -128,14 +130,13 @@ export interface OptimizerFamily<Options extends object> extends FamilyLimits {
 
 const isAtLeastZero = (x: unknown): boolean => typeof x === "number" && x >= 0 && x < Infinity;
 const atLeastZero = { rule: "a number of at least 0", holds: isAtLeastZero };
-const bool = { rule: "true or false", holds: (x: unknown) => typeof x === "boolean" };
 const steps = {
   rule: "null or above 0",
   holds: (x: unknown) => x === null || (typeof x === "number" && x > 0),
 };
 
 // What each hyperparameter must be, whatever the optimizer.
-const ranges: Record<Exclude<keyof Hyperparameters, "betas">, { rule: string; holds: (x: unknown) => boolean }> = {
+const ranges: Record<Exclude<keyof Hyperparameters, "betas">, Check> = {
   lr: atLeastZero,
   eps: atLeastZero,
   weightDecay: atLeastZero,
@@ -145,8 +146,8 @@ const ranges: Record<Exclude<keyof Hyperparameters, "betas">, { rule: string; ho
   tBeta3: steps,
   optimBits: { rule: "8 or 32", holds: (x) => x === 8 || x === 32 },
   min8bitSize: { rule: "an integer of at least 0", holds: (x) => Number.isInteger(x) && (x as number) >= 0 },
-  skipZeros: bool,
-  trustRatio: bool,
+  skipZeros: aBoolean,
+  trustRatio: aBoolean,
 };
 
 const rangeKeys = Object.keys(ranges) as (keyof typeof ranges)[];

@@ -1,5 +1,7 @@
 // Learning-rate schedules: a factor per step, times the rate that each group had when the scheduler was made.
+import { aNumberIn, anInteger, checkFunction, required } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 
 const isRate = (x: unknown): x is number => typeof x === "number" && x >= 0 && x < Infinity;
 
@@ -13,6 +15,12 @@ export interface ScheduleOptions {
   /** Default 0. */
   warmupSteps?: number;
   totalSteps: number;
+}
+
+/** Steps of a cosine schedule, and where it ends. */
+export interface CosineOptions extends ScheduleOptions {
+  /** The factor at `totalSteps` and after. Default 0. */
+  minFactor?: number;
 }
 
 /**
@@ -30,6 +38,7 @@ export class LambdaLR {
   #step = 0;
 
   constructor(optimizer: HasLearningRates, factor: (step: number) => number) {
+    checkFunction("LambdaLR", "factor", factor);
     this.#optimizer = optimizer;
     this.#factor = factor;
     this.#baseRates = optimizer.paramGroups.map((group) => group.lr);
@@ -87,22 +96,14 @@ export class LambdaLR {
   }
 }
 
-function checkSteps(op: string, name: string, steps: number): void {
-  if (!Number.isInteger(steps) || steps < 0) {
-    throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be an integer of at least 0, got ${steps}`);
-  }
-}
+const warmupOption = optionTable<{ warmupSteps?: number }>({ warmupSteps: anInteger(0) });
+const scheduleChecks = { ...warmupOption.checks, totalSteps: required(anInteger(0)) };
+const linearOptions = optionTable<ScheduleOptions>(scheduleChecks);
+const cosineOptions = optionTable<CosineOptions>({ ...scheduleChecks, minFactor: aNumberIn(0) });
 
 // A schedule with warm-up: after it, `decay` of the fraction of the remaining steps that is done.
-function withWarmup(
-  op: string,
-  optimizer: HasLearningRates,
-  options: ScheduleOptions,
-  decay: (done: number) => number,
-) {
+function withWarmup(optimizer: HasLearningRates, options: ScheduleOptions, decay: (done: number) => number) {
   const { warmupSteps = 0, totalSteps } = options;
-  checkSteps(op, "warmupSteps", warmupSteps);
-  checkSteps(op, "totalSteps", totalSteps);
   return new LambdaLR(optimizer, (step) => {
     if (step < warmupSteps) return step / Math.max(1, warmupSteps);
     return Math.max(0, decay((step - warmupSteps) / Math.max(1, totalSteps - warmupSteps)));
@@ -110,16 +111,16 @@ function withWarmup(
 }
 
 /** The rate stays as it is, after `warmupSteps` of linear growth from 0. */
-export function constantSchedule(
-  optimizer: HasLearningRates,
-  { warmupSteps = 0 }: { warmupSteps?: number } = {},
-): LambdaLR {
-  return withWarmup("constantSchedule", optimizer, { warmupSteps, totalSteps: warmupSteps }, () => 1);
+export function constantSchedule(optimizer: HasLearningRates, options: { warmupSteps?: number } = {}): LambdaLR {
+  checkOptions("constantSchedule", options, warmupOption);
+  const { warmupSteps = 0 } = options;
+  return withWarmup(optimizer, { warmupSteps, totalSteps: warmupSteps }, () => 1);
 }
 
 /** Linear growth from 0 over `warmupSteps`, then linear decay to 0 at `totalSteps`. */
 export function linearSchedule(optimizer: HasLearningRates, options: ScheduleOptions): LambdaLR {
-  return withWarmup("linearSchedule", optimizer, options, (done) => 1 - done);
+  checkOptions("linearSchedule", options, linearOptions);
+  return withWarmup(optimizer, options, (done) => 1 - done);
 }
 
 /**
@@ -128,10 +129,9 @@ export function linearSchedule(optimizer: HasLearningRates, options: ScheduleOpt
  * @example
  * const scheduler = cosineSchedule(optimizer, { warmupSteps: 100, totalSteps: 1000 });
  */
-export function cosineSchedule(
-  optimizer: HasLearningRates,
-  { minFactor = 0, ...options }: ScheduleOptions & { minFactor?: number },
-): LambdaLR {
+export function cosineSchedule(optimizer: HasLearningRates, options: CosineOptions): LambdaLR {
+  checkOptions("cosineSchedule", options, cosineOptions);
+  const { minFactor = 0 } = options;
   const decay = (done: number) => minFactor + (1 - minFactor) * 0.5 * (1 + Math.cos(Math.PI * Math.min(done, 1)));
-  return withWarmup("cosineSchedule", optimizer, options, decay);
+  return withWarmup(optimizer, options, decay);
 }

@@ -6,7 +6,18 @@ import type { Module, Parameter } from "../nn/index.js";
 import { crossEntropy } from "../ops/index.js";
 import type { Optimizer8bit } from "../optim/index.js";
 import { clipGradNorm } from "../optim/index.js";
+import {
+  aFunction,
+  aNumberIn,
+  anAbortSignal,
+  anInteger,
+  anObjectWith,
+  arrayOf,
+  aTensor,
+  required,
+} from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { Batch } from "./data.js";
@@ -43,19 +54,22 @@ export interface TrainOptions {
   signal?: AbortSignal;
 }
 
-function checkNumbers({ steps, maxGradNorm = 1 }: TrainOptions): void {
-  if (!Number.isInteger(steps) || steps < 0) {
-    throw new BnbError("ERR_BNB_OPTION", `train: steps must be an integer of at least 0, got ${steps}`);
-  }
-  if (!(maxGradNorm >= 0)) {
-    throw new BnbError("ERR_BNB_OPTION", `train: maxGradNorm must be a number of at least 0, got ${maxGradNorm}`);
-  }
-}
+const trainOptions = optionTable<TrainOptions>({
+  model: required(anObjectWith("a model", "forward", "train")),
+  optimizer: required(anObjectWith("an optimizer", "step", "zeroGrad")),
+  parameters: required(arrayOf(aTensor, "an array of parameters")),
+  batches: required(anObjectWith("an iterator", "next")),
+  steps: required(anInteger(0)),
+  scheduler: anObjectWith("a scheduler", "step"),
+  maxGradNorm: aNumberIn(0),
+  onStep: aFunction,
+  signal: anAbortSignal,
+});
 
 /** Trains for `steps` steps and returns the loss of each and the speed. Leaves the model in training mode. */
 export async function train(options: TrainOptions): Promise<{ losses: number[]; tokensPerSecond: number }> {
+  checkOptions("train", options, trainOptions);
   const { model, optimizer, parameters, batches, steps, scheduler, maxGradNorm = 1, onStep, signal } = options;
-  checkNumbers(options);
   const losses: number[] = [];
   const started = performance.now();
   let tokens = 0;

@@ -7,10 +7,13 @@ import { copyInto } from "../../src/ops/shape.js";
 import type { Hyperparameters, Optimizer8bit, ParameterConfig } from "../../src/optim/index.js";
 import {
   AdEMAMix,
+  clipGradNorm,
   constantSchedule,
+  cosineSchedule,
   GlobalOptimManager,
   LambdaLR,
   Lion,
+  linearSchedule,
   optimizerUpdate32bit,
   SGD,
 } from "../../src/optim/index.js";
@@ -109,6 +112,18 @@ describe("numbers that a step reads", () => {
     expect(scheduler.lastLr).toEqual([0.5]);
   });
 
+  it("schedules, clipping and functional updates know their options", () => {
+    const optimizer = new SGD([parameter()], { lr: 0.5, momentum: 0.9 });
+    const wrong = (options: object) => options as never;
+    expect(() => linearSchedule(optimizer, wrong({ totalSteps: 5, warmup_steps: 2 }))).toThrow(
+      "linearSchedule: options must be among warmupSteps, totalSteps, got warmup_steps (did you mean warmupSteps?)",
+    );
+    expect(() => cosineSchedule(optimizer, wrong({}))).toThrow("cosineSchedule: totalSteps must be an integer");
+    expect(() => constantSchedule(optimizer, wrong({ steps: 2 }))).toThrow("constantSchedule: options must be among");
+    expect(() => clipGradNorm([parameter()], 1, wrong({ norm_type: 2 }))).toThrow("did you mean normType?");
+    expect(() => new LambdaLR(optimizer, wrong([]))).toThrow("LambdaLR: factor must be a function, got []");
+  });
+
   it("the functional updates check theirs", () => {
     const t = () => tensor([1, 1]);
     const update = (over: object) => () =>
@@ -117,12 +132,13 @@ describe("numbers that a step reads", () => {
         ...over,
       });
     const cases: [over: object, message: string][] = [
-      [{ lr: Number.NaN }, "lr must be a number of at least 0, got NaN"],
-      [{ beta2: 1 }, "beta2 must be in [0, 1), got 1"],
-      [{ eps: "0" }, "eps must be a number of at least 0, got 0"],
+      [{ lr: Number.NaN }, "lr must be a finite number of at least 0, got NaN"],
+      [{ beta2: 1 }, "beta2 must be a number in [0, 1), got 1"],
+      [{ eps: "0" }, 'eps must be a finite number of at least 0, got "0"'],
       [{ step: 0.5 }, "step must be an integer of at least 1, got 0.5"],
       [{ gnormScale: Number.NaN }, "gnormScale must be a finite number, got NaN"],
-      [{ maxUnorm: -1 }, "maxUnorm must be a number of at least 0, got -1"],
+      [{ maxUnorm: -1 }, "maxUnorm must be a finite number of at least 0, got -1"],
+      [{ weight_decay: 0.1 }, "options must be among "],
     ];
     for (const [over, message] of cases) expect(update(over)).toThrow(`optimizerUpdate32bit: ${message}`);
   });

@@ -112,7 +112,7 @@ describe.each(testDevices())("on %s", (name) => {
   it("refuses numbers that would train nothing or clip nothing", async () => {
     await expect(run(Number.NaN)).rejects.toThrow("train: steps must be an integer of at least 0, got NaN");
     await expect(run(1, { maxGradNorm: Number.NaN })).rejects.toThrow(
-      "train: maxGradNorm must be a number of at least 0, got NaN",
+      "train: maxGradNorm must be a finite number of at least 0, got NaN",
     );
   });
 
