@@ -10,7 +10,7 @@ const [seed, from, calls] = process.argv.slice(2, 5).map(Number);
 const verbose = process.argv[5] === "verbose";
 const B = createRequire(import.meta.url)("../../../dist/index.js");
 
-/** A value in one line. @param {unknown} value */
+/** A value in one line. @param {any} value */
 function show(value) {
   try {
     if (value instanceof B.Tensor) {

@@ -54,7 +54,10 @@ function runBatch(from, to) {
     };
     let timer = setTimeout(kill, limit + 30_000); // loading included
     createInterface({ input: /** @type {import("node:stream").Readable} */ (node.stdio[3]) }).on("line", (line) => {
-      if (line.startsWith("{")) return failures.push({ ...JSON.parse(line), batch: from });
+      if (line.startsWith("{")) {
+        failures.push({ ...JSON.parse(line), batch: from });
+        return;
+      }
       at = Number(line);
       clearTimeout(timer);
       timer = setTimeout(kill, limit);

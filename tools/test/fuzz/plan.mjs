@@ -13,7 +13,10 @@ const isPlain = (/** @type {unknown} */ x) =>
 function spoil(/** @type {Context} */ { B, r }, /** @type {unknown[]} */ args) {
   const at = r.int(args.length + 1);
   const target = args[at];
-  if (at === args.length) return args.push(hostile(B, r));
+  if (at === args.length) {
+    args.push(hostile(B, r));
+    return;
+  }
   if (isPlain(target) && r.chance(0.8)) {
     const options = /** @type {Record<string, unknown>} */ (target);
     const keys = Object.keys(options);
@@ -26,11 +29,14 @@ function spoil(/** @type {Context} */ { B, r }, /** @type {unknown[]} */ args) {
   if (what === 0) args.splice(at);
   else if (what === 1) args.reverse();
   else if (what === 2 && Array.isArray(target) && target.length)
-    args[at] = target.with(r.int(target.length), hostile(B, r));
+    args[at] = put(target, r.int(target.length), hostile(B, r));
   else args[at] = replace({ B, r }, target);
 }
 
-/** @param {{ B: any, r: Random }} context @param {unknown} value */
+/** The list with another item at one place. @param {unknown[]} list @param {number} at @param {unknown} item */
+const put = (list, at, item) => [...list.slice(0, at), item, ...list.slice(at + 1)];
+
+/** @param {{ B: any, r: Random }} context @param {any} value */
 function replace({ B, r }, value) {
   if (typeof value === "number" && r.chance(0.6))
     return r.pick([value + 1, value - 1, -value, value + 0.5, wildNumber(r), String(value)]);
@@ -44,7 +50,8 @@ function vary(context, args) {
   if (r.chance(0.4)) return args;
   spoil(context, args);
   while (r.chance(0.2)) spoil(context, args);
-  if (r.chance(0.05)) for (const arg of args) if (arg instanceof B.Tensor && r.chance(0.5)) arg.dispose();
+  if (r.chance(0.05))
+    for (const arg of /** @type {any[]} */ (args)) if (arg instanceof B.Tensor && r.chance(0.5)) arg.dispose();
   return args;
 }
 
@@ -320,7 +327,10 @@ async function stateDict(context, name, owner) {
     const key = r.pick(keys);
     const inner = object[key];
     const isTree = (isPlain(inner) || Array.isArray(inner)) && depth < 4;
-    if (isTree && r.chance(0.8)) return change(inner, depth + 1);
+    if (isTree && r.chance(0.8)) {
+      change(inner, depth + 1);
+      return;
+    }
     const what = r.int(3);
     if (what === 0) delete object[key];
     else if (what === 1) object[key] = replace({ B, r }, object[key]);

@@ -27,10 +27,10 @@ const packed4bit = (B, r, dims) =>
     compressStatistics: r.chance(0.3),
   });
 
-/** A matrix in 8 bits: [codes, statistics of rows]. @param {any} B @param {Random} r @param {number[]} dims */
-const rows8bit = (B, r, dims) => {
-  const q = B.int8VectorwiseQuant(B.randn(dims));
-  return [q.codes, q.stats ?? q.rowStats];
+/** A matrix in 8 bits: [codes, statistics of rows]. @param {any} B @param {number[]} dims */
+const rows8bit = (B, dims) => {
+  const { codes, stats } = B.int8VectorwiseQuant(B.randn(dims));
+  return [codes, stats];
 };
 
 export const unary = [
@@ -42,7 +42,7 @@ export const reductions = ["sum", "mean", "max", "min", "argmax"];
 
 /** @type {Record<string, Recipe>} */
 export const functions = {
-  tensor: (B, r) => {
+  tensor: (_, r) => {
     const dims = shape(r);
     return [
       new Float32Array(elements(dims)),
@@ -98,9 +98,9 @@ export const functions = {
     const [packed, state] = packed4bit(B, r, [8, 64]);
     return [ids(B, r, [size(r)], 8), state.quantized(packed), float(r)];
   },
-  embedding8bit: (B, r) => [ids(B, r, [size(r)], 8), ...rows8bit(B, r, [8, size(r)]), float(r)],
+  embedding8bit: (B, r) => [ids(B, r, [size(r)], 8), ...rows8bit(B, [8, size(r)]), float(r)],
   int8VectorwiseQuant: (B, r) => [floatTensor(B, r, [size(r), size(r)]), r.some({ threshold: r.pick([0, 1, 6]) })],
-  int8VectorwiseDequant: (B, r) => rows8bit(B, r, [size(r), size(r)]),
+  int8VectorwiseDequant: (B, r) => rows8bit(B, [size(r), size(r)]),
   int8LinearMatmul: (B, r) => {
     const k = size(r);
     return [tensor(B, r, [size(r), k], "int8"), tensor(B, r, [size(r), k], "int8")];
@@ -113,7 +113,7 @@ export const functions = {
     const [m, n, k] = [size(r), size(r), size(r)];
     return [
       floatTensor(B, r, [m, k]),
-      ...rows8bit(B, r, [n, k]),
+      ...rows8bit(B, [n, k]),
       r.some({ bias: floatTensor(B, r, [n]), threshold: 1, weight: floatTensor(B, r, [n, k]) }),
     ];
   },
@@ -138,8 +138,9 @@ export const functions = {
     return [floatTensor(B, r, [size(r), 64]), weights];
   },
   linear4bitSwiglu: (B, r) => {
-    const [x, weights] = /** @type {any} */ (functions.linear4bitEach?.(B, r));
-    return [x, weights[0], weights[0]];
+    const [packed, state] = packed4bit(B, r, [size(r), 64]);
+    const weight = state.quantized(packed);
+    return [floatTensor(B, r, [size(r), 64]), weight, weight];
   },
   matmul4bit: (B, r) => {
     const k = r.pick([64, 128, 33]);
@@ -183,7 +184,7 @@ export const functions = {
   get4bitType: (_, r) => [quantType(r), r.some({ blocksize: 64, device: "cpu" })],
   createDynamicMap: (_, r) => [r.chance(0.5), 7, 8],
   createLinearMap: (_, r) => [r.chance(0.5), r.pick([8, 4, 2]), r.chance(0.5)],
-  createFp8Map: (_, r) => [true, 5, 2, 8],
+  createFp8Map: () => [true, 5, 2, 8],
   createNormalMap: () => [0.9677083, true],
   matmul: (B, r) => {
     const [m, k, n, dtype] = [size(r), size(r), size(r), float(r)];

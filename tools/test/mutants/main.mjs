@@ -40,7 +40,9 @@ const mutants = text
   .split("\n")
   .slice(1)
   .map((line) => {
-    const [file = "", search = "", replacement = "", tests = ""] = line.split("\t").map((c) => c.replaceAll("\\n", "\n"));
+    const [file = "", search = "", replacement = "", tests = ""] = line
+      .split("\t")
+      .map((c) => c.replaceAll("\\n", "\n"));
     return { key: `${file}: ${search} -> ${replacement}`, file, search, replacement, tests: tests.split(" ") };
   });
 
@@ -75,7 +77,14 @@ function refresh() {
     // With their times, so that ninja builds only what differs.
     cpSync(join(root, folder), join(copy, folder), { recursive: true, preserveTimestamps: true });
   }
-  for (const file of ["package.json", "CMakeLists.txt", "binding.gyp", "tsconfig.json", "vitest.config.ts", "README.md"]) {
+  for (const file of [
+    "package.json",
+    "CMakeLists.txt",
+    "binding.gyp",
+    "tsconfig.json",
+    "vitest.config.ts",
+    "README.md",
+  ]) {
     cpSync(join(root, file), join(copy, file), { preserveTimestamps: true });
   }
   if (!existsSync(join(copy, "node_modules"))) symlinkSync(join(root, "node_modules"), join(copy, "node_modules"));
@@ -88,7 +97,10 @@ const build = (/** @type {Record<string, string>} */ env = { CCACHE_DISABLE: "1"
 function judge({ file, search, replacement, tests }) {
   const path = join(copy, file);
   const before = readFileSync(path, "utf8");
-  writeFileSync(path, before.replace(search, () => replacement));
+  writeFileSync(
+    path,
+    before.replace(search, () => replacement),
+  );
   try {
     if (file.startsWith("csrc/") && build().status !== 0) return "build error";
     const { status } = run("node_modules/.bin/vitest", ["run", "--bail", "1", ...tests]);
