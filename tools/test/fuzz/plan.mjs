@@ -40,7 +40,7 @@ const put = (list, at, item) => [...list.slice(0, at), item, ...list.slice(at + 
 function replace({ B, r }, value) {
   if (typeof value === "number" && r.chance(0.6))
     return r.pick([value + 1, value - 1, -value, value + 0.5, wildNumber(r), String(value)]);
-  if (value instanceof B.Tensor && r.chance(0.7)) return tensor(B, r, r.chance(0.4) ? value.shape.slice() : shape(r));
+  if (value instanceof B.Tensor && r.chance(0.7)) return tensor(B, r, r.chance(0.4) ? [...(value.shape ?? [])] : shape(r));
   return hostile(B, r);
 }
 
@@ -129,7 +129,7 @@ const scenarios = {
     const t = tensor(B, r);
     const value = Reflect.get(B.Tensor.prototype, name, t);
     if (typeof value !== "function") return;
-    const like = functions[name]?.(B, r).slice(1) ?? [];
+    const like = Object.hasOwn(functions, name) ? (functions[name]?.(B, r).slice(1) ?? []) : [];
     await call(context, `Tensor.${name}`, (...args) => t[name](...args), vary(context, like));
     context.note("properties", [t]);
     t.requiresGrad = r.chance(0.5);

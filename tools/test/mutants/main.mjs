@@ -55,15 +55,14 @@ function stale({ file, search, tests }) {
   return missing ? `${missing} does not exist` : null;
 }
 
-const problems = mutants.flatMap((mutant) => {
+const staleOnes = mutants.filter((mutant) => {
   const problem = stale(mutant);
-  return problem ? [`${mutant.key}: ${problem}`] : [];
+  if (problem) console.log(`stale, ${problem}: ${mutant.key}`);
+  return problem;
 });
-for (const problem of problems) console.log(`stale: ${problem}`);
-if (options.check || problems.length > 0) {
-  console.log(`${mutants.length} mutants, ${problems.length} stale`);
-  process.exit(problems.length > 0 ? 1 : 0);
-}
+console.log(`${mutants.length} mutants, ${staleOnes.length} stale`);
+process.exitCode = staleOnes.length > 0 ? 1 : 0;
+if (options.check) process.exit();
 
 /** @param {string} command @param {string[]} args @param {Record<string, string>} [env] */
 const run = (command, args, env = {}) =>
@@ -113,7 +112,10 @@ function judge({ file, search, replacement, tests }) {
 /** @type {Record<string, Result>} */
 const results = existsSync(resultsFile) ? JSON.parse(readFileSync(resultsFile, "utf8")) : {};
 const wanted = mutants.filter(
-  ({ key }) => key.includes(options.only) && (!(key in results) || results[key] === options.again),
+  (mutant) =>
+    !staleOnes.includes(mutant) &&
+    mutant.key.includes(options.only) &&
+    (!(mutant.key in results) || results[mutant.key] === options.again),
 );
 const until = performance.now() + 60_000 * Number(options.minutes);
 if (wanted.length > 0) {
