@@ -102,8 +102,12 @@ function judge({ file, search, replacement, tests }) {
   );
   try {
     if (file.startsWith("csrc/") && build().status !== 0) return "build error";
-    const { status } = run("node_modules/.bin/vitest", ["run", "--bail", "1", ...tests]);
-    return status === 0 ? "survived" : "noticed";
+    const { status, stdout, error } = run("node_modules/.bin/vitest", ["run", "--bail", "1", ...tests]);
+    if (status === 0) return "survived";
+    // A hang counts as noticed; a runner that did not run does not.
+    const hasRun = stdout.includes("Test Files") || (error && "code" in error && error.code === "ETIMEDOUT");
+    if (!hasRun) throw new Error(`vitest did not run: ${error ?? stdout}`);
+    return "noticed";
   } finally {
     writeFileSync(path, before);
   }
