@@ -10,8 +10,8 @@
 #include "kernels/reduce.h"
 #include "ops/linear_4bit_plan.h"
 #include "ops/ops.h"
+#include "ops/quantized_view.h"
 #include "ops/validate.h"
-#include "ops/weight_4bit.h"
 
 namespace bnb::ops {
 namespace {
@@ -144,7 +144,7 @@ void linear_4bit_into(const Tensor& x, const Quantized4Bit& weight, const std::o
   check_apart(op, "out", out, "x", x);
   check_apart(op, "out", out, "weight", weight.packed);
   if (bias) check_apart(op, "out", out, "bias", *bias);
-  product(op, x, weight, bias, std::nullopt, out);
+  product(op, x, weight, bias, std::nullopt, out.changed());
 }
 
 std::tuple<std::optional<Tensor>, std::optional<Tensor>> linear_4bit_backward(const Tensor& dy,

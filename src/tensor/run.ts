@@ -3,23 +3,45 @@
 import { BnbError } from "../native/errors.js";
 import type { NativeOp, Output } from "./addon.js";
 import { addon } from "./addon.js";
+import type { Device } from "./device.js";
 import { deviceAt } from "./device.js";
 import type { DType } from "./dtype.js";
 import { dtypes } from "./dtype.js";
 import { Handle } from "./handle.js";
-import { Quantized4Bit } from "./quantized.js";
+import { NativeObject } from "./native-object.js";
+import { BlockScales, Quantized4Bit } from "./quantized.js";
 import { Tensor } from "./tensor.js";
 
 // [count, then per output: handle, dtype, device, ndim, dims...]; written by csrc/napi/bind.h.
 const results = new Float64Array(1 << 14);
+// In place of a dtype; the numbers of csrc/napi/bind.h.
 const QUANTIZED = -1;
 const NUMBER = -2;
+const SCALES = -3;
+
+// [now]; the addon counts it up with every change of a tensor in place.
+const clock = new Float64Array(1);
 
 // What the addon warns of during an op. It is passed on when the results are read: process.emitWarning may be anyone's.
 let warning: string | null = null;
-addon.setup(results, BnbError, (message) => {
-  warning = message;
-});
+addon.setup(
+  results,
+  BnbError,
+  (message) => {
+    warning = message;
+  },
+  clock,
+);
+
+/** @internal A moment between the changes of tensors in place: later changes come after it. */
+export function changeTime(): number {
+  return clock[0] as number;
+}
+
+/** @internal Whether the memory of `object` was changed in place after the moment `time`. False once it is disposed. */
+export function changedSince(object: NativeObject, time: number): boolean {
+  return changeTime() > time && addon.changedAt(object.slot) > time;
+}
 
 function warn(message: string): void {
   warning = null;
@@ -42,13 +64,13 @@ export function run<Args extends readonly unknown[], Outputs extends readonly Ou
     if (arg === null || arg === undefined) {
       crossing[i] = 0;
       handles |= 1 << i;
-    } else if (arg instanceof Tensor || arg instanceof Quantized4Bit) {
+    } else if (arg instanceof NativeObject) {
       crossing[i] = arg.slot;
       handles |= 1 << i;
     } else if (Array.isArray(arg)) {
       const items = Array.from(arg as readonly unknown[]);
       if (items.length > 0 && items.every(isHandle)) {
-        for (let at = 0; at < items.length; at++) items[at] = (items[at] as Tensor | null)?.slot ?? 0;
+        for (let at = 0; at < items.length; at++) items[at] = (items[at] as NativeObject | null)?.slot ?? 0;
         handles |= 1 << i;
       }
       crossing[i] = items;
@@ -62,7 +84,13 @@ export function run<Args extends readonly unknown[], Outputs extends readonly Ou
 }
 
 function isHandle(item: unknown): boolean {
-  return item === null || item instanceof Tensor || item instanceof Quantized4Bit;
+  return item === null || item instanceof NativeObject;
+}
+
+function wrap(handle: Handle, dtype: number, shape: readonly number[], device: Device): Output {
+  if (dtype === QUANTIZED) return new Quantized4Bit(handle, shape, device);
+  if (dtype === SCALES) return new BlockScales(handle, shape, device);
+  return new Tensor(handle, dtypes[dtype] as DType, shape, device);
 }
 
 /** @internal Wraps what the last call wrote into the results. */
@@ -81,10 +109,7 @@ export function takeOutputs(): Output[] {
       const device = deviceAt(results[at + 2] as number);
       const shape = new Array<number>(ndim);
       for (let axis = 0; axis < ndim; axis++) shape[axis] = results[at + 4 + axis] as number;
-      outputs[i] =
-        dtype === QUANTIZED
-          ? new Quantized4Bit(new Handle(handle), shape, device)
-          : new Tensor(new Handle(handle), dtypes[dtype] as DType, shape, device);
+      outputs[i] = wrap(new Handle(handle), dtype, shape, device);
     }
     at += 4 + ndim;
   }
