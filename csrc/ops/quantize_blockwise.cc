@@ -109,7 +109,7 @@ Tensor dequantize_blockwise(const Tensor& codes, const Tensor& code, const Scale
     check_dtype_is(op, "out", *out, dtype);
     check_shape_is(op, "out", *out, codes.shape());
     check_apart(op, "out", *out, "A", codes);
-    check_apart(op, "out", *out, "absmax", absmax);
+    check_apart(op, "out", *out, "absmax", scales.absmax);
   }
 
   const Tensor y = out ? out->changed() : Tensor::empty(codes.shape(), dtype, codes.device());
