@@ -3,8 +3,10 @@ import { embedding8bit } from "../ops/int8.js";
 import type { Generator } from "../ops/random.js";
 import type { DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { Embedding } from "./embedding.js";
+import { initChecks } from "./init.js";
 import type { Int8Weight } from "./int8-weight.js";
 import { planInt8Weight, quantizeWeight } from "./int8-weight.js";
 import type { StateSource } from "./module.js";
@@ -16,6 +18,7 @@ export interface Embedding8bitOptions {
   /** Source of the initial values; default the global one. */
   generator?: Generator;
 }
+const layerOptions = optionTable<Embedding8bitOptions>(initChecks);
 
 /**
  * `y[i] = codes[ids[i]] * SCB[ids[i]] / 127`, ids int32 of any shape. Quantized at `quantize()` or the first forward,
@@ -29,6 +32,7 @@ export class Embedding8bit extends Embedding {
   weightFormat: Tensor | null = null;
 
   constructor(numEmbeddings: number, embeddingDim: number, options: Embedding8bitOptions = {}) {
+    checkOptions("Embedding8bit", options, layerOptions);
     super(numEmbeddings, embeddingDim, options);
     this.dtype = options.dtype ?? "float32";
   }

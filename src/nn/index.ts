@@ -10,7 +10,14 @@ export * from "./layer-norm.js";
 export * from "./linear.js";
 export * from "./linear-4bit.js";
 export * from "./linear-8bit.js";
-export * from "./module.js";
+export {
+  type LoadResult,
+  type Member,
+  Module,
+  type StateDict,
+  type StateSource,
+  snakeCase,
+} from "./module.js";
 export * from "./parameter.js";
 export { Params4bit, type Params4bitOptions, type Quantization, type WeightHolder } from "./params-4bit.js";
 export * from "./replace.js";

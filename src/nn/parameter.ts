@@ -1,6 +1,8 @@
 // Parameter: a tensor that a module owns and an optimizer changes.
 
+import { aBoolean, checkTensor } from "../tensor/checks.js";
 import { isFloat } from "../tensor/dtype.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { Tensor } from "../tensor/tensor.js";
 
 /** What an optimizer does differently for one parameter; the keys are those of its options. */
@@ -8,6 +10,8 @@ export interface ParameterOptimConfig {
   /** 32 keeps the state of this parameter in float32 also under an 8-bit optimizer. */
   optimBits?: 8 | 32;
 }
+
+const parameterOptions = optionTable<{ requiresGrad?: boolean }>({ requiresGrad: aBoolean });
 
 /**
  * A trainable tensor. It takes over the memory of the tensor it is made from, which counts as disposed from
@@ -21,6 +25,8 @@ export class Parameter extends Tensor {
   optimConfig: ParameterOptimConfig | null = null;
 
   constructor(data: Tensor, options: { requiresGrad?: boolean } = {}) {
+    checkTensor("Parameter", "data", data);
+    checkOptions("Parameter", options, parameterOptions);
     super(data.takeHandle(), data.dtype, data.shape, data.device, false);
     this.escape();
     this.requiresGrad = options.requiresGrad ?? true;

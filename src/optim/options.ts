@@ -1,6 +1,8 @@
 // Options of the optimizers: what a step reads from a group, and the checks that reject what cannot work, what
 // would have no effect, and keys that do not exist.
+import { describe, isPlainObject } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
+import { failUnknownKey } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 
 /** Options that every optimizer takes. */
@@ -61,19 +63,25 @@ export function resolveOptions<Options extends object>(
   defaults: Required<Options>,
   fixed: readonly (keyof Options)[],
 ): Required<Options> {
+  checkIsObject(owner, given);
   const resolved: Required<Options> = { ...defaults };
   for (const key of Object.keys(given) as (keyof Options)[]) {
-    if (!Object.hasOwn(defaults, key)) {
-      fail(owner, `options must be among ${Object.keys(defaults).join(", ")}, got ${String(key)}`);
-    }
+    if (!Object.hasOwn(defaults, key)) failUnknownKey(owner, String(key), Object.keys(defaults));
     const value = given[key];
     if (value === undefined) continue;
+    if (typeof defaults[key] === "boolean" && typeof value !== "boolean") {
+      fail(owner, `${String(key)} must be true or false, got ${describe(value)}`);
+    }
     if (fixed.includes(key) && value !== defaults[key]) {
       fail(owner, `${String(key)} must be ${String(defaults[key])}, got ${String(value)}`);
     }
     resolved[key] = value as Required<Options>[typeof key];
   }
   return resolved;
+}
+
+function checkIsObject(owner: string, given: unknown): void {
+  if (!isPlainObject(given)) fail(owner, `options must be an object, got ${describe(given)}`);
 }
 
 /** The part of the hyperparameters that every family takes over as it is. */
@@ -99,7 +107,8 @@ export function withFixed<Options extends object, Key extends keyof Options>(
   key: Key,
   value: Options[Key],
 ): Options {
-  const given = options[key];
+  if (options !== undefined) checkIsObject(owner, options);
+  const given = options?.[key];
   if (given !== undefined && given !== value) {
     fail(owner, `${String(key)} must be ${String(value)} or left out, got ${String(given)}`);
   }

@@ -1,5 +1,7 @@
 // Learning-rate schedules: a factor per step, times the rate that each group had when the scheduler was made.
+import { aFiniteNumber, anInteger, anObject, checkArgument, checkFunction, required } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 
 /** What a scheduler needs of an optimizer. */
 export interface HasLearningRates {
@@ -12,6 +14,17 @@ export interface ScheduleOptions {
   warmupSteps?: number;
   totalSteps: number;
 }
+const anOptimizer = {
+  rule: "an optimizer, with paramGroups",
+  holds: (v: unknown) => anObject.holds(v) && Array.isArray((v as HasLearningRates).paramGroups),
+};
+const stepChecks = { warmupSteps: anInteger(0), totalSteps: required(anInteger(0)) };
+const linearOptions = optionTable<ScheduleOptions>(stepChecks);
+const constantOptions = optionTable<{ warmupSteps?: number }>({ warmupSteps: anInteger(0) });
+const cosineOptions = optionTable<ScheduleOptions & { minFactor?: number }>({
+  ...stepChecks,
+  minFactor: aFiniteNumber,
+});
 
 /**
  * Sets `lr` of every group to its first value times `factor(step)`, at once for step 0 and after each `step()`.
@@ -27,6 +40,8 @@ export class LambdaLR {
   #step = 0;
 
   constructor(optimizer: HasLearningRates, factor: (step: number) => number) {
+    checkArgument("LambdaLR", "optimizer", optimizer, anOptimizer);
+    checkFunction("LambdaLR", "factor", factor);
     this.#optimizer = optimizer;
     this.#factor = factor;
     this.#baseRates = optimizer.paramGroups.map((group) => group.lr);
@@ -73,22 +88,9 @@ export class LambdaLR {
   }
 }
 
-function checkSteps(op: string, name: string, steps: number): void {
-  if (!Number.isInteger(steps) || steps < 0) {
-    throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be an integer of at least 0, got ${steps}`);
-  }
-}
-
 // A schedule with warm-up: after it, `decay` of the fraction of the remaining steps that is done.
-function withWarmup(
-  op: string,
-  optimizer: HasLearningRates,
-  options: ScheduleOptions,
-  decay: (done: number) => number,
-) {
+function withWarmup(optimizer: HasLearningRates, options: ScheduleOptions, decay: (done: number) => number) {
   const { warmupSteps = 0, totalSteps } = options;
-  checkSteps(op, "warmupSteps", warmupSteps);
-  checkSteps(op, "totalSteps", totalSteps);
   return new LambdaLR(optimizer, (step) => {
     if (step < warmupSteps) return step / Math.max(1, warmupSteps);
     return Math.max(0, decay((step - warmupSteps) / Math.max(1, totalSteps - warmupSteps)));
@@ -96,16 +98,16 @@ function withWarmup(
 }
 
 /** The rate stays as it is, after `warmupSteps` of linear growth from 0. */
-export function constantSchedule(
-  optimizer: HasLearningRates,
-  { warmupSteps = 0 }: { warmupSteps?: number } = {},
-): LambdaLR {
-  return withWarmup("constantSchedule", optimizer, { warmupSteps, totalSteps: warmupSteps }, () => 1);
+export function constantSchedule(optimizer: HasLearningRates, options: { warmupSteps?: number } = {}): LambdaLR {
+  checkOptions("constantSchedule", options, constantOptions);
+  const { warmupSteps = 0 } = options;
+  return withWarmup(optimizer, { warmupSteps, totalSteps: warmupSteps }, () => 1);
 }
 
 /** Linear growth from 0 over `warmupSteps`, then linear decay to 0 at `totalSteps`. */
 export function linearSchedule(optimizer: HasLearningRates, options: ScheduleOptions): LambdaLR {
-  return withWarmup("linearSchedule", optimizer, options, (done) => 1 - done);
+  checkOptions("linearSchedule", options, linearOptions);
+  return withWarmup(optimizer, options, (done) => 1 - done);
 }
 
 /**
@@ -116,8 +118,10 @@ export function linearSchedule(optimizer: HasLearningRates, options: ScheduleOpt
  */
 export function cosineSchedule(
   optimizer: HasLearningRates,
-  { minFactor = 0, ...options }: ScheduleOptions & { minFactor?: number },
+  settings: ScheduleOptions & { minFactor?: number },
 ): LambdaLR {
+  checkOptions("cosineSchedule", settings, cosineOptions);
+  const { minFactor = 0, ...options } = settings;
   const decay = (done: number) => minFactor + (1 - minFactor) * 0.5 * (1 + Math.cos(Math.PI * Math.min(done, 1)));
-  return withWarmup("cosineSchedule", optimizer, options, decay);
+  return withWarmup(optimizer, options, decay);
 }

@@ -68,6 +68,17 @@ describe("replaceLinear", () => {
     expect(swapped(byPredicate)).toEqual(["layers.1.q_proj"]);
   });
 
+  it("reports a name to skip that is that of nothing, except lm_head, which tied models lack", () => {
+    const skip = (...skipModules: string[]) => {
+      const model = new Model();
+      return () => swapped(replaceLinear(model, factory, { skipModules }));
+    };
+    const rule = "replaceLinear: each of skipModules must name a Linear of the model or what is above one, got";
+    expect(skip("q_proj", "qproj")).toThrow(`${rule} qproj (did you mean q_proj?)`);
+    expect(skip("head")).toThrow(expect.objectContaining({ code: "ERR_BNB_OPTION", message: `${rule} head` }));
+    expect(replaceLinear(new Swapped(2, 2, true), factory, { skipModules: ["lm_head"] })).toBeInstanceOf(Swapped);
+  });
+
   it("copies the weights when told", () => {
     const model = new Model();
     const { weight, bias } = model.layers.at(1).qProj;
