@@ -109,7 +109,7 @@ export function matmul8bit(x: Tensor, CB: Tensor, SCB: Tensor, options: Matmul8b
   return int8Linear(x, CB, SCB, options.weight ?? null, options.bias ?? null, options.threshold ?? 0);
 }
 
-type Saved = [x: Tensor | null, codes: Tensor, stats: Tensor, weight: Tensor | null, bias: Tensor | null];
+type Saved = [x: Tensor | null, codes: Tensor, stats: Tensor, weight: Tensor | null, biasDtype: DType | null];
 
 const int8Linear = defineOp({
   name: "int8Linear",
@@ -124,24 +124,44 @@ const int8Linear = defineOp({
     threshold: number,
   ) {
     const [y] = run(addon.int8Linear, x, codes, stats, weight, bias, threshold);
-    ctx.save(ctx.needs(3) ? x : null, codes, stats, weight, ctx.needs(4) ? bias : null);
+    ctx.save(ctx.needs(3) ? x : null, codes, stats, weight, bias && ctx.needs(4) ? bias.dtype : null);
     return y;
   },
 
   backward(ctx, dy) {
-    const [x, codes, stats, weight, bias] = ctx.saved;
-    const biasGrad = bias && run(addon.sumTo, dy, bias.shape, dtypeCode(bias.dtype))[0];
+    const [x, codes, stats, weight, biasDtype] = ctx.saved;
+    const biasGrad = biasDtype && run(addon.sumTo, dy, dy.shape.slice(-1), dtypeCode(biasDtype))[0];
     if (!weight) {
       const dx = ctx.needs(0) ? run(addon.int8LinearBackward, dy, codes, stats)[0] : null;
       return [dx, null, null, null, biasGrad];
     }
     // With the original weight the gradients are those of an ordinary linear layer.
-    const w = castTo(weight, dy.dtype);
-    const dx = ctx.needs(0) ? run(addon.matmul, dy, w, false, false)[0] : null;
-    const dw = x && run(addon.linearBackward, x, w, dy, false, true, false)[1];
-    return [dx, null, null, dw && castTo(dw, weight.dtype), biasGrad];
+    const dx = ctx.needs(0) ? inputGradient(dy, weight) : null;
+    return [dx, null, null, x && weightGradient(dy, x, weight.dtype), biasGrad];
   },
 });
+
+// dy w, in the dtype of dy.
+function inputGradient(dy: Tensor, weight: Tensor): Tensor {
+  const [rows] = run(addon.matmul, asRows(dy), castTo(weight, dy.dtype), false, false);
+  return view(rows, [...dy.shape.slice(0, -1), weight.shape[1] as number]);
+}
+
+// dy^T x, rounded once: where the weight has another dtype than x, the product is made in float32.
+function weightGradient(dy: Tensor, x: Tensor, dtype: DType): Tensor {
+  const inner = dtype === x.dtype ? dtype : "float32";
+  const [dw] = run(addon.matmul, castTo(asRows(dy), inner), castTo(asRows(x), inner), true, false);
+  return castTo(dw, dtype);
+}
+
+function asRows(x: Tensor): Tensor {
+  const columns = x.shape[x.ndim - 1] as number;
+  return view(x, [x.shape.slice(0, -1).reduce((n, size) => n * size, 1), columns]);
+}
+
+function view(x: Tensor, shape: readonly number[]): Tensor {
+  return run(addon.view, x, shape, dtypeCode(x.dtype), 0)[0];
+}
 
 function castTo(x: Tensor, dtype: DType): Tensor {
   return x.dtype === dtype ? x : run(addon.cast, x, dtypeCode(dtype))[0];
