@@ -8,10 +8,11 @@ import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { keep } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
+import { checkFinite } from "./finite.js";
 import type { Int8Weight } from "./int8-weight.js";
-import { planInt8Weight, quantizeWeight } from "./int8-weight.js";
+import { checkScales, planInt8Weight, quantizeWeight } from "./int8-weight.js";
 import { Linear } from "./linear.js";
-import type { StateSource } from "./module.js";
+import type { StateDict, StateSource } from "./module.js";
 import type { Parameter } from "./parameter.js";
 
 export interface Linear8bitLtOptions {
@@ -75,15 +76,21 @@ export class Linear8bitLt extends Linear {
     return matmul8bit(x, codes, stats, { threshold, bias, weight: this.weight });
   }
 
+  override saveTo(dict: StateDict, prefix: string): void {
+    if (this.SCB) checkScales(this.SCB, `${prefix}SCB`);
+    else if (!this.hasFp16Weights) checkFinite(this.weight, `${prefix}weight`);
+    super.saveTo(dict, prefix);
+  }
+
   override loadFrom(source: StateSource, prefix: string): void {
     const isCheckpointQuantized = source.has(`${prefix}SCB`);
     if (isCheckpointQuantized) {
       const { device } = this.weight;
       planInt8Weight(source, prefix, [this.outFeatures, this.inFeatures], device, (w) => this.#adopt(w));
     } else if (this.isQuantized) {
-      const weight = source.take(`${prefix}weight`);
+      const weight = source.takeFinite(`${prefix}weight`, this.weight.shape);
       if (weight) source.plan(() => this.#adopt(quantizeWeight(weight, this.weight.device)));
-    } else {
+    } else if (this.hasFp16Weights || source.takeFinite(`${prefix}weight`, this.weight.shape, this.weight.dtype)) {
       source.copy(`${prefix}weight`, this.weight);
     }
     if (this.bias) source.copy(`${prefix}bias`, this.bias);

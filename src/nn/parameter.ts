@@ -1,6 +1,7 @@
 // Parameter: a tensor that a module owns and an optimizer changes.
 
 import { isFloat } from "../tensor/dtype.js";
+import { BnbError } from "../tensor/errors.js";
 import { Tensor } from "../tensor/tensor.js";
 
 /** What an optimizer does differently for one parameter; the keys are those of its options. */
@@ -20,10 +21,16 @@ export class Parameter extends Tensor {
   /** Overrides of the optimizer's options for this parameter, if any. */
   optimConfig: ParameterOptimConfig | null = null;
 
+  /** Throws ERR_BNB_DTYPE where a gradient is wanted, as by default, and `data` are no floats. */
   constructor(data: Tensor, options: { requiresGrad?: boolean } = {}) {
+    const { requiresGrad = true } = options;
+    if (requiresGrad && !isFloat(data.dtype)) {
+      const rule = "Parameter: data must be float32, float16 or bfloat16 unless requiresGrad is false";
+      throw new BnbError("ERR_BNB_DTYPE", `${rule}, got ${data.dtype}`);
+    }
     super(data.takeHandle(), data.dtype, data.shape, data.device, false);
     this.escape();
-    this.requiresGrad = options.requiresGrad ?? true;
+    this.requiresGrad = requiresGrad;
   }
 
   /** Whether it can have a gradient at all: packed codes cannot. */

@@ -1,5 +1,6 @@
 // replaceLinear: which layers are swapped, what goes with them, and that nothing leaks.
 import { describe, expect, it } from "vitest";
+import { LoraLinear } from "../../src/lora/index.js";
 import { ModuleList, Sequential } from "../../src/nn/containers.js";
 import { Linear } from "../../src/nn/linear.js";
 import { Module } from "../../src/nn/module.js";
@@ -66,6 +67,35 @@ describe("replaceLinear", () => {
     expect(swapped(byName)).toEqual(["layers.0.o_proj", "lm_head"]);
     const byPredicate = replaceLinear(new Model(), factory, (path, linear) => /^layers\.1/.test(path) && !!linear.bias);
     expect(swapped(byPredicate)).toEqual(["layers.1.q_proj"]);
+  });
+
+  it("skips what is below a named module, such as the base of an adapter, and items of lists alone", () => {
+    const model = new Model();
+    model.lmHead = new LoraLinear(model.lmHead, { r: 1 }) as unknown as Linear;
+    expect(swapped(replaceLinear(model, factory))).not.toContain("lm_head.base_layer");
+    expect((model.lmHead as unknown as LoraLinear).baseLayer).toBeInstanceOf(Linear);
+    const byParent = replaceLinear(new Model(), factory, { skipModules: ["layers", "lm_head"] });
+    expect(swapped(byParent)).toEqual(["mlp.0"]);
+    const byPath = replaceLinear(new Model(), factory, { skipModules: ["layers.1", "lm_head"] });
+    expect(swapped(byPath)).toEqual(["layers.0.q_proj", "layers.0.o_proj", "mlp.0"]);
+    // No part of a name is one.
+    const byPart = replaceLinear(new Model(), factory, { skipModules: ["proj", "layers.1.q", "head"] });
+    expect(swapped(byPart)).toHaveLength(6);
+  });
+
+  it("changes nothing when a layer cannot be made", () => {
+    const model = new Model();
+    const linears = model.modules().filter((module) => module instanceof Linear);
+    const live = memory().tensors;
+    let made = 0;
+    const failing: LinearFactory = (k, n, bias) => {
+      if (++made === 3) throw new Error("no third");
+      return new Linear(k, n, { bias });
+    };
+    expect(() => replaceLinear(model, failing)).toThrow("no third");
+    expect(model.modules().filter((module) => module instanceof Linear)).toEqual(linears);
+    expect(memory().tensors).toBe(live);
+    model.dispose();
   });
 
   it("copies the weights when told", () => {
