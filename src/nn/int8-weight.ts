@@ -26,6 +26,18 @@ export function quantizeWeight(weight: Tensor, device: Device = weight.device): 
   return ownWeight(rows.codes, rows.stats);
 }
 
+/** Codes and scales that a user gave, checked like those of a checkpoint. The parameter is disposed. Waits. */
+export function adoptParams(weight: Tensor, SCB: Tensor): Int8Weight {
+  if (weight.dataSync().includes(-128)) {
+    throw new BnbError("ERR_BNB_FORMAT", "Int8Params: the codes must be from -127 to 127, got -128");
+  }
+  const bad = badScale(SCB);
+  if (bad !== undefined) {
+    throw new BnbError("ERR_BNB_NONFINITE", `Int8Params: SCB must be finite and not negative, got ${bad}`);
+  }
+  return ownWeight(weight.detach(), SCB.detach());
+}
+
 function ownWeight(codes: Tensor, stats: Tensor): Int8Weight {
   const { device } = codes;
   const own = (t: Tensor): Parameter => new Parameter(t, { requiresGrad: false });

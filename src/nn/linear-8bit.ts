@@ -1,19 +1,18 @@
 // Linear8bitLt: a linear layer with int8 weights and activations and outlier columns in floating point
 // (LLM.int8(), Dettmers et al. 2022).
-import type { Int8Rows } from "../ops/int8.js";
-import { int8VectorwiseQuant, matmul8bit } from "../ops/int8.js";
+import { matmul8bit } from "../ops/int8.js";
+import { MatmulLtState } from "../ops/matmul-lt.js";
 import type { Generator } from "../ops/random.js";
 import type { DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
-import { keep } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { checkFinite } from "./finite.js";
+import { Int8Params } from "./int8-params.js";
 import type { Int8Weight } from "./int8-weight.js";
-import { checkScales, planInt8Weight, quantizeWeight } from "./int8-weight.js";
+import { adoptParams, checkScales, planInt8Weight, quantizeWeight } from "./int8-weight.js";
 import { Linear } from "./linear.js";
 import type { StateDict, StateSource } from "./module.js";
-import type { Parameter } from "./parameter.js";
 
 export interface Linear8bitLtOptions {
   /** Default true. */
@@ -48,8 +47,8 @@ export class Linear8bitLt extends Linear {
   /** absmax of each row [outFeatures] float32, once quantized for good; `weight` then holds the int8 codes. */
   SCB: Tensor | null = null;
   weightFormat: Tensor | null = null;
-  // Codes of a float weight that may change: rebuilt when its version does.
-  #cache: { rows: Int8Rows; weight: Parameter; version: number } | null = null;
+  // The codes of a float weight, which may change.
+  readonly #state = new MatmulLtState();
 
   constructor(inputFeatures: number, outputFeatures: number, options: Linear8bitLtOptions = {}) {
     super(inputFeatures, outputFeatures, checked(options));
@@ -62,9 +61,14 @@ export class Linear8bitLt extends Linear {
     return this.SCB !== null;
   }
 
-  /** Quantizes for good and releases the float weight; nothing happens if that was done, or with hasFp16Weights. */
+  /**
+   * Quantizes for good and releases the float weight; nothing happens if that was done, or with hasFp16Weights. Takes over
+   * codes that `weight` was set to.
+   */
   quantize(): this {
-    if (!this.hasFp16Weights && !this.isQuantized) this.#adopt(quantizeWeight(this.weight));
+    const { weight } = this;
+    if (weight instanceof Int8Params && weight.SCB) this.#adopt(adoptParams(weight, weight.SCB));
+    else if (!this.hasFp16Weights && !this.isQuantized) this.#adopt(quantizeWeight(weight));
     return this;
   }
 
@@ -72,7 +76,7 @@ export class Linear8bitLt extends Linear {
     this.quantize();
     const { threshold, bias } = this;
     if (this.SCB) return matmul8bit(x, this.weight, this.SCB, { threshold, bias });
-    const { codes, stats } = this.#codes();
+    const [codes, stats] = this.#state.codesOf(this.weight);
     return matmul8bit(x, codes, stats, { threshold, bias, weight: this.weight });
   }
 
@@ -98,34 +102,17 @@ export class Linear8bitLt extends Linear {
 
   override dispose(): void {
     super.dispose();
-    this.#dropCache();
+    this.#state.dispose();
   }
 
   #adopt(weight: Int8Weight): void {
     this.weight.dispose();
     this.SCB?.dispose();
     this.weightFormat?.dispose();
-    this.#dropCache();
+    this.#state.dispose();
     this.weight = weight.codes;
     this.SCB = weight.SCB;
     this.weightFormat = weight.weightFormat;
-  }
-
-  #codes(): Int8Rows {
-    const { weight } = this;
-    const cache = this.#cache;
-    if (cache && cache.weight === weight && cache.version === weight.version) return cache.rows;
-    this.#dropCache();
-    const rows = int8VectorwiseQuant(weight);
-    keep(rows.codes);
-    keep(rows.stats);
-    this.#cache = { rows, weight, version: weight.version };
-    return rows;
-  }
-
-  #dropCache(): void {
-    this.#cache?.rows.dispose();
-    this.#cache = null;
   }
 }
 

@@ -174,16 +174,10 @@ function packedFrom(weight: Tensor, how: Quantization): Packed {
 }
 
 /**
- * @internal Plans the loading of `weight` and its statistics from under `prefix` into a layer: a quantized checkpoint
+ * @internal Plans the loading of a weight of `shape` under `key`, and of its statistics beside it, into a layer: a quantized checkpoint
  * is taken as it is, float values are copied into a float weight and quantized for a quantized one.
  */
-export function planWeight4bit(
-  source: StateSource,
-  prefix: string,
-  shape: readonly [number, number],
-  layer: WeightHolder,
-): void {
-  const key = `${prefix}weight`;
+export function planWeight4bit(source: StateSource, key: string, shape: readonly number[], layer: WeightHolder): void {
   const current = layer.weight;
   const adopt = (next: Params4bit): void => {
     layer.weight = next;
@@ -215,8 +209,8 @@ export function planWeight4bit(
     if (!sameShape(found, shape)) {
       const rule = `the shape of "${key}" must be [${shape.join(", ")}]`;
       source.reject("ERR_BNB_SHAPE", `${rule}, got [${found.join(", ")}]`);
-    } else if (next.nbytes !== Math.ceil((shape[0] * shape[1]) / 2)) {
-      const bytes = Math.ceil((shape[0] * shape[1]) / 2);
+    } else if (next.nbytes !== Math.ceil(shape.reduce((n, dim) => n * dim, 1) / 2)) {
+      const bytes = Math.ceil(shape.reduce((n, dim) => n * dim, 1) / 2);
       source.reject("ERR_BNB_SHAPE", `"${key}" must have ${bytes} bytes, got ${next.nbytes}`);
     }
     source.plan(() => adopt(next));

@@ -6,12 +6,17 @@ import { addon } from "../tensor/addon.js";
 import { aDType, aNumber, aTensor, orNull } from "../tensor/checks.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";
-import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Owner } from "../tensor/scope.js";
 import { owned } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
+import { moveInto } from "./move-into.js";
+
+/** @internal The indices of the ones of a mask. */
+export function markedColumns(mask: ArrayLike<number>): Int32Array {
+  return Int32Array.from(Array.from(mask, (_, i) => i).filter((i) => mask[i] === 1));
+}
 
 /** Row-wise int8 codes with their scales; dispose it when it is not returned from a `tidy`. */
 export class Int8Rows implements Owner {
@@ -31,9 +36,7 @@ export class Int8Rows implements Owner {
 
   /** Indices of the outlier columns, ascending; null when the threshold was 0. Reading them waits for the device. */
   async outlierCols(): Promise<Int32Array | null> {
-    if (!this.outlierMask) return null;
-    const mask = await this.outlierMask.data();
-    return Int32Array.from([...mask.keys()].filter((i) => mask[i] === 1));
+    return this.outlierMask && markedColumns(await this.outlierMask.data());
   }
 
   dispose(): void {
@@ -92,21 +95,6 @@ export function int8LinearMatmul(A: Tensor, B: Tensor, options: { out?: Tensor }
 }
 
 const outOptions = optionTable<{ out?: Tensor }>({ out: aTensor });
-
-/** Gives `out` the elements of y, which is disposed: out must have its dtype and shape. */
-function moveInto(op: string, y: Tensor, out: Tensor): Tensor {
-  try {
-    if (out.dtype !== y.dtype || String(out.shape) !== String(y.shape)) {
-      const came = `${out.dtype} [${out.shape.join(", ")}]`;
-      throw new BnbError("ERR_BNB_SHAPE", `${op}: out must be ${y.dtype} [${y.shape.join(", ")}], got ${came}`);
-    }
-    run(addon.copyInto, out, y, 0, 0, null);
-    out.markChanged();
-    return out;
-  } finally {
-    y.dispose();
-  }
-}
 
 export interface Int8MmDequantOptions {
   /** [N], any float dtype. */

@@ -78,6 +78,11 @@ describe("replaceLinear", () => {
     expect(swapped(byParent)).toEqual(["mlp.0"]);
     const byPath = replaceLinear(new Model(), factory, { skipModules: ["layers.1", "lm_head"] });
     expect(swapped(byPath)).toEqual(["layers.0.q_proj", "layers.0.o_proj", "mlp.0"]);
+    const below = new Model();
+    below.layers.at(1).qProj = new LoraLinear(below.layers.at(1).qProj, { r: 1 }) as unknown as Linear;
+    expect(swapped(replaceLinear(below, factory, { skipModules: ["q_proj", "mlp"] }))).toEqual([
+      ...["layers.0.o_proj", "layers.1.o_proj", "lm_head"],
+    ]);
     // No part of a name is one.
     const byPart = replaceLinear(new Model(), factory, { skipModules: ["proj", "layers.1.q", "head"] });
     expect(swapped(byPart)).toHaveLength(6);
