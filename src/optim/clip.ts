@@ -16,12 +16,19 @@ function gradientsOf(op: string, params: Tensor | Iterable<Tensor>): Tensor[] {
   return list.flatMap((p) => (p.grad ? [p.grad] : []));
 }
 
-const clipOptions = optionTable<{ normType?: 2 | typeof Infinity }>({ normType: oneOf([2, Infinity]) });
-
 function checkLimit(op: string, name: string, limit: number): void {
-  if (!(limit >= 0))
-    throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be a number of at least 0, got ${limit}`);
+  if (typeof limit !== "number" || !(limit >= 0)) {
+    throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be a number of at least 0, got ${String(limit)}`);
+  }
 }
+
+/** Options of `clipGradNorm`. */
+export interface ClipNormOptions {
+  /** Of the joint norm: the root of the sum of squares, or the largest magnitude. Default 2. */
+  normType?: 2 | typeof Infinity;
+}
+
+const clipOptions = optionTable<ClipNormOptions>({ normType: oneOf([2, Infinity]) });
 
 /**
  * Scales all gradients in place so that their joint norm is at most `maxNorm`, and returns the norm before: a
@@ -35,7 +42,7 @@ function checkLimit(op: string, name: string, limit: number): void {
 export function clipGradNorm(
   params: Tensor | Iterable<Tensor>,
   maxNorm: number,
-  options: { normType?: 2 | typeof Infinity } = {},
+  options: ClipNormOptions = {},
 ): Tensor | null {
   checkOptions("clipGradNorm", options, clipOptions);
   const { normType = 2 } = options;

@@ -115,7 +115,10 @@ export async function train(options: TrainOptions): Promise<{ losses: number[]; 
   return { losses, tokensPerSecond };
 }
 
-/** Mean cross-entropy in nats per token over batches, in evaluation mode and without gradients. */
+/**
+ * Mean cross-entropy in nats per token over batches, in evaluation mode and without gradients. Every token counts
+ * alike, in whatever batch it is; targets of -100 do not. Disposes the batches, leaves the model in evaluation mode.
+ */
 export async function evaluate(model: LanguageModel, batches: Iterable<Batch>): Promise<number> {
   checkArgument("evaluate", "model", model, aModel);
   let sum = 0;
@@ -123,9 +126,26 @@ export async function evaluate(model: LanguageModel, batches: Iterable<Batch>): 
   model.eval();
   for (const { ids, targets } of batches) {
     const loss = noGrad(() => tidy(() => crossEntropy(model.forward(ids), targets)));
-    sum += (await loss.item()) * ids.size;
-    count += ids.size;
-    for (const used of [ids, targets, loss]) used.dispose();
+    try {
+      const [mean, tokens] = await Promise.all([loss.item(), countTargets(targets)]);
+      // The mean of no token is no number.
+      if (tokens > 0) sum += mean * tokens;
+      count += tokens;
+    } finally {
+      for (const used of [ids, targets, loss]) used.dispose();
+    }
   }
+  if (count === 0)
+    throw new BnbError("ERR_BNB_ARGUMENT", "evaluate: batches must hold a token with a target, got none");
   return sum / count;
 }
+
+// Those that the mean of a loss is taken over.
+async function countTargets(targets: Tensor): Promise<number> {
+  let count = 0;
+  for (const target of await targets.data()) if (target !== IGNORED) count++;
+  return count;
+}
+
+/** The default ignoreIndex of crossEntropy. */
+const IGNORED = -100;
