@@ -40,7 +40,8 @@ const put = (list, at, item) => [...list.slice(0, at), item, ...list.slice(at + 
 function replace({ B, r }, value) {
   if (typeof value === "number" && r.chance(0.6))
     return r.pick([value + 1, value - 1, -value, value + 0.5, wildNumber(r), String(value)]);
-  if (value instanceof B.Tensor && r.chance(0.7)) return tensor(B, r, r.chance(0.4) ? [...(value.shape ?? [])] : shape(r));
+  if (value instanceof B.Tensor && r.chance(0.7))
+    return tensor(B, r, r.chance(0.4) ? [...(value.shape ?? [])] : shape(r));
   return hostile(B, r);
 }
 
