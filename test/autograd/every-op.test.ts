@@ -284,8 +284,7 @@ function casesOn(device: string): BackwardCase[] {
       fn: (x) => ops.crossEntropy(x as Tensor, ids(Array(x!.size / 4).fill(1), x!.shape.slice(0, -1))),
     },
   ];
-  return [...unary,
-    soft, ...positive, ...binary, ...reductions, ...moves, ...matrices, ...quantized, ...models];
+  return [...unary, soft, soft, ...positive, ...binary, ...reductions, ...moves, ...matrices, ...quantized, ...models];
 }
 
 describe.each(testDevices())("on %s", (device) => {
