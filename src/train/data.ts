@@ -1,9 +1,13 @@
 // Text as bytes: a vocabulary of 256 that needs no tokenizer. Splits a text into train and held-out parts and
 // cuts batches of (input, next byte) pairs from it.
+import { types } from "node:util";
 import { seededRandom } from "../models/seeded-random.js";
+import type { Check } from "../tensor/checks.js";
+import { aDevice, anInteger, checkArgument, required } from "../tensor/checks.js";
 import { tensor } from "../tensor/create.js";
-import type { Device } from "../tensor/device.js";
+import type { DeviceLike } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 
 /** Input bytes and, one position later, the bytes to predict. The receiver disposes both. */
@@ -16,8 +20,24 @@ export interface Batch {
 export interface BatchOptions {
   batchSize: number;
   sequenceLength: number;
-  device?: Device;
+  device?: DeviceLike;
 }
+const batchChecks = {
+  batchSize: required(anInteger(1)),
+  sequenceLength: required(anInteger(1)),
+  device: aDevice as Check,
+};
+const randomOptions = optionTable<BatchOptions & { seed: number }>({ ...batchChecks, seed: required(anInteger(0)) });
+const evenOptions = optionTable<BatchOptions & { count: number }>({ ...batchChecks, count: required(anInteger(0)) });
+
+/** Options of `splitBytes`. */
+export interface SplitOptions {
+  /** Bytes of a piece. Default 4096. */
+  chunk?: number;
+  /** Of so many pieces, one is held out. Default 10. */
+  every?: number;
+}
+const splitOptions = optionTable<SplitOptions>({ chunk: anInteger(1), every: anInteger(1) });
 
 /**
  * Cuts a text into pieces of `chunk` bytes and holds out every `every`-th, so that both parts hold the same kinds
@@ -25,12 +45,10 @@ export interface BatchOptions {
  *
  * @throws ERR_BNB_OPTION when `chunk` or `every` is no whole number of at least 1.
  */
-export function splitBytes(
-  bytes: Uint8Array,
-  { chunk = 4096, every = 10 }: { chunk?: number; every?: number } = {},
-): { train: Uint8Array; heldOut: Uint8Array } {
-  checkCount("splitBytes", "chunk", chunk);
-  checkCount("splitBytes", "every", every);
+export function splitBytes(bytes: Uint8Array, options: SplitOptions = {}): { train: Uint8Array; heldOut: Uint8Array } {
+  checkBytes("splitBytes", bytes);
+  checkOptions("splitBytes", options, splitOptions);
+  const { chunk = 4096, every = 10 } = options;
   const parts: { train: Uint8Array[]; heldOut: Uint8Array[] } = { train: [], heldOut: [] };
   for (let start = 0, i = 1; start < bytes.length; start += chunk, i++) {
     (i % every === 0 ? parts.heldOut : parts.train).push(bytes.subarray(start, start + chunk));
@@ -39,10 +57,10 @@ export function splitBytes(
 }
 
 /** Endless batches from random places of a text; the same seed gives the same batches. */
-export function* randomBatches(
-  bytes: Uint8Array,
-  { seed, ...options }: BatchOptions & { seed: number },
-): Generator<Batch> {
+export function* randomBatches(bytes: Uint8Array, settings: BatchOptions & { seed: number }): Generator<Batch> {
+  checkBytes("randomBatches", bytes);
+  checkOptions("randomBatches", settings, randomOptions);
+  const { seed, ...options } = settings;
   const places = placesFor("randomBatches", bytes, options);
   const uniform = seededRandom(seed);
   for (;;) {
@@ -55,12 +73,11 @@ export function* randomBatches(
 }
 
 /** `count` batches of windows spread evenly over a text, the same ones at every call: for measuring. */
-export function* evenBatches(
-  bytes: Uint8Array,
-  { count, ...options }: BatchOptions & { count: number },
-): Generator<Batch> {
+export function* evenBatches(bytes: Uint8Array, settings: BatchOptions & { count: number }): Generator<Batch> {
+  checkBytes("evenBatches", bytes);
+  checkOptions("evenBatches", settings, evenOptions);
+  const { count, ...options } = settings;
   const places = placesFor("evenBatches", bytes, options);
-  checkCount("evenBatches", "count", count, 0);
   const windows = count * options.batchSize;
   for (let i = 0; i < count; i++) {
     const starts = Array.from({ length: options.batchSize }, (_, j) =>
@@ -70,12 +87,14 @@ export function* evenBatches(
   }
 }
 
-/** The largest batch: its elements are indexed by int32, and a batch is made in one piece. */
+function checkBytes(op: string, bytes: Uint8Array): void {
+  checkArgument(op, "bytes", bytes, { rule: "a Uint8Array", holds: types.isUint8Array });
+}
+
+/** The largest batch, which is made in one piece. */
 const MOST_ELEMENTS = 2 ** 28;
 
 function placesFor(op: string, bytes: Uint8Array, { batchSize, sequenceLength }: BatchOptions): number {
-  checkCount(op, "batchSize", batchSize);
-  checkCount(op, "sequenceLength", sequenceLength);
   if (batchSize * sequenceLength > MOST_ELEMENTS) {
     const rule = `${op}: batchSize * sequenceLength must be at most 2^28`;
     throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${batchSize} * ${sequenceLength}`);
@@ -86,11 +105,6 @@ function placesFor(op: string, bytes: Uint8Array, { batchSize, sequenceLength }:
     "ERR_BNB_ARGUMENT",
     `${op}: the text must have more than ${sequenceLength} bytes, got ${bytes.length}`,
   );
-}
-
-function checkCount(op: string, name: string, value: number, least = 1): void {
-  if (Number.isSafeInteger(value) && value >= least) return;
-  throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be a whole number of at least ${least}, got ${value}`);
 }
 
 function batchAt(bytes: Uint8Array, starts: number[], { sequenceLength, device }: BatchOptions): Batch {
