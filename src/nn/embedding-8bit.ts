@@ -3,9 +3,11 @@ import { embedding8bit } from "../ops/int8.js";
 import type { Generator } from "../ops/random.js";
 import type { DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { Embedding } from "./embedding.js";
 import { checkFinite } from "./finite.js";
+import { initChecks } from "./init.js";
 import type { Int8Weight } from "./int8-weight.js";
 import { checkScales, planInt8Weight, quantizeWeight } from "./int8-weight.js";
 import type { StateDict, StateSource } from "./module.js";
@@ -17,6 +19,7 @@ export interface Embedding8bitOptions {
   /** Source of the initial values; default the global one. */
   generator?: Generator;
 }
+const layerOptions = optionTable<Embedding8bitOptions>(initChecks);
 
 /**
  * `y[i] = codes[ids[i]] * SCB[ids[i]] / 127`, ids int32 of any shape. Quantized at `quantize()` or the first forward,
@@ -30,6 +33,7 @@ export class Embedding8bit extends Embedding {
   weightFormat: Tensor | null = null;
 
   constructor(numEmbeddings: number, embeddingDim: number, options: Embedding8bitOptions = {}) {
+    checkOptions("Embedding8bit", options, layerOptions);
     super(numEmbeddings, embeddingDim, options);
     this.dtype = options.dtype ?? "float32";
   }

@@ -11,7 +11,14 @@ export * from "./layer-norm.js";
 export * from "./linear.js";
 export * from "./linear-4bit.js";
 export * from "./linear-8bit.js";
-export * from "./module.js";
+export {
+  type LoadResult,
+  type Member,
+  Module,
+  type StateDict,
+  type StateSource,
+  snakeCase,
+} from "./module.js";
 export * from "./outliers.js";
 export * from "./parameter.js";
 export * from "./parametrize.js";

@@ -3,14 +3,18 @@
 import { matmul8bit } from "../ops/int8.js";
 import { MatmulLtState } from "../ops/matmul-lt.js";
 import type { Generator } from "../ops/random.js";
+import { aBoolean, aNumber } from "../tensor/checks.js";
 import type { DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { checkFinite } from "./finite.js";
+import { initChecks } from "./init.js";
 import { Int8Params } from "./int8-params.js";
 import type { Int8Weight } from "./int8-weight.js";
 import { adoptParams, checkScales, planInt8Weight, quantizeWeight } from "./int8-weight.js";
+import type { LinearOptions } from "./linear.js";
 import { Linear } from "./linear.js";
 import type { StateDict, StateSource } from "./module.js";
 
@@ -30,6 +34,12 @@ export interface Linear8bitLtOptions {
   /** Source of the initial values; default the global one. */
   generator?: Generator;
 }
+const layerOptions = optionTable<Linear8bitLtOptions>({
+  ...initChecks,
+  bias: aBoolean,
+  hasFp16Weights: aBoolean,
+  threshold: aNumber,
+});
 
 /**
  * `y = x W^T + b` with W and x in int8. Quantized, it saves `weight` int8, `SCB` float32 and `weight_format`; a
@@ -117,8 +127,9 @@ export class Linear8bitLt extends Linear {
 }
 
 // Before anything is allocated.
-function checked(options: Linear8bitLtOptions): Linear8bitLtOptions {
-  const { threshold = 0 } = options;
-  if (threshold >= 0) return options;
+function checked(options: Linear8bitLtOptions): LinearOptions {
+  checkOptions("Linear8bitLt", options, layerOptions);
+  const { threshold = 0, hasFp16Weights: _, ...rest } = options;
+  if (threshold >= 0) return rest;
   throw new BnbError("ERR_BNB_OPTION", `Linear8bitLt: threshold must be at least 0, got ${threshold}`);
 }

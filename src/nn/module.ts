@@ -3,9 +3,11 @@
 
 import { noGrad } from "../autograd/no-grad.js";
 import { to } from "../ops/to-device.js";
+import { aBoolean, anInstance } from "../tensor/checks.js";
 import type { Device, DeviceLike } from "../tensor/device.js";
 import { toDevice } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Owner } from "../tensor/scope.js";
 import { keep, owned } from "../tensor/scope.js";
 import { Tensor } from "../tensor/tensor.js";
@@ -20,6 +22,10 @@ export interface LoadResult {
   missing: string[];
   unexpected: string[];
 }
+
+/** @internal */
+export const aModule = anInstance(() => Module, "a Module");
+const loadOptions = optionTable<{ strict?: boolean }>({ strict: aBoolean });
 
 /** One field of a module that holds a tensor or a module. */
 export interface Member {
@@ -164,6 +170,10 @@ export abstract class Module implements Disposable, Owner {
    * is always an error.
    */
   loadStateDict(dict: StateDict | Readonly<Record<string, Tensor>>, options: { strict?: boolean } = {}): LoadResult {
+    checkOptions("loadStateDict", options, loadOptions);
+    if (typeof dict !== "object" || dict === null) {
+      throw new BnbError("ERR_BNB_ARGUMENT", `loadStateDict: the dict must be a Map or an object, got ${String(dict)}`);
+    }
     const entries = dict instanceof Map ? dict : new Map(Object.entries(dict as Readonly<Record<string, Tensor>>));
     const loader = new StateLoader(entries);
     this.loadFrom(loader, "");

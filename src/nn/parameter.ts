@@ -1,7 +1,9 @@
 // Parameter: a tensor that a module owns and an optimizer changes.
 
+import { aBoolean, checkTensor } from "../tensor/checks.js";
 import { isFloat } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { Tensor } from "../tensor/tensor.js";
 
 /** What an optimizer does differently for one parameter; the keys are those of its options. */
@@ -9,6 +11,8 @@ export interface ParameterOptimConfig {
   /** 32 keeps the state of this parameter in float32 also under an 8-bit optimizer. */
   optimBits?: 8 | 32;
 }
+
+const parameterOptions = optionTable<{ requiresGrad?: boolean }>({ requiresGrad: aBoolean });
 
 /**
  * A trainable tensor. It takes over the memory of the tensor it is made from, which counts as disposed from
@@ -23,6 +27,8 @@ export class Parameter extends Tensor {
 
   /** Throws ERR_BNB_DTYPE where a gradient is wanted, as by default, and `data` are no floats. */
   constructor(data: Tensor, options: { requiresGrad?: boolean } = {}) {
+    checkTensor("Parameter", "data", data);
+    checkOptions("Parameter", options, parameterOptions);
     const { requiresGrad = true } = options;
     if (requiresGrad && !isFloat(data.dtype)) {
       const rule = "Parameter: data must be float32, float16 or bfloat16 unless requiresGrad is false";

@@ -1,15 +1,18 @@
 // Params4bit: the weight of a 4-bit layer, float until it is quantized, then packed codes with their statistics.
 import { noGrad } from "../autograd/no-grad.js";
 import type { QuantType } from "../ops/codebooks.js";
+import { aBlocksize, aQuantStorage, aQuantType } from "../ops/quant-checks.js";
 import type { PackedQuantState } from "../ops/quant-state.js";
-import { QuantState } from "../ops/quant-state.js";
+import { aQuantState, QuantState } from "../ops/quant-state.js";
 import type { QuantStorage } from "../ops/quantize-4bit.js";
 import { quantize4bit } from "../ops/quantize-4bit.js";
 import { to } from "../ops/to-device.js";
+import { aBoolean, aDevice, anObject, orNull } from "../tensor/checks.js";
 import type { DeviceLike } from "../tensor/device.js";
 import { toDevice } from "../tensor/device.js";
 import { isFloat } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Quantized4Bit } from "../tensor/quantized.js";
 import { keep, tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
@@ -29,6 +32,14 @@ export interface Quantization {
   quantStorage: QuantStorage;
 }
 
+/** @internal For layers, which take these among their own. */
+export const quantizationChecks = {
+  blocksize: aBlocksize,
+  compressStatistics: aBoolean,
+  quantType: aQuantType,
+  quantStorage: aQuantStorage,
+};
+
 /** What holds a Params4bit and takes its successor when it is quantized or moved. */
 export interface WeightHolder {
   weight: Params4bit;
@@ -44,6 +55,27 @@ export interface Params4bitOptions extends Partial<Quantization> {
   /** Whether `data` is packed already; then quantState must be given. Default false. */
   bnbQuantized?: boolean;
 }
+const paramsOptions = optionTable<Params4bitOptions>({
+  ...quantizationChecks,
+  requiresGrad: aBoolean,
+  quantState: orNull(aQuantState),
+  module: orNull(anObject),
+  bnbQuantized: aBoolean,
+});
+
+/** Options of `Params4bit.fromPrequantized`. */
+export interface PrequantizedOptions {
+  /** Only false is accepted: the weight is frozen. */
+  requiresGrad?: boolean;
+  /** Default: that of the data. */
+  device?: DeviceLike;
+  module?: WeightHolder | null;
+}
+const prequantizedOptions = optionTable<PrequantizedOptions>({
+  requiresGrad: aBoolean,
+  device: aDevice,
+  module: orNull(anObject),
+});
 
 /**
  * The frozen weight of a 4-bit layer. It starts as a float tensor or as packed codes with a QuantState;
@@ -60,6 +92,7 @@ export class Params4bit extends Parameter implements Quantization {
   #packedState: PackedQuantState | null = null;
 
   constructor(data: Tensor, options: Params4bitOptions = {}) {
+    checkOptions("Params4bit", options, paramsOptions);
     const { quantState = null } = options;
     if (options.bnbQuantized && !quantState) {
       throw new BnbError("ERR_BNB_ARGUMENT", "Params4bit: bnbQuantized data needs its quantState");
@@ -90,8 +123,9 @@ export class Params4bit extends Parameter implements Quantization {
   static fromPrequantized(
     data: Tensor,
     quantizedStats: Readonly<Record<string, Tensor>>,
-    options: { requiresGrad?: boolean; device?: DeviceLike; module?: WeightHolder | null } = {},
+    options: PrequantizedOptions = {},
   ): Params4bit {
+    checkOptions("fromPrequantized", options, prequantizedOptions);
     if (options.requiresGrad) {
       throw new BnbError("ERR_BNB_OPTION", "fromPrequantized: requiresGrad must be false, the weight is frozen");
     }

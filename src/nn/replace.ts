@@ -1,10 +1,21 @@
 // replaceLinear: swaps the Linear layers of a model for others, usually quantized ones.
 
 import { noGrad } from "../autograd/no-grad.js";
+import {
+  aBoolean,
+  aFunction,
+  arrayOf,
+  aString,
+  checkArgument,
+  checkFunction,
+  either,
+  orNull,
+} from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable, withNearest } from "../tensor/options.js";
 import { Linear } from "./linear.js";
 import type { StateDict } from "./module.js";
-import { Module } from "./module.js";
+import { aModule, Module } from "./module.js";
 import { StateLoader } from "./state-loader.js";
 
 /** Makes the layer that takes the place of `linear`. */
@@ -30,6 +41,13 @@ export interface ReplaceLinearOptions {
   postProcessingFunction?: string | ((layer: Module, path: string) => void) | null;
 }
 
+const replaceOptions = optionTable<ReplaceLinearOptions>({
+  skipModules: arrayOf(aString),
+  predicate: aFunction,
+  copyWeights: aBoolean,
+  postProcessingFunction: orNull(either(aString, aFunction)),
+});
+
 /**
  * Replaces every `Linear` below `model`, quantized ones included, by what `factory` makes, and disposes the old
  * ones. The head, `lm_head`, stays unless `skipModules` says otherwise. Returns the model. All new layers are made
@@ -45,6 +63,10 @@ export function replaceLinear<M extends Module>(
   options: ReplaceLinearOptions | ((path: string, linear: Linear) => boolean) = {},
 ): M {
   const settings = typeof options === "function" ? { predicate: options } : options;
+  checkArgument("replaceLinear", "model", model, aModule);
+  checkFunction("replaceLinear", "factory", factory);
+  checkOptions("replaceLinear", settings, replaceOptions);
+  checkSkips(model, settings.skipModules ?? []);
   if (model instanceof Linear) {
     throw new BnbError("ERR_BNB_ARGUMENT", "replaceLinear: model must contain its Linear layers, got a Linear");
   }
@@ -76,6 +98,16 @@ export function replaceLinear<M extends Module>(
   for (const { parent, field, linear } of found) parent.replaceMember(field, replaced.get(linear) as Module);
   disposeUnused(model, replaced.keys());
   return model;
+}
+
+/** Throws where a name to skip is that of no Linear and of nothing above one. lm_head may: tied models lack it. */
+function checkSkips(model: Module, skips: readonly string[]): void {
+  const paths = model.namedModules().flatMap(([path, module]) => (module instanceof Linear ? [path] : []));
+  const known = [...new Set(["lm_head", ...paths.flatMap((path) => path.split(".")), ...paths])];
+  const wrong = skips.find((item) => !known.includes(item) && !paths.some((path) => path.startsWith(`${item}.`)));
+  if (wrong === undefined) return;
+  const rule = "replaceLinear: each of skipModules must name a Linear of the model or what is above one";
+  throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${withNearest(wrong, known)}`);
 }
 
 function build(linear: Linear, path: string, factory: LinearFactory, options: ReplaceLinearOptions): Module {

@@ -43,6 +43,7 @@ function casesOn(device: string): BackwardCase[] {
   const unary = (["neg", "abs", "sign", "square", "exp", "sigmoid", "tanh", "relu", "silu", "gelu"] as const).map(
     (name): BackwardCase => ({ name, shapes: alone, fn: named[name] }),
   );
+  const soft: BackwardCase = { name: "softplus", shapes: alone, fn: (x) => named.softplus(x as Tensor, { beta: 2 }) };
   const positive = (["reciprocal", "sqrt", "rsqrt", "log"] as const).map(
     (name): BackwardCase => ({ name, shapes: alone, positive: true, fn: named[name] }),
   );
@@ -283,7 +284,7 @@ function casesOn(device: string): BackwardCase[] {
       fn: (x) => ops.crossEntropy(x as Tensor, ids(Array(x!.size / 4).fill(1), x!.shape.slice(0, -1))),
     },
   ];
-  return [...unary, ...positive, ...binary, ...reductions, ...moves, ...matrices, ...quantized, ...models];
+  return [...unary, soft, soft, ...positive, ...binary, ...reductions, ...moves, ...matrices, ...quantized, ...models];
 }
 
 describe.each(testDevices())("on %s", (device) => {

@@ -279,11 +279,17 @@ describe.each(testDevices())("on %s", (name) => {
       expect(() => applyLora(model, { targetModules: ["nothing"] })).toThrow(
         option("applyLora: targetModules must name layers of the model, got [nothing]"),
       );
+      // One that matches does not excuse one that does not.
+      expect(() => applyLora(model, { targetModules: ["v_proj", "qproj"] })).toThrow(
+        option("applyLora: each of targetModules must name layers of the model, got qproj (did you mean q_proj?)"),
+      );
+      const alpha = { lora_alpha: 32, targetModules: ["q_proj"] } as object as { targetModules: string[] };
+      expect(() => applyLora(model, alpha)).toThrow("got lora_alpha (did you mean loraAlpha?)");
       expect(() => applyLora(model, { targetModules: ["mlp"] })).toThrow(
         option("applyLora: a target must be a linear layer, got LlamaMLP at model.layers.0.mlp"),
       );
       expect(() => applyLora(model, { r: 0, targetModules: ["q_proj"] })).toThrow(
-        option("loraLinear: r must be a positive integer, got 0"),
+        option("applyLora: r must be an integer of at least 1, got 0"),
       );
       expect(model.parameters().every((parameter) => parameter.requiresGrad)).toBe(true);
     });

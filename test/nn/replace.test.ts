@@ -69,6 +69,17 @@ describe("replaceLinear", () => {
     expect(swapped(byPredicate)).toEqual(["layers.1.q_proj"]);
   });
 
+  it("reports a name to skip that is that of nothing, except lm_head, which tied models lack", () => {
+    const skip = (...skipModules: string[]) => {
+      const model = new Model();
+      return () => swapped(replaceLinear(model, factory, { skipModules }));
+    };
+    const rule = "replaceLinear: each of skipModules must name a Linear of the model or what is above one, got";
+    expect(skip("q_proj", "qproj")).toThrow(`${rule} qproj (did you mean q_proj?)`);
+    expect(skip("head")).toThrow(expect.objectContaining({ code: "ERR_BNB_OPTION", message: `${rule} head` }));
+    expect(replaceLinear(new Swapped(2, 2, true), factory, { skipModules: ["lm_head"] })).toBeInstanceOf(Swapped);
+  });
+
   it("skips what is below a named module, such as the base of an adapter, and items of lists alone", () => {
     const model = new Model();
     model.lmHead = new LoraLinear(model.lmHead, { r: 1 }) as unknown as Linear;
@@ -84,8 +95,9 @@ describe("replaceLinear", () => {
       ...["layers.0.o_proj", "layers.1.o_proj", "lm_head"],
     ]);
     // No part of a name is one.
-    const byPart = replaceLinear(new Model(), factory, { skipModules: ["proj", "layers.1.q", "head"] });
-    expect(swapped(byPart)).toHaveLength(6);
+    for (const part of ["proj", "layers.1.q", "head"]) {
+      expect(() => replaceLinear(new Model(), factory, { skipModules: [part] })).toThrow(`above one, got ${part}`);
+    }
   });
 
   it("changes nothing when a layer cannot be made", () => {
