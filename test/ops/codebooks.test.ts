@@ -3,6 +3,7 @@ import { describe, expect, it } from "vitest";
 import { createDynamicMap, createFp8Map, createLinearMap, createNormalMap, get4bitType } from "../../src/functional.js";
 import type { Tensor } from "../../src/index.js";
 import { testDevices } from "../helpers/devices.js";
+import { expectClose } from "../helpers/expect-close.js";
 import { readSafetensors } from "../helpers/safetensors.js";
 import { crc32 } from "../reference/quantize.js";
 
@@ -79,6 +80,21 @@ describe.each(testDevices())("codebooks on %s", (device) => {
     });
 
     it("smaller formats are padded with zeros", () => {
+      // Signed maps of fewer than 8 bits have an odd number of values whether a zero is asked for or not; what is missing
+      // of 256 are zeros in their middle.
+      for (const [signed, bits, addZero, count] of [
+        ...[2, 4, 7].flatMap((b) => [true, false].map((zero) => [true, b, zero, 2 ** b - 1] as const)),
+        ...[2, 4, 7].flatMap((b) => [true, false].map((zero) => [false, b, zero, 2 ** b] as const)),
+      ]) {
+        const values = [...createLinearMap(signed, bits, addZero).floatsSync()];
+        const low = signed ? -1 : 0;
+        const points = Array.from({ length: count }, (_, i) =>
+          count === 1 ? low : low + ((1 - low) * i) / (count - 1),
+        );
+        const half = Math.floor(count / 2);
+        const expected = [...points.slice(0, half), ...Array<number>(256 - count).fill(0), ...points.slice(half)];
+        expectClose(values, expected, { atol: 1e-7, rtol: 0 });
+      }
       const linear = createLinearMap(true, 4).floatsSync();
       expect([linear[0], linear[255], linear.filter((value) => value !== 0).length]).toEqual([-1, 1, 15]);
       for (const map of [createFp8Map(true, 2, 1, 4), createDynamicMap(true, 3, 4)]) {

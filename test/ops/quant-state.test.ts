@@ -2,8 +2,8 @@
 import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { createDynamicMap, dequantize4bit, QuantState, quantize4bit, quantizeBlockwise } from "../../src/functional.js";
-import type { DType, Tensor } from "../../src/index.js";
-import { fromBytes, memory, ones, tensor } from "../../src/index.js";
+import type { DType, QuantStateInit, QuantType, Tensor } from "../../src/index.js";
+import { fromBytes, memory, ones, tensor, zeros } from "../../src/index.js";
 import { PythonFloat, pythonFloat, pythonJson } from "../../src/ops/python-json.js";
 import { testDevices } from "../helpers/devices.js";
 import { expectClose } from "../helpers/expect-close.js";
@@ -133,6 +133,36 @@ describe.each(testDevices())("QuantState on %s", (device) => {
         quantizeBlockwise(x)[1],
       ];
       expect(others.map((other) => a.equals(other))).toEqual(others.map(() => false));
+    });
+
+    it("equals tells every setting from every other, also where the statistics are equal", () => {
+      const [, a] = quantize4bit(tensor(normals(128, 1), { device }), { quantType: "nf4", compressStatistics: true });
+      const copy = (t: Tensor): Tensor => t.detach();
+      const parts = () => ({
+        ...{ absmax: copy(a.absmax), blocksize: 64, dtype: "float32", shape: [128], quantType: "nf4" as QuantType },
+        ...{ offset: copy(a.offset as Tensor), state2: (a.state2 as QuantState).to(device) },
+      });
+      const make = (change: object) => new QuantState({ ...parts(), ...change } as QuantStateInit);
+      expect(make({}).equals(a)).toBe(true);
+      const changes = {
+        dtype: "bfloat16",
+        blocksize: 32,
+        shape: [2, 64],
+        quantType: "fp4",
+        absmax: zeros([2], { dtype: "uint8", device }),
+        offset: tensor(0.5, { device }),
+      };
+      for (const [key, value] of Object.entries(changes)) {
+        const other = make({ [key]: value });
+        expect([key, a.equals(other), other.equals(a)]).toEqual([key, false, false]);
+      }
+      const state2 = (a.state2 as QuantState).to(device);
+      const deeper = new QuantState({
+        ...{ absmax: copy(state2.absmax), code: copy(state2.code) },
+        blocksize: 64,
+        dtype: "float32",
+      });
+      expect(make({ state2: deeper }).equals(a)).toBe(false);
     });
 
     it("to a device shares or copies, and owns its part", () => {
