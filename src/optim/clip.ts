@@ -1,21 +1,25 @@
 // Gradient clipping. One native call for all gradients; the norm stays on the device.
 import { addon } from "../tensor/addon.js";
+import { aTensor, checkArgument } from "../tensor/checks.js";
+import { describe } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
-import { Tensor } from "../tensor/tensor.js";
+import type { Tensor } from "../tensor/tensor.js";
 
 // ClipRule of csrc/kernels/clip_gradients.h.
 const rules = { norm2: 0, normMax: 1, value: 2 };
 
-function gradientsOf(params: Tensor | Iterable<Tensor>): Tensor[] {
-  const list = params instanceof Tensor ? [params] : [...params];
+function gradientsOf(op: string, params: Tensor | Iterable<Tensor>): Tensor[] {
+  const isList = typeof params === "object" && params !== null && Symbol.iterator in params;
+  const list = isList ? [...params] : [params];
+  for (const p of list) checkArgument(op, "params", p, aTensor);
   return list.flatMap((p) => (p.grad ? [p.grad] : []));
 }
 
 function checkLimit(op: string, name: string, limit: number): void {
   if (typeof limit !== "number" || !(limit >= 0)) {
-    throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be a number of at least 0, got ${String(limit)}`);
+    throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be a number of at least 0, got ${describe(limit)}`);
   }
 }
 
@@ -46,7 +50,7 @@ export function clipGradNorm(
   checkLimit("clipGradNorm", "maxNorm", maxNorm);
   checkOptions("clipGradNorm", options, clipOptions);
   const { normType = 2 } = options;
-  const gradients = gradientsOf(params);
+  const gradients = gradientsOf("clipGradNorm", params);
   if (gradients.length === 0) return null;
   return run(addon.clipGradients, gradients, normType === 2 ? rules.norm2 : rules.normMax, maxNorm)[0];
 }
@@ -54,7 +58,7 @@ export function clipGradNorm(
 /** Limits every element of all gradients, in place, to [-clipValue, clipValue]. */
 export function clipGradValue(params: Tensor | Iterable<Tensor>, clipValue: number): void {
   checkLimit("clipGradValue", "clipValue", clipValue);
-  const gradients = gradientsOf(params);
+  const gradients = gradientsOf("clipGradValue", params);
   if (gradients.length === 0) return;
   run(addon.clipGradients, gradients, rules.value, clipValue)[0].dispose();
 }

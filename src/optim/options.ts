@@ -2,7 +2,9 @@
 // would have no effect, and keys that do not exist.
 import type { Check } from "../tensor/checks.js";
 import { aBoolean } from "../tensor/checks.js";
+import { describe, isPlainObject } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
+import { failUnknownKey } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { OptimizerName } from "./update-rule.js";
 
@@ -57,6 +59,10 @@ function fail(owner: string, message: string): never {
   throw new BnbError("ERR_BNB_OPTION", `${owner}: ${message}`);
 }
 
+function checkObject(owner: string, given: unknown): void {
+  if (!isPlainObject(given)) fail(owner, `options must be an object, got ${describe(given)}`);
+}
+
 /** `given` over `defaults`; unknown keys throw, and so do values other than the default of `fixed` keys. */
 export function resolveOptions<Options extends object>(
   owner: string,
@@ -64,15 +70,14 @@ export function resolveOptions<Options extends object>(
   defaults: Required<Options>,
   fixed: readonly (keyof Options)[],
 ): Required<Options> {
+  checkObject(owner, given);
   const resolved: Required<Options> = { ...defaults };
   for (const key of Object.keys(given) as (keyof Options)[]) {
-    if (!Object.hasOwn(defaults, key)) {
-      fail(owner, `options must be among ${Object.keys(defaults).join(", ")}, got ${String(key)}`);
-    }
+    if (!Object.hasOwn(defaults, key)) failUnknownKey(owner, String(key), Object.keys(defaults));
     const value = given[key];
     if (value === undefined) continue;
     if (fixed.includes(key) && value !== defaults[key]) {
-      fail(owner, `${String(key)} must be ${String(defaults[key])}, got ${String(value)}`);
+      fail(owner, `${String(key)} must be ${String(defaults[key])}, got ${describe(value)}`);
     }
     resolved[key] = value as Required<Options>[typeof key];
   }
@@ -102,9 +107,10 @@ export function withFixed<Options extends object, Key extends keyof Options>(
   key: Key,
   value: Options[Key],
 ): Options {
+  checkObject(owner, options);
   const given = options[key];
   if (given !== undefined && given !== value) {
-    fail(owner, `${String(key)} must be ${String(value)} or left out, got ${String(given)}`);
+    fail(owner, `${String(key)} must be ${String(value)} or left out, got ${describe(given)}`);
   }
   return { ...options, [key]: value };
 }
@@ -153,10 +159,10 @@ const ranges: Record<Exclude<keyof Hyperparameters, "betas">, Check> = {
 const rangeKeys = Object.keys(ranges) as (keyof typeof ranges)[];
 
 function checkBetas(owner: string, betas: unknown): void {
-  if (!Array.isArray(betas)) fail(owner, `betas must be an array of numbers, got ${String(betas)}`);
+  if (!Array.isArray(betas)) fail(owner, `betas must be an array of numbers, got ${describe(betas)}`);
   betas.forEach((beta: unknown, i) => {
     if (!(isAtLeastZero(beta) && (beta as number) < 1)) {
-      fail(owner, `betas[${i}] must be in [0, 1), got ${String(beta)}`);
+      fail(owner, `betas[${i}] must be in [0, 1), got ${describe(beta)}`);
     }
   });
 }
@@ -166,7 +172,7 @@ export function checkRanges(owner: string, h: Partial<Hyperparameters>): void {
   for (const key of Object.keys(h) as (keyof Hyperparameters)[]) {
     if (key === "betas") checkBetas(owner, h.betas);
     else if (Object.hasOwn(ranges, key) && !ranges[key].holds(h[key])) {
-      fail(owner, `${key} must be ${ranges[key].rule}, got ${String(h[key])}`);
+      fail(owner, `${key} must be ${ranges[key].rule}, got ${describe(h[key])}`);
     }
   }
 }
@@ -178,11 +184,11 @@ export function checkRanges(owner: string, h: Partial<Hyperparameters>): void {
 export function checkHyperparameters(owner: string, h: Hyperparameters, family: FamilyLimits): void {
   const { betaCount, usedBetas, usesEps } = family;
   for (const key of rangeKeys) {
-    if (!ranges[key].holds(h[key])) fail(owner, `${key} must be ${ranges[key].rule}, got ${String(h[key])}`);
+    if (!ranges[key].holds(h[key])) fail(owner, `${key} must be ${ranges[key].rule}, got ${describe(h[key])}`);
   }
   const { betas } = h;
   if (!Array.isArray(betas) || betas.length !== betaCount) {
-    fail(owner, `betas must be ${betaCount} numbers, got ${JSON.stringify(betas)}`);
+    fail(owner, `betas must be ${betaCount} numbers, got ${describe(betas)}`);
   }
   checkBetas(owner, betas);
   for (let i = usedBetas; i < betaCount; i++) {

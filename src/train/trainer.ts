@@ -14,6 +14,7 @@ import {
   anObjectWith,
   arrayOf,
   aTensor,
+  checkArgument,
   required,
 } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
@@ -118,6 +119,7 @@ export async function train(options: TrainOptions): Promise<{ losses: number[]; 
  * alike, in whatever batch it is; targets of -100 do not. Disposes the batches, leaves the model in evaluation mode.
  */
 export async function evaluate(model: LanguageModel, batches: Iterable<Batch>): Promise<number> {
+  checkArgument("evaluate", "model", model, anObjectWith("a model", "forward", "eval"));
   let sum = 0;
   let count = 0;
   model.eval();
