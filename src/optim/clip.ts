@@ -1,6 +1,6 @@
 // Gradient clipping. One native call for all gradients; the norm stays on the device.
 import { addon } from "../tensor/addon.js";
-import { aTensor, checkArgument } from "../tensor/checks.js";
+import { checkTensor, oneOf } from "../tensor/checks.js";
 import { describe } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
@@ -11,9 +11,9 @@ import type { Tensor } from "../tensor/tensor.js";
 const rules = { norm2: 0, normMax: 1, value: 2 };
 
 function gradientsOf(op: string, params: Tensor | Iterable<Tensor>): Tensor[] {
-  const isList = typeof params === "object" && params !== null && Symbol.iterator in params;
-  const list = isList ? [...params] : [params];
-  for (const p of list) checkArgument(op, "params", p, aTensor);
+  const isList = typeof (params as Iterable<Tensor> | undefined)?.[Symbol.iterator] === "function";
+  const list = isList ? [...(params as Iterable<Tensor>)] : [params as Tensor];
+  for (const p of list) checkTensor(op, "each of params", p);
   return list.flatMap((p) => (p.grad ? [p.grad] : []));
 }
 
@@ -29,9 +29,7 @@ export interface ClipNormOptions {
   normType?: 2 | typeof Infinity;
 }
 
-const clipOptions = optionTable<ClipNormOptions>({
-  normType: { rule: "2 or Infinity", holds: (x) => x === 2 || x === Infinity },
-});
+const clipOptions = optionTable<ClipNormOptions>({ normType: oneOf([2, Infinity]) });
 
 /**
  * Scales all gradients in place so that their joint norm is at most `maxNorm`, and returns the norm before: a
@@ -47,9 +45,9 @@ export function clipGradNorm(
   maxNorm: number,
   options: ClipNormOptions = {},
 ): Tensor | null {
-  checkLimit("clipGradNorm", "maxNorm", maxNorm);
   checkOptions("clipGradNorm", options, clipOptions);
   const { normType = 2 } = options;
+  checkLimit("clipGradNorm", "maxNorm", maxNorm);
   const gradients = gradientsOf("clipGradNorm", params);
   if (gradients.length === 0) return null;
   return run(addon.clipGradients, gradients, normType === 2 ? rules.norm2 : rules.normMax, maxNorm)[0];

@@ -59,10 +59,6 @@ function fail(owner: string, message: string): never {
   throw new BnbError("ERR_BNB_OPTION", `${owner}: ${message}`);
 }
 
-function checkObject(owner: string, given: unknown): void {
-  if (!isPlainObject(given)) fail(owner, `options must be an object, got ${describe(given)}`);
-}
-
 /** `given` over `defaults`; unknown keys throw, and so do values other than the default of `fixed` keys. */
 export function resolveOptions<Options extends object>(
   owner: string,
@@ -70,18 +66,25 @@ export function resolveOptions<Options extends object>(
   defaults: Required<Options>,
   fixed: readonly (keyof Options)[],
 ): Required<Options> {
-  checkObject(owner, given);
+  checkIsObject(owner, given);
   const resolved: Required<Options> = { ...defaults };
   for (const key of Object.keys(given) as (keyof Options)[]) {
     if (!Object.hasOwn(defaults, key)) failUnknownKey(owner, String(key), Object.keys(defaults));
     const value = given[key];
     if (value === undefined) continue;
+    if (typeof defaults[key] === "boolean" && typeof value !== "boolean") {
+      fail(owner, `${String(key)} must be true or false, got ${describe(value)}`);
+    }
     if (fixed.includes(key) && value !== defaults[key]) {
       fail(owner, `${String(key)} must be ${String(defaults[key])}, got ${describe(value)}`);
     }
     resolved[key] = value as Required<Options>[typeof key];
   }
   return resolved;
+}
+
+function checkIsObject(owner: string, given: unknown): void {
+  if (!isPlainObject(given)) fail(owner, `options must be an object, got ${describe(given)}`);
 }
 
 /** The part of the hyperparameters that every family takes over as it is. */
@@ -107,8 +110,8 @@ export function withFixed<Options extends object, Key extends keyof Options>(
   key: Key,
   value: Options[Key],
 ): Options {
-  checkObject(owner, options);
-  const given = options[key];
+  if (options !== undefined) checkIsObject(owner, options);
+  const given = options?.[key];
   if (given !== undefined && given !== value) {
     fail(owner, `${String(key)} must be ${String(value)} or left out, got ${describe(given)}`);
   }

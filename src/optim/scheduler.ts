@@ -1,5 +1,5 @@
 // Learning-rate schedules: a factor per step, times the rate that each group had when the scheduler was made.
-import { aNumberIn, anInteger, checkFunction, required } from "../tensor/checks.js";
+import { aNumberIn, anInteger, anObject, checkArgument, checkFunction, required } from "../tensor/checks.js";
 import { describe } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
@@ -17,6 +17,10 @@ export interface ScheduleOptions {
   warmupSteps?: number;
   totalSteps: number;
 }
+const anOptimizer = {
+  rule: "an optimizer, with paramGroups",
+  holds: (v: unknown) => anObject.holds(v) && Array.isArray((v as HasLearningRates).paramGroups),
+};
 
 /** Steps of a cosine schedule, and where it ends. */
 export interface CosineOptions extends ScheduleOptions {
@@ -39,11 +43,8 @@ export class LambdaLR {
   #step = 0;
 
   constructor(optimizer: HasLearningRates, factor: (step: number) => number) {
+    checkArgument("LambdaLR", "optimizer", optimizer, anOptimizer);
     checkFunction("LambdaLR", "factor", factor);
-    if (!Array.isArray(optimizer?.paramGroups)) {
-      const rule = "the optimizer must have a list of paramGroups";
-      throw new BnbError("ERR_BNB_ARGUMENT", `LambdaLR: ${rule}, got ${describe(optimizer)}`);
-    }
     this.#optimizer = optimizer;
     this.#factor = factor;
     this.#baseRates = optimizer.paramGroups.map((group) => group.lr);
