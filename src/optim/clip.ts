@@ -1,6 +1,7 @@
 // Gradient clipping. One native call for all gradients; the norm stays on the device.
 import { addon } from "../tensor/addon.js";
 import { checkTensor, oneOf } from "../tensor/checks.js";
+import { describe } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
@@ -18,7 +19,7 @@ function gradientsOf(op: string, params: Tensor | Iterable<Tensor>): Tensor[] {
 
 function checkLimit(op: string, name: string, limit: number): void {
   if (typeof limit !== "number" || !(limit >= 0)) {
-    throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be a number of at least 0, got ${String(limit)}`);
+    throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be a number of at least 0, got ${describe(limit)}`);
   }
 }
 

@@ -1,5 +1,6 @@
 // Overrides of single parameters' hyperparameters, for all optimizers of the process. Parameters and modules are
 // held weakly: an override never keeps one alive.
+import { describe, isPlainObject } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { Hyperparameters } from "./options.js";
@@ -29,6 +30,9 @@ interface ModuleOverride {
 }
 
 function checkConfig(config: ParameterConfig): void {
+  if (!isPlainObject(config)) {
+    throw new BnbError("ERR_BNB_OPTION", `GlobalOptimManager: overrides must be an object, got ${describe(config)}`);
+  }
   for (const key of Object.keys(config)) {
     if (!keys.includes(key as keyof ParameterConfig)) {
       throw new BnbError("ERR_BNB_OPTION", `GlobalOptimManager: keys must be among ${keys.join(", ")}, got ${key}`);

@@ -1,4 +1,5 @@
 // LAMB, its states in 32 or 8 bits: update-norm clipping, or the published trust ratio.
+import { describe } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import { Optimizer2State } from "./optimizer.js";
 import type { CommonOptions, EightBit, OptimizerFamily, Params, ThirtyTwoBit } from "./options.js";
@@ -43,7 +44,10 @@ const family: OptimizerFamily<LAMBOptions> = {
   fixed: ["biasCorrection", "amsgrad", "adamWMode"],
   hyperparameters(o) {
     if (o.trustRatio && o.maxUnorm !== 1) {
-      throw new BnbError("ERR_BNB_OPTION", `LAMB: maxUnorm must be left out with trustRatio, got ${o.maxUnorm}`);
+      throw new BnbError(
+        "ERR_BNB_OPTION",
+        `LAMB: maxUnorm must be left out with trustRatio, got ${describe(o.maxUnorm)}`,
+      );
     }
     return { ...commonHyperparameters(o), betas: o.betas, eps: o.eps, trustRatio: o.trustRatio };
   },

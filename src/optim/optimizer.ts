@@ -1,6 +1,7 @@
 // The base of all optimizers: parameter groups, states that appear at a parameter's first step, and stepping. A
 // step crosses to native code once, whatever the number of parameters, and never waits for the device.
 import { tensor } from "../tensor/create.js";
+import { describe, isPlainObject } from "../tensor/describe.js";
 import type { Device } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
 import { keep } from "../tensor/scope.js";
@@ -36,6 +37,9 @@ export abstract class Optimizer8bit<Options extends object = object> {
   #hasWarned = false;
 
   protected constructor(params: Params<Options>, options: Partial<Options>, family: OptimizerFamily<Options>) {
+    if (!isPlainObject(family)) {
+      throw new BnbError("ERR_BNB_ARGUMENT", `${this.name}: is what optimizers are made of; construct one of them`);
+    }
     const { defaults, fixed } = family;
     const own: Required<Options> = resolveOptions(this.name, options, defaults, fixed);
     this.rule = family.rule;
@@ -48,7 +52,11 @@ export abstract class Optimizer8bit<Options extends object = object> {
       return { ...h, betas: [...h.betas] };
     };
     this.#resolve({});
-    const list = [...(params as Iterable<Tensor | GroupOptions<Options>>)];
+    const list = iterated(params as Iterable<Tensor | GroupOptions<Options>>);
+    if (!list) {
+      const rule = "parameters must be an iterable of Tensors or of groups";
+      throw new BnbError("ERR_BNB_ARGUMENT", `${this.name}: ${rule}, got ${describe(params)}`);
+    }
     if (list.length === 0)
       throw new BnbError("ERR_BNB_ARGUMENT", `${this.name}: parameters must not be empty, got none`);
     if (list.every((item) => isTensor(item))) this.addParamGroup({ params: list } as unknown as GroupOptions<Options>);
@@ -67,15 +75,15 @@ export abstract class Optimizer8bit<Options extends object = object> {
 
   /** Adds parameters, with their own options where given. */
   addParamGroup(group: GroupOptions<Options>): void {
-    const { params, ...overrides } = group;
-    if (isTensor(params) || typeof params?.[Symbol.iterator] !== "function") {
+    const { params, ...overrides } = group ?? {};
+    const list = iterated(params);
+    if (!list) {
       throw new BnbError("ERR_BNB_ARGUMENT", `${this.name}: a group must have a list of parameters under "params"`);
     }
-    const list = [...params];
     const known = new Set(this.paramGroups.flatMap((g) => g.params));
     for (const param of list) {
       if (!isTensor(param)) {
-        throw new BnbError("ERR_BNB_ARGUMENT", `${this.name}: parameters must be Tensors, got ${typeof param}`);
+        throw new BnbError("ERR_BNB_ARGUMENT", `${this.name}: parameters must be Tensors, got ${describe(param)}`);
       }
       if (!param.isLeaf) {
         throw new BnbError(
@@ -105,7 +113,7 @@ export abstract class Optimizer8bit<Options extends object = object> {
       // Parameters of a group mostly share their step, and so their numbers.
       let sharedStep = 0;
       let sharedRow: UpdateRow = [];
-      for (const p of group.params) {
+      for (const p of this.#paramsOf(group)) {
         if (!p.grad) continue;
         const config = manager.configOf(p);
         const h = config ? { ...group, ...config } : group;
@@ -136,7 +144,7 @@ export abstract class Optimizer8bit<Options extends object = object> {
   /** Disposes the gradients of all parameters. */
   zeroGrad(): void {
     for (const group of this.paramGroups) {
-      for (const p of group.params) {
+      for (const p of this.#paramsOf(group)) {
         p.grad?.dispose();
         p.grad = null;
       }
@@ -159,6 +167,10 @@ export abstract class Optimizer8bit<Options extends object = object> {
    * later steps change them; they are the caller's to dispose.
    */
   stateDict(): OptimizerStateDict {
+    for (const group of this.paramGroups) {
+      this.#paramsOf(group);
+      checkHyperparameters(this.name, group, this.#limits);
+    }
     return writeStateDict(this.rule, this.paramGroups, (p) => this.#states.get(p));
   }
 
@@ -188,6 +200,16 @@ export abstract class Optimizer8bit<Options extends object = object> {
 
   [Symbol.dispose](): void {
     this.dispose();
+  }
+
+  // The list of a group, which its owner may have replaced.
+  #paramsOf(group: ParamGroup): Tensor[] {
+    const { params } = group;
+    if (!Array.isArray(params) || !params.every(isTensor)) {
+      const rule = "params of a group must be an array of Tensors";
+      throw new BnbError("ERR_BNB_ARGUMENT", `${this.name}: ${rule}, got ${describe(params)}`);
+    }
+    return params;
   }
 
   #disposeStates(): void {
@@ -234,6 +256,12 @@ function scheduled(h: Hyperparameters, t: number): UpdateScalars {
     currentBeta3 = Math.min(Math.exp((ln1 * ln3) / ((1 - r) * ln3 + r * ln1)), beta3);
   }
   return { ...h, step: t, beta1, beta2, beta3: currentBeta3, alpha, gnormScale: 1 };
+}
+
+// A tensor is none, and neither is a string.
+function iterated<T>(list: Iterable<T>): T[] | null {
+  if (typeof list !== "object" || list === null || isTensor(list)) return null;
+  return typeof list[Symbol.iterator] === "function" ? [...list] : null;
 }
 
 function isTensor(value: unknown): value is Tensor {

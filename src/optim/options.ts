@@ -76,7 +76,7 @@ export function resolveOptions<Options extends object>(
       fail(owner, `${String(key)} must be true or false, got ${describe(value)}`);
     }
     if (fixed.includes(key) && value !== defaults[key]) {
-      fail(owner, `${String(key)} must be ${String(defaults[key])}, got ${String(value)}`);
+      fail(owner, `${String(key)} must be ${String(defaults[key])}, got ${describe(value)}`);
     }
     resolved[key] = value as Required<Options>[typeof key];
   }
@@ -113,7 +113,7 @@ export function withFixed<Options extends object, Key extends keyof Options>(
   if (options !== undefined) checkIsObject(owner, options);
   const given = options?.[key];
   if (given !== undefined && given !== value) {
-    fail(owner, `${String(key)} must be ${String(value)} or left out, got ${String(given)}`);
+    fail(owner, `${String(key)} must be ${String(value)} or left out, got ${describe(given)}`);
   }
   return { ...options, [key]: value };
 }
@@ -162,10 +162,10 @@ const ranges: Record<Exclude<keyof Hyperparameters, "betas">, Check> = {
 const rangeKeys = Object.keys(ranges) as (keyof typeof ranges)[];
 
 function checkBetas(owner: string, betas: unknown): void {
-  if (!Array.isArray(betas)) fail(owner, `betas must be an array of numbers, got ${String(betas)}`);
+  if (!Array.isArray(betas)) fail(owner, `betas must be an array of numbers, got ${describe(betas)}`);
   betas.forEach((beta: unknown, i) => {
     if (!(isAtLeastZero(beta) && (beta as number) < 1)) {
-      fail(owner, `betas[${i}] must be in [0, 1), got ${String(beta)}`);
+      fail(owner, `betas[${i}] must be in [0, 1), got ${describe(beta)}`);
     }
   });
 }
@@ -175,7 +175,7 @@ export function checkRanges(owner: string, h: Partial<Hyperparameters>): void {
   for (const key of Object.keys(h) as (keyof Hyperparameters)[]) {
     if (key === "betas") checkBetas(owner, h.betas);
     else if (Object.hasOwn(ranges, key) && !ranges[key].holds(h[key])) {
-      fail(owner, `${key} must be ${ranges[key].rule}, got ${String(h[key])}`);
+      fail(owner, `${key} must be ${ranges[key].rule}, got ${describe(h[key])}`);
     }
   }
 }
@@ -187,11 +187,11 @@ export function checkRanges(owner: string, h: Partial<Hyperparameters>): void {
 export function checkHyperparameters(owner: string, h: Hyperparameters, family: FamilyLimits): void {
   const { betaCount, usedBetas, usesEps } = family;
   for (const key of rangeKeys) {
-    if (!ranges[key].holds(h[key])) fail(owner, `${key} must be ${ranges[key].rule}, got ${String(h[key])}`);
+    if (!ranges[key].holds(h[key])) fail(owner, `${key} must be ${ranges[key].rule}, got ${describe(h[key])}`);
   }
   const { betas } = h;
   if (!Array.isArray(betas) || betas.length !== betaCount) {
-    fail(owner, `betas must be ${betaCount} numbers, got ${JSON.stringify(betas)}`);
+    fail(owner, `betas must be ${betaCount} numbers, got ${describe(betas)}`);
   }
   checkBetas(owner, betas);
   for (let i = usedBetas; i < betaCount; i++) {

@@ -1,5 +1,6 @@
 // Learning-rate schedules: a factor per step, times the rate that each group had when the scheduler was made.
 import { aNumberIn, anInteger, anObject, checkArgument, checkFunction, required } from "../tensor/checks.js";
+import { describe } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 
@@ -70,7 +71,8 @@ export class LambdaLR {
   }
 
   /** Goes on from a `stateDict()`: the rates are those of its last step at once. */
-  loadStateDict({ lastStep, baseRates }: { lastStep: number; baseRates: number[] }): void {
+  loadStateDict(dict: { lastStep: number; baseRates: number[] }): void {
+    const { lastStep, baseRates } = dict ?? {};
     const refuse = (rule: string): never => {
       throw new BnbError("ERR_BNB_FORMAT", `LambdaLR.loadStateDict: ${rule}`);
     };
@@ -78,9 +80,9 @@ export class LambdaLR {
       refuse(`the dict must have ${this.#baseRates.length} rates, got ${baseRates?.length}`);
     }
     const wrong = baseRates.findIndex((rate) => !isRate(rate));
-    if (wrong >= 0) refuse(`baseRates[${wrong}] must be a number of at least 0, got ${baseRates[wrong]}`);
+    if (wrong >= 0) refuse(`baseRates[${wrong}] must be a number of at least 0, got ${describe(baseRates[wrong])}`);
     if (!Number.isInteger(lastStep) || lastStep < 0) {
-      refuse(`lastStep must be an integer of at least 0, got ${lastStep}`);
+      refuse(`lastStep must be an integer of at least 0, got ${describe(lastStep)}`);
     }
     this.#moveTo(lastStep, baseRates);
   }
@@ -89,7 +91,7 @@ export class LambdaLR {
     const factor = this.#factor(step);
     if (!isRate(factor)) {
       const rule = `the factor of step ${step} must be a number of at least 0`;
-      throw new BnbError("ERR_BNB_OPTION", `LambdaLR: ${rule}, got ${String(factor)}`);
+      throw new BnbError("ERR_BNB_OPTION", `LambdaLR: ${rule}, got ${describe(factor)}`);
     }
     this.#step = step;
     this.#baseRates.splice(0, baseRates.length, ...baseRates);

@@ -1,4 +1,5 @@
 // SGD with momentum, its state in 32 or 8 bits.
+import { describe } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import { Optimizer1State } from "./optimizer.js";
 import type { CommonOptions, EightBit, OptimizerFamily, Params, ThirtyTwoBit } from "./options.js";
@@ -31,7 +32,7 @@ export const sgdDefaults: Required<SGDOptions> = {
 export function checkSGD(owner: string, options: SGDOptions): SGDOptions {
   for (const key of ["lr", "momentum"] as const) {
     if (typeof options?.[key] !== "number") {
-      throw new BnbError("ERR_BNB_OPTION", `${owner}: ${key} must be given, got ${String(options?.[key])}`);
+      throw new BnbError("ERR_BNB_OPTION", `${owner}: ${key} must be given, got ${describe(options?.[key])}`);
     }
   }
   if (options.momentum === 0) throw new BnbError("ERR_BNB_OPTION", `${owner}: momentum must be above 0, got 0`);

@@ -1,6 +1,7 @@
 // Optimizer state dicts in bitsandbytes' layout: the nested object per parameter, its keys in snake case, and the
 // older flat form on the way in. bitsandbytes does not say whose states they are; these dicts do, beside its keys.
 import { addon } from "../tensor/addon.js";
+import { describe, isPlainObject } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import { run } from "../tensor/run.js";
 import { keep } from "../tensor/scope.js";
@@ -110,17 +111,20 @@ export function readStateDict(
   dict: OptimizerStateDict,
 ): () => Map<Tensor, ParameterState> {
   const { rule } = limits;
-  if (typeof dict?.state !== "object" || !Array.isArray(dict.param_groups)) {
+  if (typeof dict?.state !== "object" || dict.state === null || !Array.isArray(dict.param_groups)) {
     fail(owner, 'the dict must have "state" and "param_groups"');
   }
   if (dict.param_groups.length !== groups.length) {
     fail(owner, `the dict must have ${groups.length} groups, got ${dict.param_groups.length}`);
   }
+  for (const [i, group] of dict.param_groups.entries()) {
+    if (!isPlainObject(group)) fail(owner, `group ${i} must be an object, got ${describe(group)}`);
+  }
   checkOwner(owner, limits, dict);
   const entries: [param: Tensor, key: string, entry: StateDictEntry][] = [];
   const known = new Set<string>();
   groups.forEach((group, i) => {
-    const indices = dict.param_groups[i]?.params;
+    const indices = dict.param_groups[i]!.params;
     if (!Array.isArray(indices) || indices.length !== group.params.length) {
       fail(owner, `group ${i} must have ${group.params.length} parameters, got ${indices?.length}`);
     }
@@ -144,7 +148,7 @@ export function readStateDict(
 function checkOwner(owner: string, { rule, usedBetas, usesEps }: FamilyLimits, dict: OptimizerStateDict): void {
   const name = dict.optimizer_name;
   if (name !== undefined) {
-    if (name !== rule) fail(owner, `the dict must be of the rule ${rule}, got one of ${String(name)}`);
+    if (name !== rule) fail(owner, `the dict must be of the rule ${rule}, got one of ${describe(name)}`);
     return;
   }
   if (hasSecondState(rule)) return;
@@ -153,7 +157,7 @@ function checkOwner(owner: string, { rule, usedBetas, usesEps }: FamilyLimits, d
     const isForeign =
       zero >= 0 || (usesEps && eps === 0) || (!usesEps && eps > 0) || betas?.slice?.(usedBetas).some((b) => b !== 0);
     if (isForeign) {
-      const came = `betas ${JSON.stringify(betas)} and eps ${eps}`;
+      const came = `betas ${describe(betas)} and eps ${describe(eps)}`;
       const hint = `give it optimizer_name "${rule}" if it is`;
       fail(owner, `the dict must be of the rule ${rule}, got one without a name with ${came}: ${hint}`);
     }
@@ -174,7 +178,7 @@ function readEntry(owner: string, rule: OptimizerName, param: Tensor, key: strin
   const tensors = (entry[quantStateKey] ?? entry) as Record<string, unknown>;
   const step = entry.step;
   if (!Number.isInteger(step) || step < 0)
-    fail(owner, `step of state ${key} must be an integer of at least 0, got ${step}`);
+    fail(owner, `step of state ${key} must be an integer of at least 0, got ${describe(step)}`);
   const get = (name: string, dtypes: readonly string[], shape: readonly number[]): Tensor => {
     const t = tensors[name];
     if (!(t instanceof Tensor)) fail(owner, `state ${key} must have ${name}, got ${typeof t}`);

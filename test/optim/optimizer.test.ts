@@ -1,12 +1,11 @@
 // The classes: defaults, options that are refused, groups, overrides, closures, paging.
 import { describe, expect, it } from "vitest";
-import type { Tensor } from "../../src/index.js";
-import { tensor, tidy, zeros } from "../../src/index.js";
+import { Tensor, tensor, tidy, zeros } from "../../src/index.js";
 import * as optim from "../../src/optim/index.js";
 import { testDevices } from "../helpers/devices.js";
 import { expectClose } from "../helpers/expect-close.js";
 
-const { Adam, AdamW, Adagrad, AdEMAMix, GlobalOptimManager, LAMB, LARS, Lion, RMSprop, SGD } = optim;
+const { Adam, AdamW, Adagrad, AdEMAMix, clipGradNorm, GlobalOptimManager, LAMB, LARS, Lion, RMSprop, SGD } = optim;
 const param = (n = 4) => tensor(new Float32Array(n).fill(1), { requiresGrad: true });
 type AnyOptimizer = new (params: Tensor[], options?: object) => optim.Optimizer8bit;
 
@@ -94,8 +93,8 @@ describe("options that are refused", () => {
     ["AdamW", { weightDecay: -1 }, "AdamW: weightDecay must be a number of at least 0, got -1"],
     ["AdamW", { betas: [0.9, 1] }, "AdamW: betas[1] must be in [0, 1), got 1"],
     ["AdamW", { betas: [0.9] }, "AdamW: betas must be 2 numbers, got [0.9]"],
-    ["Lion", { betas: [0.9, 0.99, 0.9] }, "Lion: betas must be 2 numbers, got [0.9,0.99,0.9]"],
-    ["AdEMAMix", { betas: [0.9, 0.999] }, "AdEMAMix: betas must be 3 numbers, got [0.9,0.999]"],
+    ["Lion", { betas: [0.9, 0.99, 0.9] }, "Lion: betas must be 2 numbers, got [0.9, 0.99, 0.9]"],
+    ["AdEMAMix", { betas: [0.9, 0.999] }, "AdEMAMix: betas must be 3 numbers, got [0.9, 0.999]"],
     ["AdEMAMix", { betas: [0, 0.9, 0.99], tBeta3: 10 }, "AdEMAMix: betas[0] must be above 0 when tBeta3 is set, got 0"],
     ["Adam", { amsgrad: true }, "Adam: amsgrad must be false, got true"],
     ["Adam", { optimBits: 16 }, "Adam: optimBits must be 8 or 32, got 16"],
@@ -144,13 +143,47 @@ describe("groups", () => {
     expect(() => optimizer.addParamGroup({ params: [param()], foo: 1 } as never)).toThrow("got foo");
   });
 
+  it("and options of another kind are errors of the library, also when a group's fields were replaced", () => {
+    const bnb = (code: string) => expect.objectContaining({ name: "BnbError", code: `ERR_BNB_${code}` });
+    for (const wrong of [undefined, null, 3, "pp", param(), {}, [undefined], [{}], [null]]) {
+      expect(() => new Adam(wrong as never)).toThrow(bnb("ARGUMENT"));
+      if (!(wrong instanceof Tensor)) expect(() => clipGradNorm(wrong as never, 1)).toThrow(bnb("ARGUMENT"));
+    }
+    for (const wrong of [null, 3, "lr", [], { lr: Object.create(null) }, { betas: Object.create(null) }]) {
+      expect(() => new Adam([param()], wrong as never)).toThrow(bnb("OPTION"));
+      expect(() => new optim.LARS8bit([param()], wrong as never)).toThrow(bnb("OPTION"));
+      expect(() => new optim.PagedAdam32bit([param()], wrong as never)).toThrow(bnb("OPTION"));
+      expect(() => GlobalOptimManager.getInstance().overrideConfig(param(), wrong as never)).toThrow(bnb("OPTION"));
+    }
+    const Base = optim.Optimizer8bit as unknown as new (...args: unknown[]) => unknown;
+    expect(() => new Base([param()], {})).toThrow("Optimizer8bit: is what optimizers are made of");
+    expect(() => new Adam([param()], { weight_decay: 1 } as never)).toThrow("did you mean weightDecay?");
+    const optimizer = new Adam([param()]);
+    const group = optimizer.paramGroups[0]!;
+    Object.assign(group, { params: 3 });
+    for (const act of ["step", "zeroGrad", "stateDict"] as const) {
+      expect(() => optimizer[act]()).toThrow("Adam: params of a group must be an array of Tensors, got 3");
+    }
+    Object.assign(group, { params: [], betas: 3 });
+    expect(() => optimizer.stateDict()).toThrow("Adam: betas must be 2 numbers, got 3");
+    expect(() => optimizer.addParamGroup(undefined as never)).toThrow(bnb("ARGUMENT"));
+    for (const dict of [null, {}, { state: null, param_groups: [{}] }, { state: {}, param_groups: [undefined] }]) {
+      expect(() => optimizer.loadStateDict(dict as never)).toThrow(bnb("FORMAT"));
+    }
+    for (const wrong of [undefined, null, 3, {}]) {
+      expect(() => new optim.LambdaLR(wrong as never, () => 1)).toThrow(bnb("ARGUMENT"));
+    }
+    const scheduler = optim.constantSchedule(optimizer);
+    expect(() => scheduler.loadStateDict(undefined as never)).toThrow(bnb("FORMAT"));
+  });
+
   it("refuse what is no list of distinct leaves", () => {
     const p = param();
     expect(() => new Adam([])).toThrow("Adam: parameters must not be empty, got none");
     expect(() => new Adam([p, p])).toThrow("a parameter must be listed once, got Tensor(float32 [4]");
     expect(() => new Adam([{ params: [p] }, { params: [p] }])).toThrow("a parameter must be listed once");
     expect(() => new Adam([{ params: p as never }])).toThrow('must have a list of parameters under "params"');
-    expect(() => new Adam([{ params: [3 as never] }])).toThrow("Adam: parameters must be Tensors, got number");
+    expect(() => new Adam([{ params: [3 as never] }])).toThrow("Adam: parameters must be Tensors, got 3");
   });
 });
 

@@ -228,7 +228,7 @@ describe.each(testDevices())("plumbing on %s", (device) => {
           target.loadStateDict(dict);
           expect(target.stateOf(p)!.step).toBe(1);
         } else {
-          const message = `${into}.loadStateDict: the dict must be of the rule ${rule}, got one of ${named}`;
+          const message = `${into}.loadStateDict: the dict must be of the rule ${rule}, got one of "${named}"`;
           const code = expect.stringMatching(/^ERR_BNB_(FORMAT|OPTION)$/);
           expect(() => target.loadStateDict(dict)).toThrow(named ? message : expect.objectContaining({ code }));
           expect(target.paramGroups[0]!.betas).toEqual(betas);

@@ -37,7 +37,7 @@ describe("numbers that a step reads", () => {
     ["lr", undefined, "lr must be a number of at least 0, got undefined"],
     ["lr", -1, "lr must be a number of at least 0, got -1"],
     ["lr", Infinity, "lr must be a number of at least 0, got Infinity"],
-    ["lr", "0.1", "lr must be a number of at least 0, got 0.1"],
+    ["lr", "0.1", 'lr must be a number of at least 0, got "0.1"'],
     ["eps", Number.NaN, "eps must be a number of at least 0, got NaN"],
     ["weightDecay", Number.NaN, "weightDecay must be a number of at least 0, got NaN"],
     ["maxUnorm", Number.NaN, "maxUnorm must be a number of at least 0, got NaN"],
@@ -101,7 +101,9 @@ describe("numbers that a step reads", () => {
     );
     for (const bad of [Number.NaN, -1, Infinity, "1"]) {
       const scheduler = new LambdaLR(optimizer, (step) => (step === 1 ? (bad as number) : 1));
-      expect(() => scheduler.step()).toThrow(`the factor of step 1 must be a number of at least 0, got ${bad}`);
+      expect(() => scheduler.step()).toThrow(
+        `the factor of step 1 must be a number of at least 0, got ${typeof bad === "string" ? JSON.stringify(bad) : bad}`,
+      );
       expect([scheduler.lastStep, ...scheduler.lastLr]).toEqual([0, 0.5]);
     }
     const scheduler = constantSchedule(optimizer);
