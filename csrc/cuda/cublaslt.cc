@@ -3,8 +3,9 @@
 // has not changed from CUDA 11 to 13.
 //
 // A library is used only if its major version is known and, per device and type, its 64 x 64 x 64 product of random
-// numbers agrees with our own kernel's. Any failure turns it off for the rest of the process. BNB_CUBLASLT=0 turns it
-// off from the start; a path opens that file.
+// numbers agrees with our own kernel's; otherwise it is off for the rest of the process. A shape that it refuses goes to
+// our own kernel from then on, and other shapes stay with it. BNB_CUBLASLT=0 turns it off from the start; a path opens
+// that file. An emulated device uses it only so, for its tests.
 
 #include "cuda/cublaslt.h"
 
@@ -14,8 +15,10 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <filesystem>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -76,7 +79,7 @@ using Key = std::tuple<int, int64_t, int64_t, int64_t, int64_t, int>;
 
 struct DeviceState {
   Handle handle = nullptr;
-  std::map<Key, Algorithm> algorithms;
+  std::map<Key, std::optional<Algorithm>> algorithms;  // none: refused
   bool tested[2] = {false, false};  // float16, bfloat16
 };
 
@@ -122,6 +125,30 @@ bool load_from(void* file, Library& lib) {
   return lib.open;
 }
 
+// Where pip puts NVIDIA's packages and what PyTorch brings along: below the virtual environment that is active, the
+// user's folder and the system's. Only folders that exist.
+std::vector<std::string> python_folders() {
+  namespace fs = std::filesystem;
+  std::vector<fs::path> roots;
+  for (const char* variable : {"VIRTUAL_ENV", "CONDA_PREFIX"})
+    if (const char* root = std::getenv(variable); root && *root) roots.emplace_back(fs::path(root) / "lib");
+  if (const char* home = std::getenv("HOME"); home && *home) roots.emplace_back(fs::path(home) / ".local/lib");
+  for (const char* root : {"/usr/local/lib", "/usr/lib", "/opt/conda/lib"}) roots.emplace_back(root);
+  std::vector<std::string> found;
+  for (const fs::path& root : roots) {
+    std::error_code error;
+    for (fs::directory_iterator at(root, error), end; !error && at != end; at.increment(error)) {
+      if (at->path().filename().string().rfind("python3", 0) != 0) continue;
+      for (const char* packages : {"site-packages", "dist-packages"})
+        for (const char* folder : {"nvidia/cu13/lib", "nvidia/cublas/lib", "torch/lib"}) {
+          const fs::path path = at->path() / packages / folder;
+          if (fs::is_directory(path, error)) found.push_back(path.string() + "/");
+        }
+    }
+  }
+  return found;
+}
+
 void load(Library& lib) {
   const char* wanted = std::getenv("BNB_CUBLASLT");
   if (wanted && std::string(wanted) == "0") return disable("turned off by BNB_CUBLASLT=0");
@@ -130,12 +157,18 @@ void load(Library& lib) {
     if (!load_from(dlopen(wanted, RTLD_NOW | RTLD_LOCAL), lib)) disable(std::string(wanted) + " " + status());
     return;
   }
-  // A copy that this process has loaded already comes first: two versions side by side are asking for trouble.
+#if BNB_CUDA_EMULATE
+  return disable("not used by an emulated device");
+#endif
+  // A copy that this process has loaded already comes first: two versions side by side are asking for trouble. Then
+  // where the loader looks, the toolkit, and the packages that PyTorch installs.
   const std::vector<std::string> names = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so.11"};
   for (const std::string& name : names)
     if (load_from(dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD), lib)) return;
+  std::vector<std::string> folders = {"", "/usr/local/cuda/lib64/"};
+  for (std::string& folder : python_folders()) folders.push_back(std::move(folder));
   for (const std::string& name : names) {
-    for (const std::string& folder : {std::string(), std::string("/usr/local/cuda/lib64/")})
+    for (const std::string& folder : folders)
       if (load_from(dlopen((folder + name).c_str(), RTLD_NOW | RTLD_LOCAL), lib)) return;
   }
   disable(status());
@@ -245,11 +278,15 @@ bool multiply(Library& lib, DeviceState& state, const MatmulArgs& a, void* works
     return lib.matmul(state.handle, p.desc, &alpha, a.b, p.left, a.a, p.right, &beta, a.c, p.result, a.c, p.result,
                       &algorithm, workspace, kWorkspace, s.handle) == 0;
   };
-  if (const auto known = state.algorithms.find(key); known != state.algorithms.end() && run(known->second)) return true;
+  const auto [entry, is_new] = state.algorithms.try_emplace(key);
+  std::optional<Algorithm>& known = entry->second;
+  if (!is_new && !known) return false;
+  if (known && run(*known)) return true;
   // None yet, or one for another m that does not do for this one.
   Algorithm algorithm;
+  known.reset();
   if (!choose(lib, state, p, alignment, algorithm) || !run(algorithm)) return false;
-  state.algorithms[key] = algorithm;
+  known = algorithm;
   return true;
 }
 
@@ -335,9 +372,7 @@ bool cublaslt_matmul(const MatmulArgs& a, CudaStream& s) {
   CudaStream& inner = s.inner();
   auto* memory = static_cast<unsigned char*>(inner.scratch(kTestBytes + kWorkspace));
   if (!ready(lib, state, a.dtype_c, memory, inner)) return false;
-  if (multiply(lib, state, a, memory + kTestBytes, s)) return true;
-  disable(status() + " refused a product");
-  return false;
+  return multiply(lib, state, a, memory + kTestBytes, s);
 }
 
 }  // namespace bnb::cuda

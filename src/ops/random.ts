@@ -4,6 +4,8 @@ import type { TensorOptions } from "../tensor/create.js";
 import { toDevice } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode, isFloat } from "../tensor/dtype.js";
+import type { Distribution } from "../tensor/enums.js";
+import { distributions } from "../tensor/enums.js";
 import { BnbError } from "../tensor/errors.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
@@ -72,13 +74,8 @@ export interface RandomOptions extends TensorOptions {
   generator?: Generator;
 }
 
-// Distribution of csrc/kernels/random_fill.h.
-const UNIFORM = 0;
-const NORMAL = 1;
-const INTEGER = 2;
-
 function fill(
-  distribution: number,
+  distribution: Distribution,
   shape: readonly number[],
   [low, high]: [number, number],
   dtype: DType,
@@ -91,7 +88,8 @@ function fill(
   const size = shape.reduce((n, dim) => n * dim, 1);
   const { seed, offset } = generator.state;
   const code = dtypeCode(dtype);
-  const [y] = run(addon.randomFill, shape, code, toDevice(device).index, distribution, low, high, seed, offset);
+  const kind = distributions.indexOf(distribution);
+  const [y] = run(addon.randomFill, shape, code, toDevice(device).index, kind, low, high, seed, offset);
   generator.take(size);
   y.requiresGrad = requiresGrad;
   return y;
@@ -100,13 +98,13 @@ function fill(
 /** Uniform in [low, high), default [0, 1), in steps of 2^-24 of the width. Default dtype float32. */
 export function rand(shape: readonly number[], options: RandomOptions & { low?: number; high?: number } = {}): Tensor {
   const { low = 0, high = 1, dtype = "float32" } = options;
-  return fill(UNIFORM, shape, [low, high], dtype, options);
+  return fill("uniform", shape, [low, high], dtype, options);
 }
 
 /** Normal with the given mean and standard deviation, default 0 and 1. Default dtype float32. */
 export function randn(shape: readonly number[], options: RandomOptions & { mean?: number; std?: number } = {}): Tensor {
   const { mean = 0, std = 1, dtype = "float32" } = options;
-  return fill(NORMAL, shape, [mean, std], dtype, options);
+  return fill("normal", shape, [mean, std], dtype, options);
 }
 
 /**
@@ -117,5 +115,5 @@ export function randn(shape: readonly number[], options: RandomOptions & { mean?
  */
 export function randint(shape: readonly number[], options: RandomOptions & { low?: number; high: number }): Tensor {
   const { low = 0, high, dtype = "int32" } = options;
-  return fill(INTEGER, shape, [low, high], dtype, options);
+  return fill("integer", shape, [low, high], dtype, options);
 }

@@ -1,11 +1,10 @@
 // Gradient clipping. One native call for all gradients; the norm stays on the device.
 import { addon } from "../tensor/addon.js";
+import type { ClipRule } from "../tensor/enums.js";
+import { clipRules } from "../tensor/enums.js";
 import { BnbError } from "../tensor/errors.js";
 import { run } from "../tensor/run.js";
 import { Tensor } from "../tensor/tensor.js";
-
-// ClipRule of csrc/kernels/clip_gradients.h.
-const rules = { norm2: 0, normMax: 1, value: 2 };
 
 function gradientsOf(params: Tensor | Iterable<Tensor>): Tensor[] {
   const list = params instanceof Tensor ? [params] : [...params];
@@ -37,7 +36,7 @@ export function clipGradNorm(
   }
   const gradients = gradientsOf(params);
   if (gradients.length === 0) return null;
-  return clip(gradients, normType === 2 ? rules.norm2 : rules.normMax, maxNorm);
+  return clip(gradients, normType === 2 ? "norm2" : "norm_max", maxNorm);
 }
 
 /** Limits every element of all gradients, in place, to [-clipValue, clipValue]. */
@@ -45,11 +44,11 @@ export function clipGradValue(params: Tensor | Iterable<Tensor>, clipValue: numb
   checkLimit("clipGradValue", "clipValue", clipValue);
   const gradients = gradientsOf(params);
   if (gradients.length === 0) return;
-  clip(gradients, rules.value, clipValue).dispose();
+  clip(gradients, "value", clipValue).dispose();
 }
 
-function clip(gradients: readonly Tensor[], rule: number, limit: number): Tensor {
-  const [norm] = run(addon.clipGradients, gradients, rule, limit);
+function clip(gradients: readonly Tensor[], rule: ClipRule, limit: number): Tensor {
+  const [norm] = run(addon.clipGradients, gradients, clipRules.indexOf(rule), limit);
   for (const gradient of gradients) gradient.markChanged();
   return norm;
 }

@@ -1,5 +1,6 @@
 // Optimizer state dicts in bitsandbytes' layout: the nested object per parameter, its keys in snake case, and the
 // older flat form on the way in.
+import { dynamicMap } from "../ops/codebooks.js";
 import { addon } from "../tensor/addon.js";
 import { BnbError } from "../tensor/errors.js";
 import { run } from "../tensor/run.js";
@@ -9,7 +10,7 @@ import type { ParamGroup } from "./optimizer.js";
 import type { Hyperparameters } from "./options.js";
 import type { ParameterState } from "./parameter-state.js";
 import { newNorm, stateShapes } from "./parameter-state.js";
-import { checkMap, dynamicMap } from "./state-map.js";
+import { checkMap } from "./state-map.js";
 import type { OptimizerName } from "./update-rule.js";
 import { hasSecondState } from "./update-rule.js";
 

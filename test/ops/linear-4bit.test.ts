@@ -7,7 +7,6 @@ import {
   fromBytes,
   gemv4bit,
   linear4bit,
-  linear4bitPlan,
   matmul4bit,
   memory,
   noGrad,
@@ -18,6 +17,7 @@ import {
 } from "../../src/index.js";
 import { QuantState as State } from "../../src/ops/quant-state.js";
 import { decode, encode } from "../../src/tensor/dtype.js";
+import { linear4bitPlan } from "../../src/ops/plans.js";
 import { testDevices } from "../helpers/devices.js";
 import { expectClose, relativeError } from "../helpers/expect-close.js";
 import { gradcheck } from "../helpers/gradcheck.js";
