@@ -2,6 +2,7 @@
 import type { OpContext } from "../autograd/define-op.js";
 import { defineOp } from "../autograd/define-op.js";
 import { addon } from "../tensor/addon.js";
+import { checkTensor } from "../tensor/checks.js";
 import type { BinaryOp, UnaryOp } from "../tensor/enums.js";
 import { binaryOps, unaryFromOutput, unaryOps } from "../tensor/enums.js";
 import { BnbError } from "../tensor/errors.js";
@@ -10,6 +11,7 @@ import type { Tensor } from "../tensor/tensor.js";
 
 // The native op is one for all functions, so it could not say which one was called.
 function checkAlive(name: string, argument: string, tensor: Tensor): void {
+  checkTensor(name, argument, tensor);
   if (tensor.disposed) throw new BnbError("ERR_BNB_DISPOSED", `${name}: ${argument} was disposed`);
 }
 

@@ -2,8 +2,10 @@
 import type { OpContext } from "../autograd/define-op.js";
 import { defineOp } from "../autograd/define-op.js";
 import { addon } from "../tensor/addon.js";
+import { aBoolean, anInteger } from "../tensor/checks.js";
 import type { ReduceOp } from "../tensor/enums.js";
 import { reduceOps } from "../tensor/enums.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 
@@ -13,6 +15,10 @@ export interface ReduceOptions {
   /** Leave reduced axes in the shape with size 1. Default false. */
   keepDims?: boolean;
 }
+const reduceOptions = optionTable<ReduceOptions>({
+  axis: { ...anInteger(-8, 7), code: "ERR_BNB_SHAPE" },
+  keepDims: aBoolean,
+});
 
 function reduction(name: ReduceOp): (x: Tensor, options?: ReduceOptions) => Tensor {
   const code = reduceOps.indexOf(name);
@@ -24,6 +30,7 @@ function reduction(name: ReduceOp): (x: Tensor, options?: ReduceOptions) => Tens
       x: Tensor,
       options: ReduceOptions = {},
     ) {
+      checkOptions(name, options, reduceOptions);
       const { axis, keepDims = false } = options;
       const [y] = run(addon.reduce, code, x, axis === undefined, axis ?? 0, keepDims);
       ctx.save(isExtreme ? x : null, isExtreme ? y : null, x.shape, axis);
@@ -55,6 +62,7 @@ export const min = reduction("min");
 export const argmax = defineOp({
   name: "argmax",
   forward(_ctx: OpContext, x: Tensor, options: ReduceOptions = {}) {
+    checkOptions("argmax", options, reduceOptions);
     const { axis, keepDims = false } = options;
     const [y] = run(addon.argmax, x, axis === undefined, axis ?? 0, keepDims);
     return y;

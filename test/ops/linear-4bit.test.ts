@@ -15,9 +15,9 @@ import {
   tensor,
   tidy,
 } from "../../src/index.js";
+import { linear4bitPlan } from "../../src/ops/plans.js";
 import { QuantState as State } from "../../src/ops/quant-state.js";
 import { decode, encode } from "../../src/tensor/dtype.js";
-import { linear4bitPlan } from "../../src/ops/plans.js";
 import { testDevices } from "../helpers/devices.js";
 import { expectClose, relativeError } from "../helpers/expect-close.js";
 import { gradcheck } from "../helpers/gradcheck.js";
