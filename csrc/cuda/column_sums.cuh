@@ -27,7 +27,8 @@ ColumnSumPlan plan_column_sums(const CudaStream& s, int64_t rows, int64_t cols, 
   // Enough blocks for 512 threads on each multiprocessor, if it can hold them; but at least four rows for each team.
   const int threads = static_cast<int>(block.x * block.y), wanted = 512 / threads;
   const int held = resident_blocks(s.gpu, threads, 128, static_cast<int64_t>(plan.shared) + 1024);
-  const int64_t most = int64_t{s.gpu.sms} * (wanted < held ? wanted : held), useful = ceil_div(rows, int64_t{4} * block.y);
+  const int64_t most = int64_t{s.gpu.sms} * (wanted < held ? wanted : held),
+                useful = ceil_div(rows, int64_t{4} * block.y);
   plan.blocks = useful < most ? useful : most;
   return plan;
 }

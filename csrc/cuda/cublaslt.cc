@@ -3,9 +3,9 @@
 // has not changed from CUDA 11 to 13.
 //
 // A library is used only if its major version is known and, per device and type, its 64 x 64 x 64 product of random
-// numbers agrees with our own kernel's; otherwise it is off for the rest of the process. A shape that it refuses goes to
-// our own kernel from then on, and other shapes stay with it. BNB_CUBLASLT=0 turns it off from the start; a path opens
-// that file. An emulated device uses it only so, for its tests.
+// numbers agrees with our own kernel's; otherwise it is off for the rest of the process. A shape that it refuses goes
+// to our own kernel from then on, and other shapes stay with it. BNB_CUBLASLT=0 turns it off from the start; a path
+// opens that file. An emulated device looks for it only with BNB_EMULATED_CUBLASLT, for tests.
 
 #include "cuda/cublaslt.h"
 
@@ -80,7 +80,7 @@ using Key = std::tuple<int, int64_t, int64_t, int64_t, int64_t, int>;
 struct DeviceState {
   Handle handle = nullptr;
   std::map<Key, std::optional<Algorithm>> algorithms;  // none: refused
-  bool tested[2] = {false, false};  // float16, bfloat16
+  bool tested[2] = {false, false};                     // float16, bfloat16
 };
 
 std::mutex mutex;
@@ -125,28 +125,33 @@ bool load_from(void* file, Library& lib) {
   return lib.open;
 }
 
-// Where pip puts NVIDIA's packages and what PyTorch brings along: below the virtual environment that is active, the
-// user's folder and the system's. Only folders that exist.
-std::vector<std::string> python_folders() {
+// Where pip puts NVIDIA's packages and what PyTorch brings along, below these folders.
+void add_python_folders(const std::filesystem::path& root, std::vector<std::string>& folders) {
   namespace fs = std::filesystem;
-  std::vector<fs::path> roots;
-  for (const char* variable : {"VIRTUAL_ENV", "CONDA_PREFIX"})
-    if (const char* root = std::getenv(variable); root && *root) roots.emplace_back(fs::path(root) / "lib");
-  if (const char* home = std::getenv("HOME"); home && *home) roots.emplace_back(fs::path(home) / ".local/lib");
-  for (const char* root : {"/usr/local/lib", "/usr/lib", "/opt/conda/lib"}) roots.emplace_back(root);
-  std::vector<std::string> found;
-  for (const fs::path& root : roots) {
-    std::error_code error;
-    for (fs::directory_iterator at(root, error), end; !error && at != end; at.increment(error)) {
-      if (at->path().filename().string().rfind("python3", 0) != 0) continue;
-      for (const char* packages : {"site-packages", "dist-packages"})
-        for (const char* folder : {"nvidia/cu13/lib", "nvidia/cublas/lib", "torch/lib"}) {
-          const fs::path path = at->path() / packages / folder;
-          if (fs::is_directory(path, error)) found.push_back(path.string() + "/");
-        }
-    }
+  std::error_code error;
+  for (fs::directory_iterator at(root, error), end; !error && at != end; at.increment(error)) {
+    if (at->path().filename().string().rfind("python3", 0) != 0) continue;
+    for (const char* packages : {"site-packages", "dist-packages"})
+      for (const char* folder : {"nvidia/cu13/lib", "nvidia/cublas/lib", "torch/lib"}) {
+        const fs::path path = at->path() / packages / folder;
+        if (std::error_code missing; fs::is_directory(path, missing)) folders.push_back(path.string() + "/");
+      }
   }
-  return found;
+}
+
+// The active virtual environment, where the loader looks, the toolkit, and other environments.
+std::vector<std::string> folders_to_search() {
+  std::vector<std::string> folders;
+  const auto below = [&](const char* variable, const char* folder) {
+    if (const char* root = std::getenv(variable); root && *root)
+      add_python_folders(std::filesystem::path(root) / folder, folders);
+  };
+  below("VIRTUAL_ENV", "lib");
+  below("CONDA_PREFIX", "lib");
+  folders.insert(folders.end(), {"", "/usr/local/cuda/lib64/"});
+  below("HOME", ".local/lib");
+  for (const char* root : {"/usr/local/lib", "/usr/lib", "/opt/conda/lib"}) add_python_folders(root, folders);
+  return folders;
 }
 
 void load(Library& lib) {
@@ -158,19 +163,15 @@ void load(Library& lib) {
     return;
   }
 #if BNB_CUDA_EMULATE
-  return disable("not used by an emulated device");
+  if (!std::getenv("BNB_EMULATED_CUBLASLT")) return disable("not used by an emulated device");
 #endif
-  // A copy that this process has loaded already comes first: two versions side by side are asking for trouble. Then
-  // where the loader looks, the toolkit, and the packages that PyTorch installs.
+  // A copy that this process has loaded already comes first: two versions side by side are asking for trouble.
   const std::vector<std::string> names = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so.11"};
   for (const std::string& name : names)
     if (load_from(dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD), lib)) return;
-  std::vector<std::string> folders = {"", "/usr/local/cuda/lib64/"};
-  for (std::string& folder : python_folders()) folders.push_back(std::move(folder));
-  for (const std::string& name : names) {
-    for (const std::string& folder : folders)
+  for (const std::string& folder : folders_to_search())
+    for (const std::string& name : names)
       if (load_from(dlopen((folder + name).c_str(), RTLD_NOW | RTLD_LOCAL), lib)) return;
-  }
   disable(status());
 }
 #endif

@@ -7,6 +7,7 @@
 #include "kernels/plan/linear_4bit_cpu.h"
 #include "kernels/plan/linear_4bit_group.h"
 #include "kernels/plan/matmul.h"
+#include "kernels/plan/residency.h"
 #include "ops/ops.h"
 #include "ops/validate.h"
 
@@ -103,6 +104,16 @@ std::vector<double> matmul_gpu_plan(const std::vector<double>& problem) {
   const MatmulPlan plan = variant < 0 ? plan_matmul(p, gpu) : plan_with(static_cast<MatmulVariant>(variant), p, gpu);
   return {double(plan.possible), double(plan.variant), double(plan.tile), double(plan.blocks),
           double(plan.shared_bytes)};
+}
+
+int64_t resident_blocks_of(const std::vector<double>& kernel) {
+  Record r("residentBlocks", kernel);
+  const GpuInfo gpu = gpu_of("residentBlocks", r);
+  const int32_t threads = r, registers = r;
+  const int64_t shared = r;
+  check_argument(threads > 0 && registers > 0 && shared >= 0, "residentBlocks",
+                 "threads and registers must be positive, got ", threads, " and ", registers);
+  return resident_blocks(gpu, threads, registers, shared);
 }
 
 }  // namespace bnb::ops

@@ -166,3 +166,18 @@ export function matmulGpuPlan(
     sharedBytes,
   };
 }
+
+// --- grids ---
+
+/** What a block of a kernel takes. */
+export interface BlockNeeds {
+  threads: number;
+  /** Of each thread. */
+  registers: number;
+  sharedBytes: number;
+}
+
+/** How many blocks of a kernel a multiprocessor holds at once. */
+export function residentBlocks(block: BlockNeeds, gpu: GpuLimits): number {
+  return run(addon.residentBlocks, record(gpu, block.threads, block.registers, block.sharedBytes))[0];
+}

@@ -291,6 +291,7 @@ export interface NativeOps {
     [problem: Float64Array],
     [possible: number, variant: number, tile: number, blocks: number, sharedBytes: number]
   >;
+  residentBlocks: NativeOp<[kernel: Float64Array], [number]>;
 
   // LLM.int8()
   int8QuantizeRows: NativeOp<[a: Tensor, threshold: number], [codes: Tensor, stats: Tensor, mask: Tensor | null]>;
