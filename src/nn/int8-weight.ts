@@ -4,6 +4,7 @@ import { to } from "../ops/to-device.js";
 import { zeros } from "../tensor/create.js";
 import type { Device } from "../tensor/device.js";
 import { tidy } from "../tensor/scope.js";
+import { sameShape } from "../tensor/shape.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { StateSource } from "./module.js";
 import { Parameter } from "./parameter.js";
@@ -53,12 +54,17 @@ export function planInt8Weight(
   const describe = (t: Tensor): string => `${t.dtype} [${t.shape.join(", ")}]`;
   const fits =
     want(
-      sameShape(codes, shape) && codes.dtype === "int8",
+      sameShape(codes.shape, shape) && codes.dtype === "int8",
       "weight",
       `be int8 [${shape.join(", ")}]`,
       describe(codes),
     ) &&
-    want(sameShape(stats, [shape[0]]) && stats.dtype === "float32", "SCB", `be float32 [${shape[0]}]`, describe(stats));
+    want(
+      sameShape(stats.shape, [shape[0]]) && stats.dtype === "float32",
+      "SCB",
+      `be float32 [${shape[0]}]`,
+      describe(stats),
+    );
   if (!fits) return;
   const layout = format ? format.floatsSync()[0] : 0;
   want(layout === 0, "weight_format", "be 0 (row-major)", String(layout));
@@ -66,8 +72,4 @@ export function planInt8Weight(
   const badScale = stats.floatsSync().find((s) => !(s >= 0 && s < Infinity));
   want(badScale === undefined, "SCB", "be finite and not negative", String(badScale));
   source.plan(() => adopt(ownWeight(to(codes, device), to(stats, device))));
-}
-
-function sameShape(t: Tensor, shape: readonly number[]): boolean {
-  return t.shape.length === shape.length && t.shape.every((dim, axis) => dim === shape[axis]);
 }

@@ -11,6 +11,7 @@ import { toDevice } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
 import type { Quantized4Bit } from "../tensor/quantized.js";
 import { keep, tidy } from "../tensor/scope.js";
+import { sameShape } from "../tensor/shape.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { StateDict, StateSource } from "./module.js";
 import { Parameter } from "./parameter.js";
@@ -210,8 +211,4 @@ export function planWeight4bit(
     if (!(error instanceof BnbError)) throw error;
     source.reject(`"${key}" cannot be read: ${error.message}`);
   }
-}
-
-function sameShape(a: readonly number[], b: readonly number[]): boolean {
-  return a.length === b.length && a.every((size, axis) => size === b[axis]);
 }

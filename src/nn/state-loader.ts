@@ -6,6 +6,7 @@ import { copyInto, reshape } from "../ops/shape.js";
 import { to } from "../ops/to-device.js";
 import { BnbError } from "../tensor/errors.js";
 import { tidy } from "../tensor/scope.js";
+import { sameShape } from "../tensor/shape.js";
 import type { Tensor } from "../tensor/tensor.js";
 
 /** Tensors by their names on disk. */
@@ -86,10 +87,6 @@ export class StateLoader implements StateSource {
     for (const action of this.#actions) action();
     return { missing: [...this.#missing], unexpected };
   }
-}
-
-function sameShape(a: readonly number[], b: readonly number[]): boolean {
-  return a.length === b.length && a.every((size, axis) => size === b[axis]);
 }
 
 /** Overwrites the elements of `into` in place, from any device, so that views, optimizers and ties of it stay valid. */
