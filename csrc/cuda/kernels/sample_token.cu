@@ -12,6 +12,7 @@
 // Numerics  kernels/sample_token.h: whole numbers, so neither the order of the atomic additions nor that of the
 //           candidates matters.
 // Needs     what the contract says.
+#include "cuda/last_block.cuh"
 #include "cuda/position.cuh"
 #include "kernels/sample_token.h"
 
@@ -170,18 +171,7 @@ struct Part {
   }
 
   // Whether this block is the last of its row; what the others wrote can then be read. All threads.
-  __device__ bool is_last() const {
-    BNB_SHARED(bool, last);
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      last = atomicAdd(finished, 1) == parts - 1;
-      if (last) *finished = 0;
-    }
-    __syncthreads();
-    __threadfence();
-    return last;
-  }
+  __device__ __forceinline__ bool is_last() const { return last_of(finished, parts); }
 
   // Key and index of the largest, the first of equals; all ones where a logit is NaN or +infinity. All threads, after
   // the first launch.

@@ -11,6 +11,7 @@
 //           dtype for the second product, sums are not. Merging in order makes the result independent of timing.
 // Needs     compute capability 8.0, dim a multiple of 8 and at most 256, 16-byte aligned tensors.
 #include "cuda/kernels/attention/fragments.cuh"
+#include "cuda/last_block.cuh"
 #include "kernels/plan/residency.h"
 
 namespace bnb::cuda {
@@ -230,7 +231,7 @@ class Rows {
       if (split_.splits == 1) return store(state);
       keep(partials + part_ * kPartial, state);
     }
-    if (is_last_part()) merge_all(room, partials, split_.splits, Store{*this});
+    if (last_of(split_.counters + item_, split_.splits)) merge_all(room, partials, split_.splits, Store{*this});
   }
 
   // What becomes of a merged element: it goes to a partial result,
@@ -291,21 +292,6 @@ class Rows {
     merge<kRows, kDim>(
         room, parts, present_, stat(0), stat(1),
         [=](int p, int row, int d) { return from[p * kPartial + row * kDim + d]; }, emit);
-  }
-
-  // Whether the other parts of the item are done; what they kept can then be read. All threads.
-  __device__ __forceinline__ bool is_last_part() const {
-    BNB_SHARED(int[1], is_last);
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      is_last[0] = atomicAdd(split_.counters + item_, 1) == split_.splits - 1;
-      if (is_last[0]) split_.counters[item_] = 0;
-    }
-    __syncthreads();
-    if (!is_last[0]) return false;
-    __threadfence();
-    return true;
   }
 
   const AttentionArgs& a_;
