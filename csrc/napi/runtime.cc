@@ -1,5 +1,8 @@
 // The addon's functions that are not ops: setup, dispose, uploads, reads, devices, memory.
 
+#include <algorithm>
+
+#include "core/file.h"
 #include "core/graph.h"
 #include "core/transfer.h"
 #include "napi/bind.h"
@@ -35,14 +38,18 @@ const Signature& upload_signature() {
   static const Signature signature("tensor(bytes, dtype, shape, device)");
   return signature;
 }
+const Signature& file_signature() {
+  static const Signature signature("readFile(x, descriptor, offset, buffer)");
+  return signature;
+}
 Device& device_of(Env& env, napi_value value) {
   static const Signature signature("device(index)");
   return env.device_at(integer_arg({env, signature, value, 0}));
 }
 
-// setup(results: Float64Array, BnbError, warn): the buffer and the classes that the addon uses.
+// setup(results: Float64Array, BnbError, warn, clock: Float64Array): the buffers and the classes that the addon uses.
 napi_value setup(napi_env napi, napi_callback_info info) {
-  return guarded<3>(napi, info, "setup", [&](Env& env, napi_value* v) -> napi_value {
+  return guarded<4>(napi, info, "setup", [&](Env& env, napi_value* v) -> napi_value {
     void* data = nullptr;
     napi_get_typedarray_info(napi, v[0], nullptr, &env.results_capacity, &data, nullptr, nullptr);
     env.results = static_cast<double*>(data);
@@ -50,6 +57,9 @@ napi_value setup(napi_env napi, napi_callback_info info) {
     napi_create_reference(napi, v[0], 1, &keep);
     napi_create_reference(napi, v[1], 1, &env.error_class);
     napi_create_reference(napi, v[2], 1, &env.warn);
+    napi_get_typedarray_info(napi, v[3], nullptr, nullptr, &data, nullptr, nullptr);
+    napi_create_reference(napi, v[3], 1, &keep);
+    for (auto& device : env.devices) device->changes().share(static_cast<double*>(data));
     return nullptr;
   });
 }
@@ -71,6 +81,30 @@ napi_value dispose_handle(napi_env napi, napi_callback_info info, bool from_fina
 }
 napi_value dispose(napi_env napi, napi_callback_info info) { return dispose_handle(napi, info, false); }
 napi_value finalize(napi_env napi, napi_callback_info info) { return dispose_handle(napi, info, true); }
+
+// version(handle): how often the memory behind it was changed in place. changedAt(handle): the last time, on the clock.
+// Both 0 for a stale handle.
+template <class F>
+napi_value changes_of(napi_env napi, napi_callback_info info, const F& of) {
+  return guarded<1>(napi, info, "version", [&](Env& env, napi_value* v) {
+    int32_t handle = 0;
+    napi_get_value_int32(napi, v[0], &handle);
+    double most = 0;
+    if (const SlotValue* value = env.slots.find(handle)) {
+      const auto look = [&](const Tensor& t) { most = t.defined() ? std::max(most, of(t.changes())) : most; };
+      each_tensor(*value, look);
+    }
+    napi_value result;
+    napi_create_double(napi, most, &result);
+    return result;
+  });
+}
+napi_value version(napi_env napi, napi_callback_info info) {
+  return changes_of(napi, info, [](const Changes& c) { return static_cast<double>(c.count()); });
+}
+napi_value changed_at(napi_env napi, napi_callback_info info) {
+  return changes_of(napi, info, [](const Changes& c) { return c.last(); });
+}
 
 // fromBytes(bytes: Uint8Array, dtype, shape, device): one tensor in the results.
 napi_value from_bytes(napi_env napi, napi_callback_info info) {
@@ -94,12 +128,24 @@ struct Read {
   const void* from = nullptr;
   void* to = nullptr;
   size_t nbytes = 0;
+  int descriptor = -1;  // of a file to read instead of `from`; closed by the worker
+  int64_t offset = 0;
   napi_ref buffer = nullptr;
   napi_deferred deferred = nullptr;
   std::optional<Error> error{};
 };
 
+void run_file_read(Device& device, Read* read) {
+  try {
+    read_file(device, read->descriptor, read->offset, read->to, read->nbytes);
+  } catch (const Error& error) {
+    read->error = error;
+  }
+  close_descriptor(read->descriptor);
+}
+
 void run_read(Device& device, Read* read) {
+  if (read->descriptor >= 0) return run_file_read(device, read);
   read->error = device.stream().take_error();
   if (read->error || read->nbytes == 0) return;
   try {
@@ -175,6 +221,22 @@ napi_value synchronize(napi_env napi, napi_callback_info info) {
   });
 }
 
+// readFile(tensor, descriptor, offset, buffer of 0 bytes): a promise that settles when the tensor holds the bytes of
+// the open file from `offset` on. They go straight into the tensor's memory, in the order of the device's other work.
+napi_value read_file_async(napi_env napi, napi_callback_info info) {
+  return guarded<4>(napi, info, "readFile", [&](Env& env, napi_value* v) {
+    const Tensor& target = tensor_arg({env, file_signature(), v[0], 0});
+    Graph::check_not_recording(target.device(), "readFile");
+    const auto offset = integer_arg({env, file_signature(), v[2], 2});
+    const int descriptor = duplicate_descriptor(static_cast<int>(integer_arg({env, file_signature(), v[1], 1})));
+    if (descriptor < 0) fail(Code::file, "readFile", "the file is not open");
+    auto read = std::make_unique<Read>(Read{.env = &env, .to = target.data(), .nbytes = target.nbytes()});
+    read->descriptor = descriptor;
+    read->offset = offset;
+    return start_read(env, target.device(), std::move(read), v[3]);
+  });
+}
+
 // beginGraph(device): its ops are recorded from here on. endGraph(device, keep): the id of the graph, or 0.
 napi_value begin_graph(napi_env napi, napi_callback_info info) {
   return guarded<1>(napi, info, "graph", [&](Env& env, napi_value* v) -> napi_value {
@@ -197,22 +259,43 @@ napi_value end_graph(napi_env napi, napi_callback_info info) {
   });
 }
 
-// replayGraph(id) and disposeGraph(id); TypeScript knows which exist.
+int32_t graph_id(Env& env, napi_value value) {
+  int32_t id = 0;
+  napi_get_value_int32(env.napi, value, &id);
+  return id;
+}
+Graph& graph_of(Env& env, napi_value value) {
+  const auto found = env.graphs.find(graph_id(env, value));
+  if (found == env.graphs.end()) fail(Code::disposed, "graph", "the graph was disposed");
+  return *found->second;
+}
+
+// replayGraph(id); graphHasTensors(id): whether all tensors from outside that it uses still exist.
 napi_value replay_graph(napi_env napi, napi_callback_info info) {
   return guarded<1>(napi, info, "graph", [&](Env& env, napi_value* v) -> napi_value {
-    int32_t id = 0;
-    napi_get_value_int32(napi, v[0], &id);
-    const auto found = env.graphs.find(id);
-    if (found == env.graphs.end()) fail(Code::disposed, "graph", "the graph was disposed");
-    found->second->replay();
+    graph_of(env, v[0]).replay();
     return nullptr;
   });
 }
+napi_value graph_has_tensors(napi_env napi, napi_callback_info info) {
+  return guarded<1>(napi, info, "graph", [&](Env& env, napi_value* v) {
+    napi_value result;
+    napi_get_boolean(napi, graph_of(env, v[0]).has_tensors(), &result);
+    return result;
+  });
+}
+// disposeGraph(id) and, from the garbage collector's net, finalizeGraph(id).
 napi_value dispose_graph(napi_env napi, napi_callback_info info) {
   return guarded<1>(napi, info, "graph", [&](Env& env, napi_value* v) -> napi_value {
-    int32_t id = 0;
-    napi_get_value_int32(napi, v[0], &id);
-    env.graphs.erase(id);
+    env.graphs.erase(graph_id(env, v[0]));
+    return nullptr;
+  });
+}
+napi_value finalize_graph(napi_env napi, napi_callback_info info) {
+  return guarded<1>(napi, info, "graph", [&](Env& env, napi_value* v) -> napi_value {
+    const int64_t before = env.live_bytes();
+    env.graphs.erase(graph_id(env, v[0]));
+    env.account_collected(before - env.live_bytes());
     return nullptr;
   });
 }
@@ -309,9 +392,12 @@ void define_runtime(Env& env, napi_value exports) {
       {"setup", setup},
       {"dispose", dispose},
       {"finalize", finalize},
+      {"version", version},
+      {"changedAt", changed_at},
       {"fromBytes", from_bytes},
       {"read", read_async},
       {"readSync", read_sync},
+      {"readFile", read_file_async},
       {"synchronize", synchronize},
       {"devices", list_devices},
       {"memory", memory},
@@ -321,7 +407,9 @@ void define_runtime(Env& env, napi_value exports) {
       {"beginGraph", begin_graph},
       {"endGraph", end_graph},
       {"replayGraph", replay_graph},
+      {"graphHasTensors", graph_has_tensors},
       {"disposeGraph", dispose_graph},
+      {"finalizeGraph", finalize_graph},
   };
   for (const Entry& e : kEntries) {
     napi_value function;

@@ -14,6 +14,20 @@ namespace bnb {
 // What a handle stands for. Tensors lie in the table itself, the rarer and larger kinds beside it.
 using SlotValue = std::variant<std::monostate, Tensor, std::unique_ptr<Quantized4Bit>, std::unique_ptr<Scales>>;
 
+// Calls f with each tensor that a value consists of.
+template <class F>
+void each_tensor(const SlotValue& value, const F& f) {
+  const auto scales = [&](const Scales& s) {
+    for (const Tensor* t : {&s.absmax, &s.nested_absmax, &s.nested_code, &s.offset}) f(*t);
+  };
+  if (const auto* t = std::get_if<Tensor>(&value)) f(*t);
+  if (const auto* q = std::get_if<std::unique_ptr<Quantized4Bit>>(&value)) {
+    f((*q)->packed);
+    scales((*q)->scales);
+  }
+  if (const auto* s = std::get_if<std::unique_ptr<Scales>>(&value)) scales(**s);
+}
+
 class Slots {
  public:
   int32_t add(SlotValue value) {

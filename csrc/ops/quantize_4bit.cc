@@ -32,8 +32,8 @@ std::tuple<Tensor, Tensor> quantize_4bit(const Tensor& x, int64_t blocksize, Qua
     check_shape(absmax->numel() == blocks, op, "absmax must have ", blocks, " elements, got ", absmax->numel());
   }
 
-  const Tensor packed = out ? *out : Tensor::empty({nbytes / size, 1}, storage, x.device());
-  const Tensor scales = absmax ? *absmax : Tensor::empty({blocks}, DType::float32, x.device());
+  const Tensor packed = out ? out->changed() : Tensor::empty({nbytes / size, 1}, storage, x.device());
+  const Tensor scales = absmax ? absmax->changed() : Tensor::empty({blocks}, DType::float32, x.device());
   if (n > 0) {
     enqueue(kernels::quantize_4bit, x.device(),
             Quantize4BitArgs{
@@ -73,7 +73,7 @@ Tensor dequantize_4bit(const Quantized4Bit& w, DType dtype, const std::optional<
     check_dtype_is(op, "out", *out, dtype);
     check_shape_is(op, "out", *out, w.shape);
   }
-  const Tensor y = out ? *out : Tensor::empty(w.shape, dtype, w.device());
+  const Tensor y = out ? out->changed() : Tensor::empty(w.shape, dtype, w.device());
   if (y.numel() > 0) {
     enqueue(kernels::dequantize_4bit, w.device(),
             Dequantize4BitArgs{

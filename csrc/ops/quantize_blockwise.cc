@@ -40,8 +40,8 @@ std::tuple<Tensor, Tensor> quantize_blockwise(const Tensor& x, const std::option
     check_numel(op, "absmax", *absmax, blocks);
   }
 
-  const Tensor codes = out ? *out : Tensor::empty(x.shape(), DType::uint8, x.device());
-  const Tensor scales = absmax ? *absmax : Tensor::empty({blocks}, DType::float32, x.device());
+  const Tensor codes = out ? out->changed() : Tensor::empty(x.shape(), DType::uint8, x.device());
+  const Tensor scales = absmax ? absmax->changed() : Tensor::empty({blocks}, DType::float32, x.device());
   if (x.numel() > 0) {
     enqueue(kernels::quantize_blockwise, x.device(),
             QuantizeBlockwiseArgs{
@@ -107,7 +107,7 @@ Tensor dequantize_blockwise(const Tensor& codes, const Tensor& code, const Scale
     check_shape_is(op, "out", *out, codes.shape());
   }
 
-  const Tensor y = out ? *out : Tensor::empty(codes.shape(), dtype, codes.device());
+  const Tensor y = out ? out->changed() : Tensor::empty(codes.shape(), dtype, codes.device());
   if (y.numel() > 0) {
     enqueue(kernels::dequantize_blockwise, codes.device(),
             DequantizeBlockwiseArgs{

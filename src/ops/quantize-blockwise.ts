@@ -62,9 +62,7 @@ export function quantizeBlockwise(
   const statistics = nested ? quantizeScales(absmax, blocksize) : { absmax };
   const map = code ? aliasMap(code) : dynamicMap(true, A.device);
   const state = new QuantState({ ...statistics, code: map, blocksize, dtype: A.dtype });
-  options.absmax?.markChanged();
   if (!options.out) return [codes, state];
-  options.out.markChanged();
   codes.dispose();
   return [options.out, state];
 }
@@ -120,7 +118,6 @@ export function dequantizeBlockwise(A: Tensor, options: DequantizeBlockwiseOptio
     const dtype = dtypeCode(out?.dtype ?? state.dtype);
     const [y] = run(addon.dequantizeBlockwise, A, state.code, state.scales, dtype, out ?? null);
     if (!out) return y;
-    out.markChanged();
     y.dispose();
     return out;
   } finally {

@@ -3,6 +3,7 @@ import { addon } from "../tensor/addon.js";
 import type { ClipRule } from "../tensor/enums.js";
 import { clipRules } from "../tensor/enums.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import { Tensor } from "../tensor/tensor.js";
 
@@ -12,9 +13,20 @@ function gradientsOf(params: Tensor | Iterable<Tensor>): Tensor[] {
 }
 
 function checkLimit(op: string, name: string, limit: number): void {
-  if (!(limit >= 0))
-    throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be a number of at least 0, got ${limit}`);
+  if (typeof limit !== "number" || !(limit >= 0)) {
+    throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be a number of at least 0, got ${String(limit)}`);
+  }
 }
+
+/** Options of `clipGradNorm`. */
+export interface ClipNormOptions {
+  /** Of the joint norm: the root of the sum of squares, or the largest magnitude. Default 2. */
+  normType?: 2 | typeof Infinity;
+}
+
+const clipOptions = optionTable<ClipNormOptions>({
+  normType: { rule: "2 or Infinity", holds: (x) => x === 2 || x === Infinity },
+});
 
 /**
  * Scales all gradients in place so that their joint norm is at most `maxNorm`, and returns the norm before: a
@@ -28,12 +40,11 @@ function checkLimit(op: string, name: string, limit: number): void {
 export function clipGradNorm(
   params: Tensor | Iterable<Tensor>,
   maxNorm: number,
-  { normType = 2 }: { normType?: 2 | typeof Infinity } = {},
+  options: ClipNormOptions = {},
 ): Tensor | null {
   checkLimit("clipGradNorm", "maxNorm", maxNorm);
-  if (normType !== 2 && normType !== Infinity) {
-    throw new BnbError("ERR_BNB_OPTION", `clipGradNorm: normType must be 2 or Infinity, got ${normType}`);
-  }
+  checkOptions("clipGradNorm", options, clipOptions);
+  const { normType = 2 } = options;
   const gradients = gradientsOf(params);
   if (gradients.length === 0) return null;
   return clip(gradients, normType === 2 ? "norm2" : "norm_max", maxNorm);

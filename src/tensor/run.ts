@@ -19,9 +19,27 @@ const QUANTIZED = -1;
 const NUMBER = -2;
 const SCALES = -3;
 
-addon.setup(results, BnbError, (message) => {
-  process.emitWarning(message, { type: "BnbWarning", code: "BNB_BACKLOG" });
-});
+// [now]; the addon counts it up with every change of a tensor in place.
+const clock = new Float64Array(1);
+
+addon.setup(
+  results,
+  BnbError,
+  (message) => {
+    process.emitWarning(message, { type: "BnbWarning", code: "BNB_BACKLOG" });
+  },
+  clock,
+);
+
+/** @internal A moment between the changes of tensors in place: later changes come after it. */
+export function changeTime(): number {
+  return clock[0] as number;
+}
+
+/** @internal Whether the memory of `object` was changed in place after the moment `time`. False once it is disposed. */
+export function changedSince(object: NativeObject, time: number): boolean {
+  return changeTime() > time && addon.changedAt(object.slot) > time;
+}
 
 /** Runs a native op: tensors among the arguments (also in arrays) become handles, null becomes 0. */
 export function run<Args extends readonly unknown[], Outputs extends readonly Output[]>(

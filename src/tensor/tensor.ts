@@ -52,15 +52,12 @@ export class Tensor extends NativeObject {
     return this.claim.node === null;
   }
 
-  /** How often the elements were changed in place, by an optimizer or `copyInto`. */
+  /**
+   * How often the memory was changed in place: by an optimizer, `copyInto`, an `out` of an op, a replayed graph. All
+   * tensors that share it have the same. 0 once disposed.
+   */
   get version(): number {
-    return this.claim.handle?.version ?? 0;
-  }
-
-  /** @internal Every op that writes to an existing tensor calls it. */
-  markChanged(): void {
-    const handle = this.claim.handle;
-    if (handle) handle.version++;
+    return runtime.version(this.slot);
   }
 
   /** @internal The graph node that made it. */
