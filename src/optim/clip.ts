@@ -59,7 +59,5 @@ export function clipGradValue(params: Tensor | Iterable<Tensor>, clipValue: numb
 }
 
 function clip(gradients: readonly Tensor[], rule: ClipRule, limit: number): Tensor {
-  const [norm] = run(addon.clipGradients, gradients, clipRules.indexOf(rule), limit);
-  for (const gradient of gradients) gradient.markChanged();
-  return norm;
+  return run(addon.clipGradients, gradients, clipRules.indexOf(rule), limit)[0];
 }
