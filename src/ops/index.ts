@@ -56,5 +56,6 @@ export * from "./rope.js";
 export * from "./sample-token.js";
 export * from "./shape.js";
 export * from "./softmax.js";
+export * from "./softplus.js";
 export * from "./swiglu.js";
 export * from "./to-device.js";
