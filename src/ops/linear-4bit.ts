@@ -2,7 +2,8 @@
 import { defineOp } from "../autograd/define-op.js";
 import { isGradEnabled, noGrad } from "../autograd/no-grad.js";
 import { addon } from "../tensor/addon.js";
-import { anInstance, arrayOf, aTensor, checkArgument, checkTensor, oneOf, orNull } from "../tensor/checks.js";
+import type { Check } from "../tensor/checks.js";
+import { anInstance, arrayOf, aTensor, checkArgument, checkTensor, orNull } from "../tensor/checks.js";
 import { dtypeCode } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
@@ -85,11 +86,12 @@ function checkNoGradient(op: string, x: Tensor): void {
 /** How activations enter a product on the CPU: as they are. */
 export type ActivationQuant = "none";
 
-/** @internal Throws unless the mode exists. */
-export function checkActivationQuant(op: string, mode: ActivationQuant): void {
-  if (mode === "none") return;
-  throw new BnbError("ERR_BNB_UNSUPPORTED", `${op}: activationQuant must be "none", got ${JSON.stringify(mode)}`);
-}
+/** @internal */
+export const aActivationQuant: Check = {
+  rule: '"none"',
+  holds: (v) => v === "none",
+  code: "ERR_BNB_UNSUPPORTED",
+};
 
 export interface Matmul4bitOptions {
   /** [N], any float dtype, added in float32. */
@@ -102,7 +104,7 @@ const outOptions = optionTable<{ out?: Tensor }>({ out: aTensor });
 const matmulOptions = optionTable<Matmul4bitOptions>({
   bias: orNull(aTensor),
   out: aTensor,
-  activationQuant: { ...oneOf(["none"]), code: "ERR_BNB_UNSUPPORTED" },
+  activationQuant: aActivationQuant,
 });
 
 /**

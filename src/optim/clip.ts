@@ -1,14 +1,17 @@
 // Gradient clipping. One native call for all gradients; the norm stays on the device.
 import { addon } from "../tensor/addon.js";
+import { checkTensor, oneOf } from "../tensor/checks.js";
 import type { ClipRule } from "../tensor/enums.js";
 import { clipRules } from "../tensor/enums.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
-import { Tensor } from "../tensor/tensor.js";
+import type { Tensor } from "../tensor/tensor.js";
 
-function gradientsOf(params: Tensor | Iterable<Tensor>): Tensor[] {
-  const list = params instanceof Tensor ? [params] : [...params];
+function gradientsOf(op: string, params: Tensor | Iterable<Tensor>): Tensor[] {
+  const isList = typeof (params as Iterable<Tensor> | undefined)?.[Symbol.iterator] === "function";
+  const list = isList ? [...(params as Iterable<Tensor>)] : [params as Tensor];
+  for (const p of list) checkTensor(op, "each of params", p);
   return list.flatMap((p) => (p.grad ? [p.grad] : []));
 }
 
@@ -24,9 +27,7 @@ export interface ClipNormOptions {
   normType?: 2 | typeof Infinity;
 }
 
-const clipOptions = optionTable<ClipNormOptions>({
-  normType: { rule: "2 or Infinity", holds: (x) => x === 2 || x === Infinity },
-});
+const clipOptions = optionTable<ClipNormOptions>({ normType: oneOf([2, Infinity]) });
 
 /**
  * Scales all gradients in place so that their joint norm is at most `maxNorm`, and returns the norm before: a
@@ -42,10 +43,10 @@ export function clipGradNorm(
   maxNorm: number,
   options: ClipNormOptions = {},
 ): Tensor | null {
-  checkLimit("clipGradNorm", "maxNorm", maxNorm);
   checkOptions("clipGradNorm", options, clipOptions);
   const { normType = 2 } = options;
-  const gradients = gradientsOf(params);
+  checkLimit("clipGradNorm", "maxNorm", maxNorm);
+  const gradients = gradientsOf("clipGradNorm", params);
   if (gradients.length === 0) return null;
   return clip(gradients, normType === 2 ? "norm2" : "norm_max", maxNorm);
 }
@@ -53,7 +54,7 @@ export function clipGradNorm(
 /** Limits every element of all gradients, in place, to [-clipValue, clipValue]. */
 export function clipGradValue(params: Tensor | Iterable<Tensor>, clipValue: number): void {
   checkLimit("clipGradValue", "clipValue", clipValue);
-  const gradients = gradientsOf(params);
+  const gradients = gradientsOf("clipGradValue", params);
   if (gradients.length === 0) return;
   clip(gradients, "value", clipValue).dispose();
 }

@@ -2,7 +2,9 @@
 // would have no effect, and keys that do not exist.
 import type { Check } from "../tensor/checks.js";
 import { aBoolean } from "../tensor/checks.js";
+import { describe, isPlainObject } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
+import { failUnknownKey } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { OptimizerName } from "./update-rule.js";
 
@@ -64,19 +66,25 @@ export function resolveOptions<Options extends object>(
   defaults: Required<Options>,
   fixed: readonly (keyof Options)[],
 ): Required<Options> {
+  checkIsObject(owner, given);
   const resolved: Required<Options> = { ...defaults };
   for (const key of Object.keys(given) as (keyof Options)[]) {
-    if (!Object.hasOwn(defaults, key)) {
-      fail(owner, `options must be among ${Object.keys(defaults).join(", ")}, got ${String(key)}`);
-    }
+    if (!Object.hasOwn(defaults, key)) failUnknownKey(owner, String(key), Object.keys(defaults));
     const value = given[key];
     if (value === undefined) continue;
+    if (typeof defaults[key] === "boolean" && typeof value !== "boolean") {
+      fail(owner, `${String(key)} must be true or false, got ${describe(value)}`);
+    }
     if (fixed.includes(key) && value !== defaults[key]) {
       fail(owner, `${String(key)} must be ${String(defaults[key])}, got ${String(value)}`);
     }
     resolved[key] = value as Required<Options>[typeof key];
   }
   return resolved;
+}
+
+function checkIsObject(owner: string, given: unknown): void {
+  if (!isPlainObject(given)) fail(owner, `options must be an object, got ${describe(given)}`);
 }
 
 /** The part of the hyperparameters that every family takes over as it is. */
@@ -102,7 +110,8 @@ export function withFixed<Options extends object, Key extends keyof Options>(
   key: Key,
   value: Options[Key],
 ): Options {
-  const given = options[key];
+  if (options !== undefined) checkIsObject(owner, options);
+  const given = options?.[key];
   if (given !== undefined && given !== value) {
     fail(owner, `${String(key)} must be ${String(value)} or left out, got ${String(given)}`);
   }

@@ -1,5 +1,5 @@
 // Learning-rate schedules: a factor per step, times the rate that each group had when the scheduler was made.
-import { aNumberIn, anInteger, checkFunction, required } from "../tensor/checks.js";
+import { aNumberIn, anInteger, anObject, checkArgument, checkFunction, required } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 
@@ -16,6 +16,10 @@ export interface ScheduleOptions {
   warmupSteps?: number;
   totalSteps: number;
 }
+const anOptimizer = {
+  rule: "an optimizer, with paramGroups",
+  holds: (v: unknown) => anObject.holds(v) && Array.isArray((v as HasLearningRates).paramGroups),
+};
 
 /** Steps of a cosine schedule, and where it ends. */
 export interface CosineOptions extends ScheduleOptions {
@@ -38,6 +42,7 @@ export class LambdaLR {
   #step = 0;
 
   constructor(optimizer: HasLearningRates, factor: (step: number) => number) {
+    checkArgument("LambdaLR", "optimizer", optimizer, anOptimizer);
     checkFunction("LambdaLR", "factor", factor);
     this.#optimizer = optimizer;
     this.#factor = factor;

@@ -14,6 +14,7 @@ import {
   anObjectWith,
   arrayOf,
   aTensor,
+  checkArgument,
   required,
 } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
@@ -54,11 +55,12 @@ export interface TrainOptions {
   signal?: AbortSignal;
 }
 
+const aModel = anObjectWith("a model", "forward", "train", "eval");
 const trainOptions = optionTable<TrainOptions>({
-  model: required(anObjectWith("a model", "forward", "train")),
+  model: required(aModel),
   optimizer: required(anObjectWith("an optimizer", "step", "zeroGrad")),
-  parameters: required(arrayOf(aTensor, "an array of parameters")),
-  batches: required(anObjectWith("an iterator", "next")),
+  parameters: required(arrayOf(aTensor)),
+  batches: required(anObjectWith("an iterator of batches", "next")),
   steps: required(anInteger(0)),
   scheduler: anObjectWith("a scheduler", "step"),
   maxGradNorm: aNumberIn(0),
@@ -118,6 +120,7 @@ export async function train(options: TrainOptions): Promise<{ losses: number[]; 
  * alike, in whatever batch it is; targets of -100 do not. Disposes the batches, leaves the model in evaluation mode.
  */
 export async function evaluate(model: LanguageModel, batches: Iterable<Batch>): Promise<number> {
+  checkArgument("evaluate", "model", model, aModel);
   let sum = 0;
   let count = 0;
   model.eval();

@@ -234,7 +234,7 @@ describe.each(testDevices())("Linear4bit on %s", (device) => {
   describe("errors", () => {
     it("names options that do not exist", () => {
       expect(() => new Linear4bit(64, 8, { computeDtype: "int8", device })).toThrow(
-        "Linear4bit: computeDtype must be float32, float16 or bfloat16, got int8",
+        'Linear4bit: computeDtype must be float32, float16 or bfloat16, got "int8"',
       );
       expect(() => new Linear4bit(64, 8, { activationQuant: "int2" as "none", device })).toThrow(/activationQuant/);
       expect(() => layerOf(64, 8, { blocksize: 48 }).quantize()).toThrow(/blocksize/);
