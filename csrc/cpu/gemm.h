@@ -2,6 +2,7 @@
 // A panel holds `pitch` rows (of A) or columns (of B) interleaved, so that step k of the sum reads
 // panel[k * pitch .. k * pitch + pitch). What lies beyond the matrix is zero.
 #pragma once
+#include "core/integer.h"
 #include "cpu/simd.h"
 #include "cpu/work.h"
 

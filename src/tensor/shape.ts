@@ -29,3 +29,8 @@ export function elementCount(shape: readonly number[]): number {
   for (const size of shape) n *= size;
   return n;
 }
+
+/** Whether two shapes have the same axes and sizes. */
+export function sameShape(a: readonly number[], b: readonly number[]): boolean {
+  return a.length === b.length && a.every((size, axis) => size === b[axis]);
+}
