@@ -10,7 +10,7 @@ import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { keep } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
-import { initChecks } from "./init.js";
+import { initChecks } from "./layer-options.js";
 import type { Int8Weight } from "./int8-weight.js";
 import { planInt8Weight, quantizeWeight } from "./int8-weight.js";
 import type { LinearOptions } from "./linear.js";

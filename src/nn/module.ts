@@ -3,7 +3,7 @@
 
 import { noGrad } from "../autograd/no-grad.js";
 import { to } from "../ops/to-device.js";
-import { aBoolean, anInstance } from "../tensor/checks.js";
+import { aBoolean, anInstance, aString, checkArgument } from "../tensor/checks.js";
 import type { Device, DeviceLike } from "../tensor/device.js";
 import { toDevice } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
@@ -38,6 +38,7 @@ export interface Member {
 
 /** `qProj` -> `q_proj`: how a field is named on disk unless `names` says otherwise. */
 export function snakeCase(field: string): string {
+  checkArgument("snakeCase", "field", field, aString);
   return field.replace(/[A-Z]/g, (letter, at: number) => (at === 0 ? "" : "_") + letter.toLowerCase());
 }
 
@@ -88,6 +89,8 @@ export abstract class Module implements Disposable, Owner {
 
   /** Puts `next` where the child `field` is. The old child is not disposed. */
   replaceMember(field: string, next: Module): void {
+    checkArgument("replaceMember", "field", field, aString);
+    checkArgument("replaceMember", "next", next, aModule);
     const current: unknown = Reflect.get(this, field);
     if (!(current instanceof Module)) {
       throw new BnbError("ERR_BNB_ARGUMENT", `replaceMember: ${field} must hold a module, got ${typeof current}`);
@@ -107,6 +110,7 @@ export abstract class Module implements Disposable, Owner {
 
   /** Like {@link modules}, with the path of each; the path of this module is `prefix`. */
   namedModules(prefix = ""): [name: string, module: Module][] {
+    checkArgument("namedModules", "prefix", prefix, aString);
     const seen = new Set<Module>();
     const found: [string, Module][] = [];
     const visit = (path: string, module: Module): void => {

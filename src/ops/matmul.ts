@@ -3,6 +3,7 @@ import { defineOp } from "../autograd/define-op.js";
 import { addon } from "../tensor/addon.js";
 import { aBoolean } from "../tensor/checks.js";
 import type { Device } from "../tensor/device.js";
+import { toDevice } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
@@ -60,7 +61,7 @@ export const linear = defineOp<[x: Tensor, weight: Tensor, bias: Tensor | null],
  * done. Timing it gives the ceiling of a matrix product on this device.
  */
 export function fmaPeak(iterations: number, device: Device): Tensor {
-  return run(addon.fmaPeak, iterations, device.index)[0];
+  return run(addon.fmaPeak, iterations, toDevice(device).index)[0];
 }
 
 // MatmulVariant and MatmulTile of csrc/kernels/plan/matmul.h: the position is what crosses.

@@ -2,6 +2,7 @@
 import { fromBytes, tensor } from "../tensor/create.js";
 import type { Device } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
+import { describe } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import { Tensor } from "../tensor/tensor.js";
 import type { QuantType } from "./codebooks.js";
@@ -176,6 +177,7 @@ export function readStateDict(dict: Readonly<Record<string, StateDictValue>>): S
 
 // The entries without prefixes, the JSON unpacked among them.
 function collect(dict: Readonly<Record<string, StateDictValue>>): Map<string, StateDictValue> {
+  if (typeof dict !== "object" || dict === null) wrong(`the dict must be an object, got ${describe(dict)}`);
   const values = new Map<string, StateDictValue>();
   const add = (key: string, value: StateDictValue): void => {
     if (values.has(key)) wrong(`"${key}" is there twice`);

@@ -1,6 +1,7 @@
 // Gradient clipping. One native call for all gradients; the norm stays on the device.
 import { addon } from "../tensor/addon.js";
 import { checkTensor, oneOf } from "../tensor/checks.js";
+import { describe } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
@@ -19,8 +20,8 @@ function gradientsOf(op: string, params: Tensor | Iterable<Tensor>): Tensor[] {
 const clipOptions = optionTable<{ normType?: 2 | typeof Infinity }>({ normType: oneOf([2, Infinity]) });
 
 function checkLimit(op: string, name: string, limit: number): void {
-  if (!(limit >= 0))
-    throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be a number of at least 0, got ${limit}`);
+  if (!(typeof limit === "number" && limit >= 0))
+    throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be a number of at least 0, got ${describe(limit)}`);
 }
 
 /**

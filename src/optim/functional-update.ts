@@ -1,6 +1,8 @@
 // bitsandbytes' functional optimizer updates: one parameter, in place, every tensor and number in the caller's hands.
+import { aBoolean, aNumber, aTensor, checkTensor, orNull, required } from "../tensor/checks.js";
 import { tensor } from "../tensor/create.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { checkMap } from "./state-map.js";
 import type { OptimizerName, StateTensors } from "./update-rule.js";
@@ -26,12 +28,45 @@ export interface OptimizerUpdateOptions {
   skipZeros?: boolean;
 }
 
+const updateChecks = {
+  beta1: required(aNumber),
+  beta2: aNumber,
+  beta3: aNumber,
+  alpha: aNumber,
+  eps: required(aNumber),
+  step: required(aNumber),
+  lr: required(aNumber),
+  weightDecay: aNumber,
+  gnormScale: aNumber,
+  unormVec: orNull(aTensor),
+  maxUnorm: aNumber,
+  skipZeros: aBoolean,
+};
+type Update32Options = OptimizerUpdateOptions & { state2?: Tensor | null };
+const update32Options = optionTable<Update32Options>({ ...updateChecks, state2: orNull(aTensor) });
+type Update8Options = OptimizerUpdateOptions & {
+  qmap1: Tensor;
+  qmap2?: Tensor | null;
+  absmax1: Tensor;
+  absmax2?: Tensor | null;
+};
+const update8Options = optionTable<Update8Options>({
+  ...updateChecks,
+  qmap1: required(aTensor),
+  qmap2: orNull(aTensor),
+  absmax1: required(aTensor),
+  absmax2: orNull(aTensor),
+});
+
 // Code tables that were found to be the built-in ones.
 const checkedMaps = new WeakMap<Tensor, boolean>();
 
 function checkName(op: string, name: OptimizerName): void {
   if (!optimizerNames.includes(name)) {
-    throw new BnbError("ERR_BNB_OPTION", `${op}: the name must be one of ${optimizerNames.join(", ")}, got ${name}`);
+    throw new BnbError(
+      "ERR_BNB_OPTION",
+      `${op}: the name must be one of ${optimizerNames.join(", ")}, got ${String(name)}`,
+    );
   }
 }
 
@@ -63,10 +98,12 @@ export function optimizerUpdate32bit(
   g: Tensor,
   p: Tensor,
   state1: Tensor,
-  options: OptimizerUpdateOptions & { state2?: Tensor | null },
+  options: Update32Options,
 ): void {
   const op = "optimizerUpdate32bit";
   checkName(op, name);
+  for (const [key, t] of Object.entries({ g, p, state1 })) checkTensor(op, key, t);
+  checkOptions(op, options, update32Options);
   const state2 = hasSecondState(name) ? needed(op, "state2", options.state2) : null;
   const unormVec = options.unormVec ?? null;
   apply(name, g, p, { state1, state2, absmax1: null, absmax2: null, unormVec }, options);
@@ -82,15 +119,12 @@ export function optimizerUpdate8bitBlockwise(
   p: Tensor,
   state1: Tensor,
   state2: Tensor | null,
-  options: OptimizerUpdateOptions & {
-    qmap1: Tensor;
-    qmap2?: Tensor | null;
-    absmax1: Tensor;
-    absmax2?: Tensor | null;
-  },
+  options: Update8Options,
 ): void {
   const op = "optimizerUpdate8bitBlockwise";
   checkName(op, name);
+  for (const [key, t] of Object.entries({ g, p, state1 })) checkTensor(op, key, t);
+  checkOptions(op, options, update8Options);
   const hasSecond = hasSecondState(name);
   const useMap = (key: "qmap1" | "qmap2") => {
     const map = needed(op, key, options[key]);

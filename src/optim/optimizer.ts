@@ -1,6 +1,8 @@
 // The base of all optimizers: parameter groups, states that appear at a parameter's first step, and stepping. A
 // step crosses to native code once, whatever the number of parameters, and never waits for the device.
+import { checkFunction } from "../tensor/checks.js";
 import { tensor } from "../tensor/create.js";
+import { describe, isPlainObject } from "../tensor/describe.js";
 import type { Device } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
 import { keep } from "../tensor/scope.js";
@@ -56,6 +58,12 @@ export abstract class Optimizer8bit<Options extends object = object> {
       return h;
     };
     this.#resolve({});
+    if (typeof params?.[Symbol.iterator] !== "function") {
+      throw new BnbError(
+        "ERR_BNB_ARGUMENT",
+        `${this.name}: parameters must be a list of Tensors, got ${describe(params)}`,
+      );
+    }
     const list = [...(params as Iterable<Tensor | GroupOptions<Options>>)];
     if (list.length === 0)
       throw new BnbError("ERR_BNB_ARGUMENT", `${this.name}: parameters must not be empty, got none`);
@@ -75,6 +83,9 @@ export abstract class Optimizer8bit<Options extends object = object> {
 
   /** Adds parameters, with their own options where given. */
   addParamGroup(group: GroupOptions<Options>): void {
+    if (!isPlainObject(group)) {
+      throw new BnbError("ERR_BNB_ARGUMENT", `${this.name}: a group must be an object, got ${describe(group)}`);
+    }
     const { params, ...overrides } = group;
     if (isTensor(params) || typeof params?.[Symbol.iterator] !== "function") {
       throw new BnbError("ERR_BNB_ARGUMENT", `${this.name}: a group must have a list of parameters under "params"`);
@@ -106,6 +117,7 @@ export abstract class Optimizer8bit<Options extends object = object> {
   step(): undefined;
   step<T>(closure: () => T): T;
   step<T>(closure?: () => T): T | undefined {
+    if (closure !== undefined) checkFunction("step", "closure", closure);
     const loss = closure?.();
     const batches = new Map<Device, { batch: UpdateBatch; states: ParameterState[] }>();
     const manager = GlobalOptimManager.getInstance();

@@ -80,7 +80,8 @@ export function resolveOptions<Options extends object>(
   return resolved;
 }
 
-function checkIsObject(owner: string, given: unknown): void {
+/** Throws unless the options are an object literal. */
+export function checkIsObject(owner: string, given: unknown): void {
   if (!isPlainObject(given)) fail(owner, `options must be an object, got ${describe(given)}`);
 }
 
