@@ -6,9 +6,9 @@ import type { DType } from "../tensor/dtype.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { Embedding } from "./embedding.js";
-import { initChecks } from "./layer-options.js";
 import type { Int8Weight } from "./int8-weight.js";
 import { planInt8Weight, quantizeWeight } from "./int8-weight.js";
+import { initChecks } from "./layer-options.js";
 import type { StateSource } from "./module.js";
 
 export interface Embedding8bitOptions {

@@ -15,8 +15,8 @@ import { checkOptions, optionTable } from "../tensor/options.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { xavierUniform } from "./init.js";
-import { aSize, initChecks, place } from "./layer-options.js";
 import { LayerNorm } from "./layer-norm.js";
+import { aSize, initChecks, place } from "./layer-options.js";
 import { Module } from "./module.js";
 import { Parameter } from "./parameter.js";
 

@@ -7,6 +7,7 @@ import { aBoolean, anInstance, aString, checkArgument } from "../tensor/checks.j
 import type { Device, DeviceLike } from "../tensor/device.js";
 import { toDevice } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
+import { notCloneable, refuseJson } from "../tensor/native-only.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Owner } from "../tensor/scope.js";
 import { keep, owned } from "../tensor/scope.js";
@@ -61,6 +62,9 @@ export abstract class Module implements Disposable, Owner {
    * `null` keeps a field out of the state dict.
    */
   static readonly names: Readonly<Record<string, string | null>> = {};
+
+  /** @internal By it `structuredClone` refuses also a module without tensors. */
+  readonly transfer: typeof notCloneable = notCloneable;
 
   /** Whether layers such as dropout behave as in training; see {@link train} and {@link eval}. */
   training = true;
@@ -147,6 +151,8 @@ export abstract class Module implements Disposable, Owner {
   /** All parameters and buffers under their names on disk. The tensors are the module's own, not copies. */
   stateDict(): StateDict {
     const dict: StateDict = new Map();
+    // JSON.stringify would make {} of any Map.
+    Object.defineProperty(dict, "toJSON", { value: () => refuseJson("a state dict") });
     this.saveTo(dict, "");
     return dict;
   }
@@ -165,6 +171,11 @@ export abstract class Module implements Disposable, Owner {
     const loader = new StateLoader(entries);
     this.loadFrom(loader, "");
     return noGrad(() => loader.finish(options.strict ?? true));
+  }
+
+  /** Throws ERR_BNB_UNSUPPORTED: JSON would hold no element. Save `stateDict()` instead. */
+  toJSON(): never {
+    refuseJson("a Module");
   }
 
   /** Adds the module's entries to `dict` under `prefix`. Layers with extra keys override it with {@link loadFrom}. */

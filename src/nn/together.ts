@@ -2,8 +2,8 @@
 // wanted: the step of generating a token is so short that every launch and every pass over memory counts.
 import { isGradEnabled } from "../autograd/no-grad.js";
 import { add, linear4bit, linear4bitEach, linear4bitSwiglu, swiglu } from "../ops/index.js";
-import type { Quantized4Bit } from "../tensor/quantized.js";
 import { arrayOf, checkArgument, checkTensor } from "../tensor/checks.js";
+import type { Quantized4Bit } from "../tensor/quantized.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { UnaryModule } from "./containers.js";
 import { Linear4bit } from "./linear-4bit.js";

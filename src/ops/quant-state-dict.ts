@@ -1,8 +1,8 @@
 // A 4-bit QuantState as a dictionary: Python's keys, the JSON of checkpoints, and the checks of what is read.
 import { fromBytes, tensor } from "../tensor/create.js";
+import { describe } from "../tensor/describe.js";
 import type { Device } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
-import { describe } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import { Tensor } from "../tensor/tensor.js";
 import type { QuantType } from "./codebooks.js";

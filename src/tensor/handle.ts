@@ -43,7 +43,10 @@ export class Claim {
 
   constructor(handle: Handle) {
     if (!(handle instanceof Handle)) {
-      throw new BnbError("ERR_BNB_ARGUMENT", "Tensor: it must be made by a function such as tensor() or zeros(), not by new");
+      throw new BnbError(
+        "ERR_BNB_ARGUMENT",
+        "Tensor: it must be made by a function such as tensor() or zeros(), not by new",
+      );
     }
     this.#handle = handle;
   }

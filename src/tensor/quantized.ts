@@ -2,6 +2,7 @@
 import type { Device } from "./device.js";
 import type { Handle } from "./handle.js";
 import { Claim, forgetCollected, releaseWhenCollected } from "./handle.js";
+import { refuseJson } from "./native-only.js";
 import type { Scoped } from "./scope.js";
 import { enterScope, leaveScope } from "./scope.js";
 
@@ -30,6 +31,11 @@ export class Quantized4Bit implements Scoped {
   /** @internal */
   get slot(): number {
     return this.#claim.handle?.slot ?? DISPOSED;
+  }
+
+  /** Throws ERR_BNB_UNSUPPORTED: JSON would hold no element. */
+  toJSON(): never {
+    refuseJson("a quantized weight");
   }
 
   dispose(): void {

@@ -7,6 +7,7 @@ import { decode, sizeOf, typedArray } from "./dtype.js";
 import { BnbError } from "./errors.js";
 import type { Handle, NodeOwner } from "./handle.js";
 import { Claim, forgetCollected, releaseWhenCollected } from "./handle.js";
+import { refuseJson } from "./native-only.js";
 import type { Scoped } from "./scope.js";
 import { enterScope, leaveScope } from "./scope.js";
 
@@ -166,6 +167,11 @@ export class Tensor implements Scoped {
   itemSync(): number {
     this.#single("itemSync");
     return this.floatsSync()[0] as number;
+  }
+
+  /** Throws ERR_BNB_UNSUPPORTED: JSON would hold no element. */
+  toJSON(): never {
+    refuseJson("a Tensor");
   }
 
   toString(): string {
