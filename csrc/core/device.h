@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/changes.h"
 #include "core/gpu.h"
 #include "core/kernel.h"
 #include "core/pool.h"
@@ -38,9 +39,11 @@ struct Runtime {
   // On the worker: returns when everything launched has run, and throws what went wrong in it.
   void (*finish)(Device&) = nullptr;
   // Null where a graph is replayed command by command. On the worker: kernels launched between begin_capture and
-  // capture become an executable, which replay launches. capture() ends the capture also when it throws.
+  // capture become an executable, which replay launches. capture() ends the capture also when it throws, and leaves
+  // nothing then, as abandon_capture() does, which does not throw.
   void (*begin_capture)(Device&) = nullptr;
   void* (*capture)(Device&) = nullptr;
+  void (*abandon_capture)(Device&) = nullptr;
   void (*replay)(Device&, void* executable) = nullptr;
   void (*release_graph)(Device&, void* executable) = nullptr;
   // Fills a block whose first nbytes are about to be used with garbage; null except on an emulated device.
@@ -60,6 +63,7 @@ class Device {
   const Runtime& runtime() const { return runtime_; }
   Stream& stream() { return stream_; }
   Pool& pool() { return pool_; }
+  ChangeClock& changes() { return changes_; }
   // Handed to kernels that can meet bad data.
   Fault* fault() { return stream_.fault(); }
   // What the runtime keeps for this device; null on a CPU.
@@ -68,6 +72,7 @@ class Device {
  private:
   DeviceInfo info_;
   const Runtime& runtime_;
+  ChangeClock changes_;
   Pool pool_;  // destroyed after the stream has run what is queued
   Stream stream_;
 };

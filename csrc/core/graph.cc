@@ -9,14 +9,16 @@ void Graph::begin(Device& device) {
   check_argument(!device.stream().is_recording(), "graph", "a recording must end before the next begins on ",
                  device.str());
   device.stream().begin_recording();
-  device.pool().begin_private();
+  device.pool().begin_recording();
+  device.changes().begin_recording();
 }
 
 std::shared_ptr<Graph> Graph::end(Device& device, bool keep) {
   check_argument(device.stream().is_recording(), "graph", "there is no recording to end on ", device.str());
   std::vector<Command> commands = device.stream().end_recording();
-  PrivateBlocks blocks = device.pool().end_private();
-  auto graph = std::make_shared<Graph>(device, std::move(commands), std::move(blocks));
+  GraphBlocks blocks = device.pool().end_recording();
+  auto graph =
+      std::make_shared<Graph>(device, std::move(commands), std::move(blocks), device.changes().end_recording());
   return keep ? graph : nullptr;
 }
 
@@ -26,8 +28,11 @@ void Graph::check_not_recording(Device& device, const char* what) {
          ": a recorded function may only call ops; make its inputs before, read its results after");
 }
 
-Graph::Graph(Device& device, std::vector<Command> commands, PrivateBlocks blocks)
-    : device_(device), recording_(new Recording{std::move(commands), nullptr}), blocks_(std::move(blocks)) {}
+Graph::Graph(Device& device, std::vector<Command> commands, GraphBlocks blocks, std::shared_ptr<Replays> replays)
+    : device_(device),
+      recording_(new Recording{std::move(commands), nullptr}),
+      blocks_(std::move(blocks)),
+      replays_(std::move(replays)) {}
 
 Graph::~Graph() {
   device_.stream().push_always(
@@ -35,11 +40,13 @@ Graph::~Graph() {
         if (r->executable) device.runtime().release_graph(device, r->executable);
         delete r;
       });
-  device_.pool().release_private(std::move(blocks_));
+  device_.pool().release(blocks_);
 }
 
 void Graph::replay() {
   check_not_recording(device_, "replay");
+  replays_->count++;
+  replays_->last = device_.changes().tick();
   device_.stream().push(
       "graph", recording_.get(), +[](Device& device, Recording* const& r) { run(device, *r); });
 }
@@ -50,18 +57,28 @@ void Graph::run(Device& device, Recording& r) {
     for (const Command& command : r.commands) device.stream().run_recorded(command);
     return;
   }
-  if (!r.executable) {
-    runtime.begin_capture(device);
-    std::optional<Error> error;
-    try {
-      for (const Command& command : r.commands) device.stream().run_recorded(command);
-    } catch (const Error& e) {
-      error = e;
-    }
-    r.executable = runtime.capture(device);
-    if (error) throw *error;
-  }
+  if (!r.executable) r.executable = record(device, r);
   runtime.replay(device, r.executable);
+}
+
+// What fails leaves neither an executable nor a capture that goes on: the next replay tries again.
+void* Graph::record(Device& device, const Recording& r) {
+  const Runtime& runtime = device.runtime();
+  runtime.begin_capture(device);
+  try {
+    for (const Command& command : r.commands) device.stream().run_recorded(command);
+  } catch (...) {
+    runtime.abandon_capture(device);
+    throw;
+  }
+  return runtime.capture(device);
+}
+
+bool Graph::has_tensors() {
+  const Pool& pool = device_.pool();
+  if (has_tensors_ && looked_at_ != pool.given_up()) has_tensors_ = pool.has_tensors(blocks_);
+  looked_at_ = pool.given_up();
+  return has_tensors_;
 }
 
 }  // namespace bnb

@@ -1,5 +1,6 @@
 // A recorded sequence of kernels, run again by one call. While a device records, its ops queue nothing: their commands
-// are kept. The memory that the recorded function used belongs to the graph, so that no later tensor lies in it.
+// are kept. A graph holds all memory that its commands use, whether the recorded function made it or found it: no later
+// tensor lies there, and a replay after the tensors are gone touches nothing of others.
 #pragma once
 #include <memory>
 #include <vector>
@@ -17,13 +18,14 @@ class Graph {
   // Throws Code::unsupported if the device records: `what` needs to run, and can't.
   static void check_not_recording(Device& device, const char* what);
 
-  Graph(Device& device, std::vector<Command> commands, PrivateBlocks blocks);
+  Graph(Device& device, std::vector<Command> commands, GraphBlocks blocks, std::shared_ptr<Replays> replays);
   ~Graph();
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
 
   void replay();
-  size_t size() const { return recording_->commands.size(); }
+  // Whether every tensor from outside that it reads or writes still exists.
+  bool has_tensors();
 
  private:
   // Shared with the worker: it may still have replays to do when the graph is disposed.
@@ -32,10 +34,14 @@ class Graph {
     void* executable = nullptr;  // of the runtime, if it can make one; built by the worker at the first replay
   };
   static void run(Device& device, Recording& recording);
+  static void* record(Device& device, const Recording& recording);
 
   Device& device_;
   std::unique_ptr<Recording> recording_;
-  PrivateBlocks blocks_;
+  GraphBlocks blocks_;
+  std::shared_ptr<Replays> replays_;  // shared with the storages that it writes to
+  bool has_tensors_ = true;
+  uint64_t looked_at_ = 0;  // the pool's given_up() when has_tensors_ was found
 };
 
 }  // namespace bnb

@@ -44,7 +44,7 @@ Pool::~Pool() {
 
 Block Pool::take(size_t nbytes) {
   const size_t capacity = capacity_for(nbytes);
-  if (recording_) return take_private(nbytes, capacity);
+  if (recording_) return take_recorded(nbytes, capacity);
   Block block = take_cached(capacity);
   if (!block.data) block = allocate(nbytes, capacity);
   live_bytes_ += block.capacity;
@@ -96,16 +96,17 @@ Block Pool::take_cached(size_t capacity) {
 
 void Pool::give_back(Block block) {
   if (recording_) {
-    const auto own = recording_->all.find(block.data);
-    if (own != recording_->all.end()) {
+    const auto own = recording_->made.find(block.data);
+    if (own != recording_->made.end()) {
       recording_->unused.emplace(own->second, own->first);
       return;
     }
   }
-  if (!private_.empty()) {
-    const auto found = private_.find(block.data);
-    if (found != private_.end()) {
-      found->second = false;
+  if (!held_.empty()) {
+    const auto found = held_.find(block.data);
+    if (found != held_.end()) {
+      found->second.has_tensor = false;
+      given_up_++;
       return;
     }
   }
@@ -122,7 +123,7 @@ void Pool::put_in_cache(Block block) {
   while (cached_bytes_ > limit) release_largest();
 }
 
-Block Pool::take_private(size_t nbytes, size_t capacity) {
+Block Pool::take_recorded(size_t nbytes, size_t capacity) {
   const auto fit = recording_->unused.lower_bound(capacity);
   if (fit != recording_->unused.end() && fit->first <= capacity + capacity / 8) {
     const Block block = {fit->second, fit->first};
@@ -130,31 +131,53 @@ Block Pool::take_private(size_t nbytes, size_t capacity) {
     return block;
   }
   const Block block = allocate(nbytes, capacity);
-  recording_->all.emplace(block.data, block.capacity);
+  recording_->made.emplace(block.data, block.capacity);
   live_bytes_ += block.capacity;
   if (live_bytes_ > peak_bytes_) peak_bytes_ = live_bytes_;
   return block;
 }
 
-void Pool::begin_private() { recording_.emplace(); }
+void Pool::touch(const Block& block) {
+  if (recording_->made.contains(block.data)) return;
+  if (recording_->touched.insert(block.data).second) hold(block.data, block.capacity, true);
+}
 
-PrivateBlocks Pool::end_private() {
-  PrivateBlocks blocks = std::move(*recording_);
+void Pool::hold(void* block, size_t capacity, bool has_tensor) {
+  Held& held = held_.try_emplace(block, Held{capacity, 0, has_tensor}).first->second;
+  held.graphs++;
+}
+
+GraphBlocks Pool::end_recording() {
+  const Recording recording = std::move(*recording_);
   recording_.reset();
-  for (const auto& [data, capacity] : blocks.all) private_[data] = true;
-  for (const auto& [capacity, data] : blocks.unused) private_[data] = false;
+  GraphBlocks blocks;
+  for (const auto& [data, capacity] : recording.made) {
+    hold(data, capacity, true);
+    blocks.made.push_back(data);
+  }
+  for (const auto& [capacity, data] : recording.unused) held_.at(data).has_tensor = false;
+  blocks.touched.assign(recording.touched.begin(), recording.touched.end());
   return blocks;
 }
 
-void Pool::release_private(PrivateBlocks blocks) {
-  for (const auto& [data, capacity] : blocks.all) {
-    const auto found = private_.find(data);
-    const bool has_tensor = found->second;
-    private_.erase(found);
-    if (has_tensor) continue;  // which gives it back as any other
-    live_bytes_ -= capacity;
-    put_in_cache({data, capacity});
+void Pool::release(const GraphBlocks& blocks) {
+  for (const auto* list : {&blocks.made, &blocks.touched}) {
+    for (void* data : *list) {
+      const auto found = held_.find(data);
+      if (--found->second.graphs > 0) continue;
+      const Held held = found->second;
+      held_.erase(found);
+      if (held.has_tensor) continue;  // which gives it back as any other
+      live_bytes_ -= held.capacity;
+      put_in_cache({data, held.capacity});
+    }
   }
+}
+
+bool Pool::has_tensors(const GraphBlocks& blocks) const {
+  for (void* data : blocks.touched)
+    if (!held_.at(data).has_tensor) return false;
+  return true;
 }
 
 void Pool::empty_cache() {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <vector>
 
 namespace bnb {
@@ -17,10 +18,10 @@ struct Block {
   size_t capacity = 0;
 };
 
-// The blocks of a graph: those that its function took, live or not. All of them count as live.
-struct PrivateBlocks {
-  std::map<void*, size_t> all;          // block -> capacity
-  std::multimap<size_t, void*> unused;  // capacity -> block
+// The blocks that a graph holds: while it lives none of them goes to anybody else, and all of them count as live.
+struct GraphBlocks {
+  std::vector<void*> made;     // that its function took, whether a tensor still has them or not
+  std::vector<void*> touched;  // of tensors from outside, whose addresses are in its commands
 };
 
 class Pool {
@@ -33,11 +34,18 @@ class Pool {
   // Throws Code::oom, after emptying the cache, with the wanted, live and cached bytes.
   Block take(size_t nbytes);
   void give_back(Block block);
-  // Between these, blocks come from and go to a set of their own. It stays apart until release_private: a block of it
-  // that a tensor gives back later waits there for the graph.
-  void begin_private();
-  PrivateBlocks end_private();
-  void release_private(PrivateBlocks blocks);
+  // Between these, blocks come from and go to a set of their own, and those that are touched stay where they are. A
+  // block of a graph that a tensor gives back later waits until release() has come from every graph that holds it.
+  void begin_recording() { recording_.emplace(); }
+  GraphBlocks end_recording();
+  bool is_recording() const { return recording_.has_value(); }
+  void release(const GraphBlocks& blocks);
+  // A tensor's block, of which a recorded command gets the address.
+  void touch(const Block& block);
+  // Whether every tensor from outside that the graph uses still exists.
+  bool has_tensors(const GraphBlocks& blocks) const;
+  // Grows when a tensor gives up a block of a graph: until then has_tensors() stays what it was.
+  uint64_t given_up() const { return given_up_; }
   // Returns the cached blocks to the system, in stream order, and waits for it.
   void empty_cache();
 
@@ -56,12 +64,25 @@ class Pool {
 
   Block allocate(size_t nbytes, size_t capacity);
   void put_in_cache(Block block);
-  Block take_private(size_t nbytes, size_t capacity);
+  Block take_recorded(size_t nbytes, size_t capacity);
+  void hold(void* block, size_t capacity, bool has_tensor);
   void poison(const Block& block, size_t nbytes);
 
   Device& device_;
-  std::optional<PrivateBlocks> recording_;
-  std::map<void*, bool> private_;         // blocks of graphs that exist -> whether a tensor has it, too
+  // What a recording has taken so far, and what of it is free again: capacity -> block.
+  struct Recording {
+    std::map<void*, size_t> made;
+    std::multimap<size_t, void*> unused;
+    std::set<void*> touched;
+  };
+  struct Held {
+    size_t capacity;
+    int graphs;
+    bool has_tensor;
+  };
+  std::optional<Recording> recording_;
+  std::map<void*, Held> held_;  // the blocks of the graphs that exist
+  uint64_t given_up_ = 0;
   std::array<Blocks, kSmallBins> small_;  // by size class
   std::map<size_t, Blocks> large_;        // by capacity; none is empty
   size_t live_bytes_ = 0;

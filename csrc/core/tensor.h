@@ -19,13 +19,16 @@ class Storage {
 
   Device& device() const { return device_; }
   void* data() const { return block_.data; }
+  void touch() const { device_.pool().touch(block_); }
   size_t nbytes() const { return nbytes_; }
+  Changes& changes() { return changes_; }
 
  private:
   friend class StorageRef;
   Device& device_;
   size_t nbytes_;
   Block block_;
+  Changes changes_;
   size_t holders_ = 0;
 };
 
@@ -70,12 +73,23 @@ class Tensor {
   Device& device() const { return storage_->device(); }
   bool defined() const { return static_cast<bool>(storage_); }
 
-  // Device memory: pass it to enqueue(), never read or write it here.
-  void* data() const { return static_cast<char*>(storage_->data()) + offset_; }
+  // Device memory: pass it to enqueue(), never read or write it here. A recording holds what it gets the address of.
+  void* data() const {
+    if (device().pool().is_recording()) [[unlikely]]
+      storage_->touch();
+    return static_cast<char*>(storage_->data()) + offset_;
+  }
   template <class T>
   T* ptr() const {
     return static_cast<T*>(data());
   }
+
+  // Notes that the op in progress writes to this tensor, which existed before; all tensors on its storage change.
+  const Tensor& changed() const {
+    storage_->changes().add(device().changes());
+    return *this;
+  }
+  const Changes& changes() const { return storage_->changes(); }
 
   // The same bytes with another shape of equal numel.
   Tensor view(const Shape& shape) const { return view(shape, dtype_, 0); }

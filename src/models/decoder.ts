@@ -111,6 +111,7 @@ export class Decoder implements Disposable {
       return { graph, position };
     } catch (error) {
       this.#cache.readPositionFrom(null);
+      this.#cache.advance(length - this.#cache.length);
       position.dispose();
       this.#mayRecord = false;
       if (error instanceof BnbError && error.code === "ERR_BNB_UNSUPPORTED") return null;
@@ -119,6 +120,9 @@ export class Decoder implements Disposable {
   }
 
   #replay({ graph, position }: RecordedStep): void {
+    if (!graph.hasTensors) {
+      throw new BnbError("ERR_BNB_DISPOSED", "generate: the model was disposed, or another tensor that a step uses");
+    }
     tidy(() => {
       copyInto(position, tensor([this.#cache.length], { shape: [1], dtype: "int32", device: this.#model.device }));
     });

@@ -164,8 +164,8 @@ export class LlamaModel extends Module {
 
   forward(ids: Tensor, cache: KvCache | null = null): Tensor {
     checkIds("LlamaModel", ids);
-    const rotary = this.#rotaryTables(ids.device);
     let h = this.embedTokens.forward(ids);
+    const rotary = this.#rotaryTables(ids.device);
     for (const layer of this.layers) h = layer.forward(h, rotary, cache);
     cache?.advance(ids.shape[1] as number);
     return this.norm.forward(h);

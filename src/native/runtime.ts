@@ -21,9 +21,13 @@ export interface NativeMemory {
 
 /** What is not an op: called directly, with handles. */
 export interface NativeRuntime {
-  setup(results: Float64Array, errorClass: unknown, warn: (message: string) => void): void;
+  /** `clock` [1] grows with every change of a tensor in place. */
+  setup(results: Float64Array, errorClass: unknown, warn: (message: string) => void, clock: Float64Array): void;
   dispose(handle: number): void;
   finalize(handle: number): void;
+  /** How often the memory behind a handle was changed in place, and the clock's time of the last. 0 for a stale one. */
+  version(handle: number): number;
+  changedAt(handle: number): number;
   fromBytes(bytes: Uint8Array, dtype: number, shape: readonly number[], device: number): void;
   read(handle: number, buffer: ArrayBuffer): Promise<ArrayBuffer>;
   readSync(handle: number, buffer: ArrayBuffer): void;
@@ -42,7 +46,11 @@ export interface NativeRuntime {
   beginGraph(device: number): void;
   endGraph(device: number, keep: boolean): number;
   replayGraph(graph: number): void;
+  /** Whether every tensor from outside that the graph reads or writes still exists. */
+  graphHasTensors(graph: number): boolean;
   disposeGraph(graph: number): void;
+  /** As disposeGraph, for one that was collected. */
+  finalizeGraph(graph: number): void;
   /** Queues a kernel that is wrong in a known way: test/native/emulator.test.ts. */
   provoke(device: number, which: number): void;
 }

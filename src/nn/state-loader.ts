@@ -99,6 +99,5 @@ function copyValues(into: Tensor, from: Tensor): void {
     const here = from.device === into.device ? from : to(from, into.device);
     const values = here.dtype === into.dtype ? here : cast(here, into.dtype);
     copyInto(reshape(into, [into.size]), reshape(values, [into.size]));
-    into.markChanged();
   });
 }

@@ -101,7 +101,6 @@ function moveInto(op: string, y: Tensor, out: Tensor): Tensor {
       throw new BnbError("ERR_BNB_SHAPE", `${op}: out must be ${y.dtype} [${y.shape.join(", ")}], got ${came}`);
     }
     run(addon.copyInto, out, y, 0, 0, null);
-    out.markChanged();
     return out;
   } finally {
     y.dispose();

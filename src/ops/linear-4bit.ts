@@ -131,7 +131,6 @@ export function matmul4bit(A: Tensor, B: Tensor, quantState: QuantState, options
   try {
     if (!out) return linear4bit(A, weight, bias);
     run(addon.linear4bitInto, A, weight, bias, out);
-    out.markChanged();
     return out;
   } finally {
     weight.dispose();

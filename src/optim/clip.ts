@@ -1,7 +1,6 @@
 // Gradient clipping. One native call for all gradients; the norm stays on the device.
 import { addon } from "../tensor/addon.js";
-import { checkTensor, oneOf } from "../tensor/checks.js";
-import { describe } from "../tensor/describe.js";
+import { checkTensor } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
@@ -17,12 +16,21 @@ function gradientsOf(op: string, params: Tensor | Iterable<Tensor>): Tensor[] {
   return list.flatMap((p) => (p.grad ? [p.grad] : []));
 }
 
-const clipOptions = optionTable<{ normType?: 2 | typeof Infinity }>({ normType: oneOf([2, Infinity]) });
-
 function checkLimit(op: string, name: string, limit: number): void {
-  if (!(typeof limit === "number" && limit >= 0))
-    throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be a number of at least 0, got ${describe(limit)}`);
+  if (typeof limit !== "number" || !(limit >= 0)) {
+    throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be a number of at least 0, got ${String(limit)}`);
+  }
 }
+
+/** Options of `clipGradNorm`. */
+export interface ClipNormOptions {
+  /** Of the joint norm: the root of the sum of squares, or the largest magnitude. Default 2. */
+  normType?: 2 | typeof Infinity;
+}
+
+const clipOptions = optionTable<ClipNormOptions>({
+  normType: { rule: "2 or Infinity", holds: (x) => x === 2 || x === Infinity },
+});
 
 /**
  * Scales all gradients in place so that their joint norm is at most `maxNorm`, and returns the norm before: a
@@ -36,11 +44,11 @@ function checkLimit(op: string, name: string, limit: number): void {
 export function clipGradNorm(
   params: Tensor | Iterable<Tensor>,
   maxNorm: number,
-  options: { normType?: 2 | typeof Infinity } = {},
+  options: ClipNormOptions = {},
 ): Tensor | null {
+  checkLimit("clipGradNorm", "maxNorm", maxNorm);
   checkOptions("clipGradNorm", options, clipOptions);
   const { normType = 2 } = options;
-  checkLimit("clipGradNorm", "maxNorm", maxNorm);
   const gradients = gradientsOf("clipGradNorm", params);
   if (gradients.length === 0) return null;
   return run(addon.clipGradients, gradients, normType === 2 ? rules.norm2 : rules.normMax, maxNorm)[0];

@@ -8,12 +8,16 @@ import { refuseJson } from "./native-only.js";
 import { checkOptions, optionTable } from "./options.js";
 import { escapeAll, tidy } from "./scope.js";
 
+const registry = new FinalizationRegistry<number>((id) => runtime.finalizeGraph(id));
+
 /**
  * What `capture` recorded. `replay()` runs it again on the tensors that the function saw: their memory, not their
  * values, is part of the graph, so new inputs are copied into the old tensors (`copyInto`) before a replay, and results
  * appear in `outputs` after it.
  *
- * Owns the memory of everything made inside until `dispose()`; the outputs are disposed with it.
+ * Holds, until `dispose()` or until it is collected, the memory of everything made inside and of every tensor from
+ * outside that its ops read or write: such a tensor may be disposed before, and a replay then still uses what was its
+ * memory. `dispose()` disposes the outputs, too.
  */
 export class Graph<T> implements Disposable {
   /** What the function returned: its tensors hold the results of the last replay. */
@@ -28,6 +32,12 @@ export class Graph<T> implements Disposable {
     this.device = device;
     this.outputs = outputs;
     this.#release = release;
+    registry.register(this, id, this);
+  }
+
+  /** @internal Whether every tensor from outside that it uses still exists. Throws ERR_BNB_DISPOSED after `dispose()`. */
+  get hasTensors(): boolean {
+    return runtime.graphHasTensors(this.#id);
   }
 
   /** Queues all recorded ops. Throws ERR_BNB_DISPOSED after `dispose()`. */
@@ -42,6 +52,7 @@ export class Graph<T> implements Disposable {
 
   dispose(): void {
     if (this.#id === 0) return;
+    registry.unregister(this);
     this.#release();
     runtime.disposeGraph(this.#id);
     this.#id = 0;
@@ -64,8 +75,7 @@ const captureOptions = optionTable<CaptureOptions>({ device: aDevice });
  *
  * Numbers that `fn` computes in JavaScript (sizes, offsets, seeds, learning rates) are recorded as they are now.
  * Throws ERR_BNB_UNSUPPORTED when `fn` reads a tensor or makes one from JavaScript values, and ERR_BNB_ARGUMENT when
- * it is not synchronous or another recording is under way. On a GPU, call `fn` once before, so that scratch memory has
- * its size.
+ * it is not synchronous or another recording is under way.
  *
  * @example
  * const step = capture(() => silu(linear(x, weight, null)));

@@ -63,8 +63,8 @@ const aModel = anObjectWith("a model", "forward", "train", "eval");
 const trainOptions = optionTable<TrainOptions>({
   model: required(aModel),
   optimizer: required(anObjectWith("an optimizer", "step", "zeroGrad")),
-  parameters: required(arrayOf(aTensor)),
-  batches: required(anObjectWith("an iterator of batches", "next")),
+  parameters: required(arrayOf(aTensor, "an array of parameters")),
+  batches: required(anObjectWith("an iterator", "next")),
   steps: required(anInteger(0)),
   scheduler: anObjectWith("a scheduler", "step"),
   maxGradNorm: aNumberIn(0),
@@ -119,7 +119,10 @@ export async function train(options: TrainOptions): Promise<{ losses: number[]; 
   return { losses, tokensPerSecond };
 }
 
-/** Mean cross-entropy in nats per token over batches, in evaluation mode and without gradients. */
+/**
+ * Mean cross-entropy in nats per token over batches, in evaluation mode and without gradients. Every token counts
+ * alike, in whatever batch it is; targets of -100 do not. Disposes the batches, leaves the model in evaluation mode.
+ */
 export async function evaluate(model: LanguageModel, batches: Iterable<Batch>): Promise<number> {
   checkArgument("evaluate", "model", model, aModel);
   checkArgument("evaluate", "batches", batches, aList);
@@ -128,9 +131,26 @@ export async function evaluate(model: LanguageModel, batches: Iterable<Batch>): 
   model.eval();
   for (const { ids, targets } of batches) {
     const loss = noGrad(() => tidy(() => crossEntropy(model.forward(ids), targets)));
-    sum += (await loss.item()) * ids.size;
-    count += ids.size;
-    for (const used of [ids, targets, loss]) used.dispose();
+    try {
+      const [mean, tokens] = await Promise.all([loss.item(), countTargets(targets)]);
+      // The mean of no token is no number.
+      if (tokens > 0) sum += mean * tokens;
+      count += tokens;
+    } finally {
+      for (const used of [ids, targets, loss]) used.dispose();
+    }
   }
+  if (count === 0)
+    throw new BnbError("ERR_BNB_ARGUMENT", "evaluate: batches must hold a token with a target, got none");
   return sum / count;
 }
+
+// Those that the mean of a loss is taken over.
+async function countTargets(targets: Tensor): Promise<number> {
+  let count = 0;
+  for (const target of await targets.data()) if (target !== IGNORED) count++;
+  return count;
+}
+
+/** The default ignoreIndex of crossEntropy. */
+const IGNORED = -100;

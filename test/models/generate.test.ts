@@ -5,6 +5,7 @@ import { LlamaForCausalLM } from "../../src/models/index.js";
 import { Generator } from "../../src/ops/index.js";
 import { toDevice } from "../../src/tensor/device.js";
 import { memory } from "../../src/tensor/scope.js";
+import type { Tensor } from "../../src/tensor/tensor.js";
 import { testDevices } from "../helpers/devices.js";
 
 describe.each(testDevices())("on %s", (name) => {
@@ -126,6 +127,55 @@ describe.each(testDevices())("on %s", (name) => {
       const made = await text({ maxNewTokens: 20 });
       isRunning = false;
       expect(turns).toBeGreaterThanOrEqual(made.length);
+    });
+  });
+
+  describe("a model that is no more", () => {
+    const options = { vocabSize: 29, hiddenSize: 32, intermediateSize: 48, numHiddenLayers: 1, numAttentionHeads: 2 };
+    const disposals: [string, (model: LlamaForCausalLM) => void][] = [
+      ["whole", (model) => model.dispose()],
+      ["in part", (model) => model.model.layers.at(0)?.mlp.dispose()],
+    ];
+    it.each(disposals.flatMap((disposal) => [[...disposal, false] as const, [...disposal, true] as const]))(
+      "ends a generation when disposed %s, with ERR_BNB_DISPOSED, and leaves nothing",
+      async (_, dispose, graph) => {
+        await expect(async () => {
+          const small = new LlamaForCausalLM(
+            { ...options, numKeyValueHeads: 1, maxPositionEmbeddings: 24 },
+            { device },
+          );
+          const tokens = small.eval().generate([1, 2], { graph });
+          for (let i = 0; i < 4; i++) await tokens.next();
+          dispose(small);
+          await expect(tokens.next()).rejects.toThrow(
+            expect.objectContaining({
+              code: "ERR_BNB_DISPOSED",
+              message: expect.stringMatching(/was disposed/) as string,
+            }),
+          );
+          small.dispose();
+        }).toLeakNothing();
+      },
+    );
+  });
+
+  describe("a model that does more than call ops", () => {
+    // Reads a value once its step has counted its position, which no recording can do.
+    class Curious extends LlamaForCausalLM {
+      override forward(...args: Parameters<LlamaForCausalLM["forward"]>): Tensor {
+        const logits = super.forward(...args);
+        logits.floatsSync();
+        return logits;
+      }
+    }
+    it("is not recorded, and gives the same tokens", async () => {
+      const curious = new Curious(model.config, { device, generator: new Generator(5) }).eval();
+      const options = { maxNewTokens: 30, temperature: 1.5, seed: 7 };
+      const made: number[] = [];
+      for await (const token of curious.generate([3, 1, 4], { ...options, graph: true })) made.push(token);
+      expect(made).toEqual(await text({ ...options, graph: false }));
+      expect(made).toHaveLength(22);
+      curious.dispose();
     });
   });
 

@@ -7,20 +7,20 @@ const layer = new nn.Linear(2, 2);
 const [packed, state] = quantize4bit(ones([64]));
 const things: [name: string, thing: object][] = [
   ["a Tensor", x],
-  ["a Tensor", layer.weight],
+  ["a Parameter", layer.weight],
   ["a Tensor", { some: [new Map([["x", x]])].map((m) => [...m.values()]) }],
   ["a Module", layer],
   ["a Module", new nn.Dropout()],
   ["a Module", new nn.Sequential(layer)],
   ["a Module", new LoraLinear(new nn.Linear(2, 2))],
   ["a state dict", layer.stateDict()],
-  ["a Tensor", Object.fromEntries(layer.stateDict())],
+  ["a Parameter", Object.fromEntries(layer.stateDict())],
   ["a QuantState", state],
   ["a Tensor", state.asDict({ packed: true })],
-  ["a quantized weight", state.quantized(packed)],
+  ["a Quantized4Bit", state.quantized(packed)],
   ["a Graph", capture(() => noGrad(() => x.add(1)))],
   ["a KvCache", new KvCache({ layers: 1, batch: 1, maxLength: 1, kvHeads: 1, headDim: 1 })],
-  ["a Tensor", new optim.Adam([layer.weight]).paramGroups],
+  ["a Parameter", new optim.Adam([layer.weight]).paramGroups],
 ];
 
 describe.each(things)("%s", (name, thing) => {
