@@ -47,6 +47,10 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::clamp>("clamp(x, low, high)");
   b.bind<&ops::clamp_backward>("clampBackward(dy, x, low, high)");
 
+  // softplus
+  b.bind<&ops::softplus>("softplus(x, beta, threshold)");
+  b.bind<&ops::softplus_backward>("softplusBackward(dy, x, beta, threshold)");
+
   // swiglu
   b.bind<&ops::swiglu>("swiglu(gate, up)");
   b.bind<&ops::swiglu_backward>("swigluBackward(dy, gate, up)");

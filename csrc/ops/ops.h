@@ -94,6 +94,11 @@ Tensor rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
 Tensor clamp(const Tensor& x, double low, double high);
 Tensor clamp_backward(const Tensor& dy, const Tensor& x, double low, double high);
 
+// ---- softplus (ops/softplus.cc)
+// log(1 + exp(beta x)) / beta, and x where beta x > threshold.
+Tensor softplus(const Tensor& x, double beta, double threshold);
+Tensor softplus_backward(const Tensor& dy, const Tensor& x, double beta, double threshold);
+
 // ---- swiglu (ops/swiglu.cc)
 // silu(gate) * up.
 Tensor swiglu(const Tensor& gate, const Tensor& up);

@@ -72,5 +72,6 @@ export * from "./rope.js";
 export { type SampleTokenOptions, type SamplingOptions, sampleToken } from "./sample-token.js";
 export * from "./shape.js";
 export * from "./softmax.js";
+export * from "./softplus.js";
 export * from "./swiglu.js";
 export * from "./to-device.js";

@@ -159,6 +159,10 @@ export interface NativeOps {
   clamp: NativeOp<[x: Tensor, low: number, high: number], [y: Tensor]>;
   clampBackward: NativeOp<[dy: Tensor, x: Tensor, low: number, high: number], [dx: Tensor]>;
 
+  // softplus
+  softplus: NativeOp<[x: Tensor, beta: number, threshold: number], [y: Tensor]>;
+  softplusBackward: NativeOp<[dy: Tensor, x: Tensor, beta: number, threshold: number], [dx: Tensor]>;
+
   // swiglu
   swiglu: NativeOp<[gate: Tensor, up: Tensor], [y: Tensor]>;
   swigluBackward: NativeOp<[dy: Tensor, gate: Tensor, up: Tensor], [dgate: Tensor, dup: Tensor]>;
