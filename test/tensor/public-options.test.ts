@@ -158,7 +158,7 @@ const withoutOptions = new Set(
   embeddingRenorm emptyCache exp expandAbsmax fmaPeak gelu gpuStatus int8VectorwiseDequant Int8Rows isGradEnabled keep
   layerNorm linear linear4bit linear4bitEach linear4bitSwiglu log logSoftmax manualSeed maximum memory minimum mul neg noGrad
   permute pow reciprocal relu reshape rmsNorm rope ropeAppend rsqrt seededRandom setDefaultDevice sigmoid sign silu slice
-  softmax sqrt square sub swiglu synchronize tanh tidy to transpose BnbError Device Generator Graph Quantized4Bit Tensor
+  softmax softplus sqrt square sub swiglu synchronize tanh tidy to transpose BnbError Device Generator Graph Quantized4Bit Tensor
   linear4bitPlan linear4bitGpuPlan linear4bitGroupGpuPlan matmulGpuPlan
   nn.Module nn.ModuleList nn.Sequential nn.snakeCase nn.linearEach nn.linearResidual nn.linearSwiglu
   optim.GlobalOptimManager optim.LambdaLR optim.clipGradValue optim.Optimizer8bit optim.Optimizer1State
