@@ -1,4 +1,5 @@
 // The switch that says whether ops record what backward() needs.
+import { checkFunction } from "../tensor/checks.js";
 
 let enabled = true;
 
@@ -14,6 +15,7 @@ export function isGradEnabled(): boolean {
  * const logits = noGrad(() => model.forward(ids));
  */
 export function noGrad<T>(fn: () => T): T {
+  checkFunction("noGrad", "fn", fn);
   const before = enabled;
   enabled = false;
   try {

@@ -6,6 +6,7 @@ import { zeros } from "../tensor/create.js";
 import type { DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
+import { notCloneable, refuseJson } from "../tensor/native-only.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { keep } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
@@ -48,6 +49,8 @@ export interface CachedKeysValues {
  */
 export class KvCache implements Disposable {
   readonly maxLength: number;
+  /** @internal */
+  readonly transfer: typeof notCloneable = notCloneable;
   readonly #keys: Tensor[] = [];
   readonly #values: Tensor[] = [];
   #length = 0;
@@ -107,6 +110,11 @@ export class KvCache implements Disposable {
   /** Counts `t` positions as filled, once every layer has appended them. */
   advance(t: number): void {
     this.#length += t;
+  }
+
+  /** Throws ERR_BNB_UNSUPPORTED: JSON would hold no element. */
+  toJSON(): never {
+    refuseJson("a KvCache");
   }
 
   dispose(): void {

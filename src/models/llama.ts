@@ -13,7 +13,7 @@ import {
   ModuleList,
   RMSNorm,
 } from "../nn/index.js";
-import { initChecks } from "../nn/init.js";
+import { initChecks } from "../nn/layer-options.js";
 import { attention, copyInto, linear, reshape, rope, ropeAppend, slice } from "../ops/index.js";
 import { anInstance, anInteger, checkArgument, checkTensor, orNull } from "../tensor/checks.js";
 import type { Device } from "../tensor/device.js";

@@ -8,7 +8,7 @@ import type { DType } from "../tensor/dtype.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { Embedding } from "./embedding.js";
-import { initChecks, place } from "./init.js";
+import { initChecks, place } from "./layer-options.js";
 import type { StateDict, StateSource } from "./module.js";
 import { Params4bit, planWeight4bit, quantizationChecks } from "./params-4bit.js";
 

@@ -7,9 +7,9 @@ import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { Embedding } from "./embedding.js";
 import { checkFinite } from "./finite.js";
-import { initChecks } from "./init.js";
 import type { Int8Weight } from "./int8-weight.js";
 import { checkScales, planInt8Weight, quantizeWeight } from "./int8-weight.js";
+import { initChecks } from "./layer-options.js";
 import type { StateDict, StateSource } from "./module.js";
 
 export interface Embedding8bitOptions {

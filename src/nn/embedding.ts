@@ -14,8 +14,9 @@ import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
-import { aSize, initChecks, place, xavierUniform } from "./init.js";
+import { xavierUniform } from "./init.js";
 import { LayerNorm } from "./layer-norm.js";
+import { aSize, initChecks, place } from "./layer-options.js";
 import { Module } from "./module.js";
 import { Parameter } from "./parameter.js";
 

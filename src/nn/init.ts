@@ -1,35 +1,19 @@
 // Initial values of parameters: drawn in float32 from a seeded generator and rounded to the dtype.
 
-import type { Generator, RandomOptions } from "../ops/random.js";
-import { aGenerator, rand, randn } from "../ops/random.js";
-import { aDevice, aDType, aFiniteNumber, anInteger, aShape, checkArgument } from "../tensor/checks.js";
-import type { DeviceLike } from "../tensor/device.js";
-import type { DType } from "../tensor/dtype.js";
+import type { RandomOptions } from "../ops/random.js";
+import { rand, randn } from "../ops/random.js";
+import { aFiniteNumber, aShape, checkArgument } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
+import type { InitOptions } from "./layer-options.js";
+import { initChecks, place } from "./layer-options.js";
 
-export interface InitOptions {
-  /** dtype of the result; default float32. */
-  dtype?: DType;
-  device?: DeviceLike;
-  /** Source of the values; default the global one. */
-  generator?: Generator;
-}
+export type { InitOptions } from "./layer-options.js";
 
-/** @internal For layers, which take these among their own. */
-export const initChecks = { dtype: aDType, device: aDevice, generator: aGenerator };
 const initOptions = optionTable<InitOptions>(initChecks);
 const kaimingOptions = optionTable<InitOptions & { a?: number }>({ ...initChecks, a: aFiniteNumber });
 const xavierOptions = optionTable<InitOptions & { gain?: number }>({ ...initChecks, gain: aFiniteNumber });
-
-/** @internal Sizes of a layer. */
-export const aSize = anInteger(0);
-
-/** @internal The options of an initializer among those of a layer. */
-export function place({ dtype, device, generator }: InitOptions): InitOptions {
-  return { dtype, device, generator };
-}
 
 /** Uniform values in [low, high). */
 export function uniform(shape: readonly number[], low: number, high: number, options: InitOptions = {}): Tensor {

@@ -7,7 +7,7 @@ import type { Device, DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
-import { initChecks } from "./init.js";
+import { initChecks } from "./layer-options.js";
 import { Linear } from "./linear.js";
 import type { StateDict, StateSource } from "./module.js";
 import type { Quantization } from "./params-4bit.js";

@@ -7,7 +7,8 @@ import type { DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
-import { aSize, initChecks, kaimingUniform, place, uniform } from "./init.js";
+import { kaimingUniform, uniform } from "./init.js";
+import { aSize, initChecks, place } from "./layer-options.js";
 import { Module } from "./module.js";
 import { Parameter } from "./parameter.js";
 

@@ -3,10 +3,11 @@
 
 import { noGrad } from "../autograd/no-grad.js";
 import { to } from "../ops/to-device.js";
-import { aBoolean, anInstance } from "../tensor/checks.js";
+import { aBoolean, anInstance, aString, checkArgument } from "../tensor/checks.js";
 import type { Device, DeviceLike } from "../tensor/device.js";
 import { toDevice } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
+import { notCloneable, refuseJson } from "../tensor/native-only.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Owner } from "../tensor/scope.js";
 import { keep, owned } from "../tensor/scope.js";
@@ -38,6 +39,7 @@ export interface Member {
 
 /** `qProj` -> `q_proj`: how a field is named on disk unless `names` says otherwise. */
 export function snakeCase(field: string): string {
+  checkArgument("snakeCase", "field", field, aString);
   return field.replace(/[A-Z]/g, (letter, at: number) => (at === 0 ? "" : "_") + letter.toLowerCase());
 }
 
@@ -60,6 +62,9 @@ export abstract class Module implements Disposable, Owner {
    * `null` keeps a field out of the state dict.
    */
   static readonly names: Readonly<Record<string, string | null>> = {};
+
+  /** @internal By it `structuredClone` refuses also a module without tensors. */
+  readonly transfer: typeof notCloneable = notCloneable;
 
   /** Whether layers such as dropout behave as in training; see {@link train} and {@link eval}. */
   training = true;
@@ -105,6 +110,8 @@ export abstract class Module implements Disposable, Owner {
 
   /** Puts `next` where the child `field` is. The old child is not disposed. */
   replaceMember(field: string, next: Module): void {
+    checkArgument("replaceMember", "field", field, aString);
+    checkArgument("replaceMember", "next", next, aModule);
     const current: unknown = Reflect.get(this, field);
     if (!(current instanceof Module)) {
       throw new BnbError("ERR_BNB_ARGUMENT", `replaceMember: ${field} must hold a module, got ${typeof current}`);
@@ -124,6 +131,7 @@ export abstract class Module implements Disposable, Owner {
 
   /** Like {@link modules}, with the path of each; the path of this module is `prefix`. */
   namedModules(prefix = ""): [name: string, module: Module][] {
+    checkArgument("namedModules", "prefix", prefix, aString);
     const seen = new Set<Module>();
     const found: [string, Module][] = [];
     const visit = (path: string, module: Module): void => {
@@ -160,6 +168,8 @@ export abstract class Module implements Disposable, Owner {
   /** All parameters and buffers under their names on disk. The tensors are the module's own, not copies. */
   stateDict(): StateDict {
     const dict: StateDict = new Map();
+    // JSON.stringify would make {} of any Map.
+    Object.defineProperty(dict, "toJSON", { value: () => refuseJson("a state dict") });
     this.saveTo(dict, "");
     return dict;
   }
@@ -178,6 +188,11 @@ export abstract class Module implements Disposable, Owner {
     const loader = new StateLoader(entries);
     this.loadFrom(loader, "");
     return noGrad(() => loader.finish(options.strict ?? true));
+  }
+
+  /** Throws ERR_BNB_UNSUPPORTED: JSON would hold no element. Save `stateDict()` instead. */
+  toJSON(): never {
+    refuseJson("a Module");
   }
 
   /** Adds the module's entries to `dict` under `prefix`. Layers with extra keys override it with {@link loadFrom}. */

@@ -7,7 +7,7 @@ import { aQuantState, QuantState } from "../ops/quant-state.js";
 import type { QuantStorage } from "../ops/quantize-4bit.js";
 import { quantize4bit } from "../ops/quantize-4bit.js";
 import { to } from "../ops/to-device.js";
-import { aBoolean, aDevice, anObject, orNull } from "../tensor/checks.js";
+import { aBoolean, aDevice, anObject, checkTensor, orNull } from "../tensor/checks.js";
 import type { DeviceLike } from "../tensor/device.js";
 import { toDevice } from "../tensor/device.js";
 import { isFloat } from "../tensor/dtype.js";
@@ -126,6 +126,7 @@ export class Params4bit extends Parameter implements Quantization {
     quantizedStats: Readonly<Record<string, Tensor>>,
     options: PrequantizedOptions = {},
   ): Params4bit {
+    checkTensor("fromPrequantized", "data", data);
     checkOptions("fromPrequantized", options, prequantizedOptions);
     if (options.requiresGrad) {
       throw new BnbError("ERR_BNB_OPTION", "fromPrequantized: requiresGrad must be false, the weight is frozen");

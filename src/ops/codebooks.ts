@@ -1,7 +1,7 @@
 // Codebooks: the built-in 4-bit tables, and the makers of 8-bit maps, bit for bit as bitsandbytes makes them.
 import { addon } from "../tensor/addon.js";
 import type { Check } from "../tensor/checks.js";
-import { aBoolean, aDevice, anInteger, checkArgument } from "../tensor/checks.js";
+import { aBoolean, aDevice, aNumber, anInteger, checkArgument } from "../tensor/checks.js";
 import { tensor } from "../tensor/create.js";
 import type { DeviceLike } from "../tensor/device.js";
 import { toDevice } from "../tensor/device.js";
@@ -208,6 +208,7 @@ export function createFp8Map(
  */
 export function createNormalMap(offset = 0.9677083, useExtraValue = true, options: CodebookOptions = {}): Tensor {
   checkMaker("createNormalMap", useExtraValue, options, {});
+  checkArgument("createNormalMap", "offset", offset, aNumber);
   if (!(offset > 0.5 && offset < 1)) {
     throw new BnbError("ERR_BNB_OPTION", `createNormalMap: offset must be between 0.5 and 1, got ${offset}`);
   }

@@ -63,11 +63,20 @@ export {
   type QuantizeBlockwiseOptions,
   quantizeBlockwise,
 } from "./quantize-blockwise.js";
-export * from "./random.js";
+export {
+  defaultGenerator,
+  Generator,
+  type GeneratorState,
+  manualSeed,
+  type RandomOptions,
+  rand,
+  randint,
+  randn,
+} from "./random.js";
 export * from "./reduce.js";
 export * from "./rms-norm.js";
 export * from "./rope.js";
-export * from "./sample-token.js";
+export { type SampleTokenOptions, type SamplingOptions, sampleToken } from "./sample-token.js";
 export * from "./shape.js";
 export * from "./softmax.js";
 export * from "./softplus.js";

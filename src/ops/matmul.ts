@@ -3,6 +3,7 @@ import { defineOp } from "../autograd/define-op.js";
 import { addon } from "../tensor/addon.js";
 import { aBoolean } from "../tensor/checks.js";
 import type { Device } from "../tensor/device.js";
+import { toDevice } from "../tensor/device.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
@@ -58,5 +59,5 @@ export const linear = defineOp<[x: Tensor, weight: Tensor, bias: Tensor | null],
  * done. Timing it gives the ceiling of a matrix product on this device.
  */
 export function fmaPeak(iterations: number, device: Device): Tensor {
-  return run(addon.fmaPeak, iterations, device.index)[0];
+  return run(addon.fmaPeak, iterations, toDevice(device).index)[0];
 }

@@ -1,5 +1,6 @@
 // A 4-bit QuantState as a dictionary: Python's keys, the JSON of checkpoints, and the checks of what is read.
 import { fromBytes, tensor } from "../tensor/create.js";
+import { describe } from "../tensor/describe.js";
 import type { Device } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
@@ -188,6 +189,7 @@ export function readStateDict(dict: Readonly<Record<string, StateDictValue>>): S
 
 // The entries without prefixes, the JSON unpacked among them.
 function collect(dict: Readonly<Record<string, StateDictValue>>): Map<string, StateDictValue> {
+  if (typeof dict !== "object" || dict === null) wrong(`the dict must be an object, got ${describe(dict)}`);
   const values = new Map<string, StateDictValue>();
   const add = (key: string, value: StateDictValue): void => {
     if (values.has(key)) wrong(`"${key}" is there twice`);

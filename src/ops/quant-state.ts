@@ -6,6 +6,7 @@ import { toDevice } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
+import { refuseJson } from "../tensor/native-only.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import type { BlockScales, Quantized4Bit } from "../tensor/quantized.js";
 import { run } from "../tensor/run.js";
@@ -106,6 +107,11 @@ export class QuantState implements Scoped {
 
   get disposed(): boolean {
     return this.absmax.disposed;
+  }
+
+  /** Throws ERR_BNB_UNSUPPORTED: JSON would hold no element. */
+  toJSON(): never {
+    refuseJson("a QuantState");
   }
 
   dispose(): void {

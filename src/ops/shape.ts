@@ -9,7 +9,7 @@ import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 
-const anAxis = anInteger(-8, 7);
+const anAxis = { ...anInteger(-8, 7), code: "ERR_BNB_SHAPE" } as const;
 const someAxes = arrayOf(anAxis);
 const tensors = arrayOf(aTensor);
 const openShape = { ...arrayOf(anInteger(-1)), code: "ERR_BNB_SHAPE" } as const;
@@ -75,6 +75,8 @@ export const permute = defineOp({
 /** `x` with two axes exchanged, by default the last two. Copies. */
 export function transpose(x: Tensor, a = -2, b = -1): Tensor {
   checkTensor("transpose", "x", x);
+  checkArgument("transpose", "a", a, anAxis);
+  checkArgument("transpose", "b", b, anAxis);
   const axes = x.shape.map((_, i) => i);
   const [first, second] = [a, b].map((axis) => (axis < 0 ? axis + x.ndim : axis)) as [number, number];
   if (axes[first] === undefined || axes[second] === undefined) {
@@ -99,6 +101,7 @@ export const slice = defineOp({
     end?: number,
   ) {
     checkTensor("slice", "x", x);
+    checkArgument("slice", "axis", axis, anAxis);
     const [y] = run(addon.slice, x, axis, start, end ?? x.shape.at(axis) ?? 0);
     ctx.save(x.shape, axis, start);
     return y;
@@ -114,6 +117,7 @@ export const concat = defineOp({
   name: "concat",
   forward(ctx: OpContext<[sizes: readonly number[], axis: number]>, xs: readonly Tensor[], axis: number = 0) {
     checkArgument("concat", "xs", xs, tensors);
+    checkArgument("concat", "axis", axis, anAxis);
     const [y] = run(addon.concat, xs, axis);
     ctx.save(
       xs.map((x) => x.shape.at(axis) as number),

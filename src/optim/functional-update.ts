@@ -1,5 +1,14 @@
 // bitsandbytes' functional optimizer updates: one parameter, in place, every tensor and number in the caller's hands.
-import { aBoolean, aFiniteNumber, aNumberIn, anInteger, aTensor, orNull, required } from "../tensor/checks.js";
+import {
+  aBoolean,
+  aFiniteNumber,
+  aNumberIn,
+  anInteger,
+  aTensor,
+  checkTensor,
+  orNull,
+  required,
+} from "../tensor/checks.js";
 import { tensor } from "../tensor/create.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
@@ -33,7 +42,10 @@ const checkedMaps = new WeakMap<Tensor, boolean>();
 
 function checkName(op: string, name: OptimizerName): void {
   if (!optimizerNames.includes(name)) {
-    throw new BnbError("ERR_BNB_OPTION", `${op}: the name must be one of ${optimizerNames.join(", ")}, got ${name}`);
+    throw new BnbError(
+      "ERR_BNB_OPTION",
+      `${op}: the name must be one of ${optimizerNames.join(", ")}, got ${String(name)}`,
+    );
   }
 }
 
@@ -93,6 +105,7 @@ export function optimizerUpdate32bit(
 ): void {
   const op = "optimizerUpdate32bit";
   checkName(op, name);
+  for (const [key, t] of Object.entries({ g, p, state1 })) checkTensor(op, key, t);
   checkOptions(op, options, options32bit);
   const state2 = hasSecondState(name) ? needed(op, "state2", options.state2) : null;
   const unormVec = options.unormVec ?? null;
@@ -118,6 +131,7 @@ export function optimizerUpdate8bitBlockwise(
 ): void {
   const op = "optimizerUpdate8bitBlockwise";
   checkName(op, name);
+  for (const [key, t] of Object.entries({ g, p, state1 })) checkTensor(op, key, t);
   checkOptions(op, options, options8bit);
   const hasSecond = hasSecondState(name);
   const useMap = (key: "qmap1" | "qmap2") => {

@@ -72,9 +72,6 @@ export function resolveOptions<Options extends object>(
     if (!Object.hasOwn(defaults, key)) failUnknownKey(owner, String(key), Object.keys(defaults));
     const value = given[key];
     if (value === undefined) continue;
-    if (typeof defaults[key] === "boolean" && typeof value !== "boolean") {
-      fail(owner, `${String(key)} must be true or false, got ${describe(value)}`);
-    }
     if (fixed.includes(key) && value !== defaults[key]) {
       fail(owner, `${String(key)} must be ${String(defaults[key])}, got ${describe(value)}`);
     }
@@ -83,7 +80,8 @@ export function resolveOptions<Options extends object>(
   return resolved;
 }
 
-function checkIsObject(owner: string, given: unknown): void {
+/** Throws unless the options are an object literal. */
+export function checkIsObject(owner: string, given: unknown): void {
   if (!isPlainObject(given)) fail(owner, `options must be an object, got ${describe(given)}`);
 }
 

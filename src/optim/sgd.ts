@@ -3,7 +3,7 @@ import { describe } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import { Optimizer1State } from "./optimizer.js";
 import type { CommonOptions, EightBit, OptimizerFamily, Params, ThirtyTwoBit } from "./options.js";
-import { commonDefaults, commonHyperparameters, withFixed } from "./options.js";
+import { checkIsObject, commonDefaults, commonHyperparameters, withFixed } from "./options.js";
 
 export interface SGDOptions extends CommonOptions {
   lr: number;
@@ -30,6 +30,7 @@ export const sgdDefaults: Required<SGDOptions> = {
 
 /** Throws unless lr and momentum were given; momentum 0 would be plain SGD, which has no state. */
 export function checkSGD(owner: string, options: SGDOptions): SGDOptions {
+  if (options !== undefined) checkIsObject(owner, options);
   for (const key of ["lr", "momentum"] as const) {
     if (typeof options?.[key] !== "number") {
       throw new BnbError("ERR_BNB_OPTION", `${owner}: ${key} must be given, got ${describe(options?.[key])}`);

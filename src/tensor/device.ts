@@ -2,6 +2,7 @@
 import type { NativeDevice } from "../native/runtime.js";
 import { runtime } from "../native/runtime.js";
 import { BnbError } from "./errors.js";
+import { notCloneable } from "./native-only.js";
 
 /** "cpu", "cuda" (the first GPU), "cuda:N", "auto" (the first GPU, else the CPU), or a Device. */
 export type DeviceLike = Device | "cpu" | "cuda" | "auto" | (string & {});
@@ -21,6 +22,8 @@ export class Device {
   readonly processors: number;
   /** Instruction set of the CPU kernels: "base", "avx2" or "avx512"; empty on a GPU. */
   readonly isa: string;
+  /** @internal A device is none on another thread, and neither is what holds one. */
+  readonly transfer: typeof notCloneable = notCloneable;
   readonly #label: string;
 
   /** @internal */

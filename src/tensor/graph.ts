@@ -4,6 +4,7 @@ import { runtime } from "../native/runtime.js";
 import { aDevice, checkFunction } from "./checks.js";
 import type { Device, DeviceLike } from "./device.js";
 import { toDevice } from "./device.js";
+import { refuseJson } from "./native-only.js";
 import { checkOptions, optionTable } from "./options.js";
 import { escapeAll, tidy } from "./scope.js";
 
@@ -42,6 +43,11 @@ export class Graph<T> implements Disposable {
   /** Queues all recorded ops. Throws ERR_BNB_DISPOSED after `dispose()`. */
   replay(): void {
     runtime.replayGraph(this.#id);
+  }
+
+  /** Throws ERR_BNB_UNSUPPORTED: JSON would hold no element. */
+  toJSON(): never {
+    refuseJson("a Graph");
   }
 
   dispose(): void {

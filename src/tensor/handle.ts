@@ -1,5 +1,6 @@
 // Ownership of native handles. A Handle is one slot of the addon with a count of those who hold it: the tensor
 // that was made for it and the graph nodes that saved it. The slot is freed with the last of them.
+import { BnbError } from "../native/errors.js";
 import { runtime } from "../native/runtime.js";
 
 /** Something that owns native memory and sits in a scope: a tensor or a quantized weight. */
@@ -39,6 +40,12 @@ export class Claim {
   node: NodeOwner | null = null;
 
   constructor(handle: Handle) {
+    if (!(handle instanceof Handle)) {
+      throw new BnbError(
+        "ERR_BNB_ARGUMENT",
+        "Tensor: it must be made by a function such as tensor() or zeros(), not by new",
+      );
+    }
     this.#handle = handle;
   }
 

@@ -2,6 +2,7 @@
 // making, under the garbage collector's net when it leaves, freed by dispose().
 import type { Handle } from "./handle.js";
 import { Claim, forgetCollected, releaseWhenCollected } from "./handle.js";
+import { refuseJson } from "./native-only.js";
 import type { Scoped } from "./scope.js";
 import { enterScope, leaveScope } from "./scope.js";
 
@@ -34,6 +35,11 @@ export abstract class NativeObject implements Scoped {
     if (this.disposed) return;
     this.#leave();
     this.claim.release();
+  }
+
+  /** Throws ERR_BNB_UNSUPPORTED: JSON would hold no element. */
+  toJSON(): never {
+    refuseJson(`a ${this.constructor.name}`);
   }
 
   [Symbol.dispose](): void {

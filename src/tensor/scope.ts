@@ -1,6 +1,7 @@
 // tidy(): everything made inside is disposed at its end, except what is returned or kept. Scopes are a plain
 // stack; since no code inside may await, two scopes cannot interleave.
 import { runtime } from "../native/runtime.js";
+import { describe } from "./describe.js";
 import type { DeviceLike } from "./device.js";
 import { deviceAt, devices, toDevice } from "./device.js";
 import { BnbError } from "./errors.js";
@@ -47,49 +48,59 @@ export function leaveScope(owner: Scoped): void {
  * const y = tidy(() => x.mul(2).add(1)); // the product is gone, y lives
  */
 export function tidy<T>(fn: () => T): T {
+  if (typeof fn !== "function") {
+    throw new BnbError("ERR_BNB_ARGUMENT", `tidy: fn must be a function, got ${describe(fn)}`);
+  }
   const scope = new Scope();
   stack.push(scope);
   let result: T;
+  let found: Scoped[];
   try {
     result = fn();
-    if (result instanceof Promise) {
+    if (isThenable(result)) {
+      // What it rejects with later is beside the point, and must not end the process.
+      Promise.resolve(result).catch(() => {});
       throw new BnbError("ERR_BNB_ARGUMENT", "tidy: the function must be synchronous, it returned a promise");
     }
+    found = scopedIn(result);
   } catch (error) {
     stack.pop();
     for (const member of scope.members) member.dispose();
     throw error;
   }
   stack.pop();
-  release(result, scope);
+  for (const member of found) if (scope.members.delete(member) && !enterScope(member)) member.escape();
   for (const member of scope.members) member.dispose();
   return result;
 }
 
-// Moves what is found in a result to the outer scope.
-function release(value: unknown, scope: Scope): void {
-  eachScoped(value, (member) => {
-    if (scope.members.delete(member) && !enterScope(member)) member.escape();
-  });
-}
-
 // Everything that a value holds: itself, or what is in arrays, Maps, plain objects and owners.
-function eachScoped(value: unknown, visit: (member: Scoped) => void): void {
-  if (typeof value !== "object" || value === null) return;
-  if (isScoped(value)) {
-    visit(value);
-  } else if (Array.isArray(value)) {
-    for (const item of value) eachScoped(item, visit);
-  } else if (value instanceof Map) {
-    for (const item of value.values()) eachScoped(item, visit);
-  } else if (owned in value) {
-    for (const item of (value as Owner)[owned]()) eachScoped(item, visit);
-  } else {
-    const prototype: unknown = Object.getPrototypeOf(value);
-    if (prototype === Object.prototype || prototype === null) {
-      for (const item of Object.values(value)) eachScoped(item, visit);
+function scopedIn(value: unknown): Scoped[] {
+  if (typeof value !== "object" || value === null) return [];
+  if (isScoped(value)) return [value];
+  const found: Scoped[] = [];
+  // Grows while it is gone through; a container that holds itself is looked into once.
+  const containers = new Set<object>([value]);
+  for (const container of containers) {
+    for (const item of itemsOf(container)) {
+      if (typeof item !== "object" || item === null) continue;
+      if (isScoped(item)) found.push(item);
+      else containers.add(item);
     }
   }
+  return found;
+}
+
+function itemsOf(container: object): Iterable<unknown> {
+  if (Array.isArray(container)) return container;
+  if (container instanceof Map) return container.values();
+  if (owned in container) return (container as Owner)[owned]();
+  const prototype: unknown = Object.getPrototypeOf(container);
+  return prototype === Object.prototype || prototype === null ? Object.values(container) : [];
+}
+
+function isThenable(value: unknown): value is PromiseLike<unknown> {
+  return typeof value === "object" && value !== null && typeof (value as Partial<Promise<unknown>>).then === "function";
 }
 
 function isScoped(value: object): value is Scoped {
@@ -98,6 +109,9 @@ function isScoped(value: object): value is Scoped {
 
 /** Takes a tensor out of every `tidy`, so that it lives until it is disposed. Returns it. */
 export function keep<T extends Scoped>(tensor: T): T {
+  if (typeof tensor !== "object" || tensor === null || !isScoped(tensor)) {
+    throw new BnbError("ERR_BNB_ARGUMENT", `keep: it must be a Tensor or what owns some, got ${describe(tensor)}`);
+  }
   leaveScope(tensor);
   tensor.escape();
   return tensor;
@@ -108,8 +122,7 @@ export function keep<T extends Scoped>(tensor: T): T {
  * them all.
  */
 export function escapeAll(value: unknown): () => void {
-  const members: Scoped[] = [];
-  eachScoped(value, (member) => members.push(keep(member)));
+  const members = scopedIn(value).map(keep);
   return () => {
     for (const member of members) member.dispose();
   };

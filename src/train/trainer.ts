@@ -55,6 +55,10 @@ export interface TrainOptions {
   signal?: AbortSignal;
 }
 
+const aList = {
+  rule: "an iterable of batches",
+  holds: (v: unknown) => typeof (v as Iterable<Batch> | undefined)?.[Symbol.iterator] === "function",
+};
 const aModel = anObjectWith("a model", "forward", "train", "eval");
 const trainOptions = optionTable<TrainOptions>({
   model: required(aModel),
@@ -121,6 +125,7 @@ export async function train(options: TrainOptions): Promise<{ losses: number[]; 
  */
 export async function evaluate(model: LanguageModel, batches: Iterable<Batch>): Promise<number> {
   checkArgument("evaluate", "model", model, aModel);
+  checkArgument("evaluate", "batches", batches, aList);
   let sum = 0;
   let count = 0;
   model.eval();

@@ -1,0 +1,219 @@
+// Every public function and class, in two tables: those that take options, each with a call, and those that take none.
+// An unknown key, or something else in place of the object, is refused by each of the first; a new export that is in no
+// table fails.
+import { afterAll, describe, expect, it } from "vitest";
+import type { Tensor } from "../../src/index.js";
+import * as bnb from "../../src/index.js";
+import { functional, nn, optim, train } from "../../src/index.js";
+
+type Options = Record<string, unknown>;
+interface Entry {
+  /** Calls with the options given: whatever comes. */
+  call: (options: never) => unknown;
+  /** What must be given. */
+  needs?: Options;
+}
+
+const keep = bnb.keep;
+const x = keep(bnb.rand([2, 64]));
+const ids = keep(bnb.tensor([[0, 1]], { dtype: "int32" }));
+const heads = keep(bnb.rand([1, 2, 1, 4]));
+const [packed, state] = bnb.quantize4bit(x);
+const [codes, state8] = bnb.quantizeBlockwise(x);
+const rows = bnb.int8VectorwiseQuant(x);
+const product = bnb.int8LinearMatmul(rows.codes, rows.codes);
+const config = { vocabSize: 8, hiddenSize: 4, intermediateSize: 4, numHiddenLayers: 1, numAttentionHeads: 1 };
+const model = new bnb.LlamaForCausalLM(config);
+const llama = model.config;
+const parameter = () => [new nn.Parameter(bnb.rand([4]))];
+const bytes = new Uint8Array(64);
+const batch = { batchSize: 1, sequenceLength: 4 };
+const zeros = (dtype: "float32" | "uint8") => bnb.zeros(dtype === "uint8" ? [4] : [1], { dtype });
+
+afterAll(() => {
+  for (const used of [x, ids, heads, packed, state, codes, state8, rows, product, model]) used.dispose();
+});
+
+const ofShape = (make: unknown): Entry => ({ call: (o) => (make as (s: number[], o: Options) => unknown)([2, 2], o) });
+const layer = (Layer: unknown): Entry => ({
+  call: (o) => new (Layer as new (i: number, o: number, options: Options) => unknown)(64, 64, o),
+});
+const llamaPart = (Part: unknown, ...between: unknown[]): Entry => ({
+  call: (o) => new (Part as new (...args: unknown[]) => unknown)(llama, ...between, o),
+});
+const optimizer = (Optimizer: unknown, needs?: Options): Entry => ({
+  call: (o) => new (Optimizer as new (p: Tensor[], o: Options) => unknown)(parameter(), o),
+  ...(needs && { needs }),
+});
+const optimizers = Object.entries(optim).filter(([, value]) => value?.prototype instanceof optim.Optimizer8bit);
+const rates = { paramGroups: [{ lr: 1 }] };
+const update = { beta1: 0.9, beta2: 0.9, eps: 1e-8, step: 1, lr: 0.1 };
+
+const withOptions: Record<string, Entry> = {
+  // biome-ignore format: one line each
+  ...{
+    arange: { call: (o) => bnb.arange(3, undefined, 1, o) },
+    empty: ofShape(bnb.empty), ones: ofShape(bnb.ones), zeros: ofShape(bnb.zeros),
+    rand: ofShape(bnb.rand), randn: ofShape(bnb.randn),
+    randint: { ...ofShape(bnb.randint), needs: { high: 4 } },
+    full: { call: (o) => bnb.full([2], 1, o) },
+    tensor: { call: (o) => bnb.tensor([1], o) },
+    fromBytes: { call: (o) => bnb.fromBytes(bytes, o), needs: { dtype: "uint8", shape: [64] } },
+    capture: { call: (o) => bnb.capture(() => bnb.add(x, 1), o) },
+    matmul: { call: (o) => bnb.matmul(x, x, o), needs: { transposeB: true } },
+    attention: { call: (o) => bnb.attention(heads, heads, heads, o) },
+    crossEntropy: { call: (o) => bnb.crossEntropy(bnb.rand([2, 4]), bnb.tensor([0, 1], { dtype: "int32" }), o) },
+    dropout: { call: (o) => bnb.dropout(x, 0.5, o) },
+    embedding: { call: (o) => bnb.embedding(ids, x, o) },
+    sum: { call: (o) => bnb.sum(x, o) }, mean: { call: (o) => bnb.mean(x, o) },
+    max: { call: (o) => bnb.max(x, o) }, min: { call: (o) => bnb.min(x, o) },
+    argmax: { call: (o) => bnb.argmax(x, o) },
+    sampleToken: { call: (o) => bnb.sampleToken(x, o) },
+    copyInto: { call: (o) => bnb.copyInto(bnb.zeros([2, 64]), x, o) },
+    createDynamicMap: { call: (o) => bnb.createDynamicMap(true, 7, 8, o) },
+    createLinearMap: { call: (o) => bnb.createLinearMap(true, 8, true, o) },
+    createFp8Map: { call: (o) => bnb.createFp8Map(true, 5, 2, 8, o) },
+    createNormalMap: { call: (o) => bnb.createNormalMap(0.96, true, o) },
+    get4bitType: { call: (o) => bnb.get4bitType("nf4", o) },
+    quantize4bit: { call: (o) => bnb.quantize4bit(x, o) },
+    quantizeNf4: { call: (o) => bnb.quantizeNf4(x, o) }, quantizeFp4: { call: (o) => bnb.quantizeFp4(x, o) },
+    dequantize4bit: { call: (o) => bnb.dequantize4bit(packed, o), needs: { quantState: state } },
+    dequantizeFp4: { call: (o) => bnb.dequantizeFp4(packed, o), needs: { quantState: state } },
+    dequantizeNf4: { call: (o) => bnb.dequantizeNf4(bnb.quantizeNf4(x)[0], o), needs: { quantState: bnb.quantizeNf4(x)[1] } },
+    quantizeBlockwise: { call: (o) => bnb.quantizeBlockwise(x, o) },
+    dequantizeBlockwise: { call: (o) => bnb.dequantizeBlockwise(codes, o), needs: { quantState: state8 } },
+    matmul4bit: { call: (o) => bnb.matmul4bit(bnb.rand([1, 64]), packed, state, o) },
+    gemv4bit: { call: (o) => bnb.gemv4bit(bnb.rand([1, 64]), packed, state, o) },
+    int8VectorwiseQuant: { call: (o) => bnb.int8VectorwiseQuant(x, o) },
+    int8LinearMatmul: { call: (o) => bnb.int8LinearMatmul(rows.codes, rows.codes, o) },
+    int8MmDequant: { call: (o) => bnb.int8MmDequant(product, rows.stats, rows.stats, o) },
+    matmul8bit: { call: (o) => bnb.matmul8bit(x, rows.codes, rows.stats, o) },
+    QuantState: {
+      call: (o) => new bnb.QuantState(o),
+      needs: { absmax: bnb.ones([2]), blocksize: 64, dtype: "float32", shape: [2, 64], quantType: "nf4" },
+    },
+    applyLora: { call: (o) => bnb.applyLora(new bnb.LlamaForCausalLM(config), o), needs: { targetModules: ["q_proj"] } },
+    LoraLinear: { call: (o) => new bnb.LoraLinear(new nn.Linear(4, 4), o) },
+    generate: { call: (o) => bnb.generate(model, [1], o), needs: { maxNewTokens: 1 } },
+    KvCache: { call: (o) => new bnb.KvCache(o), needs: { layers: 1, batch: 1, maxLength: 2, kvHeads: 1, headDim: 4 } },
+    LlamaConfig: { call: (o) => new bnb.LlamaConfig(o), needs: config },
+    LlamaForCausalLM: llamaPart(bnb.LlamaForCausalLM), LlamaModel: llamaPart(bnb.LlamaModel),
+    LlamaMLP: llamaPart(bnb.LlamaMLP), LlamaAttention: llamaPart(bnb.LlamaAttention, 0),
+    LlamaDecoderLayer: llamaPart(bnb.LlamaDecoderLayer, 0),
+    "nn.Linear": layer(nn.Linear), "nn.Linear8bitLt": layer(nn.Linear8bitLt), "nn.Linear4bit": layer(nn.Linear4bit),
+    "nn.LinearNF4": layer(nn.LinearNF4), "nn.LinearFP4": layer(nn.LinearFP4),
+    "nn.Embedding": layer(nn.Embedding), "nn.StableEmbedding": layer(nn.StableEmbedding),
+    "nn.Embedding8bit": layer(nn.Embedding8bit), "nn.Embedding4bit": layer(nn.Embedding4bit),
+    "nn.EmbeddingNF4": layer(nn.EmbeddingNF4), "nn.EmbeddingFP4": layer(nn.EmbeddingFP4),
+    "nn.LayerNorm": { call: (o) => new nn.LayerNorm(4, o) }, "nn.RMSNorm": { call: (o) => new nn.RMSNorm(4, o) },
+    "nn.Dropout": { call: (o) => new nn.Dropout(0.5, o) },
+    "nn.Parameter": { call: (o) => new nn.Parameter(bnb.rand([2]), o) },
+    "nn.Params4bit": { call: (o) => new nn.Params4bit(bnb.rand([2, 64]), o) },
+    "nn.replaceLinear": { call: (o) => nn.replaceLinear(new nn.Sequential(new nn.Linear(2, 2)), (i, k) => new nn.Linear(i, k), o) },
+    "nn.init.uniform": { call: (o) => nn.init.uniform([2], 0, 1, o) },
+    "nn.init.normal": { call: (o) => nn.init.normal([2], 0, 1, o) },
+    "nn.init.kaimingUniform": ofShape(nn.init.kaimingUniform), "nn.init.xavierUniform": ofShape(nn.init.xavierUniform),
+    "optim.clipGradNorm": { call: (o) => optim.clipGradNorm(parameter(), 1, o) },
+    "optim.constantSchedule": { call: (o) => optim.constantSchedule(rates, o) },
+    "optim.linearSchedule": { call: (o) => optim.linearSchedule(rates, o), needs: { totalSteps: 2 } },
+    "optim.cosineSchedule": { call: (o) => optim.cosineSchedule(rates, o), needs: { totalSteps: 2 } },
+    "optim.optimizerUpdate32bit": {
+      call: (o) => optim.optimizerUpdate32bit("lion", bnb.ones([4]), bnb.ones([4]), bnb.ones([4]), o), needs: update,
+    },
+    "optim.optimizerUpdate8bitBlockwise": {
+      call: (o) => optim.optimizerUpdate8bitBlockwise("lion", bnb.ones([4]), bnb.ones([4]), zeros("uint8"), null, o),
+      needs: { ...update, qmap1: bnb.createDynamicMap(), absmax1: zeros("float32") },
+    },
+    "train.splitBytes": { call: (o) => train.splitBytes(bytes, o) },
+    "train.randomBatches": { call: (o) => train.randomBatches(bytes, o).next(), needs: { ...batch, seed: 1 } },
+    "train.evenBatches": { call: (o) => train.evenBatches(bytes, o).next(), needs: { ...batch, count: 1 } },
+    "train.train": {
+      call: (o) => train.train(o),
+      needs: { model, optimizer: new optim.Adam(model.parameters()), parameters: [], batches: [].values(), steps: 0 },
+    },
+    // Methods.
+    "x.sum": { call: (o) => x.sum(o) }, "x.mean": { call: (o) => x.mean(o) }, "x.max": { call: (o) => x.max(o) },
+    "x.min": { call: (o) => x.min(o) }, "x.argmax": { call: (o) => x.argmax(o) },
+    "x.matmul": { call: (o) => x.matmul(x, o), needs: { transposeB: true } },
+    "Module.loadStateDict": { call: (o) => model.loadStateDict(model.stateDict(), o) },
+    "LlamaForCausalLM.forward": { call: (o) => model.forward(ids, o) },
+    "LlamaForCausalLM.generate": { call: (o) => model.generate([1], o), needs: { maxNewTokens: 1 } },
+    "QuantState.asDict": { call: (o) => state.asDict(o) },
+    "Params4bit.fromPrequantized": {
+      call: (o) => { const [data, s] = bnb.quantizeNf4(x); return nn.Params4bit.fromPrequantized(data, s.asDict({ packed: true }), o); },
+    },
+  } satisfies Record<string, Entry>,
+  ...Object.fromEntries(
+    optimizers
+      .filter(([name]) => !/^Optimizer\d/.test(name))
+      .map(([name, value]) => [
+        `optim.${name}`,
+        optimizer(value, /SGD|LARS/.test(name) ? { lr: 0.1, momentum: 0.9 } : undefined),
+      ]),
+  ),
+};
+
+const withoutOptions = new Set(
+  `abs add backward cast clamp clone concat broadcastTo defineOp defaultDevice devices div embedding4bit embedding8bit
+  embeddingRenorm emptyCache exp expandAbsmax fmaPeak gelu gpuStatus int8VectorwiseDequant Int8Rows isGradEnabled keep
+  layerNorm linear linear4bit linear4bitEach linear4bitSwiglu log logSoftmax manualSeed maximum memory minimum mul neg noGrad
+  permute pow reciprocal relu reshape rmsNorm rope ropeAppend rsqrt seededRandom setDefaultDevice sigmoid sign silu slice
+  softmax softplus sqrt square sub swiglu synchronize tanh tidy to transpose BnbError Device Generator Graph Quantized4Bit Tensor
+  linear4bitPlan linear4bitGpuPlan linear4bitGroupGpuPlan matmulGpuPlan
+  nn.Module nn.ModuleList nn.Sequential nn.snakeCase nn.linearEach nn.linearResidual nn.linearSwiglu
+  optim.GlobalOptimManager optim.LambdaLR optim.clipGradValue optim.Optimizer8bit optim.Optimizer1State
+  optim.Optimizer2State train.evaluate`.split(/\s+/),
+);
+
+const spaces: [prefix: string, names: object][] = [
+  ["", bnb],
+  ["nn.", nn],
+  ["nn.init.", nn.init],
+  ["optim.", optim],
+  ["train.", train],
+];
+const exported = spaces.flatMap(([prefix, names]) =>
+  Object.entries(names).flatMap(([name, value]) => (typeof value === "function" ? [`${prefix}${name}`] : [])),
+);
+
+/** Runs a call to the end, however it gives its result. */
+async function settled(call: () => unknown): Promise<unknown> {
+  const result = call();
+  const isIterator = typeof result === "object" && result !== null && Symbol.asyncIterator in result;
+  return isIterator ? (result as AsyncGenerator).next() : result;
+}
+
+describe("public options", () => {
+  it("has every export in one of its tables", () => {
+    expect(exported.filter((name) => !(name in withOptions) && !withoutOptions.has(name))).toEqual([]);
+    expect(exported.filter((name) => name in withOptions && withoutOptions.has(name))).toEqual([]);
+  });
+
+  it("has what bitsandbytes-node/functional exports among them", () => {
+    const known = new Set<unknown>([...Object.values(bnb), ...Object.values(optim)]);
+    expect(Object.entries(functional).filter(([, value]) => !known.has(value))).toEqual([]);
+  });
+
+  it.each(Object.entries(withOptions))("%s", async (_name, { call, needs = {} }) => {
+    const wanted = (message: string) => expect.objectContaining({ name: "BnbError", code: "ERR_BNB_OPTION", message });
+    const failure = async (options: unknown) => {
+      try {
+        await settled(() => call(options as never));
+      } catch (error) {
+        return error;
+      }
+      return "no error";
+    };
+    expect(await failure({ ...needs, made_up: 1 })).toEqual(
+      wanted(
+        expect.stringMatching(
+          /^\S+: options must be among .*, got made_up$|^\S+: options must be among \w+, got made_up$/,
+        ),
+      ),
+    );
+    for (const wrong of [6, false, "nf4", null, [1]]) {
+      expect(await failure(wrong)).toEqual(wanted(expect.stringMatching(/: options must be an object/)));
+    }
+    expect(await failure({ ...needs })).toBe("no error");
+  });
+});
