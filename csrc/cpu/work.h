@@ -1,11 +1,9 @@
 // How work is cut into pieces.
 #pragma once
-#include "core/kernel.h"
+#include "core/integer.h"
 
 namespace bnb {
 namespace {
-
-BNB_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The grain of a parallel_for over items of `elements` each, which may be none: enough of them to make `grain`
 // elements.
