@@ -128,7 +128,8 @@ const cases: Record<string, Case> = {
     value: 1,
   },
   linear4bitEach: {
-    run: (make, a, b, c) => bnb.noGrad(() => bnb.linear4bitEach(make([a, b]), [quantized([c, b]), quantized([2 * c, b])])),
+    run: (make, a, b, c) =>
+      bnb.noGrad(() => bnb.linear4bitEach(make([a, b]), [quantized([c, b]), quantized([2 * c, b])])),
     discrete: true,
   },
   linear4bitSwiglu: {
