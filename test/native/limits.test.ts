@@ -60,10 +60,10 @@ describe("numbers without bound", () => {
   const bytes = new Uint8Array(100);
   it.each([0, -1, 0.5, NaN])("splitBytes in pieces of %s", (n) => {
     expect(() => splitBytes(bytes, { chunk: n })).toThrow(
-      error("ERR_BNB_OPTION", `splitBytes: chunk must be a whole number of at least 1, got ${n}`),
+      error("ERR_BNB_OPTION", `splitBytes: chunk must be an integer of at least 1, got ${n}`),
     );
     expect(() => splitBytes(bytes, { every: n })).toThrow(
-      error("ERR_BNB_OPTION", `splitBytes: every must be a whole number of at least 1, got ${n}`),
+      error("ERR_BNB_OPTION", `splitBytes: every must be an integer of at least 1, got ${n}`),
     );
   });
 
@@ -78,13 +78,13 @@ describe("numbers without bound", () => {
     }
     for (const n of [0, -1, 1.5, NaN]) {
       for (const make of first(n))
-        expect(make).toThrow(error("ERR_BNB_OPTION", "batchSize must be a whole number of at least 1"));
+        expect(make).toThrow(error("ERR_BNB_OPTION", "batchSize must be an integer of at least 1"));
       for (const make of first(1, n)) {
-        expect(make).toThrow(error("ERR_BNB_OPTION", "sequenceLength must be a whole number of at least 1"));
+        expect(make).toThrow(error("ERR_BNB_OPTION", "sequenceLength must be an integer of at least 1"));
       }
     }
     expect(first(1, 4, NaN)[0]!).toThrow(
-      error("ERR_BNB_OPTION", "evenBatches: count must be a whole number of at least 0"),
+      error("ERR_BNB_OPTION", "evenBatches: count must be an integer of at least 0"),
     );
   });
 });
