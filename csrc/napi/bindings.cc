@@ -117,7 +117,7 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::linear_4bit_gpu_plan>("linear4bitGpuPlan(problem)");
   b.bind<&ops::linear_4bit_group_gpu_plan>("linear4bitGroupGpuPlan(group)");
   b.bind<&ops::matmul_gpu_plan>("matmulGpuPlan(problem)");
-  b.bind<&ops::resident_blocks_of>("residentBlocks(kernel)");
+  b.bind<&ops::resident_blocks>("residentBlocks(kernel)");
 
   // LLM.int8()
   b.bind<&ops::int8_quantize_rows>("int8QuantizeRows(A, threshold)");

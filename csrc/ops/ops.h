@@ -250,6 +250,6 @@ std::vector<double> linear_4bit_group_gpu_plan(const std::vector<double>& group)
 // And for matrices: MatmulPlan.
 std::vector<double> matmul_gpu_plan(const std::vector<double>& problem);
 // Blocks of a kernel that a multiprocessor holds at once, from its threads, their registers, and its shared memory.
-int64_t resident_blocks_of(const std::vector<double>& kernel);
+int64_t resident_blocks(const std::vector<double>& kernel);
 
 }  // namespace bnb::ops

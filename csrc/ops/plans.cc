@@ -106,14 +106,14 @@ std::vector<double> matmul_gpu_plan(const std::vector<double>& problem) {
           double(plan.shared_bytes)};
 }
 
-int64_t resident_blocks_of(const std::vector<double>& kernel) {
+int64_t resident_blocks(const std::vector<double>& kernel) {
   Record r("residentBlocks", kernel);
   const GpuInfo gpu = gpu_of("residentBlocks", r);
   const int32_t threads = r, registers = r;
   const int64_t shared = r;
   check_argument(threads > 0 && registers > 0 && shared >= 0, "residentBlocks",
                  "threads and registers must be positive, got ", threads, " and ", registers);
-  return resident_blocks(gpu, threads, registers, shared);
+  return bnb::resident_blocks(gpu, threads, registers, shared);
 }
 
 }  // namespace bnb::ops
