@@ -124,7 +124,8 @@ const wanted = mutants.filter(
 const until = performance.now() + 60_000 * Number(options.minutes);
 if (wanted.length > 0) {
   refresh();
-  if (build({}).status !== 0) throw new Error("the copy does not build");
+  const first = build({});
+  if (first.status !== 0) throw new Error(`the copy does not build: ${first.error ?? first.stdout + first.stderr}`);
 }
 let isChanged = false; // whether the copy's addon has a mistake in it
 for (const mutant of wanted) {
