@@ -7,7 +7,11 @@ namespace bnb::cuda {
 
 #if BNB_CUDA_EMULATE
 inline bool cublaslt_present() { return false; }
+#if BNB_CUDA_FAKE
+const char* cublaslt_status();  // what fake/runtime.cc has seen
+#else
 inline const char* cublaslt_status() { return "emulated device"; }
+#endif
 inline bool cublaslt_matmul(const MatmulArgs&, CudaStream&) { return false; }
 #else
 // Whether a library of a known version was found; loads it, so ask only where it would be used.

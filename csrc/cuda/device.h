@@ -10,7 +10,7 @@ namespace bnb::cuda {
 
 void append_devices(std::vector<std::unique_ptr<Device>>& devices);
 // Why a GPU of this machine is not among them, with advice; empty when none is missing.
-const std::string& unavailable();
+std::string unavailable();
 // What is used beside the package's own kernels, or why not: one line.
 std::string libraries();
 

@@ -29,6 +29,8 @@ export interface NativeRuntime {
   readSync(handle: number, buffer: ArrayBuffer): void;
   synchronize(device: number, buffer: ArrayBuffer): Promise<ArrayBuffer>;
   devices(): NativeDevice[];
+  /** Makes a device usable, which the first tensor on it would do, or throws ERR_BNB_CUDA with the reason. */
+  openDevice(device: number): void;
   memory(device: number): NativeMemory;
   emptyCache(device: number): void;
   /**
