@@ -3,11 +3,12 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 
-const [folder, status] = process.argv.slice(2);
+const [folder = "", status] = process.argv.slice(2);
 let passed = 0;
 let failed = 0;
 let skipped = 0;
 for (const name of readdirSync(folder).filter((name) => name.endsWith(".json"))) {
+  /** @type {import("vitest/node").JsonTestResults} */
   const report = JSON.parse(readFileSync(join(folder, name), "utf8"));
   passed += report.numPassedTests;
   failed += report.numFailedTests;

@@ -2,13 +2,17 @@
 import { spawnSync } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 
+/** @type {(name: string) => any} */
 const read = (name) => JSON.parse(readFileSync(`bench/results/${name}.json`, "utf8"));
+/** @type {(x: number) => string} */
 const number = (x) => (x >= 100 ? Math.round(x) : Number(x.toPrecision(3))).toString();
+/** @type {(file: any, label: string) => any} */
 const of = (file, label) => {
-  const found = file.results.find((result) => result.case === label);
+  const found = file.results.find((/** @type {any} */ result) => result.case === label);
   if (!found) throw new Error(`bench/results/${file.name}.json has no case "${label}"`);
   return found;
 };
+/** @type {(value: any) => number} */
 const median = (value) => (typeof value === "object" ? value.median : value);
 
 const [linear, quantize, optimizer, matmul, crossing, memory] = [
@@ -58,7 +62,7 @@ const rows = [
       `best ${number(r.best)} us`,
     ];
   }),
-  ...memory.results.map((r) => [
+  ...memory.results.map((/** @type {any} */ r) => [
     `2000 training steps, ${r.case}`,
     `${number(r.rssMB)} MB of process memory`,
     `${number(r.rssRatio)} times that of a loop that disposes everything`,

@@ -18,6 +18,7 @@ if (unknown.length > 0) {
   console.error(`bench: unknown ${unknown.join(", ")}; there are ${names.join(", ")}`);
   process.exit(1);
 }
+/** @type {(...args: string[]) => number} */
 const run = (...args) => spawnSync(process.execPath, args, { stdio: "inherit" }).status ?? 1;
 if (run("node_modules/typescript/bin/tsc", "-p", "bench/tsconfig.json") !== 0) process.exit(1);
 if (gpu) process.exit(run("--expose-gc", "build/bench/gpu/main.js", ...wanted.slice(1)));

@@ -7,25 +7,34 @@ const tracked = spawnSync("git", ["ls-files", "-co", "--exclude-standard", "*.cc
   encoding: "utf8",
 });
 const cpp = tracked.stdout.split("\n").filter(Boolean);
+/** @typedef {[command: string, args: string[]]} Step */
+/** @type {(name: string, ...args: string[]) => Step} */
 const bin = (name, ...args) => [`node_modules/.bin/${name}`, args];
 
+/** @type {Record<string, Step | false>} */
 const steps = {
   biome: bin("biome", "check", "--error-on-warnings", ...(write ? ["--write"] : []), "."),
   "clang-format": cpp.length > 0 && bin("clang-format", ...(write ? ["-i"] : ["--dry-run", "--Werror"]), ...cpp),
   tsc: !write && bin("tsc", "--noEmit"),
+  "tsc, tools": !write && bin("tsc", "-p", "tools"),
   architecture: !write && bin("vitest", "run", "test/architecture.test.ts", "test/native"),
 };
 
-// clang-format reports every character that it would move; the files are enough.
+/**
+ * clang-format reports every character that it would move; the files are enough.
+ * @param {string} text
+ */
 function unformatted(text) {
   const paths = [...text.matchAll(/^(\S+?):\d+:\d+: /gm)].map((match) => match[1]);
   return `${[...new Set(paths)].map((path) => `  ${path}`).join("\n")}\n"npm run format" formats them.`;
 }
 
+/** @type {(step: [name: string, step: Step]) => Promise<boolean>} */
 function start([name, [command, args]]) {
   const began = performance.now();
   return new Promise((resolve) => {
     const child = spawn(command, args, { stdio: ["ignore", "pipe", "pipe"] });
+    /** @type {Buffer[]} */
     const output = [];
     child.stdout.on("data", (chunk) => output.push(chunk));
     child.stderr.on("data", (chunk) => output.push(chunk));
@@ -39,10 +48,11 @@ function start([name, [command, args]]) {
   });
 }
 
-const queue = Object.entries(steps).filter(([, step]) => step);
+const queue = Object.entries(steps).flatMap(([name, step]) => (step ? [/** @type {const} */ ([name, step])] : []));
+/** @type {boolean[]} */
 const outcomes = [];
 async function worker() {
-  for (let step = queue.shift(); step; step = queue.shift()) outcomes.push(await start(step));
+  for (let step = queue.shift(); step; step = queue.shift()) outcomes.push(await start([...step]));
 }
 await Promise.all(Array.from({ length: Math.min(4, availableParallelism()) }, worker));
 process.exitCode = outcomes.every(Boolean) ? 0 : 1;

@@ -15,6 +15,7 @@ const char* code_name(Code code) {
     case Code::unsupported: return "ERR_BNB_UNSUPPORTED";
     case Code::oom: return "ERR_BNB_OOM";
     case Code::format: return "ERR_BNB_FORMAT";
+    case Code::file: return "ERR_BNB_FILE";
     case Code::nonfinite: return "ERR_BNB_NONFINITE";
     case Code::aborted: return "ERR_BNB_ABORTED";
     case Code::cuda: return "ERR_BNB_CUDA";

@@ -19,6 +19,7 @@ enum class Code {
   unsupported,
   oom,
   format,
+  file,
   nonfinite,
   aborted,
   cuda

@@ -1,5 +1,6 @@
 // The addon's functions that are not ops: setup, dispose, uploads, reads, devices, memory.
 
+#include "core/file.h"
 #include "core/graph.h"
 #include "core/transfer.h"
 #include "napi/bind.h"
@@ -33,6 +34,10 @@ const Signature& read_signature() {
 }
 const Signature& upload_signature() {
   static const Signature signature("tensor(bytes, dtype, shape, device)");
+  return signature;
+}
+const Signature& file_signature() {
+  static const Signature signature("readFile(x, descriptor, offset, buffer)");
   return signature;
 }
 Device& device_of(Env& env, napi_value value) {
@@ -94,12 +99,24 @@ struct Read {
   const void* from = nullptr;
   void* to = nullptr;
   size_t nbytes = 0;
+  int descriptor = -1;  // of a file to read instead of `from`; closed by the worker
+  int64_t offset = 0;
   napi_ref buffer = nullptr;
   napi_deferred deferred = nullptr;
   std::optional<Error> error{};
 };
 
+void run_file_read(Device& device, Read* read) {
+  try {
+    read_file(device, read->descriptor, read->offset, read->to, read->nbytes);
+  } catch (const Error& error) {
+    read->error = error;
+  }
+  close_descriptor(read->descriptor);
+}
+
 void run_read(Device& device, Read* read) {
+  if (read->descriptor >= 0) return run_file_read(device, read);
   read->error = device.stream().take_error();
   if (read->error || read->nbytes == 0) return;
   try {
@@ -172,6 +189,22 @@ napi_value read_sync(napi_env napi, napi_callback_info info) {
 napi_value synchronize(napi_env napi, napi_callback_info info) {
   return guarded<2>(napi, info, "synchronize", [&](Env& env, napi_value* v) {
     return start_read(env, device_of(env, v[0]), std::make_unique<Read>(Read{.env = &env}), v[1]);
+  });
+}
+
+// readFile(tensor, descriptor, offset, buffer of 0 bytes): a promise that settles when the tensor holds the bytes of
+// the open file from `offset` on. They go straight into the tensor's memory, in the order of the device's other work.
+napi_value read_file_async(napi_env napi, napi_callback_info info) {
+  return guarded<4>(napi, info, "readFile", [&](Env& env, napi_value* v) {
+    const Tensor& target = tensor_arg({env, file_signature(), v[0], 0});
+    Graph::check_not_recording(target.device(), "readFile");
+    const auto offset = integer_arg({env, file_signature(), v[2], 2});
+    const int descriptor = duplicate_descriptor(static_cast<int>(integer_arg({env, file_signature(), v[1], 1})));
+    if (descriptor < 0) fail(Code::file, "readFile", "the file is not open");
+    auto read = std::make_unique<Read>(Read{.env = &env, .to = target.data(), .nbytes = target.nbytes()});
+    read->descriptor = descriptor;
+    read->offset = offset;
+    return start_read(env, target.device(), std::move(read), v[3]);
   });
 }
 
@@ -342,6 +375,7 @@ void define_runtime(Env& env, napi_value exports) {
       {"fromBytes", from_bytes},
       {"read", read_async},
       {"readSync", read_sync},
+      {"readFile", read_file_async},
       {"synchronize", synchronize},
       {"devices", list_devices},
       {"openDevice", open_device},

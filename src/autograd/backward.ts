@@ -1,5 +1,6 @@
 // backward(): runs the tape from a scalar (or from a given gradient) to the leaves.
 import { addon } from "../tensor/addon.js";
+import { checkTensor } from "../tensor/checks.js";
 import { tensor } from "../tensor/create.js";
 import { BnbError } from "../tensor/errors.js";
 import { run } from "../tensor/run.js";
@@ -17,6 +18,8 @@ import { noGrad } from "./no-grad.js";
  * must have one element.
  */
 export function backward(root: Tensor, gradient?: Tensor): void {
+  checkTensor("backward", "root", root);
+  if (gradient !== undefined) checkTensor("backward", "gradient", gradient);
   if (root.disposed) throw new BnbError("ERR_BNB_DISPOSED", "backward: the tensor was disposed");
   if (!root.requiresGrad) {
     throw new BnbError("ERR_BNB_ARGUMENT", "backward: the tensor must require a gradient; nothing it depends on does");

@@ -10,7 +10,7 @@ import type { Graph } from "../tensor/graph.js";
 import { capture } from "../tensor/graph.js";
 import { keep, tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
-import type { CausalLM } from "./generate.js";
+import type { CausalLM } from "./causal-lm.js";
 import type { KvCache } from "./kv-cache.js";
 
 interface RecordedStep {

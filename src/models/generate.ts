@@ -1,20 +1,9 @@
 // Text generation as an async iterator: one forward pass and one awaited read per token, so that the event loop
 // turns between tokens however long the text becomes.
 import type { SamplingOptions } from "../ops/index.js";
-import type { Device } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
-import type { Tensor } from "../tensor/tensor.js";
+import type { CausalLM } from "./causal-lm.js";
 import { Decoder } from "./decoder.js";
-import type { KvCache } from "./kv-cache.js";
-
-/** A model that `generate` can drive. */
-export interface CausalLM {
-  readonly config: { readonly maxPositionEmbeddings: number; readonly vocabSize: number };
-  readonly device: Device;
-  createCache(batch: number, maxLength: number): KvCache;
-  /** Logits [batch, t, vocab] of ids [batch, t], or of the last `logitsToKeep` positions. */
-  forward(ids: Tensor, options?: { cache?: KvCache; logitsToKeep?: number }): Tensor;
-}
 
 /** Options of `generate`. */
 export interface GenerateOptions extends SamplingOptions {

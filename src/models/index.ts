@@ -1,5 +1,6 @@
 // Language models and their generation of text.
-export { type CausalLM, type GenerateOptions, generate } from "./generate.js";
+export type { CausalLM } from "./causal-lm.js";
+export { type GenerateOptions, generate } from "./generate.js";
 export { KvCache, type KvCacheOptions } from "./kv-cache.js";
 export {
   LlamaAttention,

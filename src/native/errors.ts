@@ -11,6 +11,7 @@ export type ErrorCode =
   | "ERR_BNB_UNSUPPORTED"
   | "ERR_BNB_OOM"
   | "ERR_BNB_FORMAT"
+  | "ERR_BNB_FILE"
   | "ERR_BNB_NONFINITE"
   | "ERR_BNB_ABORTED"
   | "ERR_BNB_NO_BINARY"

@@ -27,6 +27,8 @@ export interface NativeRuntime {
   fromBytes(bytes: Uint8Array, dtype: number, shape: readonly number[], device: number): void;
   read(handle: number, buffer: ArrayBuffer): Promise<ArrayBuffer>;
   readSync(handle: number, buffer: ArrayBuffer): void;
+  /** Fills a tensor from an open file, from byte `offset` on; `buffer` has no bytes. */
+  readFile(handle: number, descriptor: number, offset: number, buffer: ArrayBuffer): Promise<ArrayBuffer>;
   synchronize(device: number, buffer: ArrayBuffer): Promise<ArrayBuffer>;
   devices(): NativeDevice[];
   /** Makes a device usable, which the first tensor on it would do, or throws ERR_BNB_CUDA with the reason. */

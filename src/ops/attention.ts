@@ -1,6 +1,8 @@
 // Scaled dot-product attention with grouped key and value heads.
 import { defineOp } from "../autograd/define-op.js";
 import { addon } from "../tensor/addon.js";
+import { aBoolean, aFiniteNumber, anInteger, aTensor, checkTensor } from "../tensor/checks.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 
@@ -18,6 +20,12 @@ export interface AttentionOptions {
    */
   position?: Tensor;
 }
+const attentionOptions = optionTable<AttentionOptions>({
+  causal: aBoolean,
+  scale: aFiniteNumber,
+  length: anInteger(0),
+  position: aTensor,
+});
 
 type Settings = readonly [scale: number, causal: boolean, length: number];
 
@@ -46,6 +54,9 @@ const attend = defineOp<
  * of q. Query i sits at position length - T + i. Gives [B, T, H, D].
  */
 export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): Tensor {
+  checkTensor("attention", "q", q);
+  checkTensor("attention", "k", k);
+  checkOptions("attention", options, attentionOptions);
   const { causal = true, scale = 1 / Math.sqrt(q.shape[3] ?? 1), position } = options;
   const length = options.length ?? (position ? q.shape[1] : k.shape[1]) ?? 0;
   return attend(q, k, v, [scale, causal, length], position ?? null);

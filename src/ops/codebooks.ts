@@ -1,9 +1,12 @@
 // Codebooks: the built-in 4-bit tables, and the makers of 8-bit maps, bit for bit as bitsandbytes makes them.
 import { addon } from "../tensor/addon.js";
+import type { Check } from "../tensor/checks.js";
+import { aBoolean, aDevice, anInteger, checkArgument } from "../tensor/checks.js";
 import { tensor } from "../tensor/create.js";
 import type { DeviceLike } from "../tensor/device.js";
 import { toDevice } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 
@@ -29,6 +32,8 @@ export function quantTypeCode(op: string, type: QuantType): number {
 export interface CodebookOptions {
   device?: DeviceLike;
 }
+const codebookOptions = optionTable<CodebookOptions>({ device: aDevice });
+const typeOptions = optionTable<CodebookOptions & { blocksize?: number }>({ device: aDevice, blocksize: anInteger(1) });
 
 /**
  * The 16 values of a 4-bit type, float32, in the order of the stored codes.
@@ -37,6 +42,7 @@ export interface CodebookOptions {
  * get4bitType("nf4"); // -1, -0.696, ... 1
  */
 export function get4bitType(name: QuantType, options: CodebookOptions & { blocksize?: number } = {}): Tensor {
+  checkOptions("get4bitType", options, typeOptions);
   const code = quantTypeCode("get4bitType", name);
   if (name === "af4" && (options.blocksize ?? 64) !== 64) {
     throw new BnbError("ERR_BNB_OPTION", `get4bitType: af4 needs blocksize 64, got ${options.blocksize}`);
@@ -114,6 +120,7 @@ export function createDynamicMap(
   totalBits = 8,
   options: CodebookOptions = {},
 ): Tensor {
+  checkMaker("createDynamicMap", signed, options, { maxExponentBits, totalBits });
   const map = tensor(Float32Array.from(dynamicValues(signed, maxExponentBits, totalBits)), options);
   if (maxExponentBits === 7 && totalBits === 8) kinds.set(map, signed ? "signed" : "unsigned");
   return map;
@@ -152,7 +159,8 @@ function dynamicValues(signed: boolean, exponentBits: number, totalBits: number)
  * extra 0 in the middle, unless `addZero` is false.
  */
 export function createLinearMap(signed = true, totalBits = 8, addZero = true, options: CodebookOptions = {}): Tensor {
-  checkBits("createLinearMap", totalBits);
+  checkMaker("createLinearMap", signed, options, { totalBits });
+  checkArgument("createLinearMap", "addZero", addZero, aBoolean);
   const count = 2 ** totalBits - (signed && (addZero || totalBits < 8) ? 1 : 0);
   const values = linspace(signed ? -1 : 0, 1, count);
   const half = Math.floor(count / 2);
@@ -172,7 +180,7 @@ export function createFp8Map(
   totalBits = 8,
   options: CodebookOptions = {},
 ): Tensor {
-  checkBits("createFp8Map", totalBits);
+  checkMaker("createFp8Map", signed, options, { exponentBits, precisionBits, totalBits });
   const sum = (signed ? 1 : 0) + exponentBits + precisionBits;
   if (sum !== totalBits || exponentBits < 1 || precisionBits < 0) {
     const rule = "createFp8Map: sign, exponentBits and precisionBits must add up to totalBits";
@@ -197,6 +205,7 @@ export function createFp8Map(
  * ascending. `useExtraValue` gives the positive side one value more than the negative.
  */
 export function createNormalMap(offset = 0.9677083, useExtraValue = true, options: CodebookOptions = {}): Tensor {
+  checkMaker("createNormalMap", useExtraValue, options, {});
   if (!(offset > 0.5 && offset < 1)) {
     throw new BnbError("ERR_BNB_OPTION", `createNormalMap: offset must be between 0.5 and 1, got ${offset}`);
   }
@@ -210,11 +219,18 @@ export function createNormalMap(offset = 0.9677083, useExtraValue = true, option
   return normalized([...positive, ...zeros, ...negative], options);
 }
 
-function checkBits(op: string, totalBits: number): void {
-  if (!(Number.isInteger(totalBits) && totalBits >= 1 && totalBits <= 8)) {
-    throw new BnbError("ERR_BNB_OPTION", `${op}: totalBits must be an integer from 1 to 8, got ${totalBits}`);
-  }
+// A map has at most 256 values, so no count of bits is above 8.
+function checkMaker(op: string, flag: boolean, options: CodebookOptions, bits: Record<string, number>): void {
+  checkArgument(op, op === "createNormalMap" ? "useExtraValue" : "signed", flag, aBoolean);
+  for (const [name, value] of Object.entries(bits)) checkArgument(op, name, value, someBits[name] as Check);
+  checkOptions(op, options, codebookOptions);
 }
+const someBits: Readonly<Record<string, Check>> = {
+  totalBits: { ...anInteger(1, 8), code: "ERR_BNB_OPTION" },
+  maxExponentBits: { ...anInteger(0, 8), code: "ERR_BNB_OPTION" },
+  exponentBits: { ...anInteger(1, 8), code: "ERR_BNB_OPTION" },
+  precisionBits: { ...anInteger(0, 8), code: "ERR_BNB_OPTION" },
+};
 
 // Sorted (stable, so that +0 stays before -0), as float32, divided by the largest in float32.
 function normalized(values: number[], options: CodebookOptions): Tensor {

@@ -3,8 +3,16 @@
 import type { OpContext } from "../autograd/define-op.js";
 import { defineOp } from "../autograd/define-op.js";
 import { addon } from "../tensor/addon.js";
+import { anInteger } from "../tensor/checks.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
+
+export interface CrossEntropyOptions {
+  /** Rows with this target do not count. Default -100. */
+  ignoreIndex?: number;
+}
+const crossEntropyOptions = optionTable<CrossEntropyOptions>({ ignoreIndex: anInteger(-(2 ** 31), 2 ** 31 - 1) });
 
 /**
  * Mean over the rows that count of `log(sum(exp(logits))) - logits[target]`: logits `[..., V]`, targets int32
@@ -23,8 +31,9 @@ export const crossEntropy = defineOp({
     ctx: OpContext<[logits: Tensor, targets: Tensor, lse: Tensor, count: Tensor, ignoreIndex: number]>,
     logits: Tensor,
     targets: Tensor,
-    options: { ignoreIndex?: number } = {},
+    options: CrossEntropyOptions = {},
   ) {
+    checkOptions("crossEntropy", options, crossEntropyOptions);
     const ignoreIndex = options.ignoreIndex ?? -100;
     const [loss, lse, count] = run(addon.crossEntropy, logits, targets, ignoreIndex);
     ctx.save(logits, targets, lse, count, ignoreIndex);

@@ -2,10 +2,12 @@
 import type { OpContext } from "../autograd/define-op.js";
 import { defineOp } from "../autograd/define-op.js";
 import { addon } from "../tensor/addon.js";
+import { aBoolean, aNumber, checkArgument, checkTensor } from "../tensor/checks.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { Generator, GeneratorState } from "./random.js";
-import { defaultGenerator } from "./random.js";
+import { aGenerator, defaultGenerator } from "./random.js";
 
 export interface DropoutOptions {
   /** Default true; without it the result is `x`, sharing its memory. */
@@ -13,6 +15,7 @@ export interface DropoutOptions {
   /** Default: `defaultGenerator`. */
   generator?: Generator;
 }
+const dropoutOptions = optionTable<DropoutOptions>({ training: aBoolean, generator: aGenerator });
 
 /**
  * Each element is 0 with probability `p`, else `x / (1 - p)`. The backward pass recomputes the mask from the seed
@@ -26,6 +29,9 @@ export const dropout = defineOp({
     p: number = 0.5,
     options: DropoutOptions = {},
   ) {
+    checkTensor("dropout", "x", x);
+    checkArgument("dropout", "p", p, aNumber);
+    checkOptions("dropout", options, dropoutOptions);
     const { training = true, generator = defaultGenerator } = options;
     const isIdentity = !training || p === 0;
     const state = generator.state;

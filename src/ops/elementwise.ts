@@ -2,6 +2,7 @@
 import type { OpContext } from "../autograd/define-op.js";
 import { defineOp } from "../autograd/define-op.js";
 import { addon } from "../tensor/addon.js";
+import { checkTensor } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
@@ -31,6 +32,7 @@ const fromOutput = new Set<string>(["reciprocal", "sqrt", "rsqrt", "exp", "sigmo
 
 // The native op is one for all functions, so it could not say which one was called.
 function checkAlive(name: string, argument: string, tensor: Tensor): void {
+  checkTensor(name, argument, tensor);
   if (tensor.disposed) throw new BnbError("ERR_BNB_DISPOSED", `${name}: ${argument} was disposed`);
 }
 

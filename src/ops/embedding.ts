@@ -3,6 +3,8 @@
 import type { OpContext } from "../autograd/define-op.js";
 import { defineOp } from "../autograd/define-op.js";
 import { addon } from "../tensor/addon.js";
+import { aBoolean, anInteger, orNull } from "../tensor/checks.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 
@@ -12,6 +14,10 @@ export interface EmbeddingOpOptions {
   /** Whether the gradient of a row is divided by how often its id occurs. */
   scaleGradByFreq?: boolean;
 }
+const embeddingOptions = optionTable<EmbeddingOpOptions>({
+  paddingIdx: orNull(anInteger(-1)),
+  scaleGradByFreq: aBoolean,
+});
 
 /**
  * `y[i] = weight[ids[i]]` for int32 ids of any shape: `[...]` and `[V, D]` give `[..., D]`.
@@ -31,6 +37,7 @@ export const embedding = defineOp({
     weight: Tensor,
     options: EmbeddingOpOptions = {},
   ) {
+    checkOptions("embedding", options, embeddingOptions);
     const [y] = run(addon.embedding, ids, weight);
     ctx.save(ids, weight.shape[0] as number, options);
     return y;

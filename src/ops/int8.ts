@@ -3,8 +3,11 @@
 import type { OpContext } from "../autograd/define-op.js";
 import { defineOp } from "../autograd/define-op.js";
 import { addon } from "../tensor/addon.js";
+import { aDType, aNumber, aTensor, orNull } from "../tensor/checks.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";
+import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Owner } from "../tensor/scope.js";
 import { owned } from "../tensor/scope.js";
@@ -49,6 +52,12 @@ export class Int8Rows implements Owner {
   }
 }
 
+export interface Int8QuantOptions {
+  /** Elements of at least this magnitude are outliers; 0 has none. Default 0. */
+  threshold?: number;
+}
+const quantOptions = optionTable<Int8QuantOptions>({ threshold: aNumber });
+
 /**
  * Quantizes each row of A [..., K] (float32, float16 or bfloat16) to int8: `q = rne(a * 127 / absmax(row))`.
  *
@@ -56,7 +65,8 @@ export class Int8Rows implements Owner {
  * column that holds one is 0 in the codes. A row with NaN (or infinity, without a threshold) gets stats NaN and
  * codes 0. Throws ERR_BNB_OPTION for a negative threshold.
  */
-export function int8VectorwiseQuant(A: Tensor, options: { threshold?: number } = {}): Int8Rows {
+export function int8VectorwiseQuant(A: Tensor, options: Int8QuantOptions = {}): Int8Rows {
+  checkOptions("int8VectorwiseQuant", options, quantOptions);
   const [codes, stats, mask] = run(addon.int8QuantizeRows, A, options.threshold ?? 0);
   return new Int8Rows(codes, stats, mask);
 }
@@ -71,10 +81,42 @@ export function embedding8bit(ids: Tensor, codes: Tensor, stats: Tensor, dtype: 
   return run(addon.int8DequantizeRows, codes, stats, ids, dtypeCode(dtype))[0];
 }
 
-/** The exact int32 product A [..., K] @ B [N, K]^T of int8 codes. Throws ERR_BNB_SHAPE when K exceeds 131071. */
-export function int8LinearMatmul(A: Tensor, B: Tensor): Tensor {
-  return run(addon.int8Matmul, A, B)[0];
+/**
+ * The exact int32 product A [..., K] @ B [N, K]^T of int8 codes; `out`, int32 [..., N], receives it where given. Throws
+ * ERR_BNB_SHAPE when K exceeds 131071.
+ */
+export function int8LinearMatmul(A: Tensor, B: Tensor, options: { out?: Tensor } = {}): Tensor {
+  checkOptions("int8LinearMatmul", options, outOptions);
+  const [y] = run(addon.int8Matmul, A, B);
+  return options.out ? moveInto("int8LinearMatmul", y, options.out) : y;
 }
+
+const outOptions = optionTable<{ out?: Tensor }>({ out: aTensor });
+
+/** Gives `out` the elements of y, which is disposed: out must have its dtype and shape. */
+function moveInto(op: string, y: Tensor, out: Tensor): Tensor {
+  try {
+    if (out.dtype !== y.dtype || String(out.shape) !== String(y.shape)) {
+      const came = `${out.dtype} [${out.shape.join(", ")}]`;
+      throw new BnbError("ERR_BNB_SHAPE", `${op}: out must be ${y.dtype} [${y.shape.join(", ")}], got ${came}`);
+    }
+    run(addon.copyInto, out, y, 0, 0, null);
+    out.markChanged();
+    return out;
+  } finally {
+    y.dispose();
+  }
+}
+
+export interface Int8MmDequantOptions {
+  /** [N], any float dtype. */
+  bias?: Tensor | null;
+  /** dtype of the result; default that of `out`, else float16. */
+  dtype?: DType;
+  /** Receives the result, of A's shape. */
+  out?: Tensor;
+}
+const mmDequantOptions = optionTable<Int8MmDequantOptions>({ bias: orNull(aTensor), dtype: aDType, out: aTensor });
 
 /**
  * `A * rowStats * colStats / 127^2 + bias`: the int32 product A [..., N] as floating point. rowStats float32 [M],
@@ -84,10 +126,12 @@ export function int8MmDequant(
   A: Tensor,
   rowStats: Tensor,
   colStats: Tensor,
-  options: { bias?: Tensor | null; dtype?: DType } = {},
+  options: Int8MmDequantOptions = {},
 ): Tensor {
-  const dtype = dtypeCode(options.dtype ?? "float16");
-  return run(addon.int8DequantizeProduct, A, rowStats, colStats, options.bias ?? null, dtype)[0];
+  checkOptions("int8MmDequant", options, mmDequantOptions);
+  const { bias = null, out, dtype = out?.dtype ?? "float16" } = options;
+  const [y] = run(addon.int8DequantizeProduct, A, rowStats, colStats, bias, dtypeCode(dtype));
+  return out ? moveInto("int8MmDequant", y, out) : y;
 }
 
 export interface Matmul8bitOptions {
@@ -98,6 +142,11 @@ export interface Matmul8bitOptions {
   /** The unquantized weight [N, K]: used in outlier columns and for the gradients, where it is kept. */
   weight?: Tensor | null;
 }
+const matmulOptions = optionTable<Matmul8bitOptions>({
+  bias: orNull(aTensor),
+  threshold: aNumber,
+  weight: orNull(aTensor),
+});
 
 /**
  * `x [..., K] @ W [N, K]^T + bias` with W given as row-wise int8 codes CB [N, K] and absmax SCB [N]. Activations are
@@ -106,6 +155,7 @@ export interface Matmul8bitOptions {
  * floating point, none for the codes.
  */
 export function matmul8bit(x: Tensor, CB: Tensor, SCB: Tensor, options: Matmul8bitOptions = {}): Tensor {
+  checkOptions("matmul8bit", options, matmulOptions);
   return int8Linear(x, CB, SCB, options.weight ?? null, options.bias ?? null, options.threshold ?? 0);
 }
 

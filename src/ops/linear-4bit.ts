@@ -2,14 +2,17 @@
 import { defineOp } from "../autograd/define-op.js";
 import { isGradEnabled, noGrad } from "../autograd/no-grad.js";
 import { addon } from "../tensor/addon.js";
+import { anInstance, arrayOf, aTensor, checkArgument, checkTensor, oneOf, orNull } from "../tensor/checks.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
-import type { Quantized4Bit } from "../tensor/quantized.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
+import { Quantized4Bit } from "../tensor/quantized.js";
 import { run } from "../tensor/run.js";
 import { keep } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { QuantState } from "./quant-state.js";
+import { aQuantState } from "./quant-state.js";
 
 const product = defineOp<
   [x: Tensor, weight: Quantized4Bit, bias: Tensor | null, residual: Tensor | null],
@@ -53,6 +56,7 @@ export function linear4bit(
  */
 export function linear4bitEach(x: Tensor, weights: readonly Quantized4Bit[]): Tensor[] {
   checkNoGradient("linear4bitEach", x);
+  checkArgument("linear4bitEach", "weights", weights, arrayOf(aQuantizedWeight));
   const [first, second, third = null] = weights;
   if (!first || !second || weights.length > 3) {
     throw new BnbError("ERR_BNB_ARGUMENT", `linear4bitEach: weights must be two or three, got ${weights.length}`);
@@ -71,7 +75,10 @@ export function linear4bitSwiglu(x: Tensor, gate: Quantized4Bit, up: Quantized4B
   return y;
 }
 
+const aQuantizedWeight = anInstance(() => Quantized4Bit, "a Quantized4Bit");
+
 function checkNoGradient(op: string, x: Tensor): void {
+  checkTensor(op, "x", x);
   if (!isGradEnabled() || !x.requiresGrad) return;
   throw new BnbError("ERR_BNB_ARGUMENT", `${op}: it has no gradient, call it inside noGrad`);
 }
@@ -92,6 +99,12 @@ export interface Matmul4bitOptions {
   out?: Tensor;
   activationQuant?: ActivationQuant;
 }
+const outOptions = optionTable<{ out?: Tensor }>({ out: aTensor });
+const matmulOptions = optionTable<Matmul4bitOptions>({
+  bias: orNull(aTensor),
+  out: aTensor,
+  activationQuant: { ...oneOf(["none"]), code: "ERR_BNB_UNSUPPORTED" },
+});
 
 /**
  * `A @ dequantize(B)^T + bias`: A [..., K], B the packed codes (of any shape) of a weight [N, K] as `quantize4bit`
@@ -102,8 +115,10 @@ export interface Matmul4bitOptions {
  * const y = matmul4bit(x, packed, state);
  */
 export function matmul4bit(A: Tensor, B: Tensor, quantState: QuantState, options: Matmul4bitOptions = {}): Tensor {
+  checkTensor("matmul4bit", "A", A);
+  checkArgument("matmul4bit", "quantState", quantState, aQuantState);
+  checkOptions("matmul4bit", options, matmulOptions);
   const { bias = null, out } = options;
-  checkActivationQuant("matmul4bit", options.activationQuant ?? "none");
   const records = isGradEnabled() && (A.requiresGrad || bias?.requiresGrad === true);
   if (out && records) {
     throw new BnbError("ERR_BNB_ARGUMENT", "matmul4bit: out cannot be given when a gradient is wanted");
@@ -114,6 +129,7 @@ export function matmul4bit(A: Tensor, B: Tensor, quantState: QuantState, options
   try {
     if (!out) return linear4bit(A, weight, bias);
     run(addon.linear4bitInto, A, weight, bias, out);
+    out.markChanged();
     return out;
   } finally {
     weight.dispose();
@@ -124,6 +140,8 @@ export function matmul4bit(A: Tensor, B: Tensor, quantState: QuantState, options
  * `matmul4bit` for one row, without a gradient: A [..., K] with a single row, the step of generating one token.
  */
 export function gemv4bit(A: Tensor, B: Tensor, state: QuantState, options: { out?: Tensor } = {}): Tensor {
+  checkTensor("gemv4bit", "A", A);
+  checkOptions("gemv4bit", options, outOptions);
   if (A.ndim === 0 || A.size !== A.shape[A.ndim - 1]) {
     throw new BnbError("ERR_BNB_SHAPE", `gemv4bit: A must have a single row, got [${A.shape.join(", ")}]`);
   }

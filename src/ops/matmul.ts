@@ -1,9 +1,11 @@
 // Matrix products and linear layers.
 import { defineOp } from "../autograd/define-op.js";
 import { addon } from "../tensor/addon.js";
+import { aBoolean } from "../tensor/checks.js";
 import type { Device } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 
@@ -12,6 +14,7 @@ export interface MatmulOptions {
   transposeA?: boolean;
   transposeB?: boolean;
 }
+const matmulOptions = optionTable<MatmulOptions>({ transposeA: aBoolean, transposeB: aBoolean });
 
 const product = defineOp<
   [a: Tensor, b: Tensor, transposeA: boolean, transposeB: boolean],
@@ -34,6 +37,7 @@ const product = defineOp<
  * dtype. `transposeA` and `transposeB` read an operand as if its last two axes were swapped, without copying it.
  */
 export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tensor {
+  checkOptions("matmul", options, matmulOptions);
   return product(a, b, options.transposeA ?? false, options.transposeB ?? false);
 }
 

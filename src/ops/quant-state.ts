@@ -1,10 +1,12 @@
 // QuantState: what is needed to dequantize a blockwise quantized tensor, as bitsandbytes keeps it.
 import { addon } from "../tensor/addon.js";
+import { aBoolean, aDType, anInstance, aShape, aTensor, checkArgument, orNull, required } from "../tensor/checks.js";
 import type { Device, DeviceLike } from "../tensor/device.js";
 import { toDevice } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Quantized4Bit } from "../tensor/quantized.js";
 import { run } from "../tensor/run.js";
 import type { Scoped } from "../tensor/scope.js";
@@ -12,6 +14,7 @@ import { enterScope, keep, leaveScope } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { QuantType } from "./codebooks.js";
 import { aliasMap, get4bitType, quantTypeCode } from "./codebooks.js";
+import { aBlocksize, aQuantType } from "./quant-checks.js";
 import type { PackedQuantState, QuantStateDict, StateDictValue } from "./quant-state-dict.js";
 import { readStateDict, statePacked, stateUnpacked } from "./quant-state-dict.js";
 
@@ -28,6 +31,20 @@ export interface QuantStateInit {
   offset?: Tensor | null;
   state2?: QuantState | null;
 }
+
+/** @internal */
+export const aQuantState = anInstance(() => QuantState, "a QuantState");
+const stateOptions = optionTable<QuantStateInit>({
+  absmax: required(aTensor),
+  blocksize: required(aBlocksize),
+  dtype: required(aDType),
+  shape: orNull(aShape),
+  code: orNull(aTensor),
+  quantType: orNull(aQuantType),
+  offset: orNull(aTensor),
+  state2: orNull(aQuantState),
+});
+const dictOptions = optionTable<{ packed?: boolean }>({ packed: aBoolean });
 
 /**
  * The statistics of a blockwise quantized tensor.
@@ -51,6 +68,7 @@ export class QuantState implements Scoped {
   #code: Tensor | null;
 
   constructor(init: QuantStateInit) {
+    checkOptions("QuantState", init, stateOptions);
     this.absmax = keep(init.absmax);
     this.shape = init.shape ?? null;
     this.blocksize = init.blocksize;
@@ -102,6 +120,7 @@ export class QuantState implements Scoped {
 
   /** The native handle over a packed tensor and these statistics; it shares their memory and outlives both. */
   quantized(packed: Tensor): Quantized4Bit {
+    checkArgument("QuantState", "packed", packed, aTensor);
     if (this.quantType === null || this.shape === null) {
       throw new BnbError("ERR_BNB_ARGUMENT", "QuantState: a 4-bit state is needed, this one is for 8 bits");
     }
@@ -139,6 +158,7 @@ export class QuantState implements Scoped {
 
   /** Whether both dequantize alike: equal settings and bit-equal statistics. Waits for the device. */
   equals(other: QuantState): boolean {
+    checkArgument("equals", "other", other, aQuantState);
     return (
       this.blocksize === other.blocksize &&
       this.quantType === other.quantType &&
@@ -161,6 +181,7 @@ export class QuantState implements Scoped {
   asDict(options?: { packed?: false }): QuantStateDict;
   asDict(options: { packed?: boolean }): PackedQuantState | QuantStateDict;
   asDict(options: { packed?: boolean } = {}): PackedQuantState | QuantStateDict {
+    checkOptions("asDict", options, dictOptions);
     return options.packed ? statePacked(this) : stateUnpacked(this);
   }
 

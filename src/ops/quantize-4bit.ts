@@ -1,18 +1,20 @@
 // Blockwise 4-bit quantization: quantize4bit and dequantize4bit.
 import { addon } from "../tensor/addon.js";
+import { aBoolean, aDType, aTensor, checkTensor } from "../tensor/checks.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { QuantType } from "./codebooks.js";
 import { quantTypeCode } from "./codebooks.js";
-import { QuantState } from "./quant-state.js";
+import { aBlocksize, aQuantStorage, aQuantType } from "./quant-checks.js";
+import { aQuantState, QuantState } from "./quant-state.js";
 import { quantizeScales } from "./quantize-blockwise.js";
 
 /** What the packed bytes are declared as; the bytes are the same. */
 export type QuantStorage = "uint8" | "int8" | "float16" | "bfloat16" | "float32" | "float64";
-const storages: readonly string[] = ["uint8", "int8", "float16", "bfloat16", "float32", "float64"];
 
 export interface Quantize4bitOptions {
   /** 32, 64, ... 4096; default 64. */
@@ -28,6 +30,16 @@ export interface Quantize4bitOptions {
   /** Receives the packed bytes; of any storage dtype. */
   out?: Tensor;
 }
+type TypedQuantizeOptions = Omit<Quantize4bitOptions, "quantType">;
+const typedQuantizeChecks = {
+  blocksize: aBlocksize,
+  compressStatistics: aBoolean,
+  quantStorage: aQuantStorage,
+  absmax: aTensor,
+  out: aTensor,
+};
+const typedQuantizeOptions = optionTable<TypedQuantizeOptions>(typedQuantizeChecks);
+const quantizeOptions = optionTable<Quantize4bitOptions>({ ...typedQuantizeChecks, quantType: aQuantType });
 
 /**
  * Quantizes a tensor to 4 bits in blocks of its flattened elements: each block is divided by its largest magnitude and
@@ -42,12 +54,10 @@ export interface Quantize4bitOptions {
  * const approximation = dequantize4bit(packed, { quantState: state });
  */
 export function quantize4bit(A: Tensor, options: Quantize4bitOptions = {}): [packed: Tensor, state: QuantState] {
+  checkTensor("quantize4bit", "A", A);
+  checkOptions("quantize4bit", options, quantizeOptions);
   const { blocksize = 64, quantType = "fp4", quantStorage = "uint8", compressStatistics = false } = options;
   const type = quantTypeCode("quantize4bit", quantType);
-  if (!storages.includes(quantStorage)) {
-    const rule = `quantize4bit: quantStorage must be one of ${storages.join(", ")}`;
-    throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${String(quantStorage)}`);
-  }
   const storage = options.out?.dtype ?? quantStorage;
   const [packed, absmax] = run(
     addon.quantize4bit,
@@ -60,7 +70,9 @@ export function quantize4bit(A: Tensor, options: Quantize4bitOptions = {}): [pac
   );
   const statistics = compressStatistics ? quantizeScales(absmax, 256) : { absmax };
   const state = new QuantState({ ...statistics, shape: A.shape, blocksize, quantType, dtype: A.dtype });
+  options.absmax?.markChanged();
   if (!options.out) return [packed, state];
+  options.out.markChanged();
   packed.dispose();
   return [options.out, state];
 }
@@ -79,9 +91,21 @@ export interface Dequantize4bitOptions {
   /** dtype of the result; default that of the state. */
   dtype?: DType;
 }
+type TypedDequantizeOptions = Omit<Dequantize4bitOptions, "quantType">;
+const typedDequantizeChecks = {
+  quantState: aQuantState,
+  absmax: aTensor,
+  out: aTensor,
+  blocksize: aBlocksize,
+  dtype: aDType,
+};
+const typedDequantizeOptions = optionTable<TypedDequantizeOptions>(typedDequantizeChecks);
+const dequantizeOptions = optionTable<Dequantize4bitOptions>({ ...typedDequantizeChecks, quantType: aQuantType });
 
 /** The values of a packed 4-bit tensor: `table[code] * scale`, one rounding to the dtype. Not differentiable. */
-export function dequantize4bit(A: Tensor, options: Dequantize4bitOptions): Tensor {
+export function dequantize4bit(A: Tensor, options: Dequantize4bitOptions = {}): Tensor {
+  checkTensor("dequantize4bit", "A", A);
+  checkOptions("dequantize4bit", options, dequantizeOptions);
   const { quantState, absmax, out } = options;
   let state = quantState;
   if (!state) {
@@ -101,6 +125,7 @@ export function dequantize4bit(A: Tensor, options: Dequantize4bitOptions): Tenso
       const dtype = options.dtype ?? out?.dtype ?? state.dtype;
       const [y] = run(addon.dequantize4bit, weight, dtypeCode(dtype), out ?? null);
       if (!out) return y;
+      out.markChanged();
       y.dispose();
       return out;
     } finally {
@@ -112,32 +137,29 @@ export function dequantize4bit(A: Tensor, options: Dequantize4bitOptions): Tenso
 }
 
 /** `quantize4bit` with the type nf4. */
-export function quantizeNf4(
-  A: Tensor,
-  options: Omit<Quantize4bitOptions, "quantType"> = {},
-): [packed: Tensor, state: QuantState] {
+export function quantizeNf4(A: Tensor, options: TypedQuantizeOptions = {}): [packed: Tensor, state: QuantState] {
+  checkOptions("quantizeNf4", options, typedQuantizeOptions);
   return quantize4bit(A, { ...options, quantType: "nf4" });
 }
 
 /** `quantize4bit` with the type fp4. */
-export function quantizeFp4(
-  A: Tensor,
-  options: Omit<Quantize4bitOptions, "quantType"> = {},
-): [packed: Tensor, state: QuantState] {
+export function quantizeFp4(A: Tensor, options: TypedQuantizeOptions = {}): [packed: Tensor, state: QuantState] {
+  checkOptions("quantizeFp4", options, typedQuantizeOptions);
   return quantize4bit(A, { ...options, quantType: "fp4" });
 }
 
 /** `dequantize4bit` with the type nf4. */
-export function dequantizeNf4(A: Tensor, options: Omit<Dequantize4bitOptions, "quantType">): Tensor {
+export function dequantizeNf4(A: Tensor, options: TypedDequantizeOptions = {}): Tensor {
   return dequantizeTyped("dequantizeNf4", "nf4", A, options);
 }
 
 /** `dequantize4bit` with the type fp4. */
-export function dequantizeFp4(A: Tensor, options: Omit<Dequantize4bitOptions, "quantType">): Tensor {
+export function dequantizeFp4(A: Tensor, options: TypedDequantizeOptions = {}): Tensor {
   return dequantizeTyped("dequantizeFp4", "fp4", A, options);
 }
 
-function dequantizeTyped(op: string, quantType: QuantType, A: Tensor, options: Dequantize4bitOptions): Tensor {
+function dequantizeTyped(op: string, quantType: QuantType, A: Tensor, options: TypedDequantizeOptions): Tensor {
+  checkOptions(op, options, typedDequantizeOptions);
   const type = options.quantState?.quantType;
   if (type !== undefined && type !== quantType) {
     throw new BnbError("ERR_BNB_ARGUMENT", `${op}: quantState must be of type ${quantType}, got ${type ?? "8 bits"}`);

@@ -1,12 +1,15 @@
 // Blockwise 8-bit quantization: quantizeBlockwise and dequantizeBlockwise, and the double quantization of scales.
 import { addon } from "../tensor/addon.js";
+import { aBoolean, aTensor, checkArgument, checkTensor } from "../tensor/checks.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { aliasMap, dynamicMap, mapKind } from "./codebooks.js";
-import { QuantState } from "./quant-state.js";
+import { aBlocksize } from "./quant-checks.js";
+import { aQuantState, QuantState } from "./quant-state.js";
 
 export interface QuantizeBlockwiseOptions {
   /** float32 [256], finite and ascending; default the signed dynamic map. */
@@ -20,6 +23,13 @@ export interface QuantizeBlockwiseOptions {
   /** Receives the codes, uint8 of A's shape. */
   out?: Tensor;
 }
+const quantizeOptions = optionTable<QuantizeBlockwiseOptions>({
+  code: aTensor,
+  blocksize: aBlocksize,
+  nested: aBoolean,
+  absmax: aTensor,
+  out: aTensor,
+});
 
 /**
  * Quantizes a tensor to 8 bits in blocks of its flattened elements: each block is divided by its largest magnitude and
@@ -36,6 +46,8 @@ export function quantizeBlockwise(
   A: Tensor,
   options: QuantizeBlockwiseOptions = {},
 ): [codes: Tensor, state: QuantState] {
+  checkTensor("quantizeBlockwise", "A", A);
+  checkOptions("quantizeBlockwise", options, quantizeOptions);
   const { blocksize = 4096, nested = false, code } = options;
   const kind = code ? mapKind("quantizeBlockwise", code) : "signed";
   const [codes, absmax] = run(
@@ -51,7 +63,9 @@ export function quantizeBlockwise(
   const statistics = nested ? quantizeScales(absmax, blocksize) : { absmax };
   const map = code ? aliasMap(code) : dynamicMap(true, A.device);
   const state = new QuantState({ ...statistics, code: map, blocksize, dtype: A.dtype });
+  options.absmax?.markChanged();
   if (!options.out) return [codes, state];
+  options.out.markChanged();
   codes.dispose();
   return [options.out, state];
 }
@@ -72,6 +86,7 @@ export function quantizeScales(
  * The float32 scales of a state [blocks]: a new tensor, computed when they are quantized themselves.
  */
 export function expandAbsmax(state: QuantState): Tensor {
+  checkArgument("expandAbsmax", "state", state, aQuantState);
   const { absmax, offset, state2 } = state;
   if (!state2) return absmax.detach();
   const float32 = dtypeCode("float32");
@@ -104,9 +119,18 @@ export interface DequantizeBlockwiseOptions {
   /** Receives the result; it has A's shape and any float dtype. */
   out?: Tensor;
 }
+const dequantizeOptions = optionTable<DequantizeBlockwiseOptions>({
+  quantState: aQuantState,
+  absmax: aTensor,
+  code: aTensor,
+  blocksize: aBlocksize,
+  out: aTensor,
+});
 
 /** The values of 8-bit codes: `code[A] * scale`, one rounding to the state's dtype. Not differentiable. */
-export function dequantizeBlockwise(A: Tensor, options: DequantizeBlockwiseOptions): Tensor {
+export function dequantizeBlockwise(A: Tensor, options: DequantizeBlockwiseOptions = {}): Tensor {
+  checkTensor("dequantizeBlockwise", "A", A);
+  checkOptions("dequantizeBlockwise", options, dequantizeOptions);
   const { quantState, out } = options;
   const absmax = quantState?.absmax ?? options.absmax;
   if (!absmax) throw new BnbError("ERR_BNB_ARGUMENT", "dequantizeBlockwise: quantState or absmax must be given");
@@ -130,6 +154,7 @@ export function dequantizeBlockwise(A: Tensor, options: DequantizeBlockwiseOptio
       out ?? null,
     );
     if (!out) return y;
+    out.markChanged();
     y.dispose();
     return out;
   } finally {

@@ -1,10 +1,14 @@
 // Random tensors from a counter-based generator: the same seed gives the same bits on every machine.
 import { addon } from "../tensor/addon.js";
+import { aNumber, anInstance, aShape, checkArgument, required } from "../tensor/checks.js";
 import type { TensorOptions } from "../tensor/create.js";
+import { tensorChecks } from "../tensor/create.js";
 import { toDevice } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode, isFloat } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
+import type { OptionTable } from "../tensor/options.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 
@@ -72,6 +76,25 @@ export interface RandomOptions extends TensorOptions {
   generator?: Generator;
 }
 
+/** @internal */
+export const aGenerator = anInstance(() => Generator, "a Generator");
+const randomChecks = { ...tensorChecks, generator: aGenerator };
+type RandOptions = RandomOptions & { low?: number; high?: number };
+const randOptions = optionTable<RandOptions>({ ...randomChecks, low: aNumber, high: aNumber });
+type RandnOptions = RandomOptions & { mean?: number; std?: number };
+const randnOptions = optionTable<RandnOptions>({ ...randomChecks, mean: aNumber, std: aNumber });
+type RandintOptions = RandomOptions & { low?: number; high: number };
+const randintOptions = optionTable<RandintOptions>({
+  ...randomChecks,
+  low: aNumber,
+  high: required(aNumber),
+});
+
+function check<O>(op: string, shape: readonly number[], options: O, table: OptionTable<O>): void {
+  checkArgument(op, "shape", shape, aShape);
+  checkOptions(op, options, table);
+}
+
 // Distribution of csrc/kernels/random_fill.h.
 const UNIFORM = 0;
 const NORMAL = 1;
@@ -98,13 +121,15 @@ function fill(
 }
 
 /** Uniform in [low, high), default [0, 1), in steps of 2^-24 of the width. Default dtype float32. */
-export function rand(shape: readonly number[], options: RandomOptions & { low?: number; high?: number } = {}): Tensor {
+export function rand(shape: readonly number[], options: RandOptions = {}): Tensor {
+  check("rand", shape, options, randOptions);
   const { low = 0, high = 1, dtype = "float32" } = options;
   return fill(UNIFORM, shape, [low, high], dtype, options);
 }
 
 /** Normal with the given mean and standard deviation, default 0 and 1. Default dtype float32. */
-export function randn(shape: readonly number[], options: RandomOptions & { mean?: number; std?: number } = {}): Tensor {
+export function randn(shape: readonly number[], options: RandnOptions = {}): Tensor {
+  check("randn", shape, options, randnOptions);
   const { mean = 0, std = 1, dtype = "float32" } = options;
   return fill(NORMAL, shape, [mean, std], dtype, options);
 }
@@ -115,7 +140,8 @@ export function randn(shape: readonly number[], options: RandomOptions & { mean?
  * @example
  * randint([8], { high: 256 });
  */
-export function randint(shape: readonly number[], options: RandomOptions & { low?: number; high: number }): Tensor {
+export function randint(shape: readonly number[], options: RandintOptions): Tensor {
+  check("randint", shape, options, randintOptions);
   const { low = 0, high, dtype = "int32" } = options;
   return fill(INTEGER, shape, [low, high], dtype, options);
 }

@@ -2,6 +2,8 @@
 import type { OpContext } from "../autograd/define-op.js";
 import { defineOp } from "../autograd/define-op.js";
 import { addon } from "../tensor/addon.js";
+import { aBoolean, anInteger } from "../tensor/checks.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 
@@ -11,6 +13,10 @@ export interface ReduceOptions {
   /** Leave reduced axes in the shape with size 1. Default false. */
   keepDims?: boolean;
 }
+const reduceOptions = optionTable<ReduceOptions>({
+  axis: { ...anInteger(-8, 7), code: "ERR_BNB_SHAPE" },
+  keepDims: aBoolean,
+});
 
 // ReduceOp of csrc/kernels/reduce.h: the position is what crosses.
 const names = ["sum", "mean", "max", "min"] as const;
@@ -25,6 +31,7 @@ function reduction(name: (typeof names)[number]): (x: Tensor, options?: ReduceOp
       x: Tensor,
       options: ReduceOptions = {},
     ) {
+      checkOptions(name, options, reduceOptions);
       const { axis, keepDims = false } = options;
       const [y] = run(addon.reduce, code, x, axis === undefined, axis ?? 0, keepDims);
       ctx.save(isExtreme ? x : null, isExtreme ? y : null, x.shape, axis);
@@ -56,6 +63,7 @@ export const min = reduction("min");
 export const argmax = defineOp({
   name: "argmax",
   forward(_ctx: OpContext, x: Tensor, options: ReduceOptions = {}) {
+    checkOptions("argmax", options, reduceOptions);
     const { axis, keepDims = false } = options;
     const [y] = run(addon.argmax, x, axis === undefined, axis ?? 0, keepDims);
     return y;

@@ -59,7 +59,7 @@ export function ropeAppend(
   values: Tensor,
   offset: number | Tensor = 0,
 ): Tensor {
-  if (isGradEnabled() && [q, k, v].some((x) => x.requiresGrad)) {
+  if (isGradEnabled() && [q, k, v].some((x) => x?.requiresGrad)) {
     throw new BnbError("ERR_BNB_ARGUMENT", "ropeAppend: no gradient goes through a cache, call it inside noGrad");
   }
   const [start, , position] = turn(offset, false);

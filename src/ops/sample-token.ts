@@ -2,6 +2,8 @@
 import type { OpContext } from "../autograd/define-op.js";
 import { defineOp } from "../autograd/define-op.js";
 import { addon } from "../tensor/addon.js";
+import { aNumber, aTensor, orNull } from "../tensor/checks.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 
@@ -15,6 +17,9 @@ export interface SamplingOptions {
   topP?: number;
 }
 
+/** @internal For functions that take more than these. Their ranges are checked where they are used. */
+export const samplingChecks = { temperature: aNumber, topK: aNumber, topP: aNumber };
+
 export interface SampleTokenOptions extends SamplingOptions {
   /** Of the draws: a whole number from 0 to 2^53 - 1. Default 0. */
   seed?: number;
@@ -23,6 +28,12 @@ export interface SampleTokenOptions extends SamplingOptions {
   /** An int32 tensor [1] that is added to `step` by the kernel, so that a recorded graph draws anew at each replay. */
   position?: Tensor | null;
 }
+const sampleTokenOptions = optionTable<SampleTokenOptions>({
+  ...samplingChecks,
+  seed: aNumber,
+  step: aNumber,
+  position: orNull(aTensor),
+});
 
 /**
  * One token per row of `logits [..., V]`, as int32 `[...]`: a draw from `softmax(logits / temperature)`, cut to the
@@ -37,6 +48,7 @@ export interface SampleTokenOptions extends SamplingOptions {
 export const sampleToken = defineOp({
   name: "sampleToken",
   forward(_ctx: OpContext, logits: Tensor, options: SampleTokenOptions = {}) {
+    checkOptions("sampleToken", options, sampleTokenOptions);
     const { temperature = 0, topK = 0, topP = 1, seed = 0, step = 0, position = null } = options;
     const [y] = run(addon.sampleToken, logits, temperature, topK, topP, seed, step, position);
     return y;

@@ -2,10 +2,17 @@
 import type { OpContext } from "../autograd/define-op.js";
 import { defineOp } from "../autograd/define-op.js";
 import { addon } from "../tensor/addon.js";
+import { anInteger, arrayOf, aTensor, checkArgument, checkTensor, either } from "../tensor/checks.js";
 import { dtypeCode } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
+
+const anAxis = anInteger(-8, 7);
+const someAxes = arrayOf(anAxis);
+const tensors = arrayOf(aTensor);
+const openShape = { ...arrayOf(anInteger(-1)), code: "ERR_BNB_SHAPE" } as const;
 
 const show = (shape: readonly number[]): string => `[${shape.join(", ")}]`;
 
@@ -37,6 +44,8 @@ function resolveShape(x: Tensor, shape: readonly number[]): readonly number[] {
 export const reshape = defineOp({
   name: "reshape",
   forward(ctx: OpContext<[shape: readonly number[]]>, x: Tensor, shape: readonly number[]) {
+    checkTensor("reshape", "x", x);
+    checkArgument("reshape", "shape", shape, openShape);
     ctx.save(x.shape);
     return view(x, resolveShape(x, shape));
   },
@@ -49,6 +58,7 @@ export const reshape = defineOp({
 export const permute = defineOp({
   name: "permute",
   forward(ctx: OpContext<[inverse: readonly number[]]>, x: Tensor, axes: readonly number[]) {
+    checkArgument("permute", "axes", axes, someAxes);
     const [y] = run(addon.permute, x, axes);
     const inverse = new Array<number>(axes.length);
     axes.forEach((axis, i) => {
@@ -64,6 +74,7 @@ export const permute = defineOp({
 
 /** `x` with two axes exchanged, by default the last two. Copies. */
 export function transpose(x: Tensor, a = -2, b = -1): Tensor {
+  checkTensor("transpose", "x", x);
   const axes = x.shape.map((_, i) => i);
   const [first, second] = [a, b].map((axis) => (axis < 0 ? axis + x.ndim : axis)) as [number, number];
   if (axes[first] === undefined || axes[second] === undefined) {
@@ -85,9 +96,10 @@ export const slice = defineOp({
     x: Tensor,
     axis: number,
     start: number,
-    end: number = x.shape.at(axis) ?? 0,
+    end?: number,
   ) {
-    const [y] = run(addon.slice, x, axis, start, end);
+    checkTensor("slice", "x", x);
+    const [y] = run(addon.slice, x, axis, start, end ?? x.shape.at(axis) ?? 0);
     ctx.save(x.shape, axis, start);
     return y;
   },
@@ -101,6 +113,7 @@ export const slice = defineOp({
 export const concat = defineOp({
   name: "concat",
   forward(ctx: OpContext<[sizes: readonly number[], axis: number]>, xs: readonly Tensor[], axis: number = 0) {
+    checkArgument("concat", "xs", xs, tensors);
     const [y] = run(addon.concat, xs, axis);
     ctx.save(
       xs.map((x) => x.shape.at(axis) as number),
@@ -140,6 +153,7 @@ export interface CopyIntoOptions {
   /** The first entry of that axis to overwrite: a number, or an int32 tensor [1] that the kernel reads. Default 0. */
   start?: number | Tensor;
 }
+const copyIntoOptions = optionTable<CopyIntoOptions>({ axis: anAxis, start: either(anInteger(0), aTensor) });
 
 /**
  * Overwrites part of `dst` by `src`, in place: entries `start` to `start + src.shape[axis]` of an axis. Tensors that
@@ -149,6 +163,8 @@ export interface CopyIntoOptions {
  * copyInto(cache, keys, { axis: 1, start: length }); // cache [B, S, H, D], keys [B, T, H, D]
  */
 export function copyInto(dst: Tensor, src: Tensor, options: CopyIntoOptions = {}): void {
+  checkTensor("copyInto", "dst", dst);
+  checkOptions("copyInto", options, copyIntoOptions);
   const { axis = 0, start = 0 } = options;
   if (typeof start === "number") run(addon.copyInto, dst, src, axis, start, null);
   else run(addon.copyInto, dst, src, axis, 0, start);

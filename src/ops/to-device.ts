@@ -1,6 +1,7 @@
 // Copies of tensors, on the same device or on another.
 import { defineOp } from "../autograd/define-op.js";
 import { addon } from "../tensor/addon.js";
+import { checkTensor } from "../tensor/checks.js";
 import type { Device, DeviceLike } from "../tensor/device.js";
 import { toDevice } from "../tensor/device.js";
 import { run } from "../tensor/run.js";
@@ -19,10 +20,12 @@ const copy = defineOp<[x: Tensor, device: Device], [Device]>({
 
 /** A copy of x on a device; of the same dtype and shape. Between two devices, each waits for the other; the call does not. */
 export function to(x: Tensor, device: DeviceLike): Tensor {
+  checkTensor("to", "x", x);
   return copy(x, toDevice(device));
 }
 
 /** A copy of x in memory of its own. */
 export function clone(x: Tensor): Tensor {
+  checkTensor("clone", "x", x);
   return copy(x, x.device);
 }

@@ -13,8 +13,8 @@ export { GlobalOptimManager, type ParameterConfig } from "./global-optim-manager
 export * from "./lamb.js";
 export { LARS, LARS8bit, LARS32bit, type LARSOptions, PytorchLARS } from "./lars.js";
 export * from "./lion.js";
-export { Optimizer1State, Optimizer2State, Optimizer8bit, type ParamGroup } from "./optimizer.js";
-export type { CommonOptions, GroupOptions, Hyperparameters, Params } from "./options.js";
+export { Optimizer1State, Optimizer2State, Optimizer8bit } from "./optimizer.js";
+export type { CommonOptions, GroupOptions, Hyperparameters, ParamGroup, Params } from "./options.js";
 export type { ParameterState } from "./parameter-state.js";
 export * from "./rmsprop.js";
 export {

@@ -5,11 +5,8 @@ import type { Device } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
 import { keep } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
-
-("./global-optim-manager.js");
-
 import { GlobalOptimManager } from "./global-optim-manager.js";
-import type { GroupOptions, Hyperparameters, Params } from "./options.js";
+import type { GroupOptions, Hyperparameters, ParamGroup, Params } from "./options.js";
 import { checkHyperparameters, resolveOptions } from "./options.js";
 import type { ParameterState } from "./parameter-state.js";
 import { newState, stateTensors } from "./parameter-state.js";
@@ -17,11 +14,6 @@ import type { OptimizerStateDict } from "./state-dict.js";
 import { groupsOf, readStateDict, writeStateDict } from "./state-dict.js";
 import type { OptimizerName, UpdateRow, UpdateScalars } from "./update-rule.js";
 import { UpdateBatch, updateRow } from "./update-rule.js";
-
-/** Parameters that share hyperparameters. The fields may be changed between steps. */
-export interface ParamGroup extends Hyperparameters {
-  params: Tensor[];
-}
 
 /** What distinguishes one optimizer from another. */
 export interface OptimizerFamily<Options extends object> {

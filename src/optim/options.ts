@@ -32,6 +32,11 @@ export interface Hyperparameters {
   trustRatio: boolean;
 }
 
+/** Parameters that share hyperparameters. The fields may be changed between steps. */
+export interface ParamGroup extends Hyperparameters {
+  params: Tensor[];
+}
+
 /** Parameters with options that differ from the optimizer's. */
 export type GroupOptions<Options> = { params: Iterable<Tensor> } & Partial<Options>;
 

@@ -1,10 +1,14 @@
 // Making tensors from JavaScript values.
+import { types } from "node:util";
 import { addon } from "./addon.js";
+import { aBoolean, aDevice, aDType, aNumber, aShape, checkArgument, required } from "./checks.js";
+import { describe } from "./describe.js";
 import type { DeviceLike } from "./device.js";
 import { toDevice } from "./device.js";
 import type { DType, TypedArray } from "./dtype.js";
 import { dtypeCode, encode, isFloat, sizeOf } from "./dtype.js";
 import { BnbError } from "./errors.js";
+import { checkOptions, optionTable } from "./options.js";
 import { run, takeOutputs } from "./run.js";
 import type { Tensor } from "./tensor.js";
 
@@ -16,6 +20,11 @@ export interface TensorOptions {
   /** Default false. */
   requiresGrad?: boolean;
 }
+
+/** @internal For functions that take more than these. */
+export const tensorChecks = { dtype: aDType, device: aDevice, requiresGrad: aBoolean };
+const tensorOptions = optionTable<TensorOptions>(tensorChecks);
+const dataOptions = optionTable<TensorOptions & { shape?: readonly number[] }>({ ...tensorChecks, shape: aShape });
 
 export type NestedArray = readonly (number | boolean | NestedArray)[];
 
@@ -48,6 +57,7 @@ export interface Float16ArrayLike extends ArrayBufferView {
  * tensor(bits, { dtype: "bfloat16", shape: [2, 3] }); // bits: Uint16Array of 6
  */
 export function tensor(data: TensorData, options: TensorOptions & { shape?: readonly number[] } = {}): Tensor {
+  checkOptions("tensor", options, dataOptions);
   const flat: number[] = [];
   let shape = options.shape;
   let values: TypedArray;
@@ -65,19 +75,34 @@ export function tensor(data: TensorData, options: TensorOptions & { shape?: read
     throw new BnbError("ERR_BNB_ARGUMENT", `tensor: data must be numbers or a TypedArray, got ${describe(data)}`);
   }
   const dtype = options.dtype ?? defaultDType(data);
-  return fromBytes(new Uint8Array(values.buffer, values.byteOffset, values.byteLength), { ...options, dtype, shape });
+  const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+  return ofBytes("tensor", bytes, { ...options, dtype, shape });
 }
 
+/** What `fromBytes` must be told. */
+export interface BytesOptions {
+  dtype: DType;
+  shape: readonly number[];
+  device?: DeviceLike;
+  requiresGrad?: boolean;
+}
+const bytesOptions = optionTable<BytesOptions>({ ...tensorChecks, dtype: required(aDType), shape: required(aShape) });
+
 /** A tensor whose memory is exactly these bytes, little-endian: for file contents and packed weights. */
-export function fromBytes(
-  bytes: Uint8Array,
-  options: { dtype: DType; shape: readonly number[]; device?: DeviceLike; requiresGrad?: boolean },
-): Tensor {
+export function fromBytes(bytes: Uint8Array, options: BytesOptions): Tensor {
+  checkOptions("fromBytes", options, bytesOptions);
+  if (!types.isUint8Array(bytes)) {
+    throw new BnbError("ERR_BNB_ARGUMENT", `fromBytes: bytes must be a Uint8Array, got ${describe(bytes)}`);
+  }
+  return ofBytes("fromBytes", bytes, options);
+}
+
+function ofBytes(op: string, bytes: Uint8Array, options: BytesOptions): Tensor {
   const { dtype, shape } = options;
   const size = shape.reduce((n, dim) => n * dim, 1);
   if (size * sizeOf(dtype) !== bytes.byteLength) {
     const want = `shape [${shape.join(", ")}] of ${dtype} needs ${size * sizeOf(dtype)} bytes`;
-    throw new BnbError("ERR_BNB_SHAPE", `tensor: ${want}, got ${bytes.byteLength}`);
+    throw new BnbError("ERR_BNB_SHAPE", `${op}: ${want}, got ${bytes.byteLength}`);
   }
   addon.fromBytes(unshared(bytes), dtypeCode(dtype), shape, toDevice(options.device).index);
   const result = takeOutputs()[0] as Tensor;
@@ -86,22 +111,31 @@ export function fromBytes(
 
 /** An uninitialized tensor: its elements are whatever the memory held. */
 export function empty(shape: readonly number[], options: TensorOptions = {}): Tensor {
+  checkArgument("empty", "shape", shape, aShape);
+  checkOptions("empty", options, tensorOptions);
   const [result] = run(addon.empty, shape, dtypeCode(options.dtype ?? "float32"), toDevice(options.device).index);
   return options.requiresGrad ? wantGradient(result) : result;
 }
 
 /** A tensor of zeros. */
 export function zeros(shape: readonly number[], options: TensorOptions = {}): Tensor {
-  return full(shape, 0, options);
+  return filled("zeros", shape, 0, options);
 }
 
 /** A tensor of ones. */
 export function ones(shape: readonly number[], options: TensorOptions = {}): Tensor {
-  return full(shape, 1, options);
+  return filled("ones", shape, 1, options);
 }
 
 /** A tensor with every element `value`. Default dtype float32. */
 export function full(shape: readonly number[], value: number, options: TensorOptions = {}): Tensor {
+  checkArgument("full", "value", value, aNumber);
+  return filled("full", shape, value, options);
+}
+
+function filled(op: string, shape: readonly number[], value: number, options: TensorOptions): Tensor {
+  checkArgument(op, "shape", shape, aShape);
+  checkOptions(op, options, tensorOptions);
   const { dtype = "float32", device, requiresGrad = false } = options;
   const [result] = run(addon.full, shape, value, dtypeCode(dtype), toDevice(device).index);
   return requiresGrad ? wantGradient(result) : result;
@@ -109,15 +143,25 @@ export function full(shape: readonly number[], value: number, options: TensorOpt
 
 /** 0, 1, ... n - 1, or from `start` to before `end` by `step`. Default dtype float32. */
 export function arange(start: number, end?: number, step = 1, options: TensorOptions = {}): Tensor {
+  checkOptions("arange", options, tensorOptions);
   const [first, last] = end === undefined ? [0, start] : [start, end];
   if (!(step !== 0 && Number.isFinite(step) && Number.isFinite(first) && Number.isFinite(last))) {
-    throw new BnbError("ERR_BNB_ARGUMENT", `arange: bounds and a non-zero step must be finite, got step ${step}`);
+    throw new BnbError(
+      "ERR_BNB_ARGUMENT",
+      `arange: bounds and a non-zero step must be finite numbers, got ${[first, last, step].map(describe).join(", ")}`,
+    );
   }
-  const n = Math.max(0, Math.ceil((last - first) / step));
-  return tensor(
-    Float64Array.from({ length: n }, (_, i) => first + i * step),
-    { dtype: "float32", ...options },
-  );
+  const values = float64Array(Math.max(0, Math.ceil((last - first) / step)));
+  for (let i = 0; i < values.length; i++) values[i] = first + i * step;
+  return tensor(values, { dtype: "float32", ...options });
+}
+
+function float64Array(length: number): Float64Array {
+  try {
+    return new Float64Array(length);
+  } catch (cause) {
+    throw new BnbError("ERR_BNB_OOM", `arange: ${length} numbers must fit into an array, they do not`, { cause });
+  }
 }
 
 function wantGradient(t: Tensor): Tensor {
@@ -130,9 +174,10 @@ function wantGradient(t: Tensor): Tensor {
 }
 
 function defaultDType(data: TensorData): DType {
-  if (data instanceof Int8Array) return "int8";
-  if (data instanceof Uint8Array || data instanceof Uint8ClampedArray) return "uint8";
-  if (data instanceof Int32Array || data instanceof BigInt64Array) return "int32";
+  // By what they are, not by class: arrays of another realm have classes of their own.
+  if (types.isInt8Array(data)) return "int8";
+  if (types.isUint8Array(data) || types.isUint8ClampedArray(data)) return "uint8";
+  if (types.isInt32Array(data) || types.isBigInt64Array(data)) return "int32";
   if (isFloat16Array(data)) return "float16";
   return "float32";
 }
@@ -147,7 +192,7 @@ function fromView(view: ArrayBufferView, wanted: DType | undefined): TypedArray 
   } catch (cause) {
     throw new BnbError("ERR_BNB_ARGUMENT", "tensor: the buffer of data was detached", { cause });
   }
-  if (view instanceof Uint16Array || isFloat16Array(view)) {
+  if (types.isUint16Array(view) || isFloat16Array(view)) {
     const own = isFloat16Array(view) ? "float16" : wanted;
     if (own !== "float16" && own !== "bfloat16") {
       const rule = "tensor: a Uint16Array holds the bits of float16 or bfloat16 and needs one of them as dtype";
@@ -156,13 +201,13 @@ function fromView(view: ArrayBufferView, wanted: DType | undefined): TypedArray 
     const bits = new Uint16Array(view.buffer, view.byteOffset, view.byteLength / 2);
     return wanted === undefined || wanted === own ? bits : encode(view as Float16ArrayLike, wanted);
   }
-  if (view instanceof BigInt64Array) {
+  if (types.isBigInt64Array(view)) {
     const narrow = Float64Array.from(view, Number);
     const bad = narrow.findIndex((value) => value !== (value | 0));
     if (bad >= 0) throw new BnbError("ERR_BNB_ARGUMENT", `tensor: ids must fit int32, got ${view[bad]} at ${bad}`);
     return encode(narrow, wanted ?? "int32");
   }
-  if (view instanceof Uint8ClampedArray) {
+  if (types.isUint8ClampedArray(view)) {
     return fromView(new Uint8Array(view.buffer, view.byteOffset, view.byteLength), wanted);
   }
   const own = ownDType(view);
@@ -174,11 +219,11 @@ function fromView(view: ArrayBufferView, wanted: DType | undefined): TypedArray 
 }
 
 function ownDType(view: ArrayBufferView): DType | undefined {
-  if (view instanceof Float32Array) return "float32";
-  if (view instanceof Float64Array) return "float64";
-  if (view instanceof Int32Array) return "int32";
-  if (view instanceof Int8Array) return "int8";
-  if (view instanceof Uint8Array) return "uint8";
+  if (types.isFloat32Array(view)) return "float32";
+  if (types.isFloat64Array(view)) return "float64";
+  if (types.isInt32Array(view)) return "int32";
+  if (types.isInt8Array(view)) return "int8";
+  if (types.isUint8Array(view)) return "uint8";
   return undefined;
 }
 
@@ -187,7 +232,8 @@ function unshared(bytes: Uint8Array): Uint8Array {
   return bytes.buffer instanceof ArrayBuffer ? bytes : new Uint8Array(bytes);
 }
 
-function flatten(data: NestedArray, out: number[]): number[] {
+function flatten(data: NestedArray, out: number[], depth = 1): number[] {
+  if (depth > 8) throw new BnbError("ERR_BNB_SHAPE", "tensor: data must have at most 8 axes, got deeper arrays");
   const first = data[0];
   if (!Array.isArray(first)) {
     for (const item of data) {
@@ -201,17 +247,11 @@ function flatten(data: NestedArray, out: number[]): number[] {
   let inner: number[] = [];
   for (const item of data) {
     if (!Array.isArray(item)) throw new BnbError("ERR_BNB_SHAPE", "tensor: nested arrays must have equal lengths");
-    const shape = flatten(item, out);
+    const shape = flatten(item, out, depth + 1);
     if (item !== first && shape.join() !== inner.join()) {
       throw new BnbError("ERR_BNB_SHAPE", "tensor: nested arrays must have equal lengths");
     }
     inner = shape;
   }
   return [data.length, ...inner];
-}
-
-function describe(value: unknown): string {
-  if (value === null || value === undefined) return String(value);
-  if (typeof value === "object") return value.constructor?.name ?? "an object";
-  return `a ${typeof value}`;
 }

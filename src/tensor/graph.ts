@@ -1,8 +1,10 @@
 // Graphs: a function of ops recorded once and run again by one call, without JavaScript in between. On a GPU the
 // recording becomes a CUDA graph, so that a replay launches everything at once.
 import { runtime } from "../native/runtime.js";
+import { aDevice, checkFunction } from "./checks.js";
 import type { Device, DeviceLike } from "./device.js";
 import { toDevice } from "./device.js";
+import { checkOptions, optionTable } from "./options.js";
 import { escapeAll, tidy } from "./scope.js";
 
 const registry = new FinalizationRegistry<number>((id) => runtime.finalizeGraph(id));
@@ -55,6 +57,12 @@ export class Graph<T> implements Disposable {
   }
 }
 
+export interface CaptureOptions {
+  /** Default: the default device. */
+  device?: DeviceLike;
+}
+const captureOptions = optionTable<CaptureOptions>({ device: aDevice });
+
 /**
  * Records the ops that `fn` calls on `device` (default: the default device) and returns them as a Graph. Nothing runs
  * until `replay()`: the outputs are uninitialized before.
@@ -69,8 +77,10 @@ export class Graph<T> implements Disposable {
  * step.replay();
  * console.log(await step.outputs.data());
  */
-export function capture<T>(fn: () => T, { device }: { device?: DeviceLike } = {}): Graph<T> {
-  const target = toDevice(device);
+export function capture<T>(fn: () => T, options: CaptureOptions = {}): Graph<T> {
+  checkFunction("capture", "fn", fn);
+  checkOptions("capture", options, captureOptions);
+  const target = toDevice(options.device);
   runtime.beginGraph(target.index);
   let outputs: T;
   try {

@@ -40,25 +40,17 @@ export function read(path: string): string {
 export const withoutComments = (text: string): string =>
   text.replace(/\/\*[\s\S]*?\*\//g, "").replace(/(^|[^:"'])\/\/.*$/gm, "$1");
 
-export interface Import {
-  /** The imported file, relative to the root, or the name of a package. */
-  target: string;
-  /** Whether only types cross, so that nothing is imported when the program runs. */
-  typeOnly: boolean;
-}
-
-/** The import and re-export statements and dynamic imports of a TypeScript file. */
-export function importsOf(path: string): Import[] {
+/**
+ * What a TypeScript file imports or re-exports, also for its types alone and when it runs: files relative to the root,
+ * and names of packages.
+ */
+export function importsOf(path: string): string[] {
   const text = withoutComments(read(path));
-  const imports: Import[] = [];
-  const statement = /\b(?:import|export)\s+(type\s+)?(?:[\w*{}\s,$]+?\s+from\s+)?["']([^"']+)["']/g;
-  for (const [, type, target] of text.matchAll(statement)) {
-    imports.push({ target: resolve(path, target!), typeOnly: type !== undefined });
-  }
-  for (const [, target] of text.matchAll(/\bimport\(\s*["']([^"']+)["']\s*\)/g)) {
-    imports.push({ target: resolve(path, target!), typeOnly: false });
-  }
-  return imports;
+  const statement = /\b(?:import|export)\s+(?:type\s+)?(?:[\w*{}\s,$]+?\s+from\s+)?["']([^"']+)["']/g;
+  const dynamic = /\bimport\(\s*["']([^"']+)["']\s*\)/g;
+  return [statement, dynamic].flatMap((pattern) =>
+    [...text.matchAll(pattern)].map((match) => resolve(path, match[1]!)),
+  );
 }
 
 function resolve(from: string, target: string): string {

@@ -442,13 +442,13 @@ describe.each(testDevices())("quantize4bit on %s", (device) => {
         "quantize4bit: blocksize must be one of 32, 64, 128, 256, 512, 1024, 2048, 4096, got 48",
       );
       expect(() => quantize4bit(x, { quantType: "nf5" as "nf4" })).toThrow(
-        "quantize4bit: quantType must be one of nf4, fp4, af4, int4, got nf5",
+        'quantize4bit: quantType must be one of nf4, fp4, af4, int4, got "nf5"',
       );
       expect(() => quantize4bit(x, { quantType: "af4", blocksize: 128 })).toThrow(
         "quantize4bit: af4 needs blocksize 64, got 128",
       );
       expect(() => quantize4bit(x, { quantStorage: "int32" as "int8" })).toThrow(
-        "quantize4bit: quantStorage must be one of uint8, int8, float16, bfloat16, float32, float64, got int32",
+        'quantize4bit: quantStorage must be one of uint8, int8, float16, bfloat16, float32, float64, got "int32"',
       );
       expect(() => quantize4bit(x, { quantStorage: "float32" })).toThrow(
         "quantize4bit: the 5 packed bytes of shape [10] must be a multiple of the size of quantStorage float32, 4",

@@ -1,17 +1,22 @@
 #!/usr/bin/env node
 // Builds build/Release/bitsandbytes.node with CMake, or with node-gyp (CPU kernels only) where CMake is missing.
-// BNB_CUDA=on|off|emulate, BNB_CUDA_ARCHS and BNB_JOBS are read from the environment.
+// BNB_CUDA=on|off|emulate, BNB_CUDA_ARCHS and BNB_JOBS are read from the environment. By default there are CUDA kernels
+// where a GPU is; in a package, which is for other machines than this one, always.
 import { spawnSync } from "node:child_process";
 import { statSync, utimesSync } from "node:fs";
 import { availableParallelism } from "node:os";
 
+/** @type {(command: string, args: string[]) => number} */
 const run = (command, args) => spawnSync(command, args, { stdio: "inherit" }).status ?? 1;
+/** @type {(command: string) => boolean} */
 const found = (command) => spawnSync(command, ["--version"], { stdio: "ignore" }).status === 0;
 const jobs = process.env.BNB_JOBS ?? String(availableParallelism());
 
 function withCMake() {
-  const options = ["BNB_CUDA", "BNB_CUDA_ARCHS"].flatMap((name) => [`--CD${name}=${process.env[name] ?? ""}`]);
+  const { PREBUILD_PLATFORM: platform, BNB_CUDA: cuda = platform === "linux" ? "on" : "" } = process.env;
+  const options = [`--CDBNB_CUDA=${cuda}`, `--CDBNB_CUDA_ARCHS=${process.env.BNB_CUDA_ARCHS ?? ""}`];
   // Configured each time, so that a changed option counts; that takes a second.
+  /** @type {(...args: string[]) => number} */
   const cmake = (...args) => run("node_modules/.bin/cmake-js", [...args, "--log-level=warn", ...options]);
   return cmake("configure") || cmake("build", "--parallel", jobs);
 }

@@ -7,7 +7,11 @@ import { fileURLToPath } from "node:url";
 
 const root = join(dirname(fileURLToPath(import.meta.url)), "..", "..");
 
-// Latest change under a path. Folders count too: deleting a file changes only its folder.
+/**
+ * Latest change under a path. Folders count too: deleting a file changes only its folder.
+ * @param {string} path
+ * @returns {number}
+ */
 function changed(path) {
   const full = join(root, path);
   const stat = statSync(full, { throwIfNoEntry: false });
@@ -16,9 +20,11 @@ function changed(path) {
   return readdirSync(full).reduce((latest, name) => Math.max(latest, changed(join(path, name))), stat.mtimeMs);
 }
 
+/** @type {(output: string, sources: string[]) => boolean} */
 const isStale = (output, sources) =>
   !existsSync(join(root, output)) || changed(output) < Math.max(...sources.map((source) => changed(source)));
 
+/** @type {(why: string, command: string, args: string[]) => void} */
 function step(why, command, args) {
   console.log(`${why}: ${command} ${args.join(" ")}`);
   const start = performance.now();

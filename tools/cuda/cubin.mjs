@@ -2,15 +2,25 @@
 // figures with those of the committed table, tools/cuda/budget.tsv. Nothing here runs a program or touches a file.
 import { loops } from "./sass.mjs";
 
+/** @typedef {{ registers: number, spill: number, stack: number, shared: number }} Reported by ptxas */
+/** @typedef {Reported & { code: number, loop: number }} Figures */
+/** @typedef {Map<string, Map<string, Figures>>} Rows "file<tab>kernel" to architecture to figures */
+/** @typedef {{ compiler: string, archs: string[], rows: Rows }} Table */
+/** @typedef {{ file: string, message: string }} Finding */
+
 /**
  * A kernel's figures, in the order in which a cell of the table lists them: registers, bytes, and the instructions of
  * one turn of the main loop, 0 without one.
  */
-export const figures = ["registers", "spill", "stack", "shared", "code", "loop"];
+export const figures = /** @type {const} */ (["registers", "spill", "stack", "shared", "code", "loop"]);
 /** A figure may grow by this factor before the table must say so. The stack may not grow, and nothing may spill. */
 const tolerated = { registers: 1.05, spill: Number.POSITIVE_INFINITY, stack: 1, shared: 1.05, code: 1.05, loop: 1.05 };
 
-/** The report of `ptxas -v`: per mangled kernel, everything that is not read off its code. */
+/**
+ * The report of `ptxas -v`: per mangled kernel, everything that is not read off its code.
+ * @param {string} text
+ * @returns {Map<string, Reported>}
+ */
 export function parsePtxas(text) {
   const kernels = new Map();
   let name = null;
@@ -37,14 +47,22 @@ export function parsePtxas(text) {
   return kernels;
 }
 
-/** The sections of a 64-bit little-endian ELF file, such as a cubin, by name. */
+/**
+ * The sections of a 64-bit little-endian ELF file, such as a cubin, by name.
+ * @param {Buffer} elf
+ * @returns {Map<string, Buffer>}
+ */
 export function sections(elf) {
   if (elf.readUInt32BE(0) !== 0x7f454c46 || elf[4] !== 2 || elf[5] !== 1) throw new Error("not a 64-bit ELF file");
   const start = Number(elf.readBigUInt64LE(0x28));
   const [entrySize, count, names] = [0x3a, 0x3c, 0x3e].map((at) => elf.readUInt16LE(at));
+  /** @type {(i: number) => number} */
   const header = (i) => start + i * entrySize;
+  /** @type {(i: number) => number} */
   const offset = (i) => Number(elf.readBigUInt64LE(header(i) + 0x18));
+  /** @type {(i: number) => number} */
   const size = (i) => Number(elf.readBigUInt64LE(header(i) + 0x20));
+  /** @type {(at: number) => string} */
   const text = (at) => elf.toString("latin1", at, elf.indexOf(0, at));
   const found = new Map();
   for (let i = 1; i < count; i++)
@@ -52,29 +70,46 @@ export function sections(elf) {
   return found;
 }
 
-/** The length of one turn of the main loop: the longest there is, or one in it that is at least a quarter as long. */
+/**
+ * The length of one turn of the main loop: the longest there is, or one in it that is at least a quarter as long.
+ * @param {Buffer} code
+ */
 export function mainLoop(code) {
   const all = loops(code);
+  /** @typedef {import("./sass.mjs").Loop} Loop */
+  /** @type {(outer: Loop, l: Loop) => boolean} */
   const inside = (outer, l) => l !== outer && l.start >= outer.start && l.start < outer.start + outer.length;
-  const longest = (some) => some.reduce((best, l) => (best && best.path >= l.path ? best : l), undefined);
-  let main = longest(all);
-  for (let next = main; next && next.path * 4 >= main.path; next = longest(all.filter((l) => inside(main, l))))
-    main = next;
-  return main?.path ?? 0;
+  /** @type {(some: Loop[]) => Loop | undefined} */
+  const longest = ([first, ...rest]) => rest.reduce((best, l) => (best && best.path >= l.path ? best : l), first);
+  /** @type {(main: Loop) => number} */
+  const within = (main) => {
+    const next = longest(all.filter((l) => inside(main, l)));
+    return next && next.path * 4 >= main.path ? within(next) : main.path;
+  };
+  const main = longest(all);
+  return main ? within(main) : 0;
 }
 
-/** The rows of one compiled file: mangled name to figures. */
+/**
+ * The rows of one compiled file: mangled name to figures.
+ * @param {string} report
+ * @param {Buffer} cubin
+ * @returns {Map<string, Figures>}
+ */
 export function measure(report, cubin) {
   const found = sections(cubin);
-  const kernels = parsePtxas(report);
-  for (const [name, kernel] of kernels) {
-    const code = found.get(`.text.${name}`);
-    Object.assign(kernel, { code: code?.length ?? 0, loop: code ? mainLoop(code) : 0 });
-  }
-  return kernels;
+  return new Map(
+    [...parsePtxas(report)].map(([name, kernel]) => {
+      const code = found.get(`.text.${name}`);
+      return [name, { ...kernel, code: code?.length ?? 0, loop: code ? mainLoop(code) : 0 }];
+    }),
+  );
 }
 
-/** Demangled names as a reader wants them: without result, parameters and the namespaces that all kernels share. */
+/**
+ * Demangled names as a reader wants them: without result, parameters and the namespaces that all kernels share.
+ * @param {string[]} demangled
+ */
 export function shortNames(demangled) {
   const short = demangled.map((name) => {
     let end = name.length;
@@ -93,6 +128,7 @@ export function shortNames(demangled) {
   );
 }
 
+/** @param {string} name */
 function withoutNamespaces(name) {
   return name
     .replaceAll("(anonymous namespace)::", "")
@@ -108,8 +144,10 @@ const heading = `# What each CUDA kernel costs per compute capability: ${figures
 # npm run gates compares; npm run gates -- --write writes this file. Say in the commit why a kernel grew.
 `;
 
+/** @param {Table} table */
 export function formatTable({ compiler, archs, rows }) {
   const lines = [...rows].map(([key, cells]) => {
+    /** @type {(arch: string) => string} */
     const cell = (arch) => {
       const found = cells.get(arch);
       return found ? figures.map((figure) => found[figure]).join(" ") : "-";
@@ -120,6 +158,10 @@ export function formatTable({ compiler, archs, rows }) {
   return `${heading}# ${compiler}\n${["file", "kernel", ...archs].join("\t")}\n${lines.map((line) => `${line}\n`).join("")}`;
 }
 
+/**
+ * @param {string} text
+ * @returns {Table}
+ */
 export function parseTable(text) {
   const lines = text.split("\n").filter(Boolean);
   const comments = lines.filter((line) => line.startsWith("#"));
@@ -141,15 +183,25 @@ export function parseTable(text) {
  * What is wrong with the measured table against the committed one, and what has shrunk so much that the committed one
  * should follow: lists of { file, message }. `files` and `archs` are those that were measured. Another compiler
  * makes other code: then only spills count.
+ * @param {Table} committed
+ * @param {Table} measured
+ * @param {string[]} files
+ * @param {string[]} archs
  */
 export function compare(committed, measured, files, archs) {
+  /** @type {Finding[]} */
   const wrong = [];
+  /** @type {Finding[]} */
   const shrunk = [];
   const sameCompiler = committed.rows.size === 0 || committed.compiler === measured.compiler;
+  /** @type {(key: string) => boolean} */
   const among = (key) => files.includes(key.split("\t")[0]);
   for (const [key, cells] of measured.rows) {
     const [file, kernel] = key.split("\t");
-    const say = (list, message) => list.push({ file, message: `${kernel}: ${message}` });
+    /** @type {(list: Finding[], message: string) => void} */
+    const say = (list, message) => {
+      list.push({ file, message: `${kernel}: ${message}` });
+    };
     const known = committed.rows.get(key);
     if (!known && sameCompiler) say(wrong, "is not in the table");
     for (const [arch, now] of cells) {
@@ -180,18 +232,24 @@ export function compare(committed, measured, files, archs) {
 /**
  * The instructions per element of the main loops that tools/cuda/loops.tsv names, beside what the design allows: lines
  * of text. A row is file, kernel, least architecture, elements that a thread does in one turn, allowed.
+ * @param {string} text
+ * @param {Table} measured
+ * @param {string[]} archs
  */
 export function instructionsPerElement(text, measured, archs) {
+  /** @type {string[]} */
   const lines = [];
   for (const row of text.split("\n").filter((line) => line && !line.startsWith("#"))) {
     const [file, kernel, from, elements, allowed] = row.split("\t");
     const cells = measured.rows.get(`${file}\t${kernel}`);
     if (!cells) continue;
-    const found = archs.filter((arch) => Number(arch) >= Number(from) && cells.has(arch));
-    if (found.length === 0) continue;
-    const each = found.map((arch) => cells.get(arch).loop / Number(elements));
-    const verdict = Math.max(...each) <= Number(allowed) ? "" : "  above the design";
-    const counts = found.map((arch, i) => `sm_${arch} ${each[i].toFixed(2)}`).join(", ");
+    const each = archs.flatMap((arch) => {
+      const cell = Number(arch) >= Number(from) && cells.get(arch);
+      return cell ? [{ arch, count: cell.loop / Number(elements) }] : [];
+    });
+    if (each.length === 0) continue;
+    const verdict = each.every(({ count }) => count <= Number(allowed)) ? "" : "  above the design";
+    const counts = each.map(({ arch, count }) => `sm_${arch} ${count.toFixed(2)}`).join(", ");
     lines.push(`${kernel}: ${allowed} allowed: ${counts}${verdict}`);
   }
   return lines;

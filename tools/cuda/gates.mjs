@@ -8,6 +8,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, wri
 import { availableParallelism } from "node:os";
 import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
+import { buildCommands } from "./build-commands.mjs";
 import { compare, figures, formatTable, instructionsPerElement, measure, parseTable, shortNames } from "./cubin.mjs";
 
 // The PTX of the newest is what later GPUs compile; its cubin is made from it, so it is checked too.
@@ -25,7 +26,10 @@ const sources = readdirSync("csrc/cuda", { recursive: true, encoding: "utf8" })
   .filter((path) => filters.length === 0 || filters.some((part) => path.includes(part)))
   .sort();
 
-// The counts of a vitest report, for .ci/summary.mjs: a source file is one test.
+/**
+ * Ends with the counts of a vitest report, for .ci/summary.mjs: a source file is one test.
+ * @type {(failed: number, skipped: number) => never}
+ */
 function finish(failed, skipped) {
   const report = { numPassedTests: sources.length - failed - skipped, numFailedTests: failed };
   if (options.report) {
@@ -37,41 +41,50 @@ function finish(failed, skipped) {
   process.exit(failed > 0 ? 1 : 0);
 }
 
-const nvcc = [
-  "nvcc",
-  ...["CUDA_HOME", "CUDA_PATH"].map((name) => join(process.env[name] ?? "/usr/local/cuda", "bin/nvcc")),
-].find((path) => spawnSync(path, ["--version"]).status === 0);
-if (!nvcc) {
-  console.log(`gates: SKIPPED, nvcc was not found; no kernel was compiled for a GPU`);
+// The compiler and the flags are those of the build itself, which CMake writes down.
+const configured = "build-gates/config";
+const ninja = spawnSync("ninja", ["--version"]).status === 0 ? ["-G", "Ninja"] : [];
+const cmake = spawnSync("cmake", ["-S", ".", "-B", configured, ...ninja, "-DBNB_CUDA=on", "-DBNB_CUDA_ARCHS=90"], {
+  encoding: "utf8",
+});
+if (cmake.status !== 0) {
+  const output = cmake.error?.message ?? `${cmake.stdout}${cmake.stderr}`;
+  const absent = cmake.error !== undefined || output.includes("nvcc was not found");
+  if (!absent) throw new Error(`the build cannot be configured with CUDA:\n${output}`);
+  console.log(`gates: SKIPPED, ${cmake.error ? "cmake" : "nvcc"} was not found; no kernel was compiled for a GPU`);
   finish(0, sources.length);
 }
+const commands = buildCommands(readFileSync(`${configured}/compile_commands.json`, "utf8"), process.cwd());
+const [nvcc = ""] = [...commands.values()].map((command) => command.compiler);
 const compiler = `nvcc ${/V(\d+\.\d+\.\d+)/.exec(spawnSync(nvcc, ["--version"], { encoding: "utf8" }).stdout)?.[1]}`;
-
-// The flags of the build itself.
-const shared = /\$<COMPILE_LANGUAGE:CUDA>:([^>]+)>/.exec(readFileSync("CMakeLists.txt", "utf8"))?.[1].split(";");
-if (!shared) throw new Error("CMakeLists.txt: no compile options for CUDA found");
-const flags = ["-std=c++20", "-O3", "-DNDEBUG", ...shared, "-DBNB_CUDA=1", "-Icsrc", "-Xptxas=-v"];
+/** @type {(source: string) => string[]} */
+const flagsOf = (source) => [...(commands.get(`csrc/cuda/${source}`)?.flags ?? []), "-Xptxas=-v"];
 
 const reader = ["tools/cuda/cubin.mjs", "tools/cuda/sass.mjs"].map((path) => readFileSync(path, "utf8")).join("");
 
-// A hash of everything that a compilation reads from this repository, and of what compiles and measures it.
+/**
+ * A hash of everything that a compilation reads from this repository, and of what compiles and measures it.
+ * @type {(source: string, arch: string) => string}
+ */
 function fingerprint(source, arch) {
   const seen = new Map();
+  /** @type {(path: string) => void} */
   const visit = (path) => {
     if (seen.has(path)) return;
     const text = readFileSync(path, "utf8");
     seen.set(path, text);
-    for (const [, name] of text.matchAll(/^\s*#\s*include\s+"([^"]+)"/gm)) {
+    for (const [, name = ""] of text.matchAll(/^\s*#\s*include\s+"([^"]+)"/gm)) {
       const found = [join(dirname(path), name), join("csrc", name)].find((candidate) => existsSync(candidate));
       if (found) visit(found);
     }
   };
   visit(join("csrc/cuda", source));
-  const hash = createHash("sha256").update([compiler, arch, ...flags, reader].join("\n"));
+  const hash = createHash("sha256").update([compiler, arch, ...flagsOf(source), reader].join("\n"));
   for (const [path, text] of [...seen].sort()) hash.update(`${path}\n${text}`);
   return hash.digest("hex");
 }
 
+/** @type {(command: string, args: string[]) => Promise<{ status: number | null, text: string }>} */
 const execute = (command, args) =>
   new Promise((resolve) => {
     const child = spawn(command, args, { stdio: ["ignore", "pipe", "pipe"] });
@@ -81,6 +94,7 @@ const execute = (command, args) =>
     child.on("error", (error) => resolve({ status: 1, text: String(error) }));
   });
 
+/** @type {(names: string[]) => string[]} */
 function demangle(names) {
   if (names.length === 0) return [];
   const { status, stdout } = spawnSync("c++filt", { input: names.join("\n"), encoding: "utf8" });
@@ -88,12 +102,20 @@ function demangle(names) {
   return stdout.trimEnd().split("\n");
 }
 
+/**
+ * @typedef {import("./cubin.mjs").Figures} Figures
+ * @typedef {[name: string, figures: Figures][]} Kernels
+ */
+/** @type {(kernels: Kernels) => Kernels} */
 function withShortNames(kernels) {
   const names = shortNames(kernels.map(([name]) => name));
   return kernels.map(([, found], i) => [names[i], found]);
 }
 
-// One source for one architecture: its kernels as [name, figures] pairs, or why there are none.
+/**
+ * One source for one architecture: its kernels, or why there are none.
+ * @type {(task: { source: string, arch: string }) => Promise<{ kernels?: Kernels, error?: string, seconds: number }>}
+ */
 async function compile({ source, arch }) {
   const stem = join(cache, arch, source.replaceAll("/", "-"));
   const inputs = fingerprint(source, arch);
@@ -102,7 +124,7 @@ async function compile({ source, arch }) {
   const began = performance.now();
   const cubin = `${stem}.cubin`;
   const { status, text } = await execute(nvcc, [
-    ...flags,
+    ...flagsOf(source),
     `-arch=sm_${arch}`,
     "-cubin",
     `csrc/cuda/${source}`,
@@ -115,17 +137,21 @@ async function compile({ source, arch }) {
   const found = measure(text, readFileSync(cubin));
   rmSync(cubin);
   const names = demangle([...found.keys()]);
+  /** @type {Kernels} */
   const kernels = [...found.values()].map((value, i) => [names[i], value]);
   writeFileSync(`${stem}.json`, JSON.stringify({ inputs, kernels }));
   return { kernels: withShortNames(kernels), seconds };
 }
 
 for (const arch of archs) mkdirSync(join(cache, arch), { recursive: true });
+/** @type {(source: string) => number} */
 const size = (source) => statSync(join("csrc/cuda", source)).size;
 // The long ones first, so that none is waited for at the end.
 const tasks = archs.flatMap((arch) => sources.map((source) => ({ source, arch })));
 tasks.sort((a, b) => size(b.source) - size(a.source));
+/** @type {import("./cubin.mjs").Table} */
 const measured = { compiler, archs, rows: new Map() };
+/** @type {import("./cubin.mjs").Finding[]} */
 const problems = [];
 const times = new Map();
 const began = performance.now();
@@ -140,8 +166,8 @@ async function worker() {
     if (error !== undefined) problems.push({ file: source, message: `does not compile for sm_${arch}\n${error}` });
     for (const [name, found] of kernels ?? []) {
       const key = `${source}\t${name}`;
-      if (!measured.rows.has(key)) measured.rows.set(key, new Map());
-      measured.rows.get(key).set(arch, found);
+      const cells = measured.rows.get(key) ?? new Map();
+      measured.rows.set(key, cells.set(arch, found));
     }
   }
 }

@@ -7,7 +7,15 @@ const ends = new Set([0x94d, 0x950, 0x949, 0x94a]); // EXIT, RET, BRX, JMP: noth
 const switches = new Set([0x949]); // BRX: to one of several places, which only its table knows
 const calls = new Set([0x943, 0x944]); // CALL: under a predicate a branch, else of the slow path of a division
 
-/** Where a branch at byte `at` of the code goes: 4-byte units, counted from the next instruction. */
+/** @typedef {{ start: number, length: number, path: number }} Loop in instructions */
+/** @typedef {{ start: number, end: number, slow: boolean, next: number[] }} Block `end` is exclusive; `next` are blocks */
+
+/**
+ * Where a branch at byte `at` of the code goes: 4-byte units, counted from the next instruction.
+ * @param {bigint} low
+ * @param {bigint} high
+ * @param {number} at
+ */
 function target(low, high, at) {
   const upper = BigInt.asIntN(48, (low >> 34n) | (high << 30n));
   // Since 9.0 the lowest eight bits stand apart; before, they are zero and the others are not shifted.
@@ -15,15 +23,19 @@ function target(low, high, at) {
   return { near: at + 16 + Number(upper) * 4, far: at + 16 + Number((upper << 8n) | apart) * 4 };
 }
 
+/** @param {Buffer} code */
 function decode(code) {
   const count = code.length / 16;
+  /** @type {(i: number) => [low: bigint, high: bigint]} */
   const words = (i) => [code.readBigUInt64LE(i * 16), code.readBigUInt64LE(i * 16 + 8)];
+  /** @type {(i: number) => boolean} */
   const isBranch = (i) => {
     const low = words(i)[0];
     const operation = Number(low & 0xfffn);
     return branches.has(operation) || (calls.has(operation) && ((low >> 12n) & 0xfn) !== 7n);
   };
   // Which of the two encodings this is, the branch to itself tells.
+  /** @type {"near" | "far" | null} */
   let encoding = null;
   for (let i = count - 1; i >= 0 && encoding === null; i--) {
     if (!isBranch(i)) continue;
@@ -51,7 +63,11 @@ function decode(code) {
   return { count, jumps, stops, slow, tables };
 }
 
-/** Basic blocks in order of their address: { start, end (exclusive), slow, next: indices of blocks }. */
+/**
+ * Basic blocks in order of their address.
+ * @param {ReturnType<typeof decode>} decoded
+ * @returns {Block[]}
+ */
 function blocks({ count, jumps, stops, slow, tables }) {
   const starts = new Set([0]);
   for (const [i, { to }] of jumps) starts.add(to).add(i + 1);
@@ -61,8 +77,7 @@ function blocks({ count, jumps, stops, slow, tables }) {
   const graph = sorted.map((start, i) => {
     const end = sorted[i + 1] ?? count;
     const jump = jumps.get(end - 1);
-    const next = [];
-    if (jump && !jump.never) next.push(index.get(jump.to));
+    const next = jump && !jump.never ? [/** @type {number} */ (index.get(jump.to))] : [];
     if (!jump?.always && !stops.has(end - 1) && i + 1 < sorted.length) next.push(i + 1);
     return { start, end, next, slow: [...slow].some((i) => start <= i && i < end) };
   });
@@ -74,8 +89,12 @@ function blocks({ count, jumps, stops, slow, tables }) {
   return graph;
 }
 
-/** For each block the set of blocks through which every path from the entry to it goes, as bits of a BigInt. */
+/**
+ * For each block the set of blocks through which every path from the entry to it goes, as bits of a BigInt.
+ * @param {Block[]} graph
+ */
 function dominators(graph) {
+  /** @type {number[][]} */
   const before = graph.map(() => []);
   graph.forEach((block, i) => {
     for (const next of block.next) before[next].push(i);
@@ -94,15 +113,19 @@ function dominators(graph) {
 
 /**
  * The loops of one kernel, given its code (the section .text.<name> of a cubin), in the order of their addresses:
- * { start, length, path }, in instructions. The length is from the first of the loop to the last branch back to it; the
+ * in instructions. The length is from the first of the loop to the last branch back to it; the
  * path is the longest way through one turn of it, loops inside counted once. What the compiler moved out of the way
  * because it is rarely run does not count.
+ * @param {Buffer} code
+ * @returns {Loop[]}
  */
 export function loops(code) {
   const graph = blocks(decode(code));
   const { found: dominating, before } = dominators(graph);
   const unreached = (1n << BigInt(graph.length)) - 1n; // subroutines are not reached by branches
+  /** @type {(a: number, b: number) => boolean} */
   const dominates = (a, b) => ((dominating[b] >> BigInt(a)) & 1n) === 1n;
+  /** @type {(i: number) => number} */
   const size = (i) => graph[i].end - graph[i].start;
   const loops = new Map(); // by header
   graph.forEach((block, from) => {
@@ -125,6 +148,7 @@ export function loops(code) {
     .map(([header, { body, last }]) => {
       const inside = [...body].filter((i) => i >= header && i <= last);
       const longest = new Map(); // from a block to the end of the turn; -Infinity where no way leads there
+      /** @type {(i: number) => number} */
       const way = (i) => {
         if (longest.has(i)) return longest.get(i);
         longest.set(i, -Infinity);

@@ -25,6 +25,7 @@ const bundle = "gpu-bundle";
 const app = join(bundle, "app");
 const archs = options.emulated ? "" : (process.env.BNB_CUDA_ARCHS ?? "90").replaceAll(",", ";");
 
+/** @type {(command: string, ...args: string[]) => void} */
 function run(command, ...args) {
   const { status, error } = spawnSync(command, args, { stdio: "inherit" });
   if (error) throw error;
@@ -85,10 +86,12 @@ chmodSync(join(bundle, "run.sh"), 0o755);
 
 const modules = join(app, "node_modules");
 const packages = new Set();
+/** @param {string} name */
 function take(name) {
   const from = join("node_modules", name);
   if (packages.has(name) || name.startsWith("@types/") || !existsSync(from)) return;
   packages.add(name);
+  /** @type {(path: string) => boolean} */
   const filter = (path) => statSync(path).isDirectory() || /\.(js|mjs|cjs|json|d\.ts)$|LICENSE/.test(path);
   cpSync(from, join(modules, name), { recursive: true, filter, dereference: true });
   const manifest = JSON.parse(readFileSync(join(from, "package.json"), "utf8"));
@@ -112,6 +115,7 @@ writeFileSync(join(shim, "package.json"), '{ "name": "vitest", "exports": "./ind
 
 // --- what it is -------------------------------------------------------------------------------------------------------
 
+/** @type {(...args: string[]) => string} */
 const git = (...args) => execFileSync("git", args, { encoding: "utf8" }).trim();
 const changed = git("status", "--porcelain", "--untracked-files=no") === "" ? "" : "+";
 const manifest = {
@@ -123,6 +127,7 @@ const manifest = {
 };
 writeFileSync(join(bundle, "manifest.json"), `${JSON.stringify(manifest, null, 2)}\n`);
 
+/** @type {(path: string) => number} */
 const size = (path) =>
   statSync(path).isDirectory()
     ? readdirSync(path).reduce((sum, name) => sum + size(join(path, name)), 0)

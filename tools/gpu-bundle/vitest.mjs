@@ -64,8 +64,11 @@ export const vi = {
   },
 };
 
-/** Runs one test file after the setup files: the counts, and name and message of each failure. */
-export async function runFile(path, { setupFiles, testNamePattern, testTimeout }) {
+/**
+ * Runs one test file after the setup files: the counts, and name and message of each failure. `onTest` is told the name
+ * of each test before it runs.
+ */
+export async function runFile(path, { setupFiles, testNamePattern, testTimeout, onTest = () => {} }) {
   const config = {
     root: process.cwd(),
     setupFiles,
@@ -84,8 +87,14 @@ export async function runFile(path, { setupFiles, testNamePattern, testTimeout }
     tagsFilter: undefined,
     strictTags: false,
   };
-  const [file] = await startTests([path], { config, importFile: (name) => import(name) });
-  const text = ({ stack, message }) => (stack ?? message).replace(/^ +at .*(?:node_modules|new Promise).*\n?/gm, "");
+  const onBeforeRunTask = (test) => onTest(getFullName(test));
+  const [file] = await startTests([path], { config, onBeforeRunTask, importFile: (name) => import(name) });
+  // The stack of a timeout was taken before its message was known.
+  const text = ({ stack = "", message }) =>
+    (stack.includes(message) ? stack : `${message}\n${stack}`).replace(
+      /^ +at .*(?:node_modules|new Promise).*\n?/gm,
+      "",
+    );
   const errors = (task) => (task.result?.errors ?? []).map(text).join("\n");
   const tests = getTests(file);
   const state = (test) => test.result?.state ?? test.mode;

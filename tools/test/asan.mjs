@@ -7,6 +7,7 @@ import { availableParallelism } from "node:os";
 import { resolve } from "node:path";
 
 const suites = ["test/ops", "test/optim", "test/native", "test/memory", "test/tensor", "test/functional"];
+/** @type {(command: string, args: string[], env?: NodeJS.ProcessEnv) => void} */
 const run = (command, args, env = {}) => {
   const { status } = spawnSync(command, args, { stdio: "inherit", env: { ...process.env, ...env } });
   if (status !== 0) process.exit(status ?? 1);
@@ -16,6 +17,7 @@ const ninja = spawnSync("ninja", ["--version"]).status === 0 ? ["-G", "Ninja"] :
 run("cmake", ["-S", ".", "-B", "build-asan", ...ninja, "-DBNB_SANITIZE=ON", "-DBNB_CUDA=emulate"]);
 run("cmake", ["--build", "build-asan", "--parallel", process.env.BNB_JOBS ?? String(availableParallelism())]);
 
+/** @type {(name: string) => string} */
 const library = (name) =>
   spawnSync(process.env.CXX ?? "c++", [`-print-file-name=${name}`], { encoding: "utf8" }).stdout.trim();
 const args = process.argv.slice(2);

@@ -5,6 +5,7 @@ import { spawnSync } from "node:child_process";
 import { availableParallelism } from "node:os";
 import { resolve } from "node:path";
 
+/** @type {(command: string, args: string[], env?: NodeJS.ProcessEnv) => void} */
 const run = (command, args, env = {}) => {
   const { status } = spawnSync(command, args, { stdio: "inherit", env: { ...process.env, ...env } });
   if (status !== 0) process.exit(status ?? 1);

@@ -1,0 +1,51 @@
+// Positional reads, straight into a CPU's memory and through a small buffer into that of a GPU.
+
+#include "core/file.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <memory>
+
+namespace bnb {
+namespace {
+
+constexpr size_t kStaging = size_t{16} << 20;  // bytes at a time on their way to a GPU
+
+void read_fully(int descriptor, int64_t offset, char* to, size_t nbytes) {
+  constexpr size_t kMost = size_t{1} << 30;  // what one call takes everywhere
+  while (nbytes > 0) {
+    const int64_t n = pread(descriptor, to, std::min(nbytes, kMost), offset);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail(Code::file, "readFile", "the file could not be read: ", std::strerror(errno));
+    if (n == 0)
+      fail(Code::file, "readFile", "the file ends at byte ", offset, ", ", nbytes,
+           " more must be there: it changed after it was opened");
+    offset += n;
+    to += n;
+    nbytes -= static_cast<size_t>(n);
+  }
+}
+
+}  // namespace
+
+void read_file(Device& device, int descriptor, int64_t offset, void* to, size_t nbytes) {
+  if (device.type() == DeviceType::cpu) {
+    read_fully(descriptor, offset, static_cast<char*>(to), nbytes);
+    return;
+  }
+  const size_t step = std::min(nbytes, kStaging);
+  const std::unique_ptr<char[]> staging(new char[step]);
+  for (size_t at = 0; at < nbytes; at += step) {
+    const size_t n = std::min(step, nbytes - at);
+    read_fully(descriptor, offset + static_cast<int64_t>(at), staging.get(), n);
+    device.runtime().copy(device, static_cast<char*>(to) + at, staging.get(), n);
+  }
+}
+
+int duplicate_descriptor(int descriptor) { return dup(descriptor); }
+void close_descriptor(int descriptor) { close(descriptor); }
+
+}  // namespace bnb

@@ -1,0 +1,35 @@
+// Where tensors come from, one by one: a file, a folder of files, a state dict. A model asks for what it needs and
+// quantizes as it goes, so that a checkpoint is never in memory as a whole.
+import type { DeviceLike } from "../tensor/device.js";
+import type { Tensor } from "../tensor/tensor.js";
+import type { FileDType } from "./file-dtype.js";
+
+export interface TensorInfo {
+  readonly dtype: FileDType;
+  readonly shape: readonly number[];
+  readonly nbytes: number;
+  /** The file that holds it, as in error messages. */
+  readonly file: string;
+}
+
+export interface LoadOptions {
+  /** Default: the default device. */
+  readonly device?: DeviceLike;
+}
+
+/** A lazy source of tensors by name. */
+export interface TensorSource {
+  names(): IterableIterator<string>;
+  has(name: string): boolean;
+  /** Type, shape and place of a tensor, without reading it. Throws ERR_BNB_FORMAT for an unknown name. */
+  info(name: string): TensorInfo;
+  /**
+   * The tensor, read off the JavaScript thread straight into the memory of `device`; the caller disposes it. BOOL
+   * becomes uint8, I64 int32 (values must fit), F8_E4M3 and F8_E5M2 are widened to float32. Rejects with ERR_BNB_DTYPE
+   * for a type that tensors do not have, ERR_BNB_FILE when the file changed or cannot be read.
+   */
+  load(name: string, options?: LoadOptions): Promise<Tensor>;
+  /** The bytes of a tensor of any type, in memory of JavaScript. */
+  bytes(name: string): Promise<Uint8Array>;
+  close(): Promise<void>;
+}

@@ -1,0 +1,33 @@
+// How error messages show what came.
+import { inspect } from "node:util";
+
+/** A value in a few words, on one line: `"nf4"`, `[1, 2]`, `Tensor(float32 [2, 3], cpu)`, `[Linear]`. */
+export function describe(value: unknown): string {
+  if (typeof value === "string") return shortened(JSON.stringify(value));
+  try {
+    // Of objects of a class only its name: their fields may be large.
+    const depth = Array.isArray(value) || isPlainObject(value) ? 0 : -1;
+    const text = inspect(value, {
+      depth,
+      compact: true,
+      breakLength: Infinity,
+      maxArrayLength: 6,
+      maxStringLength: 40,
+    });
+    return shortened(text.replaceAll("[ ", "[").replaceAll(" ]", "]"));
+  } catch {
+    return `a ${typeof value} that cannot be shown`;
+  }
+}
+
+/** Whether it is an object literal or its like, also from another realm, and no instance of a class. */
+export function isPlainObject(value: unknown): value is object {
+  if (typeof value !== "object" || value === null) return false;
+  const prototype: unknown = Object.getPrototypeOf(value);
+  if (prototype === Object.prototype || prototype === null) return true;
+  return Object.getPrototypeOf(prototype) === null && Object.hasOwn(prototype as object, "isPrototypeOf");
+}
+
+function shortened(text: string): string {
+  return text.length <= 80 ? text : `${text.slice(0, 77)}...`;
+}
