@@ -101,7 +101,8 @@ void open(Device& device) {
 
 std::string explain(cudaError_t status) {
   const std::string words = cudaGetErrorString(status);
-  if (is_sticky(status)) return words + " (a kernel stopped with a fault; the process must restart to use the GPU again)";
+  if (is_sticky(status))
+    return words + " (a kernel stopped with a fault; the process must restart to use the GPU again)";
   if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorUnsupportedPtxVersion)
     return "this build has no code for the GPU's architecture (rebuild with BNB_CUDA_ARCHS)";
   return words;

@@ -38,10 +38,7 @@ namespace {
 // The index of the GPU whose memory this is, or -1 for the host's.
 int device_of(const void* p) {
   cudaPointerAttributes attributes;
-  if (cudaPointerGetAttributes(&attributes, p) != cudaSuccess) {
-    cudaGetLastError();
-    return -1;
-  }
+  check(cudaPointerGetAttributes(&attributes, p), "copy");
   return attributes.type == cudaMemoryTypeDevice ? attributes.device : -1;
 }
 
@@ -126,8 +123,10 @@ void* allocate(Device& device, size_t nbytes) {
   if (device.pool().cached_bytes() > 0 && !leaves_room(nbytes)) return nullptr;
   void* block = nullptr;
   const cudaError_t status = cudaMalloc(&block, nbytes);
-  if (status != cudaErrorMemoryAllocation) check(status, device.str().c_str());
-  else cudaGetLastError();
+  if (status != cudaErrorMemoryAllocation)
+    check(status, device.str().c_str());
+  else
+    cudaGetLastError();
   return status == cudaSuccess ? block : nullptr;
 }
 

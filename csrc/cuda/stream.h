@@ -41,8 +41,8 @@ struct CudaStream {
 
 namespace cuda {
 
-// Before a launch with `shared` bytes of dynamic shared memory: lets the kernel have, from now on, all that the card has
-// for a block beside the kernel's static shared memory. Throws Code::shape if that is less.
+// Before a launch with `shared` bytes of dynamic shared memory: lets the kernel have, from now on, all that the card
+// has for a block beside the kernel's static shared memory. Throws Code::shape if that is less.
 void allow_shared(CudaStream& s, const void* kernel, size_t shared);
 // Throws Code::cuda with the cause and advice if the launch that was just made failed.
 void check_launch(const char* what);

@@ -140,12 +140,18 @@ describe.each(testDevices())("on %s", (name) => {
       "ends a generation when disposed %s, with ERR_BNB_DISPOSED, and leaves nothing",
       async (_, dispose, graph) => {
         await expect(async () => {
-          const small = new LlamaForCausalLM({ ...options, numKeyValueHeads: 1, maxPositionEmbeddings: 24 }, { device });
+          const small = new LlamaForCausalLM(
+            { ...options, numKeyValueHeads: 1, maxPositionEmbeddings: 24 },
+            { device },
+          );
           const tokens = small.eval().generate([1, 2], { graph });
           for (let i = 0; i < 4; i++) await tokens.next();
           dispose(small);
           await expect(tokens.next()).rejects.toThrow(
-            expect.objectContaining({ code: "ERR_BNB_DISPOSED", message: expect.stringMatching(/was disposed/) as string }),
+            expect.objectContaining({
+              code: "ERR_BNB_DISPOSED",
+              message: expect.stringMatching(/was disposed/) as string,
+            }),
           );
           small.dispose();
         }).toLeakNothing();

@@ -1,9 +1,11 @@
 // The fake runtime's memory: the emulator's, where a kernel that touches what is not live is stopped.
 
+#include "cuda/emulation/memory.h"
+
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
-#include "cuda/emulation/memory.h"
 #include "cuda/fake/state.h"
 
 using fake::Block;
@@ -14,7 +16,8 @@ using Lock = std::lock_guard<std::recursive_mutex>;
 
 namespace {
 
-constexpr int kGarbage = 0xff;  // NaN in every float type
+constexpr int kGarbage = 0xff;               // NaN in every float type
+constexpr size_t kFilled = size_t{1} << 20;  // of the beginning of a block
 
 size_t memory_of_device() {
   const char* text = std::getenv("BNB_FAKE_MEMORY");
@@ -41,7 +44,7 @@ bool forbidden_by_capture() {
 cudaError_t take(void** block, size_t nbytes, int device) {
   *block = bnb::cuda::arena_allocate(nbytes);
   if (!*block) return cudaErrorMemoryAllocation;
-  std::memset(*block, kGarbage, nbytes);
+  std::memset(*block, kGarbage, std::min(nbytes, kFilled));
   state().blocks[*block] = {nbytes, device};
   return cudaSuccess;
 }
@@ -126,8 +129,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t nbytes, cudaMemcp
   // Memory that is not pinned is read before the call returns, and written before it does.
   std::shared_ptr<std::string> staged;
   if (!source) staged = std::make_shared<std::string>(static_cast<const char*>(from), nbytes);
-  const cudaError_t status =
-      fake::submit(stream, [=] { std::memcpy(to, staged ? staged->data() : from, nbytes); });
+  const cudaError_t status = fake::submit(stream, [=] { std::memcpy(to, staged ? staged->data() : from, nbytes); });
   if (status == cudaSuccess && !target) fake::drain(*stream);
   return done(status);
 }

@@ -170,11 +170,11 @@ const char* cublaslt_status() {
   size_t device = 0;
   for (const auto& [p, block] : s.blocks) device += block.device >= 0;
   const auto number = [](size_t n) { return std::to_string(n); };
-  text = "{\"calls\":" + number(s.calls) + ",\"failed\":\"" + s.failed + "\",\"contexts\":" + number(s.contexts.size()) +
-         ",\"live\":{\"device\":" + number(device) + ",\"host\":" + number(s.blocks.size() - device) +
-         ",\"streams\":" + number(s.streams.size()) + ",\"events\":" + number(s.events.size()) +
-         ",\"graphs\":" + number(s.graphs.size()) + ",\"executables\":" + number(s.executables.size()) +
-         "},\"complaints\":" + number(s.complaints.size()) + "}";
+  text = "{\"calls\":" + number(s.calls) + ",\"failed\":\"" + s.failed +
+         "\",\"contexts\":" + number(s.contexts.size()) + ",\"live\":{\"device\":" + number(device) +
+         ",\"host\":" + number(s.blocks.size() - device) + ",\"streams\":" + number(s.streams.size()) +
+         ",\"events\":" + number(s.events.size()) + ",\"graphs\":" + number(s.graphs.size()) +
+         ",\"executables\":" + number(s.executables.size()) + "},\"complaints\":" + number(s.complaints.size()) + "}";
   return text.c_str();
 }
 

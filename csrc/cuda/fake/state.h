@@ -1,10 +1,11 @@
 // What the fake CUDA runtime keeps: GPUs that are not there, whose kernels the emulator runs. It is as unhelpful as a
-// GPU may be. Work waits in its stream until somebody waits for it, freed memory cannot be touched, and what a GPU would
-// refuse is refused. One lock holds everything.
+// GPU may be. Work waits in its stream until somebody waits for it, freed memory cannot be touched, and what a GPU
+// would refuse is refused. One lock holds everything.
 //   BNB_FAKE_DEVICES  number of GPUs (default 2)
 //   BNB_FAKE_MEMORY   bytes that each has (default 1 GB)
 //   BNB_FAKE_FAIL     "17": the 17th call fails, "17+": from it on all do, "cudaMalloc:2": the second one of that name;
-//                     read, and counted anew, whenever the GPUs are counted, which is when an environment loads the addon
+//                     read, and counted anew, whenever the GPUs are counted, which is when an environment loads the
+//                     addon
 #pragma once
 #include <cstdint>
 #include <deque>
@@ -14,6 +15,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda/fake/cuda_runtime.h"
