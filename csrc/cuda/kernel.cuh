@@ -50,7 +50,7 @@ void launch(CudaStream& s, void (*kernel)(P...), dim3 grid, dim3 block, size_t s
   kernel<<<grid, block, shared, static_cast<cudaStream_t>(s.handle)>>>(static_cast<P>(args)...);
 #else
   launch_emulated(s, reinterpret_cast<const void*>(kernel), grid, block, shared,
-                  [kernel, ... copy = static_cast<P>(args)] { kernel(copy...); });
+                  [kernel, ... copy = static_cast<P>(args)]() BNB_UNCHECKED { kernel(copy...); });
 #endif
   check_launch("launch");
 }

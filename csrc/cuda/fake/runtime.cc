@@ -160,7 +160,10 @@ void launch_emulated(CudaStream& s, const void* kernel, dim3 grid, dim3 block, s
     return;
   }
   const size_t limit = by_default ? simt::kDefaultShared : fake::kSharedPerBlock;
-  done(fake::submit(stream, [=] { simt::launch(grid, block, shared, limit, body); }));
+  done(fake::submit(stream, [=] {
+    const std::function<void()> here = body;  // on the stack, where the emulator lets a kernel read its arguments
+    simt::launch(grid, block, shared, limit, here);
+  }));
 }
 
 const char* cublaslt_status() {
