@@ -84,7 +84,11 @@ void open(Device& device) {
       cudaError_t status;
     } start{s.device, cudaSuccess};
     device.stream().push_always(
-        "start", &start, +[](Device&, Start* const& r) { r->status = cudaSetDevice(r->device); });
+        "start", &start, +[](Device&, Start* const& r) {
+          r->status = cudaSetDevice(r->device);
+          // Or the next launch would report it.
+          if (r->status != cudaSuccess) cudaGetLastError();
+        });
     device.stream().wait();
     if (start.status != cudaSuccess) why = "cudaSetDevice: " + explain(start.status);
   }

@@ -38,7 +38,7 @@ function inProcess<T>(program: string, env: Record<string, string> = {}): T {
     (error) => { console.error(error); process.exitCode = 1; });`;
   const child = spawnSync(process.execPath, ["--expose-gc", "-e", text], {
     encoding: "utf8",
-    timeout: 240_000,
+    timeout: 280_000,
     env: { ...process.env, BNB_BINARY: binary, PRELUDE: prelude, ...env },
   });
   expect(`${child.signal ?? child.status}`, child.stderr).toBe("0");
@@ -168,7 +168,8 @@ describe.runIf(binary !== undefined)("the CUDA runtime's callers", () => {
         const x = on("cuda:0", 1, 2, 3);
         const before = seen().live;
         const theirs = await inWorker("const x = on('cuda:0', 4, 5); B.capture(() => B.mul(x, x), { device: 'cuda:0' }).replay(); return read(B.mul(x, x));");
-        return { theirs, ours: await read(B.add(x, x)), same: JSON.stringify(seen().live) === JSON.stringify(before) };`);
+        const same = JSON.stringify(seen().live) === JSON.stringify(before);
+        return { theirs, ours: await read(B.add(x, x)), same };`);
       expect(outcome).toEqual({ theirs: [16, 25], ours: [2, 4, 6], same: true });
     });
 
@@ -324,7 +325,7 @@ describe.runIf(binary !== undefined)("the CUDA runtime's callers", () => {
 
 /**
  * A program that lets each call of an environment fail in turn (every `step`-th), with `suffix` also all after it. The
- * environment works twice, a failure may come the first time, the second must be right unless the GPU is lost or missing.
+ * environment works twice: one failure may cost one attempt, the other must be right unless the GPU is lost or missing.
  */
 function sweep(suffix: "" | "+", step: number): string {
   const work = `
@@ -367,7 +368,8 @@ function sweep(suffix: "" | "+", step: number): string {
         if (values && JSON.stringify(values) !== right) wrong.push(at + name + " gave " + JSON.stringify(values));
         if (error && !["ERR_BNB_CUDA", "ERR_BNB_OOM"].includes(error)) wrong.push(at + name + " threw " + error);
       }
-      if (second.error && missing === "" && ${suffix === ""}) wrong.push(at + "second threw " + second.message);
+      // One failure costs one of the two attempts, unless no GPU was found.
+      if (first.error && second.error && missing === "" && ${suffix === ""}) wrong.push(at + "both threw, " + second.message);
       if (Object.values(live).some((count) => count !== 0)) wrong.push(at + "left " + JSON.stringify(live));
       if (complaints > 0) wrong.push(at + complaints + " complaints");
     }
