@@ -1,12 +1,12 @@
-// Sums vitest's JSON reports: node .ci/summary.mjs <folder> <status so far>. A command that failed without failing
+// Sums vitest's JSON reports: node .ci/summary.mjs <folder> <status so far> <runs skipped>. A command that failed without failing
 // a test (a build error, a crash, a lint finding) counts as one failure.
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 
-const [folder = "", status] = process.argv.slice(2);
+const [folder = "", status, runsSkipped] = process.argv.slice(2);
 let passed = 0;
 let failed = 0;
-let skipped = 0;
+let skipped = Number(runsSkipped);
 for (const name of readdirSync(folder).filter((name) => name.endsWith(".json"))) {
   /** @type {import("vitest/node").JsonTestResults} */
   const report = JSON.parse(readFileSync(join(folder, name), "utf8"));

@@ -3,6 +3,7 @@
 import { spawnSync } from "node:child_process";
 import type { Device } from "bitsandbytes-node";
 import { copyInto, linear, randn, zeros } from "bitsandbytes-node";
+import type { Extent } from "./context.js";
 import type { Ceilings } from "./report.js";
 import type { Effort } from "./stream.js";
 import { time } from "./stream.js";
@@ -11,8 +12,8 @@ import { time } from "./stream.js";
 const script = "bench/gpu/torch_baseline.py";
 
 /** Runs torch_baseline.py; null where torch or Python is missing, with the reason on the console. */
-export function torch<T>(what: "ceilings" | "all", tiny: boolean): T | null {
-  const args = [script, what, ...(tiny ? ["--tiny"] : [])];
+export function torch<T>(what: "ceilings" | "all", extent: Extent): T | null {
+  const args = [script, what, ...(extent === "full" ? [] : [`--${extent}`])];
   const { status, stdout, stderr, error } = spawnSync("python3", args, { encoding: "utf8", maxBuffer: 1 << 28 });
   const last = stdout?.trim().split("\n").at(-1) ?? "";
   try {
@@ -31,7 +32,8 @@ export interface Measured extends Ceilings {
   torch: (Ceilings & { versions: Record<string, string> }) | null;
 }
 
-export async function ceilings(device: Device, effort: Effort, tiny: boolean, withTorch: boolean): Promise<Measured> {
+export async function ceilings(device: Device, effort: Effort, extent: Extent, withTorch: boolean): Promise<Measured> {
+  const tiny = extent === "tiny";
   const nbytes = tiny ? 4096 : 2 ** 30;
   const [source, target] = [zeros([nbytes], { dtype: "uint8", device }), zeros([nbytes], { dtype: "uint8", device })];
   const copy = await time(device, () => copyInto(target, source), effort);
@@ -46,7 +48,7 @@ export async function ceilings(device: Device, effort: Effort, tiny: boolean, wi
     copyGBs: (2 * nbytes) / copy.us.median / 1e3,
     gemmBf16TFLOPs: (2 * n ** 3) / gemm.us.median / 1e6,
   };
-  const theirs = withTorch ? torch<Measured["torch"] & object>("ceilings", tiny) : null;
+  const theirs = withTorch ? torch<Measured["torch"] & object>("ceilings", extent) : null;
   return {
     copyGBs: Math.max(ours.copyGBs, theirs?.copyGBs ?? 0),
     gemmBf16TFLOPs: Math.max(ours.gemmBf16TFLOPs, theirs?.gemmBf16TFLOPs ?? 0),

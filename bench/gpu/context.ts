@@ -3,7 +3,7 @@
 import type { Device, DType, Tensor } from "bitsandbytes-node";
 import { emptyCache, randn, slice, tidy } from "bitsandbytes-node";
 import type { Case, Ceilings, Result, Versus } from "./report.js";
-import { result, versus } from "./report.js";
+import { result, row, versus } from "./report.js";
 import type { Effort, Work } from "./stream.js";
 import { compare, time } from "./stream.js";
 
@@ -21,21 +21,50 @@ export interface Failure {
   error: string;
 }
 
+/** Which cases are timed: small shapes, for a machine where nothing can be timed; a choice; or all. */
+export type Extent = "tiny" | "quick" | "full";
+
+export interface ContextOptions {
+  device: Device;
+  effort: Effort;
+  extent: Extent;
+  ceilings: Ceilings;
+  /** When no further case begins, by `performance.now()`. */
+  deadline: number;
+  /** Called after each case. */
+  save: () => void;
+}
+
 export class Context {
   readonly device: Device;
   readonly effort: Effort;
-  /** Small shapes, for a machine where nothing can be timed. */
   readonly tiny: boolean;
   readonly ceilings: Ceilings;
   readonly results: Result[] = [];
   readonly failures: Failure[] = [];
-  #seen = 0;
+  /** Cases that the time did not suffice for. */
+  readonly notRun: Omit<Failure, "error">[] = [];
+  readonly #extent: Extent;
+  readonly #deadline: number;
+  readonly #save: () => void;
 
-  constructor(device: Device, effort: Effort, tiny: boolean, ceilings: Ceilings) {
+  constructor({ device, effort, extent, ceilings, deadline, save }: ContextOptions) {
     this.device = device;
     this.effort = effort;
-    this.tiny = tiny;
+    this.tiny = extent === "tiny";
     this.ceilings = ceilings;
+    this.#extent = extent;
+    this.#deadline = deadline;
+    this.#save = save;
+  }
+
+  /** What is timed of something at each extent. */
+  pick<T>(cases: Record<Extent, T>): T {
+    return cases[this.#extent];
+  }
+
+  get #isLate(): boolean {
+    return performance.now() >= this.#deadline;
   }
 
   /** Normal random numbers; a product of zeros is faster than a real one. */
@@ -51,7 +80,10 @@ export class Context {
 
   /** Times a case that `check` finds right: its error must be at most `limit`. */
   async measure(what: Omit<Case, "relErr">, check: Check, ours: Work, peer?: Peer): Promise<void> {
-    const name = `${what.op} ${JSON.stringify(what.case)}`;
+    if (this.#isLate) {
+      this.notRun.push({ op: what.op, case: what.case });
+      return;
+    }
     try {
       const relErr = await check.error();
       if (!(relErr <= check.limit)) throw new Error(`wrong by ${relErr}, at most ${check.limit} is allowed`);
@@ -60,19 +92,27 @@ export class Context {
       if (peer) {
         const comparison = await compare(this.device, ours, peer.work, this.effort);
         others.push(versus(peer.impl, comparison));
-        this.results.push(result(full, comparison.ours, this.ceilings, others));
+        this.#add(result(full, comparison.ours, this.ceilings, others));
       } else {
-        this.results.push(result(full, await time(this.device, ours, this.effort), this.ceilings, others));
+        this.#add(result(full, await time(this.device, ours, this.effort), this.ceilings, others));
       }
     } catch (error) {
       this.fail(what.op, what.case, error);
     }
-    this.#seen++;
-    if (this.#seen % 20 === 0) console.log(`  ${this.#seen} cases, the last: ${name}`);
+  }
+
+  #add(found: Result): void {
+    this.results.push(found);
+    console.log(row(found));
+    this.#save();
   }
 
   /** Runs a case with what it allocates; one that cannot, fails alone. */
   async attempt(op: string, what: Record<string, unknown>, run: () => Promise<void>): Promise<void> {
+    if (this.#isLate) {
+      this.notRun.push({ op, case: what });
+      return;
+    }
     try {
       await run();
     } catch (error) {
@@ -86,7 +126,8 @@ export class Context {
   fail(op: string, what: Record<string, unknown>, error: unknown): void {
     const text = error instanceof Error ? error.message : String(error);
     this.failures.push({ op, case: what, error: text });
-    console.log(`FAILED ${op} ${JSON.stringify(what)}: ${text}`);
+    console.log(`FAILED ${op} ${JSON.stringify(what)}: ${text.split("\n")[0]}`);
+    this.#save();
   }
 }
 

@@ -52,6 +52,7 @@ const models: Model[] = [
     batches: [1, 8],
   },
 ];
+const few: Model[] = [{ name: "Llama-3-8B", config: llama8b, contexts: [128, 4096], batches: [1] }];
 const small: Model[] = [
   {
     name: "tiny",
@@ -182,7 +183,7 @@ async function timeToken(context: Context, what: Model, model: LlamaForCausalLM,
 }
 
 export async function decode(context: Context): Promise<void> {
-  for (const what of context.tiny ? small : models) {
+  for (const what of context.pick({ tiny: small, quick: few, full: models })) {
     await context.attempt("token", { model: what.name }, async () => {
       const model = noGrad(() => build(context, what.config));
       try {

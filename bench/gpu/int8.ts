@@ -83,8 +83,8 @@ function checkLinear(x: Tensor, w: Int8Rows, m: number, n: number, k: number): C
 }
 
 export async function int8(context: Context): Promise<void> {
-  for (const k of context.tiny ? [256] : [4096, 8192, 14336]) {
-    for (const m of context.tiny ? [3] : [1, 16, 128, 2048]) {
+  for (const k of context.pick({ tiny: [256], quick: [4096], full: [4096, 8192, 14336] })) {
+    for (const m of context.pick({ tiny: [3], quick: [16, 2048], full: [1, 16, 128, 2048] })) {
       const requiredBytes = 3 * m * k + 4 * m;
       const copies = context.copies(requiredBytes);
       const inputs = Array.from({ length: Math.min(copies, 512) }, () => activations(context, m, k, 6));
@@ -106,14 +106,16 @@ export async function int8(context: Context): Promise<void> {
       for (const x of inputs) x.dispose();
     }
   }
-  const shapes: [number, number][] = context.tiny
-    ? [[64, 128]]
-    : [
-        [4096, 4096],
-        [14336, 4096],
-        [4096, 14336],
-        [8192, 8192],
-      ];
+  const shapes = context.pick<[number, number][]>({
+    tiny: [[64, 128]],
+    quick: [[4096, 4096]],
+    full: [
+      [4096, 4096],
+      [14336, 4096],
+      [4096, 14336],
+      [8192, 8192],
+    ],
+  });
   for (const [n, k] of shapes) {
     const count = context.copies(n * k);
     const weights = Array.from({ length: count }, () => {
@@ -123,8 +125,8 @@ export async function int8(context: Context): Promise<void> {
       return rows;
     });
     const dense = Array.from({ length: context.copies(2 * n * k) }, () => context.random([n, k], "bfloat16", 0.05));
-    for (const outliers of context.tiny ? [0, 2] : [0, 6, 64]) {
-      for (const m of context.tiny ? [3] : [1, 16, 128, 512, 2048]) {
+    for (const outliers of context.pick({ tiny: [0, 2], quick: [0, 6], full: [0, 6, 64] })) {
+      for (const m of context.pick({ tiny: [3], quick: [1, 128, 2048], full: [1, 16, 128, 512, 2048] })) {
         const x = activations(context, m, k, outliers);
         await context.measure(
           {

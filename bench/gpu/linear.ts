@@ -190,8 +190,16 @@ async function timeWithGradient(context: Context, shape: Shape): Promise<void> {
 }
 
 export async function smallM(context: Context): Promise<void> {
-  const shapes = context.tiny ? ([[128, 128]] as const) : layers;
-  const rows = context.tiny ? [1, 9] : [1, 2, 4, 8, 16, 32, 64];
+  const shapes = context.pick<readonly (readonly [number, number])[]>({
+    tiny: [[128, 128]],
+    quick: [
+      [4096, 4096],
+      [14336, 4096],
+      [28672, 8192],
+    ],
+    full: layers,
+  });
+  const rows = context.pick({ tiny: [1, 9], quick: [1, 8, 64], full: [1, 2, 4, 8, 16, 32, 64] });
   for (const [n, k] of shapes) for (const m of rows) await forward(context, 1, [m, n, k], usual);
   const variants: Partial<Format>[] = [
     { nested: true },
@@ -201,15 +209,18 @@ export async function smallM(context: Context): Promise<void> {
     { dtype: "float16" },
     { dtype: "float32" },
   ];
-  for (const [n, k] of context.tiny
-    ? shapes
-    : ([
-        [4096, 4096],
-        [14336, 4096],
-        [28672, 8192],
-      ] as const)) {
-    for (const variant of variants) {
-      for (const m of context.tiny ? [1] : [1, 8, 32]) {
+  const varied = context.pick<readonly (readonly [number, number])[]>({
+    tiny: shapes,
+    quick: [[4096, 4096]],
+    full: [
+      [4096, 4096],
+      [14336, 4096],
+      [28672, 8192],
+    ],
+  });
+  for (const [n, k] of varied) {
+    for (const variant of context.pick({ tiny: variants, quick: variants.slice(0, 2), full: variants })) {
+      for (const m of context.pick({ tiny: [1], quick: [1], full: [1, 8, 32] })) {
         await forward(context, 1, [m, n, k], { ...usual, ...variant });
       }
     }
@@ -218,16 +229,18 @@ export async function smallM(context: Context): Promise<void> {
 }
 
 export async function prefill(context: Context): Promise<void> {
-  const shapes: [number, number][] = context.tiny
-    ? [[128, 192]]
-    : [
-        [4096, 4096],
-        [14336, 4096],
-        [4096, 14336],
-        [8192, 8192],
-        [28672, 8192],
-      ];
-  const rows = context.tiny ? [40] : [128, 256, 512, 1024, 2048, 4096, 8192];
+  const shapes = context.pick<[number, number][]>({
+    tiny: [[128, 192]],
+    quick: [[4096, 4096]],
+    full: [
+      [4096, 4096],
+      [14336, 4096],
+      [4096, 14336],
+      [8192, 8192],
+      [28672, 8192],
+    ],
+  });
+  const rows = context.pick({ tiny: [40], quick: [128, 512, 2048], full: [128, 256, 512, 1024, 2048, 4096, 8192] });
   for (const [n, k] of shapes) {
     for (const m of rows) {
       await forward(context, 2, [m, n, k], usual);

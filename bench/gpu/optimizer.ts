@@ -134,6 +134,13 @@ export async function optimizers(context: Context): Promise<void> {
     await step(context, rules[0]!, "many", [4096, 300, 5000], "float32");
     return;
   }
+  if (context.pick({ tiny: false, quick: true, full: false })) {
+    for (const dtype of dtypes) await step(context, rules[0]!, "single", [14336 * 4096], dtype);
+    await step(context, rules[0]!, "single", [2 ** 20], "bfloat16");
+    await step(context, rules[0]!, "LoRA r=16, 8B", loraSizes(), "bfloat16");
+    for (const rule of rules.slice(1, 3)) await step(context, rule, "single", [14336 * 4096], "bfloat16");
+    return;
+  }
   for (const dtype of dtypes) {
     for (const size of [2 ** 20, 2 ** 24, 14336 * 4096, 128256 * 4096, 1_235_814_400]) {
       await step(context, rules[0]!, "single", [size], dtype);

@@ -149,13 +149,17 @@ async function eightBit(context: Context, size: number, blocksize: number): Prom
 }
 
 export async function quantize(context: Context): Promise<void> {
-  const sizes = context.tiny ? [16384] : [2 ** 20, 2 ** 24, 14336 * 4096, 28672 * 8192];
+  const sizes = context.pick({
+    tiny: [16384],
+    quick: [2 ** 20, 14336 * 4096],
+    full: [2 ** 20, 2 ** 24, 14336 * 4096, 28672 * 8192],
+  });
   for (const size of sizes) {
-    for (const blocksize of context.tiny ? [64] : [64, 128, 4096])
+    for (const blocksize of context.pick({ tiny: [64], quick: [64], full: [64, 128, 4096] }))
       await context.attempt("quantize4bit", { size, blocksize }, () => fourBit(context, size, blocksize, "bfloat16"));
   }
-  for (const size of context.tiny ? [16384] : [2 ** 20, 2 ** 24, 2 ** 28]) {
-    for (const blocksize of [256, 4096])
+  for (const size of context.pick({ tiny: [16384], quick: [2 ** 24], full: [2 ** 20, 2 ** 24, 2 ** 28] })) {
+    for (const blocksize of context.pick({ tiny: [256, 4096], quick: [256], full: [256, 4096] }))
       await context.attempt("quantizeBlockwise", { size, blocksize }, () => eightBit(context, size, blocksize));
   }
 }

@@ -33,7 +33,7 @@ export interface Versus {
 
 export interface Result extends Case {
   impl: "ours";
-  timing: "stream";
+  timing: Timing["timing"];
   us: Timing["us"];
   queueUs: number;
   reps: number;
@@ -55,7 +55,6 @@ export function result(what: Case, timing: Timing, ceilings: Ceilings, versus: V
   return {
     ...what,
     impl: "ours",
-    timing: "stream",
     ...timing,
     GBs: what.requiredBytes / median / 1e3,
     TFLOPs: what.flops / median / 1e6,
@@ -87,28 +86,32 @@ export function relativeError(a: ArrayLike<number>, b: ArrayLike<number>): numbe
   return Number.isNaN(error) ? Number.POSITIVE_INFINITY : error;
 }
 
-export function print(results: readonly Result[]): void {
-  const rows = results.map((r) => ({
+const columns = ["op", "case", "cache", "timing", "us", "floor", "share", "error", "versus"] as const;
+const widths = [25, 64, 5, 6, 8, 8, 5, 7, 0];
+const isNumber = (column: string): boolean => ["us", "floor", "share", "error"].includes(column);
+const line = (cells: readonly string[]): string =>
+  cells.map((cell, i) => (isNumber(columns[i]!) ? cell.padStart(widths[i]!) : cell.padEnd(widths[i]!))).join(" ");
+
+/** The table's head; its rows are printed as they come, so that a run that is cut short has shown what it found. */
+export const heading = (): string => line(columns);
+
+export function row(r: Result): string {
+  const value = (x: unknown): string => (Array.isArray(x) ? x.join("x") : String(x));
+  const cells: Record<(typeof columns)[number], string> = {
     op: r.op,
     case: Object.entries(r.case)
-      .map(([key, value]) => `${key}=${Array.isArray(value) ? value.join("x") : String(value)}`)
+      .filter(([key, x]) => !(key === "nested" && x === false))
+      .map(([key, x]) => (["dtype", "quantType", "model", "set"].includes(key) ? value(x) : `${key}=${value(x)}`))
       .join(" "),
     cache: r.cache,
+    timing: r.timing,
     us: fixed(r.us.median),
     floor: fixed(r.floorUs),
     share: `${(100 * r.ofCeiling).toFixed(0)} %`,
     error: r.relErr === null ? "-" : r.relErr.toExponential(1),
     versus: r.versus.map((v) => `${v.ratio.toFixed(2)}x ${v.impl}`).join(", "),
-  }));
-  const columns = Object.keys(rows[0] ?? {}) as (keyof (typeof rows)[number])[];
-  const widths = columns.map((name) => Math.max(name.length, ...rows.map((row) => row[name].length)));
-  const line = (cells: string[]): string =>
-    cells
-      .map((cell, i) => (i < 3 || i === 7 ? cell.padEnd(widths[i]!) : cell.padStart(widths[i]!)))
-      .join("  ")
-      .trimEnd();
-  console.log(line([...columns]));
-  for (const row of rows) console.log(line(columns.map((name) => row[name])));
+  };
+  return line(columns.map((name) => cells[name])).trimEnd();
 }
 
 const fixed = (us: number): string => (us < 100 ? us.toFixed(2) : us.toFixed(0));

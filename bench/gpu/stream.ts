@@ -1,8 +1,9 @@
 // How a GPU is timed from JavaScript, which has no events: many repetitions are queued, then one synchronize waits for
 // all of them, and the time of an empty loop is taken off ("timing": "stream"). The queue keeps the GPU busy as long as a
-// repetition takes it longer than queueing takes here; "queueUs" says how long that is.
-import type { Device } from "bitsandbytes-node";
-import { tidy } from "bitsandbytes-node";
+// repetition takes it longer than queueing takes here; "queueUs" says how long that is. Repetitions so short that it might
+// not are recorded as one graph, which is replayed ("timing": "graph"): the time is then the GPU's own.
+import type { Device, Graph } from "bitsandbytes-node";
+import { BnbError, capture, tidy } from "bitsandbytes-node";
 import { quantile } from "../timing.js";
 
 /** Queues repetition i; what it makes is disposed. */
@@ -19,6 +20,7 @@ export interface Timing {
   us: Spread;
   /** Microseconds until JavaScript has queued one. */
   queueUs: number;
+  timing: "stream" | "graph";
   /** Bursts that were timed, and repetitions in each. */
   reps: number;
   launches: number;
@@ -35,22 +37,27 @@ export interface Effort {
   fewest: number;
   /** Microseconds that a burst should take. */
   burstUs: number;
+  /** Milliseconds after which a case has bursts enough. */
+  patience: number;
 }
-export const thorough: Effort = { bursts: 50, fewest: 10, burstUs: 5000 };
-export const hasty: Effort = { bursts: 2, fewest: 2, burstUs: 1 };
+export const thorough: Effort = { bursts: 50, fewest: 10, burstUs: 5000, patience: 1500 };
+export const quick: Effort = { bursts: 20, fewest: 5, burstUs: 3000, patience: 300 };
+export const hasty: Effort = { bursts: 2, fewest: 2, burstUs: 1, patience: 0 };
 
-/** Milliseconds after which a case has bursts enough. */
-const patience = 1500;
+/** Repetitions shorter than this, in microseconds, are recorded; and so many at most. */
+const recordBelow = 50;
+const recorded = 256;
 
 interface Burst {
   total: number;
   queued: number;
 }
 
-async function burst(device: Device, work: Work, launches: number, first: number): Promise<Burst> {
+/** `launches` repetitions, from number `first` on; a graph does many of them at once. */
+async function burst(device: Device, work: Work, launches: number, first: number, step = 1): Promise<Burst> {
   await device.synchronize();
   const start = performance.now();
-  for (let i = 0; i < launches; i++) tidy(() => work(first + i));
+  for (let i = 0; i < launches; i += step) tidy(() => work(first + i));
   const queued = performance.now() - start;
   await device.synchronize();
   return { total: 1000 * (performance.now() - start), queued: 1000 * queued };
@@ -58,9 +65,42 @@ async function burst(device: Device, work: Work, launches: number, first: number
 
 const nothing: Work = () => {};
 
-/** Launches a burst needs, found by doubling; this also warms up. */
-async function launchesFor(device: Device, work: Work, effort: Effort): Promise<number> {
-  if (effort.burstUs <= 1) return 2;
+/** How a burst is made. */
+interface Plan {
+  work: Work;
+  launches: number;
+  /** Repetitions that one call of `work` does. */
+  step: number;
+  graph: Graph<void> | null;
+}
+
+async function planFor(device: Device, work: Work, effort: Effort): Promise<Plan> {
+  const { launches, us } = await launchesFor(device, work, effort);
+  const step = Math.min(launches, recorded);
+  const graph = us < recordBelow ? record(device, work, step) : null;
+  if (!graph) return { work, launches, step: 1, graph };
+  return { work: () => graph.replay(), launches: Math.ceil(launches / step) * step, step, graph };
+}
+
+/** Null for work that cannot be recorded, such as work that makes tensors of JavaScript's numbers. */
+function record(device: Device, work: Work, calls: number): Graph<void> | null {
+  const all = (): void => {
+    for (let i = 0; i < calls; i++) tidy(() => work(i));
+  };
+  try {
+    return capture(all, { device });
+  } catch (error) {
+    if (error instanceof BnbError && error.code === "ERR_BNB_UNSUPPORTED") return null;
+    throw error;
+  }
+}
+
+/** Launches a burst needs, found by doubling, and microseconds that one takes; this also warms up. */
+async function launchesFor(device: Device, work: Work, effort: Effort): Promise<{ launches: number; us: number }> {
+  if (effort.burstUs <= 1) {
+    await burst(device, work, 1, 0);
+    return { launches: 2, us: 0 };
+  }
   let launches = 1;
   for (;;) {
     await burst(device, work, launches, 0);
@@ -68,55 +108,59 @@ async function launchesFor(device: Device, work: Work, effort: Effort): Promise<
     if (total >= effort.burstUs / 2 || launches >= 4096) {
       // At least 20 in a burst, unless one alone takes long.
       const least = total / launches > 1000 ? 4 : 20;
-      return Math.max(least, Math.min(4096, Math.ceil((launches * effort.burstUs) / total)));
+      const wanted = Math.max(least, Math.min(4096, Math.ceil((launches * effort.burstUs) / total)));
+      return { launches: wanted, us: total / launches };
     }
     launches *= 2;
   }
 }
 
 const goesOn = (bursts: number, start: number, effort: Effort): boolean =>
-  bursts < effort.fewest || (bursts < effort.bursts && performance.now() - start < patience);
+  bursts < effort.fewest || (bursts < effort.bursts && performance.now() - start < effort.patience);
 
 class Samples {
   readonly us: number[] = [];
   readonly queueUs: number[] = [];
   readonly #device: Device;
-  readonly #work: Work;
-  readonly #launches: number;
+  readonly #plan: Plan;
   #first = 0;
 
-  constructor(device: Device, work: Work, launches: number) {
+  constructor(device: Device, plan: Plan) {
     this.#device = device;
-    this.#work = work;
-    this.#launches = launches;
+    this.#plan = plan;
   }
 
   async take(): Promise<number> {
-    const empty = await burst(this.#device, nothing, this.#launches, 0);
-    const { total, queued } = await burst(this.#device, this.#work, this.#launches, this.#first);
-    this.#first += this.#launches;
-    const us = Math.max(0, total - empty.total) / this.#launches;
+    const { work, launches, step } = this.#plan;
+    const empty = await burst(this.#device, nothing, launches, 0, step);
+    const { total, queued } = await burst(this.#device, work, launches, this.#first, step);
+    this.#first += launches;
+    const us = Math.max(0, total - empty.total) / launches;
     this.us.push(us);
-    this.queueUs.push(queued / this.#launches);
+    this.queueUs.push(queued / launches);
     return us;
   }
 
-  timing(): Timing {
+  /** What was found; the samples end with it. */
+  finish(): Timing {
+    const { graph, launches } = this.#plan;
+    graph?.dispose();
     return {
       us: spread(this.us),
       queueUs: quantile(this.queueUs, 0.5),
+      timing: graph ? "graph" : "stream",
       reps: this.us.length,
-      launches: this.#launches,
+      launches,
     };
   }
 }
 
 /** Bursts of `work`. It gets the number of the repetition, to take another copy of its data each time. */
 export async function time(device: Device, work: Work, effort: Effort): Promise<Timing> {
-  const samples = new Samples(device, work, await launchesFor(device, work, effort));
+  const samples = new Samples(device, await planFor(device, work, effort));
   const start = performance.now();
   while (goesOn(samples.us.length, start, effort)) await samples.take();
-  return samples.timing();
+  return samples.finish();
 }
 
 export interface Comparison {
@@ -128,8 +172,8 @@ export interface Comparison {
 
 /** Alternates bursts of ours and of the peer: A B B A. */
 export async function compare(device: Device, ours: Work, peer: Work, effort: Effort): Promise<Comparison> {
-  const a = new Samples(device, ours, await launchesFor(device, ours, effort));
-  const b = new Samples(device, peer, await launchesFor(device, peer, effort));
+  const a = new Samples(device, await planFor(device, ours, effort));
+  const b = new Samples(device, await planFor(device, peer, effort));
   const ratios: number[] = [];
   const start = performance.now();
   for (let i = 0; goesOn(i, start, effort); i++) {
@@ -138,5 +182,5 @@ export async function compare(device: Device, ours: Work, peer: Work, effort: Ef
     const [mine, theirs] = i % 2 === 0 ? [first, second] : [second, first];
     ratios.push(theirs / mine);
   }
-  return { ours: a.timing(), peer: b.timing(), ratio: spread(ratios) };
+  return { ours: a.finish(), peer: b.finish(), ratio: spread(ratios) };
 }

@@ -2,7 +2,8 @@
 
 torch_baseline.py ceilings   {"copyGBs", "gemmBf16TFLOPs", "versions"} as JSON on the last line
 torch_baseline.py all        {"results": [...]}, each in the form of bench/gpu/report.ts
---tiny takes small shapes, and the CPU where there is no GPU: it shows only that the program runs.
+--quick takes a few shapes and less time for each. --tiny takes small shapes, and the CPU where there is no GPU: it
+shows only that the program runs.
 """
 
 import json
@@ -16,6 +17,8 @@ except ImportError:
     sys.exit(0)
 
 TINY = "--tiny" in sys.argv
+QUICK = "--quick" in sys.argv
+PATIENCE = 0.3 if QUICK else 1.5
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COLD_BYTES = 192e6
 
@@ -54,7 +57,7 @@ def measure(work, bursts=50, burst_us=5000):
     one = max(0.1, timed(work, 10) / 10)
     launches = int(max(4 if one > 1000 else 20, min(4096, burst_us / one)))
     samples, began = [], time.perf_counter()
-    while len(samples) < 10 or (len(samples) < bursts and time.perf_counter() - began < 1.5):
+    while len(samples) < 10 or (len(samples) < bursts and time.perf_counter() - began < PATIENCE):
         samples.append(timed(work, launches) / launches)
     return {"us": spread(samples), "reps": len(samples), "launches": launches}
 
@@ -88,13 +91,13 @@ def entry(group, op, case, cache, timing, required, flops):
 
 
 def linears():
-    shapes = [(64, 64)] if TINY else [
+    shapes = [(64, 64)] if TINY else [(4096, 4096), (14336, 4096)] if QUICK else [
         (1024, 4096), (4096, 4096), (14336, 4096), (28672, 4096), (4096, 14336), (8192, 8192), (28672, 8192),
     ]  # fmt: skip
     for n, k in shapes:
         nbytes = 2 * n * k
         weights = [random(n, k, std=0.05) for _ in range(2 if TINY else max(2, -int(-COLD_BYTES // nbytes)))]
-        for m in [1] if TINY else [1, 8, 32, 64, 128, 512, 2048, 8192]:
+        for m in [1] if TINY else [1, 64, 512, 2048] if QUICK else [1, 8, 32, 64, 128, 512, 2048, 8192]:
             x = random(m, k)
             timing = measure(lambda i: torch.nn.functional.linear(x, weights[i % len(weights)]))
             case = {"n": n, "k": k, "m": m, "dtype": "bfloat16"}
@@ -103,7 +106,7 @@ def linears():
 
 def adamw():
     for dtype in (torch.bfloat16, torch.float32):
-        for size in [8192] if TINY else [2**20, 2**24, 14336 * 4096, 128256 * 4096, 1_235_814_400]:
+        for size in [8192] if TINY else [14336 * 4096] if QUICK else [2**20, 2**24, 14336 * 4096, 128256 * 4096, 1_235_814_400]:
             p = torch.nn.Parameter(random(size, dtype=dtype, std=0.1))
             p.grad = random(size, dtype=dtype, std=0.01)
             optimizer = torch.optim.AdamW([p], lr=1e-3, fused=True)

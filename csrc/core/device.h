@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/changes.h"
 #include "core/gpu.h"
 #include "core/kernel.h"
 #include "core/pool.h"
@@ -65,6 +66,7 @@ class Device {
   const Runtime& runtime() const { return runtime_; }
   Stream& stream() { return stream_; }
   Pool& pool() { return pool_; }
+  ChangeClock& changes() { return changes_; }
   // Handed to kernels that can meet bad data.
   Fault* fault() { return stream_.fault(); }
   // What the runtime keeps for this device; null on a CPU.
@@ -73,6 +75,7 @@ class Device {
  private:
   DeviceInfo info_;
   const Runtime& runtime_;
+  ChangeClock changes_;
   Pool pool_;  // destroyed after the stream has run what is queued
   Stream stream_;
 };

@@ -10,13 +10,15 @@ void Graph::begin(Device& device) {
                  device.str());
   device.stream().begin_recording();
   device.pool().begin_recording();
+  device.changes().begin_recording();
 }
 
 std::shared_ptr<Graph> Graph::end(Device& device, bool keep) {
   check_argument(device.stream().is_recording(), "graph", "there is no recording to end on ", device.str());
   std::vector<Command> commands = device.stream().end_recording();
   GraphBlocks blocks = device.pool().end_recording();
-  auto graph = std::make_shared<Graph>(device, std::move(commands), std::move(blocks));
+  auto graph =
+      std::make_shared<Graph>(device, std::move(commands), std::move(blocks), device.changes().end_recording());
   return keep ? graph : nullptr;
 }
 
@@ -26,8 +28,11 @@ void Graph::check_not_recording(Device& device, const char* what) {
          ": a recorded function may only call ops; make its inputs before, read its results after");
 }
 
-Graph::Graph(Device& device, std::vector<Command> commands, GraphBlocks blocks)
-    : device_(device), recording_(new Recording{std::move(commands), nullptr}), blocks_(std::move(blocks)) {}
+Graph::Graph(Device& device, std::vector<Command> commands, GraphBlocks blocks, std::shared_ptr<Replays> replays)
+    : device_(device),
+      recording_(new Recording{std::move(commands), nullptr}),
+      blocks_(std::move(blocks)),
+      replays_(std::move(replays)) {}
 
 Graph::~Graph() {
   device_.stream().push_always(
@@ -40,6 +45,8 @@ Graph::~Graph() {
 
 void Graph::replay() {
   check_not_recording(device_, "replay");
+  replays_->count++;
+  replays_->last = device_.changes().tick();
   device_.stream().push(
       "graph", recording_.get(), +[](Device& device, Recording* const& r) { run(device, *r); });
 }

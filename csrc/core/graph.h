@@ -18,7 +18,7 @@ class Graph {
   // Throws Code::unsupported if the device records: `what` needs to run, and can't.
   static void check_not_recording(Device& device, const char* what);
 
-  Graph(Device& device, std::vector<Command> commands, GraphBlocks blocks);
+  Graph(Device& device, std::vector<Command> commands, GraphBlocks blocks, std::shared_ptr<Replays> replays);
   ~Graph();
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
@@ -39,6 +39,7 @@ class Graph {
   Device& device_;
   std::unique_ptr<Recording> recording_;
   GraphBlocks blocks_;
+  std::shared_ptr<Replays> replays_;  // shared with the storages that it writes to
   bool has_tensors_ = true;
   uint64_t looked_at_ = 0;  // the pool's given_up() when has_tensors_ was found
 };

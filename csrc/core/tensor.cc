@@ -12,7 +12,7 @@
 namespace bnb {
 
 Storage::Storage(Device& device, size_t nbytes)
-    : device_(device), nbytes_(nbytes), block_(device.pool().take(nbytes)) {}
+    : device_(device), nbytes_(nbytes), block_(device.pool().take(nbytes)), changes_(device.changes()) {}
 
 Storage::~Storage() { device_.pool().give_back(block_); }
 

@@ -21,12 +21,14 @@ class Storage {
   void* data() const { return block_.data; }
   void touch() const { device_.pool().touch(block_); }
   size_t nbytes() const { return nbytes_; }
+  Changes& changes() { return changes_; }
 
  private:
   friend class StorageRef;
   Device& device_;
   size_t nbytes_;
   Block block_;
+  Changes changes_;
   size_t holders_ = 0;
 };
 
@@ -81,6 +83,13 @@ class Tensor {
   T* ptr() const {
     return static_cast<T*>(data());
   }
+
+  // Notes that the op in progress writes to this tensor, which existed before; all tensors on its storage change.
+  const Tensor& changed() const {
+    storage_->changes().add(device().changes());
+    return *this;
+  }
+  const Changes& changes() const { return storage_->changes(); }
 
   // The same bytes with another shape of equal numel.
   Tensor view(const Shape& shape) const { return view(shape, dtype_, 0); }

@@ -1,4 +1,4 @@
-// exp, log, tanh, erf and sigmoid on F32, within about 2 ulp where fma is fused, NaN and infinities as in libm.
+// exp, log, log1p, tanh, erf and sigmoid on F32, within about 2 ulp where fma is fused, NaN and infinities as in libm.
 // The polynomials are weighted minimax fits over the reduced ranges.
 #pragma once
 #include "cpu/simd.h"
@@ -53,6 +53,13 @@ BNB_INLINE F32 log(F32 x) {
   y = select(lt(x, infinity), y, x);  // infinity and NaN
   y = select(lt(x, zero()), set1(__builtin_nanf("")), y);
   return select(eq(x, zero()), -infinity, y);
+}
+
+// log(1 + u) for u >= 0: what is lost in rounding 1 + u comes back as the first term of the series.
+BNB_INLINE F32 log1p(F32 u) {
+  const F32 w = set1(1.0f) + u;
+  const F32 lost = u - (w - set1(1.0f));
+  return log(w) + lost / w;
 }
 
 BNB_INLINE F32 sigmoid(F32 x) {

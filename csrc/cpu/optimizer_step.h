@@ -16,7 +16,6 @@ namespace bnb::BNB_ISA {
 namespace {
 
 constexpr int kTile = kOptimizerBlock;
-constexpr float kMaxFloat = 3.402823466e+38f;
 
 BNB_INLINE RuleConstants<F32> constants(const OptimizerJob& job, float trust_ratio) {
   return {job.scalars, trust_ratio, [](float x) { return set1(x); }};
@@ -79,18 +78,18 @@ void close_values(const OptimizerJob& job, const Tile& t) {
   visit_float(job.p_dtype, [&](auto type) { narrow(t.p, t.n, static_cast<decltype(type)*>(job.p) + t.index * kTile); });
 }
 
-// Which elements of a vector take part: all new states finite, and not a zero gradient that is to be skipped.
+// Which elements of a vector take part: all new values finite, and not a zero gradient that is to be skipped.
 struct Guard {
   F32 skip_below;
   unsigned updated = 0;  // not 0 when some element took part
   int nonfinite = 0;
   explicit Guard(float skip) : skip_below(set1(skip)) {}
 
+  // `finite` is whether what follows from the states is.
   template <int kStates>
-  BNB_INLINE Mask check(F32 raw, const F32* s) {
-    const F32 limit = set1(kMaxFloat);
-    Mask finite = le(abs(s[0]), limit);
-    for (int k = 1; k < kStates; k++) finite = finite & le(abs(s[k]), limit);
+  BNB_INLINE Mask check(F32 raw, const F32* s, Mask finite) {
+    const F32 limit = set1(kLargestFloat);
+    for (int k = 0; k < kStates; k++) finite = finite & le(abs(s[k]), limit);
     const Mask skipped = le(abs(raw), skip_below);
     const Mask fine = finite | skipped;
     if (!all(fine)) [[unlikely]]
@@ -103,17 +102,20 @@ struct Guard {
 
 // Updates the float32 arrays of a tile in place.
 template <class Rule>
-BNB_INLINE Guard update_tile(const RuleConstants<F32>& c, const OptimizerScalars& k, float step_size, Tile& t) {
+BNB_INLINE Guard update_tile(const RuleConstants<F32>& c, const OptimizerJob& job, float step_size, Tile& t) {
+  const OptimizerScalars& k = job.scalars;
   const F32 decay = set1(k.decay), step = set1(-step_size), grad_scale = set1(k.grad_scale);
+  const F32 limit = set1(largest(job.p_dtype));
   Guard guard(k.skip_below);
   for (int i = 0; i < kTile; i += F32::width) {
     const F32 p = load(t.p + i), raw = load(t.g + i);
     F32 old[Rule::kStates], s[Rule::kStates];
     for (int j = 0; j < Rule::kStates; j++) s[j] = old[j] = load(t.s[j] + i);
     const F32 direction = Rule::direction(c, p, raw * grad_scale, s);
-    const Mask take = guard.template check<Rule::kStates>(raw, s);
+    const F32 moved = fma(step, direction, p * decay);
+    const Mask take = guard.template check<Rule::kStates>(raw, s, le(abs(moved), limit));
     for (int j = 0; j < Rule::kStates; j++) store(t.s[j] + i, select(take, s[j], old[j]));
-    store(t.p + i, select(take, fma(step, direction, p * decay), p));
+    store(t.p + i, select(take, moved, p));
   }
   return guard;
 }
@@ -122,6 +124,7 @@ BNB_INLINE Guard update_tile(const RuleConstants<F32>& c, const OptimizerScalars
 template <class Rule>
 BNB_INLINE void sum_squares(const RuleConstants<F32>& c, const OptimizerScalars& k, Tile& t, double* sums) {
   const F32 grad_scale = set1(k.grad_scale);
+  const F32 limit = set1(kLargestFloat);
   Guard guard(k.skip_below);
   F32 p2 = zero(), u2 = zero();
   for (int i = 0; i < kTile; i += F32::width) {
@@ -130,7 +133,7 @@ BNB_INLINE void sum_squares(const RuleConstants<F32>& c, const OptimizerScalars&
     for (int j = 0; j < Rule::kStates; j++) s[j] = load(t.s[j] + i);
     F32 u = Rule::direction(c, p, raw * grad_scale, s);
     if constexpr (__is_same(Rule, LarsRule)) u = raw * grad_scale;
-    const Mask take = guard.template check<Rule::kStates>(raw, s);
+    const Mask take = guard.template check<Rule::kStates>(raw, s, le(abs(p), limit) & le(abs(u), limit));
     p2 = p2 + select(take, p * p, zero());
     u2 = u2 + select(take, u * u, zero());
   }
@@ -174,7 +177,7 @@ int64_t step_chunk(const OptimizerJob& job, int64_t chunk, float scale) {
     const auto c = constants(job, kIsLars ? scale : 1.0f);
     const float step = kIsLars ? job.scalars.step : job.scalars.step * scale;
     for_each_tile<States, Rule>(job, chunk, [&](Tile& t) {
-      const Guard guard = update_tile<Rule>(c, job.scalars, step, t);
+      const Guard guard = update_tile<Rule>(c, job, step, t);
       nonfinite += guard.nonfinite - (kTile - t.n);
       if (guard.updated == 0) return;
       close_values(job, t);

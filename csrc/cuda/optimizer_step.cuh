@@ -5,8 +5,9 @@
 //   Tables                      what it keeps in shared memory, with load()
 //   aligned<Rule>(job)          whether its vectors fit the states of a job
 //   Plain<Rule, Run>            the states of plain tiles, of which a lane has Run neighbouring elements: load(tables,
-//                               tile, s) decodes; plain(top), given the largest magnitudes of the lane, is whether
-//                               store(tables, tile, s, top) may follow, and all lanes agree on it
+//                               tile, s) decodes; plain(top, fine), given the largest magnitudes of the lane and
+//                               whether its parameters are finite, is whether store(tables, tile, s, top) may follow,
+//                               and all lanes agree on it
 //   Single<Rule>(job, tile)     any tile, by elements: load(tables, state, i); set_scales(top), and then
 //                               store(tables, state, i, value)
 //   Raw<Rule>, fetch, decode    the bytes of a lane's states for the norms, and what they stand for
@@ -18,7 +19,7 @@
 //           parameters of an optimizer share theirs. Plain tiles have a loop for each dtype that parameter and gradient
 //           have in common, chosen per job: whole tiles in vectors, of which every element takes part. All others are
 //           for a function out of line, by single elements: the end of a parameter, addresses without alignment, two
-//           dtypes, gradients of 0 to be skipped, states that are not finite. When a job needs norms: a launch with
+//           dtypes, gradients of 0 to be skipped, values that are not finite. When a job needs norms: a launch with
 //           one block per chunk, one with a block per job, then the step.
 // Numerics  kernels/optimizer_rules.h in float32, p rounded once when stored. Squares are added in float32 over the
 //           elements of a lane in a tile, in float64 beyond that, in a fixed order. The count of elements that were
@@ -30,8 +31,6 @@
 #include "kernels/optimizer_rules.h"
 
 namespace bnb::cuda {
-
-constexpr float kMaxFloat = 3.402823466e+38f;
 
 // What the rules compute with.
 struct Scalar {
@@ -146,13 +145,13 @@ __device__ __forceinline__ void store_one(void* values, DType dtype, int64_t i, 
     static_cast<uint16_t*>(values)[i] = dtype == DType::float16 ? narrow<f16>(x).bits : narrow<bf16>(x).bits;
 }
 
-// Whether an element takes part: all new states finite, and not a zero gradient that is to be skipped. Counts those
-// that are not finite. An element beyond the end has a NaN for its gradient, which no rule lets pass: it is counted.
+// Whether an element takes part: all new states and what follows from them finite, and not a zero gradient that is to
+// be skipped. Counts those that are not finite. An element beyond the end has a NaN for its gradient, which no rule
+// lets pass: it is counted.
 template <int kStates>
-__device__ __forceinline__ bool takes_part(float raw, const Scalar* s, float skip_below, int& nonfinite) {
-  bool finite = true;
+__device__ __forceinline__ bool takes_part(float raw, const Scalar* s, bool finite, float skip_below, int& nonfinite) {
 #pragma unroll
-  for (int j = 0; j < kStates; j++) finite = finite && fabsf(s[j].v) <= kMaxFloat;
+  for (int j = 0; j < kStates; j++) finite = finite && fabsf(s[j].v) <= kLargestFloat;
   const bool skipped = fabsf(raw) <= skip_below;
   nonfinite += !finite && !skipped;
   return finite && !skipped;
@@ -190,9 +189,11 @@ BNB_OUT_OF_LINE int step_tile(const OptimizerJob& job, float scale, int64_t tile
     Scalar now[kStates];
     for (int j = 0; j < kStates; j++) now[j].v = s[j].v = states.load(tables, j, i);
     const Scalar direction = Rule::direction(c, Scalar{p}, Scalar{g * job.scalars.grad_scale}, now);
-    const bool take = takes_part<kStates>(g, now, job.scalars.skip_below, nonfinite);
+    const float moved = fmaf(-step, direction.v, p * job.scalars.decay);
+    const bool finite = fabsf(moved) <= largest(job.p_dtype);
+    const bool take = takes_part<kStates>(g, now, finite, job.scalars.skip_below, nonfinite);
     for (int j = 0; j < kStates; j++) s[j].v = take ? now[j].v : s[j].v;
-    p = take ? fmaf(-step, direction.v, p * job.scalars.decay) : p;
+    p = take ? moved : p;
     return take;
   };
   bool updated = false;
@@ -250,7 +251,7 @@ __device__ __forceinline__ void store_plain(T* first, const float (&x)[N]) {
   }
 }
 
-// Updates plain tiles from `tile` on, every `warps`-th, up to the first in which some new state is not finite: in all
+// Updates plain tiles from `tile` on, every `warps`-th, up to the first in which some new value is not finite: in all
 // others every element takes part. Returns the first tile that is not done. There is no call in its loop, around which
 // all the job's pointers would have to be kept.
 template <class T, class States, class Rule>
@@ -282,13 +283,14 @@ __device__ __forceinline__ int64_t step_plain_tiles(const OptimizerJob& job, flo
       for (int j = 0; j < Rule::kStates; j++) s[j][k] = now[j].v;
       p[k] = fmaf(-step, direction.v, p[k] * decay);
     }
-    float top[Rule::kStates];
+    float top[Rule::kStates], top_p = p[0];
+    for (int k = 1; k < N; k++) top_p = max_magnitude(top_p, p[k]);
 #pragma unroll
     for (int j = 0; j < Rule::kStates; j++) {
       top[j] = s[j][0];
       for (int k = 1; k < N; k++) top[j] = max_magnitude(top[j], s[j][k]);
     }
-    if (!states.plain(top)) break;
+    if (!states.plain(top, fabsf(top_p) <= kLargest<T>)) break;
     store_plain(all_p + first, p);
     states.store(tables, at, s, top);
   }
@@ -362,7 +364,8 @@ __device__ __forceinline__ void square_tile(const typename States::Tables& table
     const Scalar scaled{g[k] * job.scalars.grad_scale};
     Scalar u = Rule::direction(c, Scalar{p[k]}, scaled, now);
     if constexpr (Rule::kRule == UpdateRule::lars) u = scaled;
-    const bool take = takes_part<Rule::kStates>(g[k], now, job.scalars.skip_below, nonfinite);
+    const bool finite = fabsf(p[k]) <= kLargestFloat && fabsf(u.v) <= kLargestFloat;
+    const bool take = takes_part<Rule::kStates>(g[k], now, finite, job.scalars.skip_below, nonfinite);
     p2 += take ? p[k] * p[k] : 0.0f;
     u2 += take ? u.v * u.v : 0.0f;
   }

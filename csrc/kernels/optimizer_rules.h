@@ -141,11 +141,26 @@ BNB_INLINE void visit_rule(UpdateRule rule, const F& f) {
   }
 }
 
-// The scale of the update (lars: of the gradient) that the norms of the parameter and of the direction ask for.
+// The largest float32 that is finite when it is rounded to a parameter's dtype.
+constexpr float kLargestFloat = 3.402823466e+38f;
+template <class T>
+constexpr float kLargest = kLargestFloat;
+template <>
+inline constexpr float kLargest<f16> = 65519.996f;
+template <>
+inline constexpr float kLargest<bf16> = 3.3961773e+38f;
+
+BNB_INLINE float largest(DType dtype) {
+  return dtype == DType::float16 ? kLargest<f16> : dtype == DType::bfloat16 ? kLargest<bf16> : kLargestFloat;
+}
+
+// The scale of the update (lars: of the gradient) that the norms of the parameter and of the direction ask for. NaN
+// where a sum of squares has overflown: then no element is updated, and all are counted.
 BNB_INLINE float scale_from_norms(const OptimizerJob& job, double p, double direction) {
   const OptimizerScalars& k = job.scalars;
   const double u = direction * static_cast<double>(k.factor);
   if (job.unorm != nullptr) *job.unorm = static_cast<float>(u);
+  if (!(p <= static_cast<double>(kLargestFloat) && u <= static_cast<double>(kLargestFloat))) return __builtin_nanf("");
   if (p == 0 || u == 0) return 1.0f;
   if (job.rule == UpdateRule::lamb) return static_cast<float>(p / u);
   const double limit = static_cast<double>(k.max_unorm) * p;

@@ -36,6 +36,17 @@ SlotValue& slot_arg(const Argument& a, const char* expected) {
   return *slot;
 }
 
+// In the order of SlotValue.
+constexpr const char* kKinds[] = {"nothing", "a Tensor", "a quantized weight", "the scales of blocks"};
+
+template <size_t Kind>
+const auto& object_arg(const Argument& a) {
+  const SlotValue& slot = slot_arg(a, kKinds[Kind]);
+  const auto* object = std::get_if<Kind>(&slot);
+  check_argument(object != nullptr, a.op(), a.name(), " must be ", kKinds[Kind], ", got ", kKinds[slot.index()]);
+  return *object;
+}
+
 uint32_t array_length(const Argument& a, const char* expected) {
   uint32_t length = 0;
   bool is_array = false;
@@ -68,17 +79,9 @@ Signature::Signature(const char* text) {
   }
 }
 
-const Tensor& tensor_arg(const Argument& a) {
-  const Tensor& tensor = slot_arg(a, "a Tensor").tensor;
-  check_argument(tensor.defined(), a.op(), a.name(), " must be a Tensor, got a quantized weight");
-  return tensor;
-}
-
-const Quantized4Bit& quantized_arg(const Argument& a) {
-  const Quantized4Bit* q = slot_arg(a, "a quantized weight").quantized.get();
-  check_argument(q != nullptr, a.op(), a.name(), " must be a quantized weight, got a Tensor");
-  return *q;
-}
+const Tensor& tensor_arg(const Argument& a) { return object_arg<1>(a); }
+const Quantized4Bit& quantized_arg(const Argument& a) { return *object_arg<2>(a); }
+const Scales& scales_arg(const Argument& a) { return *object_arg<3>(a); }
 
 bool is_absent(const Argument& a) {
   double number;
@@ -166,6 +169,11 @@ void Results::put(const Tensor& t) {
 void Results::put(const Quantized4Bit& q) {
   const double device = static_cast<double>(env_.index_of(q.device()));
   write(env_.slots.add(std::make_unique<Quantized4Bit>(q)), -1, device, q.shape);
+}
+
+void Results::put(const Scales& s) {
+  const double device = static_cast<double>(env_.index_of(s.device()));
+  write(env_.slots.add(std::make_unique<Scales>(s)), -3, device, {s.blocks()});
 }
 
 void Results::put(const std::optional<Tensor>& t) {

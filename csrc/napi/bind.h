@@ -33,6 +33,7 @@ struct Argument {
 
 const Tensor& tensor_arg(const Argument& a);
 const Quantized4Bit& quantized_arg(const Argument& a);
+const Scales& scales_arg(const Argument& a);
 bool is_absent(const Argument& a);  // null, undefined, or 0 from run()
 double number_arg(const Argument& a);
 int64_t integer_arg(const Argument& a);
@@ -50,6 +51,8 @@ decltype(auto) arg(const Argument& a) {
     return a.env.device_at(integer_arg(a));
   } else if constexpr (std::is_same_v<T, Quantized4Bit>) {
     return quantized_arg(a);
+  } else if constexpr (std::is_same_v<T, Scales>) {
+    return scales_arg(a);
   } else if constexpr (std::is_same_v<T, Tensor>) {
     return tensor_arg(a);
   } else if constexpr (std::is_same_v<T, std::optional<Tensor>>) {
@@ -81,7 +84,7 @@ decltype(auto) arg(const Argument& a) {
 }
 
 // Writes the outputs of one call: per tensor [handle, dtype, device, ndim, dims...]; an absent one has handle 0,
-// a quantized weight dtype -1, a plain number dtype -2 and its value in place of the handle.
+// a quantized weight dtype -1, a plain number dtype -2 and its value in place of the handle, the scales of blocks -3.
 class Results {
  public:
   explicit Results(Env& env) : env_(env), at_(env.results + 1) {}
@@ -89,6 +92,7 @@ class Results {
 
   void put(const Tensor& t);
   void put(const Quantized4Bit& q);
+  void put(const Scales& s);
   void put(const std::optional<Tensor>& t);
   void put(double value);
   void put(int64_t value) { put(static_cast<double>(value)); }

@@ -12,9 +12,6 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::empty>("empty(shape, dtype, device)");
   b.bind<&ops::view>("view(x, shape, dtype, offset)");
   b.bind<&ops::to_device>("toDevice(x, device)");
-  b.bind<&ops::quantized_4bit>(
-      "quantized4bit(packed, absmax, nestedAbsmax, nestedCode, offset, shape, blocksize, nestedBlocksize, type, "
-      "dtype)");
 
   // matrix products
   b.bind<&ops::matmul>("matmul(a, b, transposeA, transposeB)");
@@ -50,6 +47,10 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::clamp>("clamp(x, low, high)");
   b.bind<&ops::clamp_backward>("clampBackward(dy, x, low, high)");
 
+  // softplus
+  b.bind<&ops::softplus>("softplus(x, beta, threshold)");
+  b.bind<&ops::softplus_backward>("softplusBackward(dy, x, beta, threshold)");
+
   // swiglu
   b.bind<&ops::swiglu>("swiglu(gate, up)");
   b.bind<&ops::swiglu_backward>("swigluBackward(dy, gate, up)");
@@ -71,9 +72,10 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::quantize_4bit>("quantize4bit(A, blocksize, quantType, quantStorage, absmax, out)");
   b.bind<&ops::dequantize_4bit>("dequantize4bit(A, dtype, out)");
   b.bind<&ops::quantize_blockwise>("quantizeBlockwise(A, code, isSigned, offset, blocksize, absmax, out)");
-  b.bind<&ops::dequantize_blockwise>(
-      "dequantizeBlockwise(A, code, absmax, nestedAbsmax, nestedCode, nestedOffset, blocksize, nestedBlocksize, "
-      "offset, dtype, out)");
+  b.bind<&ops::block_scales>("blockScales(absmax, nestedAbsmax, nestedCode, offset, blocksize, nestedBlocksize)");
+  b.bind<&ops::quantized_4bit>("quantized4bit(packed, scales, shape, type, dtype)");
+  b.bind<&ops::dequantize_blockwise>("dequantizeBlockwise(A, code, scales, dtype, out)");
+  b.bind<&ops::expand_scales>("expandScales(scales)");
   b.bind<&ops::mean_float64>("meanFloat64(x)");
   // elementwise
   b.bind<&ops::unary>("unary(op, x, exponent)");

@@ -1,5 +1,7 @@
 // The addon's functions that are not ops: setup, dispose, uploads, reads, devices, memory.
 
+#include <algorithm>
+
 #include "core/file.h"
 #include "core/graph.h"
 #include "core/transfer.h"
@@ -45,9 +47,9 @@ Device& device_of(Env& env, napi_value value) {
   return env.device_at(integer_arg({env, signature, value, 0}));
 }
 
-// setup(results: Float64Array, BnbError, warn): the buffer and the classes that the addon uses.
+// setup(results: Float64Array, BnbError, warn, clock: Float64Array): the buffers and the classes that the addon uses.
 napi_value setup(napi_env napi, napi_callback_info info) {
-  return guarded<3>(napi, info, "setup", [&](Env& env, napi_value* v) -> napi_value {
+  return guarded<4>(napi, info, "setup", [&](Env& env, napi_value* v) -> napi_value {
     void* data = nullptr;
     napi_get_typedarray_info(napi, v[0], nullptr, &env.results_capacity, &data, nullptr, nullptr);
     env.results = static_cast<double*>(data);
@@ -55,6 +57,9 @@ napi_value setup(napi_env napi, napi_callback_info info) {
     napi_create_reference(napi, v[0], 1, &keep);
     napi_create_reference(napi, v[1], 1, &env.error_class);
     napi_create_reference(napi, v[2], 1, &env.warn);
+    napi_get_typedarray_info(napi, v[3], nullptr, nullptr, &data, nullptr, nullptr);
+    napi_create_reference(napi, v[3], 1, &keep);
+    for (auto& device : env.devices) device->changes().share(static_cast<double*>(data));
     return nullptr;
   });
 }
@@ -76,6 +81,30 @@ napi_value dispose_handle(napi_env napi, napi_callback_info info, bool from_fina
 }
 napi_value dispose(napi_env napi, napi_callback_info info) { return dispose_handle(napi, info, false); }
 napi_value finalize(napi_env napi, napi_callback_info info) { return dispose_handle(napi, info, true); }
+
+// version(handle): how often the memory behind it was changed in place. changedAt(handle): the last time, on the clock.
+// Both 0 for a stale handle.
+template <class F>
+napi_value changes_of(napi_env napi, napi_callback_info info, const F& of) {
+  return guarded<1>(napi, info, "version", [&](Env& env, napi_value* v) {
+    int32_t handle = 0;
+    napi_get_value_int32(napi, v[0], &handle);
+    double most = 0;
+    if (const SlotValue* value = env.slots.find(handle)) {
+      const auto look = [&](const Tensor& t) { most = t.defined() ? std::max(most, of(t.changes())) : most; };
+      each_tensor(*value, look);
+    }
+    napi_value result;
+    napi_create_double(napi, most, &result);
+    return result;
+  });
+}
+napi_value version(napi_env napi, napi_callback_info info) {
+  return changes_of(napi, info, [](const Changes& c) { return static_cast<double>(c.count()); });
+}
+napi_value changed_at(napi_env napi, napi_callback_info info) {
+  return changes_of(napi, info, [](const Changes& c) { return c.last(); });
+}
 
 // fromBytes(bytes: Uint8Array, dtype, shape, device): one tensor in the results.
 napi_value from_bytes(napi_env napi, napi_callback_info info) {
@@ -372,6 +401,8 @@ void define_runtime(Env& env, napi_value exports) {
       {"setup", setup},
       {"dispose", dispose},
       {"finalize", finalize},
+      {"version", version},
+      {"changedAt", changed_at},
       {"fromBytes", from_bytes},
       {"read", read_async},
       {"readSync", read_sync},

@@ -4,24 +4,49 @@
 #include <cstdint>
 #include <memory>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "core/quantized.h"
 
 namespace bnb {
 
-// A tensor, a quantized weight, or neither.
-struct SlotValue {
-  Tensor tensor;
-  std::unique_ptr<Quantized4Bit> quantized;
+// What a handle stands for. Tensors lie in the table itself, the rarer and larger kinds beside it.
+using SlotValue = std::variant<std::monostate, Tensor, std::unique_ptr<Quantized4Bit>, std::unique_ptr<Scales>>;
 
-  bool empty() const { return !tensor.defined() && !quantized; }
-};
+// Calls f with each tensor that a value consists of.
+template <class F>
+void each_tensor(const SlotValue& value, const F& f) {
+  const auto scales = [&](const Scales& s) {
+    for (const Tensor* t : {&s.absmax, &s.nested_absmax, &s.nested_code, &s.offset}) f(*t);
+  };
+  if (const auto* t = std::get_if<Tensor>(&value)) f(*t);
+  if (const auto* q = std::get_if<std::unique_ptr<Quantized4Bit>>(&value)) {
+    f((*q)->packed);
+    scales((*q)->scales);
+  }
+  if (const auto* s = std::get_if<std::unique_ptr<Scales>>(&value)) scales(**s);
+}
 
 class Slots {
  public:
-  int32_t add(Tensor tensor) { return add(SlotValue{std::move(tensor), nullptr}); }
-  int32_t add(std::unique_ptr<Quantized4Bit> quantized) { return add(SlotValue{Tensor(), std::move(quantized)}); }
+  int32_t add(SlotValue value) {
+    uint32_t index;
+    if (!free_.empty()) {
+      index = free_.back();
+      free_.pop_back();
+    } else {
+      // The last index stays unused: with the last generation it is the handle of a disposed tensor.
+      check_argument(entries_.size() < kMaxIndex - 1, "tensor",
+                     "at most 1048575 tensors may be alive, got one more: dispose them or use tidy()");
+      index = static_cast<uint32_t>(entries_.size());
+      entries_.emplace_back();
+    }
+    Entry& e = entries_[index];
+    e.value = std::move(value);
+    live_++;
+    return -static_cast<int32_t>(e.generation << 20 | index);
+  }
 
   // Null when the handle is stale or was never one.
   SlotValue* find(int32_t handle) {
@@ -30,7 +55,7 @@ class Slots {
     const uint32_t index = bits & (kMaxIndex - 1);
     if (index >= entries_.size()) return nullptr;
     Entry& e = entries_[index];
-    if (e.generation != bits >> 20 || e.value.empty()) return nullptr;
+    if (e.generation != bits >> 20 || e.value.index() == 0) return nullptr;
     return &e.value;
   }
 
@@ -50,24 +75,6 @@ class Slots {
   int64_t live() const { return live_; }
 
  private:
-  int32_t add(SlotValue value) {
-    uint32_t index;
-    if (!free_.empty()) {
-      index = free_.back();
-      free_.pop_back();
-    } else {
-      // The last index stays unused: with the last generation it is the handle of a disposed tensor.
-      check_argument(entries_.size() < kMaxIndex - 1, "tensor",
-                     "at most 1048575 tensors may be alive, got one more: dispose them or use tidy()");
-      index = static_cast<uint32_t>(entries_.size());
-      entries_.emplace_back();
-    }
-    Entry& e = entries_[index];
-    e.value = std::move(value);
-    live_++;
-    return -static_cast<int32_t>(e.generation << 20 | index);
-  }
-
   static constexpr uint32_t kMaxIndex = 1u << 20;
   static constexpr uint32_t kMaxGeneration = (1u << 11) - 1;
   struct Entry {

@@ -175,15 +175,15 @@ void copy_into(const Tensor& dst, const Tensor& src, int32_t axis, int64_t start
   check_same_dtype(op, "dst", dst, "src", src);
   if (dst.ndim() == 0 && src.ndim() == 0) {
     check_shape(start == 0 && !position, op, "start must be 0 for scalars, got ", start);
-    return copy_slab(src.view({1}), 0, dst.view({1}), 0, 0, 1);
+    return copy_slab(src.view({1}), 0, dst.changed().view({1}), 0, 0, 1);
   }
   const int at = checked_axis(op, dst.shape(), axis);
   bool fits = src.ndim() == dst.ndim();
   for (int i = 0; fits && i < src.ndim(); i++) fits = i == at || src.shape()[i] == dst.shape()[i];
   check_shape(fits && start >= 0 && start <= dst.shape()[at] - src.shape()[at], op, "src must fit into dst ",
               dst.shape(), " along axis ", axis, " from ", start, ", got ", src.shape());
-  copy_slab(src, 0, dst, start, at, src.shape()[at],
-            position_arg(op, dst, position, dst.shape()[at] - src.shape()[at] - start + 1));
+  const Position where = position_arg(op, dst, position, dst.shape()[at] - src.shape()[at] - start + 1);
+  copy_slab(src, 0, dst.changed(), start, at, src.shape()[at], where);
 }
 
 Tensor full(const Shape& shape, double value, DType dtype, Device& device) {

@@ -74,7 +74,7 @@ void embedding_renorm(const Tensor& ids, const Tensor& weight, float max_norm, f
   enqueue(kernels::embedding_renorm, weight.device(),
           EmbeddingRenormArgs{
               .ids = ids.ptr<int32_t>(),
-              .weight = weight.data(),
+              .weight = weight.changed().data(),
               .count = ids.numel(),
               .rows = weight.shape()[0],
               .cols = weight.shape()[1],

@@ -3,8 +3,8 @@
 #include "kernels/embedding_4bit.h"
 
 #include "ops/ops.h"
+#include "ops/quantized_view.h"
 #include "ops/validate.h"
-#include "ops/weight_4bit.h"
 
 namespace bnb::ops {
 

@@ -10,8 +10,8 @@
 #include "kernels/reduce.h"
 #include "ops/linear_4bit_plan.h"
 #include "ops/ops.h"
+#include "ops/quantized_view.h"
 #include "ops/validate.h"
-#include "ops/weight_4bit.h"
 
 namespace bnb::ops {
 namespace {
@@ -142,7 +142,7 @@ void linear_4bit_into(const Tensor& x, const Quantized4Bit& weight, const std::o
   check_same_device(op, x, out);
   check_shape_is(op, "out", out, shape);
   check_argument(!out.shares_storage(x), op, "out must not share memory with x");
-  product(op, x, weight, bias, std::nullopt, out);
+  product(op, x, weight, bias, std::nullopt, out.changed());
 }
 
 std::tuple<std::optional<Tensor>, std::optional<Tensor>> linear_4bit_backward(const Tensor& dy,

@@ -25,11 +25,6 @@ Tensor empty(const Shape& shape, DType dtype, Device& device);
 Tensor view(const Tensor& x, const Shape& shape, DType dtype, int64_t offset);
 // A copy of x on another device (or on the same one).
 Tensor to_device(const Tensor& x, Device& device);
-// A handle over a packed 4-bit tensor and its statistics; shares their memory.
-Quantized4Bit quantized_4bit(const Tensor& packed, const Tensor& absmax, const std::optional<Tensor>& nested_absmax,
-                             const std::optional<Tensor>& nested_code, const std::optional<Tensor>& offset,
-                             const Shape& shape, int64_t blocksize, int64_t nested_blocksize, QuantType type,
-                             DType dtype);
 
 // ---- matrix products (ops/matmul.cc)
 // a[..., M, K] b[..., K, N], where b may be one matrix for all; a transposed operand is stored with its last two
@@ -99,6 +94,11 @@ Tensor rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
 Tensor clamp(const Tensor& x, double low, double high);
 Tensor clamp_backward(const Tensor& dy, const Tensor& x, double low, double high);
 
+// ---- softplus (ops/softplus.cc)
+// log(1 + exp(beta x)) / beta, and x where beta x > threshold.
+Tensor softplus(const Tensor& x, double beta, double threshold);
+Tensor softplus_backward(const Tensor& dy, const Tensor& x, double beta, double threshold);
+
 // ---- swiglu (ops/swiglu.cc)
 // silu(gate) * up.
 Tensor swiglu(const Tensor& gate, const Tensor& up);
@@ -138,11 +138,19 @@ Tensor dequantize_4bit(const Quantized4Bit& w, DType dtype, const std::optional<
 std::tuple<Tensor, Tensor> quantize_blockwise(const Tensor& x, const std::optional<Tensor>& code, bool is_signed,
                                               const std::optional<Tensor>& offset, int64_t blocksize,
                                               const std::optional<Tensor>& absmax, const std::optional<Tensor>& out);
-// code[codes] * scale + offset as dtype; the scales may be double quantized.
-Tensor dequantize_blockwise(const Tensor& codes, const Tensor& code, const Tensor& absmax,
-                            const std::optional<Tensor>& nested_absmax, const std::optional<Tensor>& nested_code,
-                            const std::optional<Tensor>& nested_offset, int64_t blocksize, int64_t nested_blocksize,
-                            const std::optional<Tensor>& offset, DType dtype, const std::optional<Tensor>& out);
+// A handle over the scales of blocks, shared by both widths; shares the memory of its tensors. Its users check the
+// blocksize, whose limits differ.
+Scales block_scales(const Tensor& absmax, const std::optional<Tensor>& nested_absmax,
+                    const std::optional<Tensor>& nested_code, const std::optional<Tensor>& offset, int64_t blocksize,
+                    int64_t nested_blocksize);
+// A handle over a packed 4-bit tensor and its scales; shares their memory.
+Quantized4Bit quantized_4bit(const Tensor& packed, const Scales& scales, const Shape& shape, QuantType type,
+                             DType dtype);
+// code[codes] * scale as dtype.
+Tensor dequantize_blockwise(const Tensor& codes, const Tensor& code, const Scales& scales, DType dtype,
+                            const std::optional<Tensor>& out);
+// Double quantized scales as float32 [blocks].
+Tensor expand_scales(const Scales& scales);
 // The mean of a float32 tensor, summed in float64 and rounded once.
 Tensor mean_float64(const Tensor& x);
 // ---- elementwise (ops/elementwise.cc, kernels/elementwise.h)

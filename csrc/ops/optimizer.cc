@@ -64,16 +64,19 @@ class Cursor {
  public:
   Cursor(const std::vector<Tensor>& tensors, Device& device) : tensors_(tensors), device_(device) {}
 
-  const Tensor& next(int64_t parameter, const char* name) {
+  // What all parameters so far will have written to when the step has run.
+  const std::vector<const Tensor*>& written() const { return written_; }
+  const Tensor& next(int64_t parameter, const char* name, bool is_written) {
     check_argument(at_ < tensors_.size(), kStep, "parameter ", parameter, " lacks its ", name);
     const Tensor& t = tensors_[at_++];
     check_argument(t.defined(), kStep, name, " of parameter ", parameter, " must be a Tensor, got null");
     check_device(&t.device() == &device_, kStep, name, " of parameter ", parameter, " must be on ", device_.str(),
                  ", got ", t.device().str());
+    if (is_written) written_.push_back(&t);
     return t;
   }
-  void* next(int64_t parameter, const char* name, DType dtype, int64_t numel) {
-    const Tensor& t = next(parameter, name);
+  void* next_state(int64_t parameter, const char* name, DType dtype, int64_t numel) {
+    const Tensor& t = next(parameter, name, true);
     check_dtype(t.dtype() == dtype, kStep, name, " of parameter ", parameter, " must be ", name_of(dtype), ", got ",
                 name_of(t.dtype()));
     check_shape(t.numel() == numel, kStep, name, " of parameter ", parameter, " must have ", numel, " elements, got ",
@@ -86,13 +89,14 @@ class Cursor {
   const std::vector<Tensor>& tensors_;
   Device& device_;
   size_t at_ = 0;
+  std::vector<const Tensor*> written_;
 };
 
 OptimizerJob next_job(Cursor& cursor, const Options& o, int64_t parameter) {
   const auto rule = static_cast<UpdateRule>(static_cast<int32_t>(o.rule));
   const bool is_8bit = o.bits == 8;
-  const Tensor& p = cursor.next(parameter, "p");
-  const Tensor& g = cursor.next(parameter, "g");
+  const Tensor& p = cursor.next(parameter, "p", true);
+  const Tensor& g = cursor.next(parameter, "g", false);
   check_dtype(is_float(p.dtype()), kStep, "parameter ", parameter, " must be float32, float16 or bfloat16, got ",
               name_of(p.dtype()));
   check_dtype(is_float(g.dtype()), kStep, "g of parameter ", parameter, " must be float32, float16 or bfloat16, got ",
@@ -112,12 +116,13 @@ OptimizerJob next_job(Cursor& cursor, const Options& o, int64_t parameter) {
   job.g_dtype = g.dtype();
   job.rule = rule;
   job.scalars = scalars(rule, o);
-  job.state1 = cursor.next(parameter, "state1", state, rows * n);
-  if (has_second) job.state2 = cursor.next(parameter, "state2", state, n);
-  if (is_8bit) job.absmax1 = static_cast<float*>(cursor.next(parameter, "absmax1", DType::float32, rows * blocks));
+  job.state1 = cursor.next_state(parameter, "state1", state, rows * n);
+  if (has_second) job.state2 = cursor.next_state(parameter, "state2", state, n);
+  if (is_8bit)
+    job.absmax1 = static_cast<float*>(cursor.next_state(parameter, "absmax1", DType::float32, rows * blocks));
   if (is_8bit && has_second)
-    job.absmax2 = static_cast<float*>(cursor.next(parameter, "absmax2", DType::float32, blocks));
-  if (o.has_unorm != 0) job.unorm = static_cast<float*>(cursor.next(parameter, "unormVec", DType::float32, 1));
+    job.absmax2 = static_cast<float*>(cursor.next_state(parameter, "absmax2", DType::float32, blocks));
+  if (o.has_unorm != 0) job.unorm = static_cast<float*>(cursor.next_state(parameter, "unormVec", DType::float32, 1));
   return job;
 }
 
@@ -189,6 +194,8 @@ void optimizer_step(const std::vector<Tensor>& tensors, const std::vector<double
                  "tensors must belong to the parameters, got more than their options ask for");
   run(kernels::optimizer_32bit, jobs32, chunks32, nonfinite);
   run(kernels::optimizer_8bit, jobs8, chunks8, nonfinite);
+  for (const Tensor* t : cursor.written()) t->changed();
+  nonfinite.changed();
 }
 
 Tensor clip_gradients(const std::vector<Tensor>& gradients, int32_t rule, double limit) {
@@ -205,8 +212,8 @@ Tensor clip_gradients(const std::vector<Tensor>& gradients, int32_t rule, double
                  g.device().str());
     check_dtype(is_float(g.dtype()), op, "gradients must be float32, float16 or bfloat16, got ", name_of(g.dtype()));
     if (g.numel() == 0) continue;
-    chunks =
-        append(jobs, ClipJob{.g = g.data(), .n = g.numel(), .first_chunk = 0, .dtype = g.dtype()}, chunks, kClipChunk);
+    chunks = append(jobs, ClipJob{.g = g.changed().data(), .n = g.numel(), .first_chunk = 0, .dtype = g.dtype()},
+                    chunks, kClipChunk);
   }
   const Tensor list = upload_vector(jobs, device);
   const Tensor partials = Tensor::empty({chunks}, DType::float64, device);

@@ -2,6 +2,7 @@
 #include "kernels/quantize_4bit.h"
 
 #include "ops/ops.h"
+#include "ops/quantized_view.h"
 #include "ops/validate.h"
 
 namespace bnb::ops {
@@ -10,8 +11,7 @@ std::tuple<Tensor, Tensor> quantize_4bit(const Tensor& x, int64_t blocksize, Qua
                                          const std::optional<Tensor>& absmax, const std::optional<Tensor>& out) {
   constexpr const char* op = "quantize4bit";
   check_float(op, "A", x);
-  check_option(blocksize >= 32 && blocksize <= 4096 && (blocksize & (blocksize - 1)) == 0, op,
-               "blocksize must be one of 32, 64, 128, 256, 512, 1024, 2048, 4096, got ", blocksize);
+  check_blocksize(op, "blocksize", blocksize, 32);
   check_option(static_cast<int>(type) >= 0 && static_cast<int>(type) <= 3, op,
                "quantType is unknown: ", static_cast<int>(type));
   check_option(type != QuantType::af4 || blocksize == 64, op, "af4 needs blocksize 64, got ", blocksize);
@@ -32,8 +32,8 @@ std::tuple<Tensor, Tensor> quantize_4bit(const Tensor& x, int64_t blocksize, Qua
     check_shape(absmax->numel() == blocks, op, "absmax must have ", blocks, " elements, got ", absmax->numel());
   }
 
-  const Tensor packed = out ? *out : Tensor::empty({nbytes / size, 1}, storage, x.device());
-  const Tensor scales = absmax ? *absmax : Tensor::empty({blocks}, DType::float32, x.device());
+  const Tensor packed = out ? out->changed() : Tensor::empty({nbytes / size, 1}, storage, x.device());
+  const Tensor scales = absmax ? absmax->changed() : Tensor::empty({blocks}, DType::float32, x.device());
   if (n > 0) {
     enqueue(kernels::quantize_4bit, x.device(),
             Quantize4BitArgs{
@@ -49,6 +49,22 @@ std::tuple<Tensor, Tensor> quantize_4bit(const Tensor& x, int64_t blocksize, Qua
   return {packed, scales};
 }
 
+Quantized4Bit quantized_4bit(const Tensor& packed, const Scales& scales, const Shape& shape, QuantType type,
+                             DType dtype) {
+  constexpr const char* op = "quantized4bit";
+  const int64_t blocksize = scales.blocksize;
+  check_blocksize(op, "blocksize", blocksize, 32);
+  check_option(static_cast<int>(type) >= 0 && static_cast<int>(type) <= 3, op, "unknown quantType ",
+               static_cast<int>(type));
+  check_dtype(is_float(dtype), op, "dtype must be float32, float16 or bfloat16");
+  check_same_device(op, packed, scales.absmax);
+  const int64_t n = shape.numel(), blocks = (n + blocksize - 1) / blocksize, nbytes = (n + 1) / 2;
+  check_shape(static_cast<int64_t>(packed.nbytes()) == nbytes, op, "packed must have ", nbytes, " bytes for shape ",
+              shape, ", got ", packed.nbytes());
+  check_shape(scales.blocks() == blocks, op, "absmax must have ", blocks, " elements, got ", scales.blocks());
+  return {.packed = packed, .scales = scales, .shape = shape, .type = type, .dtype = dtype};
+}
+
 Tensor dequantize_4bit(const Quantized4Bit& w, DType dtype, const std::optional<Tensor>& out) {
   constexpr const char* op = "dequantize4bit";
   check_dtype(is_float(dtype), op, "the result must be float32, float16 or bfloat16, got ", name_of(dtype));
@@ -57,19 +73,15 @@ Tensor dequantize_4bit(const Quantized4Bit& w, DType dtype, const std::optional<
     check_dtype_is(op, "out", *out, dtype);
     check_shape_is(op, "out", *out, w.shape);
   }
-  const Tensor y = out ? *out : Tensor::empty(w.shape, dtype, w.device());
+  const Tensor y = out ? out->changed() : Tensor::empty(w.shape, dtype, w.device());
   if (y.numel() > 0) {
     enqueue(kernels::dequantize_4bit, w.device(),
             Dequantize4BitArgs{
                 .packed = w.packed.ptr<uint8_t>(),
-                .scales = {.absmax = w.absmax.data(),
-                           .nested_absmax = w.is_nested() ? w.nested_absmax.ptr<float>() : nullptr,
-                           .nested_code = w.is_nested() ? w.nested_code.ptr<float>() : nullptr,
-                           .offset = w.is_nested() ? w.offset.ptr<float>() : nullptr,
-                           .nested_blocksize = w.nested_blocksize},
+                .scales = scales_view(w.scales),
                 .y = y.data(),
                 .n = y.numel(),
-                .blocksize = w.blocksize,
+                .blocksize = w.scales.blocksize,
                 .type = w.type,
                 .dtype = dtype,
             });

@@ -24,8 +24,6 @@ struct CopyArgs {
   size_t nbytes;
 };
 
-bool is_blocksize(int64_t n, int64_t smallest) { return n >= smallest && n <= 4096 && (n & (n - 1)) == 0; }
-
 void check_known(const char* op, DType dtype) {
   const int code = static_cast<int>(dtype);
   check_dtype(code >= 0 && code < kDTypeCount, op, "unknown dtype ", code);
@@ -86,49 +84,6 @@ Tensor to_device(const Tensor& x, Device& device) {
         if (error) throw *error;
       });
   return y;
-}
-
-Quantized4Bit quantized_4bit(const Tensor& packed, const Tensor& absmax, const std::optional<Tensor>& nested_absmax,
-                             const std::optional<Tensor>& nested_code, const std::optional<Tensor>& offset,
-                             const Shape& shape, int64_t blocksize, int64_t nested_blocksize, QuantType type,
-                             DType dtype) {
-  constexpr const char* op = "quantized4bit";
-  const bool nested = nested_absmax.has_value();
-  check_option(is_blocksize(blocksize, 32), op, "blocksize must be a power of two from 32 to 4096, got ", blocksize);
-  check_option(static_cast<int>(type) >= 0 && static_cast<int>(type) <= 3, op, "unknown quantType ",
-               static_cast<int>(type));
-  check_dtype(is_float(dtype), op, "dtype must be float32, float16 or bfloat16");
-  check_argument(nested == nested_code.has_value() && nested == offset.has_value(), op,
-                 "nested statistics need all of nestedAbsmax, nestedCode and offset");
-  const int64_t n = shape.numel(), blocks = (n + blocksize - 1) / blocksize, nbytes = (n + 1) / 2;
-  check_shape(static_cast<int64_t>(packed.nbytes()) == nbytes, op, "packed must have ", nbytes, " bytes for shape ",
-              shape, ", got ", packed.nbytes());
-  check_shape(absmax.numel() == blocks, op, "absmax must have ", blocks, " elements, got ", absmax.numel());
-  check_dtype_is(op, "absmax", absmax, nested ? DType::uint8 : DType::float32);
-  check_same_device(op, packed, absmax);
-  if (nested) {
-    check_option(is_blocksize(nested_blocksize, 64), op, "nestedBlocksize must be a power of two from 64 to 4096, got ",
-                 nested_blocksize);
-    const int64_t groups = (blocks + nested_blocksize - 1) / nested_blocksize;
-    check_dtype_is(op, "nestedAbsmax", *nested_absmax, DType::float32);
-    check_dtype_is(op, "nestedCode", *nested_code, DType::float32);
-    check_dtype_is(op, "offset", *offset, DType::float32);
-    check_shape(nested_absmax->numel() == groups, op, "nestedAbsmax must have ", groups, " elements, got ",
-                nested_absmax->numel());
-    check_shape(nested_code->numel() == 256, op, "nestedCode must have 256 elements, got ", nested_code->numel());
-    check_shape(offset->numel() == 1, op, "offset must have 1 element, got ", offset->numel());
-    check_same_device(op, packed, *nested_absmax, *nested_code, *offset);
-  }
-  return {.packed = packed,
-          .absmax = absmax,
-          .nested_absmax = nested ? *nested_absmax : Tensor(),
-          .nested_code = nested ? *nested_code : Tensor(),
-          .offset = nested ? *offset : Tensor(),
-          .shape = shape,
-          .blocksize = blocksize,
-          .nested_blocksize = nested ? nested_blocksize : 0,
-          .type = type,
-          .dtype = dtype};
 }
 
 }  // namespace bnb::ops

@@ -36,6 +36,17 @@ inline void check_shape_is(const char* op, const char* name, const Tensor& t, co
   check_shape(t.shape() == shape, op, name, " must have shape ", shape, ", got ", t.shape());
 }
 
+inline void check_numel(const char* op, const char* name, const Tensor& t, int64_t n) {
+  check_shape(t.numel() == n, op, name, " must have ", n, " elements, got ", t.numel());
+}
+
+// A power of two from `smallest` (32 in 4 bits, 64 in 8) to 4096.
+inline void check_blocksize(const char* op, const char* name, int64_t blocksize, int64_t smallest) {
+  check_option(blocksize >= smallest && blocksize <= 4096 && (blocksize & (blocksize - 1)) == 0, op, name,
+               " must be one of ", smallest == 32 ? "32, " : "", "64, 128, 256, 512, 1024, 2048, 4096, got ",
+               blocksize);
+}
+
 // An int32 [1] beside x, whose value the kernel checks: it must stay below `limit`.
 inline Position position_arg(const char* op, const Tensor& x, const std::optional<Tensor>& position, int64_t limit) {
   if (!position) return {};

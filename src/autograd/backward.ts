@@ -11,8 +11,9 @@ import { noGrad } from "./no-grad.js";
 
 /**
  * Computes the gradient of `root` with respect to every leaf that requires one and adds it to the leaf's `grad`.
- * The graph is freed on the way; a second backward through it throws ERR_BNB_ARGUMENT. Nothing waits: gradients
- * are queued like any op.
+ * The graph is freed on the way; a second backward through it throws ERR_BNB_ARGUMENT, and so does one through an op
+ * of which a tensor that its gradient needs was changed in place since: an optimizer's step, a `copyInto`, an `out`, a
+ * replayed graph. Nothing has changed then. Nothing waits: gradients are queued like any op.
  *
  * `gradient` [shape and dtype of root] is the gradient of the final result with respect to `root`; without it `root`
  * must have one element.
@@ -33,7 +34,8 @@ export function backward(root: Tensor, gradient?: Tensor): void {
   }
   if (gradient && (gradient.shape.join(", ") !== shape || gradient.dtype !== root.dtype)) {
     const came = `${gradient.dtype} [${gradient.shape.join(", ")}]`;
-    throw new BnbError("ERR_BNB_SHAPE", `backward: the gradient must be ${root.dtype} [${shape}], got ${came}`);
+    const code = gradient.dtype === root.dtype ? "ERR_BNB_SHAPE" : "ERR_BNB_DTYPE";
+    throw new BnbError(code, `backward: the gradient must be ${root.dtype} [${shape}], got ${came}`);
   }
   noGrad(() => tidy(() => runTape(root, gradient)));
 }
@@ -85,6 +87,11 @@ function reachable(root: GradNode): GradNode[] {
     if (!node.apply) {
       const rule = "backward: the graph was freed by an earlier backward; run the forward pass again";
       throw new BnbError("ERR_BNB_ARGUMENT", `${rule} (at ${node.name})`);
+    }
+    const changed = node.changed();
+    if (changed) {
+      const rule = `backward: ${changed} must be as it was in the forward pass, got one changed in place since`;
+      throw new BnbError("ERR_BNB_ARGUMENT", `${rule}; run the forward pass again`);
     }
     for (const edge of node.edges) if (edge instanceof GradNode) seen.add(edge);
   }

@@ -1,6 +1,7 @@
 // defineOp: the only way to make a differentiable op.
+import { NativeObject } from "../tensor/native-object.js";
 import { Tensor } from "../tensor/tensor.js";
-import type { Edge } from "./graph.js";
+import type { Edge, Saved } from "./graph.js";
 import { GradNode } from "./graph.js";
 import { isGradEnabled, noGrad } from "./no-grad.js";
 
@@ -8,7 +9,7 @@ import { isGradEnabled, noGrad } from "./no-grad.js";
 export interface OpContext<Saved extends readonly unknown[] = readonly unknown[]> {
   /**
    * Keeps values for `backward`. Each tensor among them is a holder of its own, so disposing the original is safe;
-   * numbers and options are kept as they are.
+   * changing it in place is not, and makes backward() throw. Numbers and options are kept as they are.
    */
   save(...values: Saved): void;
   readonly saved: Saved;
@@ -40,15 +41,26 @@ export interface OpSpec<Args extends unknown[], Saved extends readonly unknown[]
 
 class Recorder implements OpContext {
   saved: readonly unknown[] = [];
+  /** Those of the saved values that lie in native memory. */
+  readonly objects: Saved[] = [];
   readonly #wanted: readonly boolean[] | null;
+  readonly #args: readonly unknown[];
 
   /** Null when no graph is built. */
-  constructor(wanted: readonly boolean[] | null) {
+  constructor(wanted: readonly boolean[] | null, args: readonly unknown[]) {
     this.#wanted = wanted;
+    this.#args = args;
   }
 
   save(...values: readonly unknown[]): void {
-    if (this.#wanted) this.saved = values.map((value) => (value instanceof Tensor ? value.alias(false) : value));
+    if (this.#wanted) this.saved = values.map((value) => this.#keep(value));
+  }
+
+  #keep(value: unknown): unknown {
+    if (!(value instanceof NativeObject)) return value;
+    const object = value instanceof Tensor ? value.alias(false) : value;
+    this.objects.push({ object, argument: this.#args.indexOf(value) });
+    return object;
   }
 
   needs(i: number): boolean {
@@ -57,7 +69,7 @@ class Recorder implements OpContext {
 }
 
 /** What ops outside a graph get: it keeps nothing, so one serves them all. */
-const forgetful = new Recorder(null);
+const forgetful = new Recorder(null, []);
 
 type Input = Tensor | null | readonly Tensor[];
 
@@ -73,7 +85,7 @@ export function defineOp<Args extends unknown[], Saved extends readonly unknown[
       return spec.forward(forgetful as unknown as OpContext<Saved>, ...args);
     }
     const inputs = tensorInputs(args);
-    const recorder = new Recorder(inputs.map(wantsGradient));
+    const recorder = new Recorder(inputs.map(wantsGradient), args);
     const ctx = recorder as unknown as OpContext<Saved>;
     const y = noGrad(() => spec.forward(ctx, ...args));
     const edges = inputs.flat().map(edgeTo);
@@ -81,7 +93,7 @@ export function defineOp<Args extends unknown[], Saved extends readonly unknown[
     y.node = new GradNode(
       spec.name,
       edges,
-      recorder.saved.filter((value) => value instanceof Tensor),
+      recorder.objects,
       (dy) => (spec.backward as NonNullable<typeof spec.backward>)(ctx, dy).flat() as (Tensor | null)[],
     );
     return y;

@@ -70,8 +70,15 @@ function packageVersion(): string {
   return (JSON.parse(manifest) as { version: string }).version;
 }
 
+/** Nobody reads any more, as in `bnb demo | head -1`: ends as a program that the signal SIGPIPE ended. */
+function endQuietly(error: NodeJS.ErrnoException): void {
+  if (error.code !== "EPIPE") throw error;
+  process.exit(141);
+}
+
 // Tests import this file; only as the program it runs by itself.
 if (typeof require !== "undefined" && require.main === module) {
+  for (const output of [process.stdout, process.stderr]) output.on("error", endQuietly);
   void main(process.argv.slice(2)).then((code) => {
     process.exitCode = code;
   });

@@ -2,11 +2,14 @@
 // Only A and B learn; the base may be a Linear or a quantized layer, its class does not matter here.
 import type { UnaryModule } from "../nn/index.js";
 import { Dropout, init, Module, Parameter } from "../nn/index.js";
+import { aModule } from "../nn/module.js";
 import type { Generator } from "../ops/index.js";
 import { add, cast, linear, mul } from "../ops/index.js";
+import { aGenerator } from "../ops/random.js";
+import { aDevice, aFiniteNumber, aNumberIn, anInteger, checkArgument } from "../tensor/checks.js";
 import { zeros } from "../tensor/create.js";
-import type { Device } from "../tensor/device.js";
-import { BnbError } from "../tensor/errors.js";
+import type { DeviceLike } from "../tensor/device.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 
 /** What an adapter needs of its base: a module that maps [..., inFeatures] to [..., outFeatures]. */
@@ -23,9 +26,19 @@ export interface LoraOptions {
   loraAlpha?: number;
   /** Probability of dropping an input of A while training. Default 0. */
   loraDropout?: number;
-  device?: Device;
+  device?: DeviceLike;
   generator?: Generator;
 }
+
+/** @internal For functions that take more than these. */
+export const loraChecks = {
+  r: anInteger(1),
+  loraAlpha: aFiniteNumber,
+  loraDropout: aNumberIn(0, 1),
+  device: aDevice,
+  generator: aGenerator,
+};
+const loraOptions = optionTable<LoraOptions>(loraChecks);
 
 /**
  * `y = base(x) + loraAlpha / r * dropout(x) A^T B^T`.
@@ -42,11 +55,11 @@ export class LoraLinear extends Module {
   loraDropout: Dropout;
   readonly scaling: number;
 
-  constructor(base: LinearLike, { r = 8, loraAlpha = 8, loraDropout = 0, device, generator }: LoraOptions = {}) {
+  constructor(base: LinearLike, options: LoraOptions = {}) {
     super();
-    if (!(Number.isInteger(r) && r > 0)) {
-      throw new BnbError("ERR_BNB_OPTION", `loraLinear: r must be a positive integer, got ${r}`);
-    }
+    checkArgument("LoraLinear", "base", base, aModule);
+    checkOptions("LoraLinear", options, loraOptions);
+    const { r = 8, loraAlpha = 8, loraDropout = 0, device, generator } = options;
     const { inFeatures, outFeatures } = base;
     const bound = 1 / Math.sqrt(inFeatures);
     this.baseLayer = base;

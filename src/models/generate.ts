@@ -1,7 +1,21 @@
 // Text generation as an async iterator: one forward pass and one awaited read per token, so that the event loop
 // turns between tokens however long the text becomes.
+import { types } from "node:util";
 import type { SamplingOptions } from "../ops/index.js";
+import { samplingChecks } from "../ops/sample-token.js";
+import {
+  aBoolean,
+  aFunction,
+  anAbortSignal,
+  anInteger,
+  anObjectWith,
+  arrayOf,
+  checkArgument,
+  either,
+} from "../tensor/checks.js";
+import { describe } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import type { CausalLM } from "./causal-lm.js";
 import { Decoder } from "./decoder.js";
 
@@ -22,6 +36,18 @@ export interface GenerateOptions extends SamplingOptions {
   graph?: boolean;
 }
 
+const generateOptions = optionTable<GenerateOptions>({
+  ...samplingChecks,
+  maxNewTokens: anInteger(0),
+  seed: anInteger(0),
+  stop: either(arrayOf(anInteger(0), "an array of token ids"), aFunction),
+  signal: anAbortSignal,
+  graph: aBoolean,
+});
+
+/** Token ids in JavaScript's memory; int64 ids are taken where they fit. */
+export type Prompt = readonly number[] | Int32Array | Uint8Array | BigInt64Array;
+
 /**
  * Yields the tokens that follow `prompt`, one by one.
  *
@@ -33,39 +59,28 @@ export interface GenerateOptions extends SamplingOptions {
  */
 export async function* generate(
   model: CausalLM,
-  prompt: readonly number[] | Int32Array | Uint8Array,
+  prompt: Prompt,
   options: GenerateOptions = {},
 ): AsyncGenerator<number, void, undefined> {
+  checkArgument("generate", "model", model, anObjectWith("a language model", "forward", "createCache"));
+  checkOptions("generate", options, generateOptions);
   const { maxNewTokens = 128, seed = 0, stop = [], signal, graph = model.device.type === "cuda" } = options;
   const { maxPositionEmbeddings, vocabSize } = model.config;
-  if (!(Number.isInteger(maxNewTokens) && maxNewTokens >= 0)) {
-    throw new BnbError(
-      "ERR_BNB_OPTION",
-      `generate: maxNewTokens must be an integer of at least 0, got ${maxNewTokens}`,
-    );
-  }
-  if (prompt.length === 0 || prompt.length > maxPositionEmbeddings) {
-    const range = `between 1 and ${maxPositionEmbeddings} tokens`;
-    throw new BnbError("ERR_BNB_ARGUMENT", `generate: the prompt must have ${range}, got ${prompt.length}`);
-  }
-  for (const id of prompt) {
-    if (Number.isInteger(id) && id >= 0 && id < vocabSize) continue;
-    throw new BnbError("ERR_BNB_ARGUMENT", `generate: a token id must lie in 0..${vocabSize - 1}, got ${id}`);
-  }
+  const ids = promptIds(prompt, maxPositionEmbeddings, vocabSize);
   throwIfAborted(signal);
 
   const made: number[] = [];
   const isEnd = typeof stop === "function" ? () => stop(made) : () => stop.includes(made.at(-1) as number);
   // The last token made is never fed back, so it needs no position.
-  const count = Math.min(maxNewTokens, maxPositionEmbeddings - prompt.length + 1);
+  const count = Math.min(maxNewTokens, maxPositionEmbeddings - ids.length + 1);
   if (count === 0) return;
 
-  const cache = model.createCache(1, prompt.length + count - 1);
+  const cache = model.createCache(1, ids.length + count - 1);
   const { temperature, topK, topP } = options;
   const decoder = new Decoder(model, cache, { temperature, topK, topP, seed, graph });
   try {
     while (made.length < count) {
-      const token = await (made.length === 0 ? decoder.start(Int32Array.from(prompt)) : decoder.next());
+      const token = await (made.length === 0 ? decoder.start(ids) : decoder.next());
       throwIfAborted(signal);
       made.push(token);
       yield token;
@@ -76,6 +91,27 @@ export async function* generate(
     decoder.dispose();
     cache.dispose();
   }
+}
+
+/** A checked copy. Throws ERR_BNB_ARGUMENT. */
+function promptIds(prompt: Prompt, most: number, vocabSize: number): Int32Array {
+  if (!Array.isArray(prompt) && !types.isTypedArray(prompt)) {
+    const advice = "read a Tensor first: await ids.data()";
+    const rule = `generate: prompt must be an array or TypedArray of token ids (${advice})`;
+    throw new BnbError("ERR_BNB_ARGUMENT", `${rule}, got ${describe(prompt)}`);
+  }
+  if (prompt.length === 0 || prompt.length > most) {
+    const range = `between 1 and ${most} tokens`;
+    throw new BnbError("ERR_BNB_ARGUMENT", `generate: the prompt must have ${range}, got ${prompt.length}`);
+  }
+  return Int32Array.from(prompt as ArrayLike<number | bigint>, (given) => {
+    const id = typeof given === "bigint" ? Number(given) : given;
+    if (Number.isInteger(id) && id >= 0 && id < vocabSize) return id;
+    throw new BnbError(
+      "ERR_BNB_ARGUMENT",
+      `generate: a token id must lie in 0..${vocabSize - 1}, got ${typeof given === "bigint" ? given : describe(given)}`,
+    );
+  });
 }
 
 function throwIfAborted(signal: AbortSignal | undefined): void {

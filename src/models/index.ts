@@ -1,11 +1,12 @@
 // Language models and their generation of text.
 export type { CausalLM } from "./causal-lm.js";
-export { type GenerateOptions, generate } from "./generate.js";
+export { type GenerateOptions, generate, type Prompt } from "./generate.js";
 export { KvCache, type KvCacheOptions } from "./kv-cache.js";
 export {
   LlamaAttention,
   LlamaDecoderLayer,
   LlamaForCausalLM,
+  type LlamaForwardOptions,
   LlamaMLP,
   LlamaModel,
   type LlamaOptions,

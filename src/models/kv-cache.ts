@@ -1,10 +1,12 @@
 // Keys and values of every position seen so far, one pair of preallocated buffers per layer: a token writes one
 // row into each and nothing is reallocated or copied while the text grows.
 import { copyInto } from "../ops/index.js";
+import { aDevice, aDType, anInteger, required } from "../tensor/checks.js";
 import { zeros } from "../tensor/create.js";
 import type { DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { keep } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 
@@ -18,6 +20,17 @@ export interface KvCacheOptions {
   dtype?: DType;
   device?: DeviceLike;
 }
+
+const sizes = required(anInteger(0));
+const cacheOptions = optionTable<KvCacheOptions>({
+  layers: sizes,
+  batch: sizes,
+  maxLength: sizes,
+  kvHeads: sizes,
+  headDim: sizes,
+  dtype: aDType,
+  device: aDevice,
+});
 
 /** What attention reads: whole buffers, of which the first `length` positions are valid. */
 export interface CachedKeysValues {
@@ -40,7 +53,9 @@ export class KvCache implements Disposable {
   #length = 0;
   #position: Tensor | null = null;
 
-  constructor({ layers, batch, maxLength, kvHeads, headDim, dtype = "float32", device }: KvCacheOptions) {
+  constructor(options: KvCacheOptions) {
+    checkOptions("KvCache", options ?? null, cacheOptions);
+    const { layers, batch, maxLength, kvHeads, headDim, dtype = "float32", device } = options;
     this.maxLength = maxLength;
     for (let i = 0; i < layers; i++) {
       this.#keys.push(keep(zeros([batch, maxLength, kvHeads, headDim], { dtype, device })));

@@ -1,5 +1,7 @@
 // The sizes of a Llama model under Hugging Face's names, in camelCase; `fromJSON` reads its `config.json`.
+import { aBoolean, aNumber, aNumberAbove, aNumberIn, aPlainObject, checkArgument } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 
 /** What can be given; everything has Hugging Face's default but the sizes that make no sense to guess. */
 export interface LlamaConfigOptions {
@@ -24,6 +26,22 @@ export interface LlamaConfigOptions {
   initializerRange?: number | undefined;
 }
 
+// The sizes are checked with their defaults in place, since some follow from others.
+const configOptions = optionTable<LlamaConfigOptions>({
+  vocabSize: aNumber,
+  hiddenSize: aNumber,
+  intermediateSize: aNumber,
+  numHiddenLayers: aNumber,
+  numAttentionHeads: aNumber,
+  numKeyValueHeads: aNumber,
+  headDim: aNumber,
+  rmsNormEps: aNumberAbove(0),
+  ropeTheta: aNumberAbove(0),
+  maxPositionEmbeddings: aNumber,
+  tieWordEmbeddings: aBoolean,
+  initializerRange: aNumberIn(0),
+});
+
 /** A complete, checked configuration: throws `ERR_BNB_OPTION` on sizes that do not fit together. */
 export class LlamaConfig {
   readonly vocabSize: number;
@@ -40,6 +58,7 @@ export class LlamaConfig {
   readonly initializerRange: number;
 
   constructor(options: LlamaConfigOptions) {
+    checkOptions("llamaConfig", options ?? null, configOptions);
     this.vocabSize = positiveInteger(options, "vocabSize");
     this.hiddenSize = positiveInteger(options, "hiddenSize");
     this.intermediateSize = positiveInteger(options, "intermediateSize");
@@ -66,6 +85,7 @@ export class LlamaConfig {
 
   /** Reads the object of a Hugging Face `config.json` of model type "llama". */
   static fromJSON(json: Record<string, unknown>): LlamaConfig {
+    checkArgument("config.json", "the document", json, aPlainObject);
     const rope = (json.rope_parameters ?? json.rope_scaling ?? {}) as Record<string, unknown>;
     const ropeType = rope.rope_type ?? rope.type ?? "default";
     const unsupported: [key: string, value: unknown, wanted: unknown][] = [
@@ -90,11 +110,11 @@ export class LlamaConfig {
       numAttentionHeads: json.num_attention_heads as number,
       numKeyValueHeads: (json.num_key_value_heads ?? undefined) as number | undefined,
       headDim: (json.head_dim ?? undefined) as number | undefined,
-      rmsNormEps: json.rms_norm_eps as number | undefined,
-      ropeTheta: (rope.rope_theta ?? json.rope_theta) as number | undefined,
-      maxPositionEmbeddings: json.max_position_embeddings as number | undefined,
-      tieWordEmbeddings: json.tie_word_embeddings as boolean | undefined,
-      initializerRange: json.initializer_range as number | undefined,
+      rmsNormEps: (json.rms_norm_eps ?? undefined) as number | undefined,
+      ropeTheta: (rope.rope_theta ?? json.rope_theta ?? undefined) as number | undefined,
+      maxPositionEmbeddings: (json.max_position_embeddings ?? undefined) as number | undefined,
+      tieWordEmbeddings: (json.tie_word_embeddings ?? undefined) as boolean | undefined,
+      initializerRange: (json.initializer_range ?? undefined) as number | undefined,
     });
   }
 }

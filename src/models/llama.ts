@@ -13,16 +13,45 @@ import {
   ModuleList,
   RMSNorm,
 } from "../nn/index.js";
+import { initChecks } from "../nn/init.js";
 import { attention, copyInto, linear, reshape, rope, ropeAppend, slice } from "../ops/index.js";
+import { anInstance, anInteger, checkArgument, checkTensor, orNull } from "../tensor/checks.js";
 import type { Device } from "../tensor/device.js";
+import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
-import type { GenerateOptions } from "./generate.js";
+import type { GenerateOptions, Prompt } from "./generate.js";
 import { generate } from "./generate.js";
 import { KvCache } from "./kv-cache.js";
 import type { LlamaConfigOptions } from "./llama-config.js";
 import { LlamaConfig } from "./llama-config.js";
 import { RotaryTables } from "./rotary.js";
+
+/** Options of `LlamaForCausalLM.forward`. */
+export interface LlamaForwardOptions {
+  /** What `ids` continue, and are added to. */
+  cache?: KvCache | null;
+  /** How many positions, the last ones, get logits; 0 (the default) is all. */
+  logitsToKeep?: number;
+}
+const forwardOptions = optionTable<LlamaForwardOptions>({
+  cache: orNull(anInstance(() => KvCache, "a KvCache")),
+  logitsToKeep: anInteger(0),
+});
+const modelOptions = optionTable<LlamaOptions>(initChecks);
+
+const aConfig = anInstance(() => LlamaConfig, "a LlamaConfig");
+function checkConfig(op: string, config: LlamaConfig): void {
+  checkArgument(op, "config", config, aConfig);
+}
+
+function checkIds(op: string, ids: Tensor): void {
+  checkTensor(op, "ids", ids);
+  if (ids.ndim === 2) return;
+  const advice = ids.ndim === 1 ? `; write reshape(ids, [1, ${ids.size}])` : "";
+  throw new BnbError("ERR_BNB_SHAPE", `${op}: ids must be [batch, length], got [${ids.shape.join(", ")}]${advice}`);
+}
 
 /** dtype, device and source of new weights. */
 export type LlamaOptions = Pick<LinearOptions, "dtype" | "device" | "generator">;
@@ -38,6 +67,8 @@ export class LlamaAttention extends Module {
 
   constructor(config: LlamaConfig, layer: number, options: LlamaOptions = {}) {
     super();
+    checkConfig("LlamaAttention", config);
+    checkOptions("LlamaAttention", options, modelOptions);
     const { hiddenSize, numAttentionHeads, numKeyValueHeads, headDim } = config;
     this.#headDim = headDim;
     this.#layer = layer;
@@ -73,8 +104,11 @@ export class LlamaMLP extends Module {
   upProj: UnaryModule;
   downProj: UnaryModule;
 
-  constructor({ hiddenSize, intermediateSize }: LlamaConfig, options: LlamaOptions = {}) {
+  constructor(config: LlamaConfig, options: LlamaOptions = {}) {
     super();
+    checkConfig("LlamaMLP", config);
+    checkOptions("LlamaMLP", options, modelOptions);
+    const { hiddenSize, intermediateSize } = config;
     this.gateProj = new Linear(hiddenSize, intermediateSize, { bias: false, ...options });
     this.upProj = new Linear(hiddenSize, intermediateSize, { bias: false, ...options });
     this.downProj = new Linear(intermediateSize, hiddenSize, { bias: false, ...options });
@@ -94,6 +128,8 @@ export class LlamaDecoderLayer extends Module {
 
   constructor(config: LlamaConfig, layer: number, options: LlamaOptions = {}) {
     super();
+    checkConfig("LlamaDecoderLayer", config);
+    checkOptions("LlamaDecoderLayer", options, modelOptions);
     this.selfAttn = new LlamaAttention(config, layer, options);
     this.mlp = new LlamaMLP(config, options);
     this.inputLayernorm = new RMSNorm(config.hiddenSize, { eps: config.rmsNormEps, ...place(options) });
@@ -116,6 +152,8 @@ export class LlamaModel extends Module {
 
   constructor(config: LlamaConfig, options: LlamaOptions = {}) {
     super();
+    checkConfig("LlamaModel", config);
+    checkOptions("LlamaModel", options, modelOptions);
     this.#config = config;
     this.embedTokens = new Embedding(config.vocabSize, config.hiddenSize, options);
     this.layers = new ModuleList(
@@ -125,6 +163,7 @@ export class LlamaModel extends Module {
   }
 
   forward(ids: Tensor, cache: KvCache | null = null): Tensor {
+    checkIds("LlamaModel", ids);
     let h = this.embedTokens.forward(ids);
     const rotary = this.#rotaryTables(ids.device);
     for (const layer of this.layers) h = layer.forward(h, rotary, cache);
@@ -166,6 +205,7 @@ export class LlamaForCausalLM extends Module {
 
   constructor(config: LlamaConfig | LlamaConfigOptions, options: LlamaOptions = {}) {
     super();
+    checkOptions("LlamaForCausalLM", options, modelOptions);
     this.config = config instanceof LlamaConfig ? config : new LlamaConfig(config);
     const { hiddenSize, vocabSize, tieWordEmbeddings, initializerRange } = this.config;
     this.model = new LlamaModel(this.config, options);
@@ -178,10 +218,10 @@ export class LlamaForCausalLM extends Module {
   }
 
   /** Logits of every position, or of the last `logitsToKeep`; with a cache, `ids` continue what it holds. */
-  forward(
-    ids: Tensor,
-    { cache = null, logitsToKeep = 0 }: { cache?: KvCache | null; logitsToKeep?: number } = {},
-  ): Tensor {
+  forward(ids: Tensor, options: LlamaForwardOptions = {}): Tensor {
+    checkIds("LlamaForCausalLM", ids);
+    checkOptions("LlamaForCausalLM.forward", options, forwardOptions);
+    const { cache = null, logitsToKeep = 0 } = options;
     const length = ids.shape[1] as number;
     const h = this.model.forward(ids, cache);
     const wanted = logitsToKeep > 0 && logitsToKeep < length ? slice(h, 1, length - logitsToKeep, length) : h;
@@ -203,7 +243,7 @@ export class LlamaForCausalLM extends Module {
   }
 
   /** See `generate`. */
-  generate(prompt: readonly number[] | Int32Array | Uint8Array, options: GenerateOptions = {}): AsyncGenerator<number> {
+  generate(prompt: Prompt, options: GenerateOptions = {}): AsyncGenerator<number> {
     return generate(this, prompt, options);
   }
 }

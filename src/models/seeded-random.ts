@@ -1,6 +1,8 @@
 // A small seeded generator for choices made in JavaScript (which token, which window of a text). Tensors are
 // filled by the native Philox generator; this one only serves single numbers that never leave the JS thread.
 
+import { anInteger, checkArgument } from "../tensor/checks.js";
+
 /** Uniform numbers in [0, 1) with 32 random bits each. */
 export type Uniform = () => number;
 
@@ -10,6 +12,7 @@ export type Uniform = () => number;
  * The same seed gives the same numbers on every machine.
  */
 export function seededRandom(seed: number): Uniform {
+  checkArgument("seededRandom", "seed", seed, anInteger(-Number.MAX_SAFE_INTEGER));
   let mix = seed | 0;
   const state = new Uint32Array(4);
   // The upper half of a seed beyond 32 bits takes part through a second word.

@@ -1,5 +1,8 @@
 // Types of the one function of node-gyp-build that we call.
 declare module "node-gyp-build" {
-  /** Loads build/Release/*.node or prebuilds/<platform>-<arch>/*.node under a folder. */
-  export default function load(folder: string): unknown;
+  const load: {
+    /** The path of build/Release/*.node or prebuilds/<platform>-<arch>/*.node under a folder. */
+    path(folder: string): string;
+  };
+  export default load;
 }

@@ -21,9 +21,13 @@ export interface NativeMemory {
 
 /** What is not an op: called directly, with handles. */
 export interface NativeRuntime {
-  setup(results: Float64Array, errorClass: unknown, warn: (message: string) => void): void;
+  /** `clock` [1] grows with every change of a tensor in place. */
+  setup(results: Float64Array, errorClass: unknown, warn: (message: string) => void, clock: Float64Array): void;
   dispose(handle: number): void;
   finalize(handle: number): void;
+  /** How often the memory behind a handle was changed in place, and the clock's time of the last. 0 for a stale one. */
+  version(handle: number): number;
+  changedAt(handle: number): number;
   fromBytes(bytes: Uint8Array, dtype: number, shape: readonly number[], device: number): void;
   read(handle: number, buffer: ArrayBuffer): Promise<ArrayBuffer>;
   readSync(handle: number, buffer: ArrayBuffer): void;

@@ -1,5 +1,6 @@
 // Sequential and ModuleList: modules in a row, named by their index.
 
+import { describe } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { Member } from "./module.js";
@@ -16,7 +17,7 @@ export class ModuleList<M extends Module = Module> extends Module {
 
   constructor(items: Iterable<M> = []) {
     super();
-    this.#items = [...items];
+    this.#items = modulesOf(items);
   }
 
   get length(): number {
@@ -33,7 +34,7 @@ export class ModuleList<M extends Module = Module> extends Module {
   }
 
   push(...items: M[]): this {
-    this.#items.push(...items);
+    this.#items.push(...modulesOf(items));
     return this;
   }
 
@@ -55,6 +56,16 @@ export class ModuleList<M extends Module = Module> extends Module {
   forward(..._inputs: never[]): unknown {
     throw new BnbError("ERR_BNB_UNSUPPORTED", "ModuleList: forward is not defined, call the modules of the list");
   }
+}
+
+function modulesOf<M>(items: Iterable<M>): M[] {
+  if (typeof items?.[Symbol.iterator] !== "function") {
+    throw new BnbError("ERR_BNB_ARGUMENT", `ModuleList: items must be a list of Modules, got ${describe(items)}`);
+  }
+  const list = [...items];
+  const wrong = list.findIndex((item) => !(item instanceof Module));
+  if (wrong < 0) return list;
+  throw new BnbError("ERR_BNB_ARGUMENT", `ModuleList: every item must be a Module, got ${describe(list[wrong])}`);
 }
 
 /**

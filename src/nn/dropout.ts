@@ -2,8 +2,13 @@
 
 import { dropout } from "../ops/dropout.js";
 import type { Generator } from "../ops/random.js";
+import { aGenerator } from "../ops/random.js";
+import { aNumberIn, checkArgument } from "../tensor/checks.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { Module } from "./module.js";
+
+const dropoutOptions = optionTable<{ generator?: Generator }>({ generator: aGenerator });
 
 /** Sets each element to zero with probability `p` and scales the others by `1 / (1 - p)`, in training only. */
 export class Dropout extends Module {
@@ -12,6 +17,8 @@ export class Dropout extends Module {
 
   constructor(p = 0.5, options: { generator?: Generator } = {}) {
     super();
+    checkArgument("Dropout", "p", p, aNumberIn(0, 1));
+    checkOptions("Dropout", options, dropoutOptions);
     this.p = p;
     this.#generator = options.generator;
   }

@@ -5,10 +5,12 @@ import type { QuantStorage } from "../ops/quantize-4bit.js";
 import type { Generator } from "../ops/random.js";
 import type { Device, DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { Embedding } from "./embedding.js";
+import { initChecks, place } from "./init.js";
 import type { StateDict, StateSource } from "./module.js";
-import { Params4bit, planWeight4bit } from "./params-4bit.js";
+import { Params4bit, planWeight4bit, quantizationChecks } from "./params-4bit.js";
 
 export interface Embedding4bitOptions {
   /** dtype of the output, and of the weight until it is quantized; default float32. */
@@ -21,6 +23,10 @@ export interface Embedding4bitOptions {
   /** Source of the initial values; default the global one. */
   generator?: Generator;
 }
+type TypedOptions = Omit<Embedding4bitOptions, "quantType">;
+const { quantType, quantStorage } = quantizationChecks;
+const typedOptions = optionTable<TypedOptions>({ ...initChecks, quantStorage });
+const layerOptions = optionTable<Embedding4bitOptions>({ ...initChecks, quantStorage, quantType });
 
 /**
  * `y[i] = dequantize(weight)[ids[i]]`, ids int32 of any shape, for any embeddingDim: only the blocks that the ids
@@ -32,7 +38,8 @@ export class Embedding4bit extends Embedding {
   readonly dtype: DType;
 
   constructor(numEmbeddings: number, embeddingDim: number, options: Embedding4bitOptions = {}) {
-    super(numEmbeddings, embeddingDim, options);
+    checkOptions("Embedding4bit", options, layerOptions);
+    super(numEmbeddings, embeddingDim, place(options));
     const { quantType = "fp4", quantStorage = "uint8" } = options;
     this.weight = new Params4bit(this.weight, { quantType, quantStorage, compressStatistics: false, module: this });
     this.dtype = options.dtype ?? "float32";
@@ -60,20 +67,22 @@ export class Embedding4bit extends Embedding {
   }
 
   override loadFrom(source: StateSource, prefix: string): void {
-    planWeight4bit(source, prefix, [this.numEmbeddings, this.embeddingDim], this);
+    planWeight4bit(source, `${prefix}weight`, [this.numEmbeddings, this.embeddingDim], this);
   }
 }
 
 /** `Embedding4bit` with the type nf4. */
 export class EmbeddingNF4 extends Embedding4bit {
-  constructor(numEmbeddings: number, embeddingDim: number, options: Omit<Embedding4bitOptions, "quantType"> = {}) {
+  constructor(numEmbeddings: number, embeddingDim: number, options: TypedOptions = {}) {
+    checkOptions("EmbeddingNF4", options, typedOptions);
     super(numEmbeddings, embeddingDim, { ...options, quantType: "nf4" });
   }
 }
 
 /** `Embedding4bit` with the type fp4. */
 export class EmbeddingFP4 extends Embedding4bit {
-  constructor(numEmbeddings: number, embeddingDim: number, options: Omit<Embedding4bitOptions, "quantType"> = {}) {
+  constructor(numEmbeddings: number, embeddingDim: number, options: TypedOptions = {}) {
+    checkOptions("EmbeddingFP4", options, typedOptions);
     super(numEmbeddings, embeddingDim, { ...options, quantType: "fp4" });
   }
 }

@@ -6,13 +6,15 @@ import { cast } from "../ops/cast.js";
 import { embedding, embeddingRenorm } from "../ops/embedding.js";
 import type { Generator } from "../ops/random.js";
 import { copyInto } from "../ops/shape.js";
+import { aBoolean, aNumber, aNumberAbove, checkArgument, orNull } from "../tensor/checks.js";
 import { zeros } from "../tensor/create.js";
 import type { DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
-import { xavierUniform } from "./init.js";
+import { aSize, initChecks, place, xavierUniform } from "./init.js";
 import { LayerNorm } from "./layer-norm.js";
 import { Module } from "./module.js";
 import { Parameter } from "./parameter.js";
@@ -33,6 +35,14 @@ export interface EmbeddingOptions {
   /** Source of the initial values; default the global one. */
   generator?: Generator;
 }
+const embeddingOptions = optionTable<EmbeddingOptions>({
+  ...initChecks,
+  paddingIdx: orNull(aNumber),
+  maxNorm: orNull(aNumberAbove(0)),
+  normType: aNumberAbove(0),
+  scaleGradByFreq: aBoolean,
+  sparse: aBoolean,
+});
 
 /**
  * `y[i] = weight[ids[i]]`, ids int32 of any shape. The weight starts Xavier-uniform; an 8-bit optimizer keeps
@@ -53,6 +63,9 @@ export class Embedding extends Module {
 
   constructor(numEmbeddings: number, embeddingDim: number, options: EmbeddingOptions = {}) {
     super();
+    checkArgument("Embedding", "numEmbeddings", numEmbeddings, aSize);
+    checkArgument("Embedding", "embeddingDim", embeddingDim, aSize);
+    checkOptions("Embedding", options, embeddingOptions);
     if (options.sparse) {
       throw new BnbError("ERR_BNB_UNSUPPORTED", "Embedding: sparse must be false, got true");
     }
@@ -62,7 +75,7 @@ export class Embedding extends Module {
     this.maxNorm = options.maxNorm ?? null;
     this.normType = options.normType ?? 2;
     this.scaleGradByFreq = options.scaleGradByFreq ?? false;
-    this.weight = new Parameter(xavierUniform([numEmbeddings, embeddingDim], options));
+    this.weight = new Parameter(xavierUniform([numEmbeddings, embeddingDim], place(options)));
     this.weight.optimConfig = { optimBits: 32 };
     const padding = this.paddingIdx;
     if (padding !== null) clearRow(this.weight, padding);

@@ -1,10 +1,12 @@
 // Initial values of parameters: drawn in float32 from a seeded generator and rounded to the dtype.
 
 import type { Generator, RandomOptions } from "../ops/random.js";
-import { rand, randn } from "../ops/random.js";
+import { aGenerator, rand, randn } from "../ops/random.js";
+import { aDevice, aDType, aFiniteNumber, anInteger, aShape, checkArgument } from "../tensor/checks.js";
 import type { DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 
 export interface InitOptions {
@@ -15,13 +17,29 @@ export interface InitOptions {
   generator?: Generator;
 }
 
+/** @internal For layers, which take these among their own. */
+export const initChecks = { dtype: aDType, device: aDevice, generator: aGenerator };
+const initOptions = optionTable<InitOptions>(initChecks);
+const kaimingOptions = optionTable<InitOptions & { a?: number }>({ ...initChecks, a: aFiniteNumber });
+const xavierOptions = optionTable<InitOptions & { gain?: number }>({ ...initChecks, gain: aFiniteNumber });
+
+/** @internal Sizes of a layer. */
+export const aSize = anInteger(0);
+
+/** @internal The options of an initializer among those of a layer. */
+export function place({ dtype, device, generator }: InitOptions): InitOptions {
+  return { dtype, device, generator };
+}
+
 /** Uniform values in [low, high). */
 export function uniform(shape: readonly number[], low: number, high: number, options: InitOptions = {}): Tensor {
+  checkOptions("uniform", options, initOptions);
   return rand(shape, { ...source(options), low, high });
 }
 
 /** Normal values with the given mean and standard deviation. */
 export function normal(shape: readonly number[], mean: number, std: number, options: InitOptions = {}): Tensor {
+  checkOptions("normal", options, initOptions);
   return randn(shape, { ...source(options), mean, std });
 }
 
@@ -30,26 +48,29 @@ export function normal(shape: readonly number[], mean: number, std: number, opti
  * follows. The default a = sqrt(5), the start of a linear layer, gives ±1/sqrt(fanIn).
  */
 export function kaimingUniform(shape: readonly number[], options: InitOptions & { a?: number } = {}): Tensor {
+  checkOptions("kaimingUniform", options, kaimingOptions);
   const { fanIn } = fans(shape);
   const a = options.a ?? Math.sqrt(5);
   const bound = Math.sqrt(6 / ((1 + a * a) * Math.max(fanIn, 1)));
-  return uniform(shape, -bound, bound, options);
+  return uniform(shape, -bound, bound, place(options));
 }
 
 /** Uniform in ±gain * sqrt(6 / (fanIn + fanOut)). */
 export function xavierUniform(shape: readonly number[], options: InitOptions & { gain?: number } = {}): Tensor {
+  checkOptions("xavierUniform", options, xavierOptions);
   const { fanIn, fanOut } = fans(shape);
   const bound = (options.gain ?? 1) * Math.sqrt(6 / Math.max(fanIn + fanOut, 1));
-  return uniform(shape, -bound, bound, options);
+  return uniform(shape, -bound, bound, place(options));
 }
 
-/** The options that the random functions take; those of a layer's constructor may come along. */
+/** The options that are given. */
 function source({ dtype, device, generator }: InitOptions): RandomOptions {
   return { ...(dtype && { dtype }), ...(device && { device }), ...(generator && { generator }) };
 }
 
 /** Inputs and outputs of one unit of a weight [out, in, ...kernel]. */
 function fans(shape: readonly number[]): { fanIn: number; fanOut: number } {
+  checkArgument("init", "shape", shape, aShape);
   const [out, inputs, ...kernel] = shape;
   if (out === undefined || inputs === undefined) {
     throw new BnbError("ERR_BNB_SHAPE", `init: the shape must have at least two axes, got [${shape.join(", ")}]`);

@@ -1,10 +1,13 @@
 // LayerNorm: normalization to mean 0 and variance 1 with a learned scale and shift.
 
 import { layerNorm } from "../ops/layer-norm.js";
+import { aBoolean, aDevice, aDType, aNumber, checkArgument } from "../tensor/checks.js";
 import { ones, zeros } from "../tensor/create.js";
 import type { DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
+import { aSize } from "./init.js";
 import { Module } from "./module.js";
 import { Parameter } from "./parameter.js";
 
@@ -18,6 +21,13 @@ export interface LayerNormOptions {
   dtype?: DType;
   device?: DeviceLike;
 }
+const normOptions = optionTable<LayerNormOptions>({
+  eps: aNumber,
+  elementwiseAffine: aBoolean,
+  bias: aBoolean,
+  dtype: aDType,
+  device: aDevice,
+});
 
 /** `y = (x - mean) / sqrt(variance + eps) * weight + bias` over the last axis. */
 export class LayerNorm extends Module {
@@ -27,6 +37,8 @@ export class LayerNorm extends Module {
 
   constructor(dim: number, options: LayerNormOptions = {}) {
     super();
+    checkArgument("LayerNorm", "dim", dim, aSize);
+    checkOptions("LayerNorm", options, normOptions);
     const { eps = 1e-5, elementwiseAffine = true, bias = true, ...place } = options;
     this.eps = eps;
     this.weight = elementwiseAffine ? new Parameter(ones([dim], place)) : null;

@@ -1,16 +1,17 @@
 // Linear4bit: a linear layer with a frozen 4-bit weight (QLoRA, Dettmers et al. 2023).
 import type { ActivationQuant } from "../ops/linear-4bit.js";
-import { checkActivationQuant, linear4bit } from "../ops/linear-4bit.js";
+import { aActivationQuant, linear4bit } from "../ops/linear-4bit.js";
 import type { Generator } from "../ops/random.js";
+import { aBoolean, aFloatDType } from "../tensor/checks.js";
 import type { Device, DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
-import { isFloat } from "../tensor/dtype.js";
-import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
+import { initChecks } from "./init.js";
 import { Linear } from "./linear.js";
 import type { StateDict, StateSource } from "./module.js";
 import type { Quantization } from "./params-4bit.js";
-import { Params4bit, planWeight4bit } from "./params-4bit.js";
+import { Params4bit, planWeight4bit, quantizationChecks } from "./params-4bit.js";
 
 export interface Linear4bitOptions extends Partial<Quantization> {
   /** Whether a bias is added; default true. */
@@ -28,6 +29,16 @@ export interface Linear4bitOptions extends Partial<Quantization> {
   /** Source of the initial values; default the global one. */
   generator?: Generator;
 }
+type TypedOptions = Omit<Linear4bitOptions, "quantType">;
+const { quantType, ...typedChecks } = {
+  ...quantizationChecks,
+  ...initChecks,
+  bias: aBoolean,
+  computeDtype: aFloatDType,
+  activationQuant: aActivationQuant,
+};
+const typedOptions = optionTable<TypedOptions>(typedChecks);
+const layerOptions = optionTable<Linear4bitOptions>({ ...typedChecks, quantType });
 
 /**
  * `y = x W^T + b` with W in 4-bit blocks. The weight is quantized by `quantize()` or `to()`, at the first forward
@@ -44,14 +55,12 @@ export class Linear4bit extends Linear {
   readonly activationQuant: ActivationQuant;
 
   constructor(inputFeatures: number, outputFeatures: number, options: Linear4bitOptions = {}) {
-    const { computeDtype = null, activationQuant = "none" } = options;
-    checkActivationQuant("Linear4bit", activationQuant);
-    if (computeDtype !== null && !isFloat(computeDtype)) {
-      const rule = "Linear4bit: computeDtype must be float32, float16 or bfloat16";
-      throw new BnbError("ERR_BNB_DTYPE", `${rule}, got ${String(computeDtype)}`);
-    }
-    super(inputFeatures, outputFeatures, options);
-    this.weight = new Params4bit(this.weight, { ...options, module: this });
+    checkOptions("Linear4bit", options, layerOptions);
+    const { computeDtype = null, activationQuant = "none", bias, dtype, device, generator } = options;
+    const { blocksize, compressStatistics, quantType, quantStorage } = options;
+    super(inputFeatures, outputFeatures, { bias, dtype, device, generator });
+    const how = { blocksize, compressStatistics, quantType, quantStorage };
+    this.weight = new Params4bit(this.weight, { ...how, module: this });
     this.computeDtype = computeDtype;
     this.activationQuant = activationQuant;
   }
@@ -78,21 +87,23 @@ export class Linear4bit extends Linear {
   }
 
   override loadFrom(source: StateSource, prefix: string): void {
-    planWeight4bit(source, prefix, [this.outFeatures, this.inFeatures], this);
+    planWeight4bit(source, `${prefix}weight`, [this.outFeatures, this.inFeatures], this);
     if (this.bias) source.copy(`${prefix}bias`, this.bias);
   }
 }
 
 /** `Linear4bit` with the type nf4. */
 export class LinearNF4 extends Linear4bit {
-  constructor(inputFeatures: number, outputFeatures: number, options: Omit<Linear4bitOptions, "quantType"> = {}) {
+  constructor(inputFeatures: number, outputFeatures: number, options: TypedOptions = {}) {
+    checkOptions("LinearNF4", options, typedOptions);
     super(inputFeatures, outputFeatures, { ...options, quantType: "nf4" });
   }
 }
 
 /** `Linear4bit` with the type fp4. */
 export class LinearFP4 extends Linear4bit {
-  constructor(inputFeatures: number, outputFeatures: number, options: Omit<Linear4bitOptions, "quantType"> = {}) {
+  constructor(inputFeatures: number, outputFeatures: number, options: TypedOptions = {}) {
+    checkOptions("LinearFP4", options, typedOptions);
     super(inputFeatures, outputFeatures, { ...options, quantType: "fp4" });
   }
 }

@@ -2,10 +2,12 @@
 
 import { linear } from "../ops/matmul.js";
 import type { Generator } from "../ops/random.js";
+import { aBoolean, checkArgument } from "../tensor/checks.js";
 import type { DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
-import { kaimingUniform, uniform } from "./init.js";
+import { aSize, initChecks, kaimingUniform, place, uniform } from "./init.js";
 import { Module } from "./module.js";
 import { Parameter } from "./parameter.js";
 
@@ -18,6 +20,7 @@ export interface LinearOptions {
   /** Source of the initial values; default the global one. */
   generator?: Generator;
 }
+const linearOptions = optionTable<LinearOptions>({ bias: aBoolean, ...initChecks });
 
 /**
  * `y = x W^T + b` over the last axis. Weight and bias start uniform in ±1/sqrt(inFeatures).
@@ -34,11 +37,14 @@ export class Linear extends Module {
 
   constructor(inFeatures: number, outFeatures: number, options: LinearOptions = {}) {
     super();
+    checkArgument("Linear", "inFeatures", inFeatures, aSize);
+    checkArgument("Linear", "outFeatures", outFeatures, aSize);
+    checkOptions("Linear", options, linearOptions);
     this.inFeatures = inFeatures;
     this.outFeatures = outFeatures;
-    this.weight = new Parameter(kaimingUniform([outFeatures, inFeatures], options));
+    this.weight = new Parameter(kaimingUniform([outFeatures, inFeatures], place(options)));
     const bound = 1 / Math.sqrt(Math.max(inFeatures, 1));
-    this.bias = options.bias === false ? null : new Parameter(uniform([outFeatures], -bound, bound, options));
+    this.bias = options.bias === false ? null : new Parameter(uniform([outFeatures], -bound, bound, place(options)));
   }
 
   forward(x: Tensor): Tensor {

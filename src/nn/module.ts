@@ -3,9 +3,11 @@
 
 import { noGrad } from "../autograd/no-grad.js";
 import { to } from "../ops/to-device.js";
+import { aBoolean, anInstance } from "../tensor/checks.js";
 import type { Device, DeviceLike } from "../tensor/device.js";
 import { toDevice } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Owner } from "../tensor/scope.js";
 import { keep, owned } from "../tensor/scope.js";
 import { Tensor } from "../tensor/tensor.js";
@@ -20,6 +22,10 @@ export interface LoadResult {
   missing: string[];
   unexpected: string[];
 }
+
+/** @internal */
+export const aModule = anInstance(() => Module, "a Module");
+const loadOptions = optionTable<{ strict?: boolean }>({ strict: aBoolean });
 
 /** One field of a module that holds a tensor or a module. */
 export interface Member {
@@ -58,6 +64,8 @@ export abstract class Module implements Disposable, Owner {
   /** Whether layers such as dropout behave as in training; see {@link train} and {@link eval}. */
   training = true;
 
+  readonly #parametrized = new Map<string, Module>();
+
   /** Computes the module's output. Each class states its own arguments. */
   abstract forward(...inputs: never[]): unknown;
 
@@ -77,7 +85,22 @@ export abstract class Module implements Disposable, Owner {
         );
       }
     }
+    for (const [field, value] of this.#parametrized) {
+      found.push({ field, name: names[field] ?? snakeCase(field), value });
+    }
     return found;
+  }
+
+  /**
+   * @internal Reading `field` gives from now on what the module computes; in the tree the module stands in its place, and
+   * is told its name when it saves and loads.
+   */
+  parametrize(field: string, module: Module & { forward(): Tensor }): void {
+    const set = (): never => {
+      throw new BnbError("ERR_BNB_ARGUMENT", `${field} cannot be set: it is computed at each reading`);
+    };
+    Object.defineProperty(this, field, { configurable: true, enumerable: false, get: () => module.forward(), set });
+    this.#parametrized.set(field, module);
   }
 
   /** Puts `next` where the child `field` is. The old child is not disposed. */
@@ -147,6 +170,10 @@ export abstract class Module implements Disposable, Owner {
    * is always an error.
    */
   loadStateDict(dict: StateDict | Readonly<Record<string, Tensor>>, options: { strict?: boolean } = {}): LoadResult {
+    checkOptions("loadStateDict", options, loadOptions);
+    if (typeof dict !== "object" || dict === null) {
+      throw new BnbError("ERR_BNB_ARGUMENT", `loadStateDict: the dict must be a Map or an object, got ${String(dict)}`);
+    }
     const entries = dict instanceof Map ? dict : new Map(Object.entries(dict as Readonly<Record<string, Tensor>>));
     const loader = new StateLoader(entries);
     this.loadFrom(loader, "");

@@ -56,5 +56,4 @@ export const embedding = defineOp({
  */
 export function embeddingRenorm(ids: Tensor, weight: Tensor, maxNorm: number, normType = 2): void {
   run(addon.embeddingRenorm, ids, weight, maxNorm, normType);
-  weight.markChanged();
 }

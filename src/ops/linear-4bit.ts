@@ -2,7 +2,8 @@
 import { defineOp } from "../autograd/define-op.js";
 import { isGradEnabled, noGrad } from "../autograd/no-grad.js";
 import { addon } from "../tensor/addon.js";
-import { anInstance, arrayOf, aTensor, checkArgument, checkTensor, oneOf, orNull } from "../tensor/checks.js";
+import type { Check } from "../tensor/checks.js";
+import { anInstance, arrayOf, aTensor, checkArgument, checkTensor, orNull } from "../tensor/checks.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
@@ -86,11 +87,12 @@ function checkNoGradient(op: string, x: Tensor): void {
 /** How activations enter a product on the CPU: as they are. */
 export type ActivationQuant = "none";
 
-/** @internal Throws unless the mode exists. */
-export function checkActivationQuant(op: string, mode: ActivationQuant): void {
-  if (mode === "none") return;
-  throw new BnbError("ERR_BNB_UNSUPPORTED", `${op}: activationQuant must be "none", got ${JSON.stringify(mode)}`);
-}
+/** @internal */
+export const aActivationQuant: Check = {
+  rule: '"none"',
+  holds: (v) => v === "none",
+  code: "ERR_BNB_UNSUPPORTED",
+};
 
 export interface Matmul4bitOptions {
   /** [N], any float dtype, added in float32. */
@@ -103,7 +105,7 @@ const outOptions = optionTable<{ out?: Tensor }>({ out: aTensor });
 const matmulOptions = optionTable<Matmul4bitOptions>({
   bias: orNull(aTensor),
   out: aTensor,
-  activationQuant: { ...oneOf(["none"]), code: "ERR_BNB_UNSUPPORTED" },
+  activationQuant: aActivationQuant,
 });
 
 /**
@@ -129,7 +131,6 @@ export function matmul4bit(A: Tensor, B: Tensor, quantState: QuantState, options
   try {
     if (!out) return linear4bit(A, weight, bias);
     run(addon.linear4bitInto, A, weight, bias, out);
-    out.markChanged();
     return out;
   } finally {
     weight.dispose();

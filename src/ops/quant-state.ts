@@ -7,7 +7,7 @@ import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
-import type { Quantized4Bit } from "../tensor/quantized.js";
+import type { BlockScales, Quantized4Bit } from "../tensor/quantized.js";
 import { run } from "../tensor/run.js";
 import type { Scoped } from "../tensor/scope.js";
 import { enterScope, keep, leaveScope } from "../tensor/scope.js";
@@ -66,6 +66,7 @@ export class QuantState implements Scoped {
   /** Statistics of the quantized scales; null unless nested. */
   readonly state2: QuantState | null;
   #code: Tensor | null;
+  #scales: BlockScales | null = null;
 
   constructor(init: QuantStateInit) {
     checkOptions("QuantState", init, stateOptions);
@@ -108,7 +109,7 @@ export class QuantState implements Scoped {
 
   dispose(): void {
     leaveScope(this);
-    for (const part of [this.absmax, this.offset, this.state2, this.#code]) part?.dispose();
+    for (const part of [this.absmax, this.offset, this.state2, this.#code, this.#scales]) part?.dispose();
   }
 
   [Symbol.dispose](): void {
@@ -118,25 +119,26 @@ export class QuantState implements Scoped {
   /** @internal Its tensors are in no scope already. */
   escape(): void {}
 
+  /** @internal The scales and what expands them as one native handle, made when first asked for. */
+  get scales(): BlockScales {
+    // Also after the disposal, where making it says so.
+    if (!this.#scales || this.disposed) {
+      const { absmax, offset, state2, blocksize } = this;
+      const { absmax: nestedAbsmax = null, code: nestedCode = null, blocksize: nestedBlocksize = 0 } = state2 ?? {};
+      const [scales] = run(addon.blockScales, absmax, nestedAbsmax, nestedCode, offset, blocksize, nestedBlocksize);
+      this.#scales = keep(scales);
+    }
+    return this.#scales;
+  }
+
   /** The native handle over a packed tensor and these statistics; it shares their memory and outlives both. */
   quantized(packed: Tensor): Quantized4Bit {
     checkArgument("QuantState", "packed", packed, aTensor);
     if (this.quantType === null || this.shape === null) {
       throw new BnbError("ERR_BNB_ARGUMENT", "QuantState: a 4-bit state is needed, this one is for 8 bits");
     }
-    const [handle] = run(
-      addon.quantized4bit,
-      packed,
-      this.absmax,
-      this.state2?.absmax ?? null,
-      this.state2?.code ?? null,
-      this.offset,
-      this.shape,
-      this.blocksize,
-      this.state2?.blocksize ?? 0,
-      quantTypeCode("QuantState", this.quantType),
-      dtypeCode(this.dtype),
-    );
+    const type = quantTypeCode("QuantState", this.quantType);
+    const [handle] = run(addon.quantized4bit, packed, this.scales, this.shape, type, dtypeCode(this.dtype));
     return handle;
   }
 

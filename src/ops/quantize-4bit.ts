@@ -70,9 +70,7 @@ export function quantize4bit(A: Tensor, options: Quantize4bitOptions = {}): [pac
   );
   const statistics = compressStatistics ? quantizeScales(absmax, 256) : { absmax };
   const state = new QuantState({ ...statistics, shape: A.shape, blocksize, quantType, dtype: A.dtype });
-  options.absmax?.markChanged();
   if (!options.out) return [packed, state];
-  options.out.markChanged();
   packed.dispose();
   return [options.out, state];
 }
@@ -125,7 +123,6 @@ export function dequantize4bit(A: Tensor, options: Dequantize4bitOptions = {}): 
       const dtype = options.dtype ?? out?.dtype ?? state.dtype;
       const [y] = run(addon.dequantize4bit, weight, dtypeCode(dtype), out ?? null);
       if (!out) return y;
-      out.markChanged();
       y.dispose();
       return out;
     } finally {

@@ -1,7 +1,6 @@
 // Blockwise 8-bit quantization: quantizeBlockwise and dequantizeBlockwise, and the double quantization of scales.
 import { addon } from "../tensor/addon.js";
 import { aBoolean, aTensor, checkArgument, checkTensor } from "../tensor/checks.js";
-import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
@@ -63,9 +62,7 @@ export function quantizeBlockwise(
   const statistics = nested ? quantizeScales(absmax, blocksize) : { absmax };
   const map = code ? aliasMap(code) : dynamicMap(true, A.device);
   const state = new QuantState({ ...statistics, code: map, blocksize, dtype: A.dtype });
-  options.absmax?.markChanged();
   if (!options.out) return [codes, state];
-  options.out.markChanged();
   codes.dispose();
   return [options.out, state];
 }
@@ -87,24 +84,8 @@ export function quantizeScales(
  */
 export function expandAbsmax(state: QuantState): Tensor {
   checkArgument("expandAbsmax", "state", state, aQuantState);
-  const { absmax, offset, state2 } = state;
-  if (!state2) return absmax.detach();
-  const float32 = dtypeCode("float32");
-  const [scales] = run(
-    addon.dequantizeBlockwise,
-    absmax,
-    state2.code,
-    state2.absmax,
-    null,
-    null,
-    null,
-    state2.blocksize,
-    0,
-    offset,
-    float32,
-    null,
-  );
-  return scales;
+  if (!state.nested) return state.absmax.detach();
+  return run(addon.expandScales, state.scales)[0];
 }
 
 export interface DequantizeBlockwiseOptions {
@@ -131,33 +112,23 @@ const dequantizeOptions = optionTable<DequantizeBlockwiseOptions>({
 export function dequantizeBlockwise(A: Tensor, options: DequantizeBlockwiseOptions = {}): Tensor {
   checkTensor("dequantizeBlockwise", "A", A);
   checkOptions("dequantizeBlockwise", options, dequantizeOptions);
-  const { quantState, out } = options;
-  const absmax = quantState?.absmax ?? options.absmax;
-  if (!absmax) throw new BnbError("ERR_BNB_ARGUMENT", "dequantizeBlockwise: quantState or absmax must be given");
-  const dtype: DType = out?.dtype ?? quantState?.dtype ?? "float32";
-  const state2 = quantState?.state2 ?? null;
-  const given = quantState?.code ?? options.code;
-  const code = given ?? dynamicMap(true, A.device);
+  const { out } = options;
+  const state = options.quantState ?? plainState(A, options);
   try {
-    const [y] = run(
-      addon.dequantizeBlockwise,
-      A,
-      code,
-      absmax,
-      state2?.absmax ?? null,
-      state2?.code ?? null,
-      quantState?.offset ?? null,
-      quantState?.blocksize ?? options.blocksize ?? 4096,
-      state2?.blocksize ?? 0,
-      null,
-      dtypeCode(dtype),
-      out ?? null,
-    );
+    const dtype = dtypeCode(out?.dtype ?? state.dtype);
+    const [y] = run(addon.dequantizeBlockwise, A, state.code, state.scales, dtype, out ?? null);
     if (!out) return y;
-    out.markChanged();
     y.dispose();
     return out;
   } finally {
-    if (!given) code.dispose();
+    if (state !== options.quantState) state.dispose();
   }
+}
+
+// What the options say in place of a state.
+function plainState(A: Tensor, options: DequantizeBlockwiseOptions): QuantState {
+  const { absmax, code, blocksize = 4096 } = options;
+  if (!absmax) throw new BnbError("ERR_BNB_ARGUMENT", "dequantizeBlockwise: quantState or absmax must be given");
+  const map = code ? aliasMap(code) : dynamicMap(true, A.device);
+  return new QuantState({ absmax: absmax.detach(), code: map, blocksize, dtype: "float32" });
 }

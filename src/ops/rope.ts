@@ -64,8 +64,6 @@ export function ropeAppend(
   }
   const [start, , position] = turn(offset, false);
   const [y] = run(addon.ropeAppend, q, k, v, cos, sin, keys, values, start, position);
-  keys.markChanged();
-  values.markChanged();
   return y;
 }
 

@@ -168,5 +168,4 @@ export function copyInto(dst: Tensor, src: Tensor, options: CopyIntoOptions = {}
   const { axis = 0, start = 0 } = options;
   if (typeof start === "number") run(addon.copyInto, dst, src, axis, start, null);
   else run(addon.copyInto, dst, src, axis, 0, start);
-  dst.markChanged();
 }

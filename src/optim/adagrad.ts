@@ -1,7 +1,6 @@
 // Adagrad, its state in 32 or 8 bits.
-import type { OptimizerFamily } from "./optimizer.js";
 import { Optimizer1State } from "./optimizer.js";
-import type { CommonOptions, EightBit, Params, ThirtyTwoBit } from "./options.js";
+import type { CommonOptions, EightBit, OptimizerFamily, Params, ThirtyTwoBit } from "./options.js";
 import { commonDefaults, commonHyperparameters, withFixed } from "./options.js";
 
 export interface AdagradOptions extends CommonOptions {
@@ -20,6 +19,8 @@ export interface AdagradOptions extends CommonOptions {
 const family: OptimizerFamily<AdagradOptions> = {
   rule: "adagrad",
   betaCount: 2,
+  usedBetas: 0,
+  usesEps: true,
   defaults: { ...commonDefaults, lr: 1e-2, lrDecay: 0, weightDecay: 0, initialAccumulatorValue: 0, eps: 1e-10 },
   fixed: ["lrDecay", "initialAccumulatorValue"],
   hyperparameters: (o) => ({ ...commonHyperparameters(o), betas: [0, 0], eps: o.eps }),

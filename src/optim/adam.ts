@@ -1,7 +1,6 @@
 // Adam with 32-bit and 8-bit states, in ordinary and in paged memory.
-import type { OptimizerFamily } from "./optimizer.js";
 import { Optimizer2State } from "./optimizer.js";
-import type { CommonOptions, EightBit, Paged, Params, ThirtyTwoBit } from "./options.js";
+import type { CommonOptions, EightBit, OptimizerFamily, Paged, Params, ThirtyTwoBit } from "./options.js";
 import { commonDefaults, commonHyperparameters, withFixed } from "./options.js";
 
 export interface AdamOptions extends CommonOptions {
@@ -24,6 +23,8 @@ export function adamFamily(weightDecay: number): OptimizerFamily<AdamOptions> {
   return {
     rule: "adam",
     betaCount: 2,
+    usedBetas: 2,
+    usesEps: true,
     defaults: {
       ...commonDefaults,
       lr: 1e-3,
@@ -34,7 +35,7 @@ export function adamFamily(weightDecay: number): OptimizerFamily<AdamOptions> {
       isPaged: false,
     },
     fixed: ["amsgrad"],
-    hyperparameters: (o) => ({ ...commonHyperparameters(o), betas: [...o.betas], eps: o.eps }),
+    hyperparameters: (o) => ({ ...commonHyperparameters(o), betas: o.betas, eps: o.eps }),
   };
 }
 

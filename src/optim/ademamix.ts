@@ -1,7 +1,6 @@
 // AdEMAMix with 32-bit and 8-bit states, in ordinary and in paged memory.
-import type { OptimizerFamily } from "./optimizer.js";
 import { Optimizer2State } from "./optimizer.js";
-import type { CommonOptions, EightBit, Paged, Params, ThirtyTwoBit } from "./options.js";
+import type { CommonOptions, EightBit, OptimizerFamily, Paged, Params, ThirtyTwoBit } from "./options.js";
 import { commonDefaults, commonHyperparameters, withFixed } from "./options.js";
 
 export interface AdEMAMixOptions extends CommonOptions {
@@ -26,6 +25,8 @@ export interface AdEMAMixOptions extends CommonOptions {
 const family: OptimizerFamily<AdEMAMixOptions> = {
   rule: "ademamix",
   betaCount: 3,
+  usedBetas: 3,
+  usesEps: true,
   defaults: {
     ...commonDefaults,
     lr: 1e-3,
@@ -40,7 +41,7 @@ const family: OptimizerFamily<AdEMAMixOptions> = {
   fixed: [],
   hyperparameters: (o) => ({
     ...commonHyperparameters(o),
-    betas: [...o.betas],
+    betas: o.betas,
     eps: o.eps,
     alpha: o.alpha,
     tAlpha: o.tAlpha,

@@ -1,21 +1,34 @@
 // Gradient clipping. One native call for all gradients; the norm stays on the device.
 import { addon } from "../tensor/addon.js";
+import { checkTensor, oneOf } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
-import { Tensor } from "../tensor/tensor.js";
+import type { Tensor } from "../tensor/tensor.js";
 
 // ClipRule of csrc/kernels/clip_gradients.h.
 const rules = { norm2: 0, normMax: 1, value: 2 };
 
-function gradientsOf(params: Tensor | Iterable<Tensor>): Tensor[] {
-  const list = params instanceof Tensor ? [params] : [...params];
+function gradientsOf(op: string, params: Tensor | Iterable<Tensor>): Tensor[] {
+  const isList = typeof (params as Iterable<Tensor> | undefined)?.[Symbol.iterator] === "function";
+  const list = isList ? [...(params as Iterable<Tensor>)] : [params as Tensor];
+  for (const p of list) checkTensor(op, "each of params", p);
   return list.flatMap((p) => (p.grad ? [p.grad] : []));
 }
 
 function checkLimit(op: string, name: string, limit: number): void {
-  if (!(limit >= 0))
-    throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be a number of at least 0, got ${limit}`);
+  if (typeof limit !== "number" || !(limit >= 0)) {
+    throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be a number of at least 0, got ${String(limit)}`);
+  }
 }
+
+/** Options of `clipGradNorm`. */
+export interface ClipNormOptions {
+  /** Of the joint norm: the root of the sum of squares, or the largest magnitude. Default 2. */
+  normType?: 2 | typeof Infinity;
+}
+
+const clipOptions = optionTable<ClipNormOptions>({ normType: oneOf([2, Infinity]) });
 
 /**
  * Scales all gradients in place so that their joint norm is at most `maxNorm`, and returns the norm before: a
@@ -29,13 +42,12 @@ function checkLimit(op: string, name: string, limit: number): void {
 export function clipGradNorm(
   params: Tensor | Iterable<Tensor>,
   maxNorm: number,
-  { normType = 2 }: { normType?: 2 | typeof Infinity } = {},
+  options: ClipNormOptions = {},
 ): Tensor | null {
+  checkOptions("clipGradNorm", options, clipOptions);
+  const { normType = 2 } = options;
   checkLimit("clipGradNorm", "maxNorm", maxNorm);
-  if (normType !== 2 && normType !== Infinity) {
-    throw new BnbError("ERR_BNB_OPTION", `clipGradNorm: normType must be 2 or Infinity, got ${normType}`);
-  }
-  const gradients = gradientsOf(params);
+  const gradients = gradientsOf("clipGradNorm", params);
   if (gradients.length === 0) return null;
   return run(addon.clipGradients, gradients, normType === 2 ? rules.norm2 : rules.normMax, maxNorm)[0];
 }
@@ -43,7 +55,7 @@ export function clipGradNorm(
 /** Limits every element of all gradients, in place, to [-clipValue, clipValue]. */
 export function clipGradValue(params: Tensor | Iterable<Tensor>, clipValue: number): void {
   checkLimit("clipGradValue", "clipValue", clipValue);
-  const gradients = gradientsOf(params);
+  const gradients = gradientsOf("clipGradValue", params);
   if (gradients.length === 0) return;
   run(addon.clipGradients, gradients, rules.value, clipValue)[0].dispose();
 }

@@ -1,9 +1,11 @@
 // bitsandbytes' functional optimizer updates: one parameter, in place, every tensor and number in the caller's hands.
+import { aBoolean, aFiniteNumber, aNumberIn, anInteger, aTensor, orNull, required } from "../tensor/checks.js";
 import { tensor } from "../tensor/create.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { checkMap } from "./state-map.js";
-import type { OptimizerName, StateTensors } from "./update-rule.js";
+import type { OptimizerName, StateTensors, UpdateScalars } from "./update-rule.js";
 import { hasSecondState, optimizerNames, UpdateBatch, updateRow } from "./update-rule.js";
 
 /** Numbers of an update. */
@@ -35,15 +37,39 @@ function checkName(op: string, name: OptimizerName): void {
   }
 }
 
+const beta = { rule: "a number in [0, 1)", holds: (x: unknown) => typeof x === "number" && x >= 0 && x < 1 };
+const mapOrScales = orNull(aTensor);
+const checks = {
+  beta1: required(beta),
+  beta2: beta,
+  beta3: beta,
+  alpha: aNumberIn(0),
+  eps: required(aNumberIn(0)),
+  step: required(anInteger(1)),
+  lr: required(aNumberIn(0)),
+  weightDecay: aNumberIn(0),
+  gnormScale: aFiniteNumber,
+  unormVec: orNull(aTensor),
+  maxUnorm: aNumberIn(0),
+  skipZeros: aBoolean,
+};
+const options32bit = optionTable<OptimizerUpdateOptions & { state2?: Tensor | null }>({
+  ...checks,
+  state2: orNull(aTensor),
+});
+const options8bit = optionTable<
+  OptimizerUpdateOptions & { qmap1: Tensor; qmap2?: Tensor | null; absmax1: Tensor; absmax2?: Tensor | null }
+>({ ...checks, qmap1: mapOrScales, qmap2: mapOrScales, absmax1: mapOrScales, absmax2: mapOrScales });
+
 function apply(name: OptimizerName, g: Tensor, p: Tensor, state: StateTensors, options: OptimizerUpdateOptions): void {
   const { beta1, beta2 = 0, beta3 = 0, alpha = 0, eps, step, lr, weightDecay = 0, gnormScale = 1 } = options;
   const { maxUnorm = 0, skipZeros = false } = options;
-  const scalars = { beta1, beta2, beta3, alpha, eps, step, lr, weightDecay, gnormScale, maxUnorm, skipZeros };
+  const rates = { step, lr, beta1, beta2, beta3, alpha, eps, weightDecay, gnormScale, maxUnorm };
+  const scalars: UpdateScalars = { ...rates, skipZeros, trustRatio: false };
   const batch = new UpdateBatch();
-  batch.add(updateRow(name, { ...scalars, trustRatio: false }), p, g, state);
-  const count = tensor(new Float64Array(1), { dtype: "float64", device: p.device });
+  batch.add(updateRow(name, scalars), p, g, state);
+  using count = tensor(new Float64Array(1), { dtype: "float64", device: p.device });
   batch.run(count);
-  count.dispose();
 }
 
 function needed(op: string, what: string, t: Tensor | null | undefined): Tensor {
@@ -67,6 +93,7 @@ export function optimizerUpdate32bit(
 ): void {
   const op = "optimizerUpdate32bit";
   checkName(op, name);
+  checkOptions(op, options, options32bit);
   const state2 = hasSecondState(name) ? needed(op, "state2", options.state2) : null;
   const unormVec = options.unormVec ?? null;
   apply(name, g, p, { state1, state2, absmax1: null, absmax2: null, unormVec }, options);
@@ -91,6 +118,7 @@ export function optimizerUpdate8bitBlockwise(
 ): void {
   const op = "optimizerUpdate8bitBlockwise";
   checkName(op, name);
+  checkOptions(op, options, options8bit);
   const hasSecond = hasSecondState(name);
   const useMap = (key: "qmap1" | "qmap2") => {
     const map = needed(op, key, options[key]);

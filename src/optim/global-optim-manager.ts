@@ -3,7 +3,7 @@
 import { BnbError } from "../tensor/errors.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { Hyperparameters } from "./options.js";
-import { checkBits } from "./options.js";
+import { checkRanges } from "./options.js";
 
 /** What may be overridden for one parameter. */
 export type ParameterConfig = Partial<Omit<Hyperparameters, "trustRatio">>;
@@ -34,7 +34,7 @@ function checkConfig(config: ParameterConfig): void {
       throw new BnbError("ERR_BNB_OPTION", `GlobalOptimManager: keys must be among ${keys.join(", ")}, got ${key}`);
     }
   }
-  if (config.optimBits !== undefined) checkBits("GlobalOptimManager", config.optimBits);
+  checkRanges("GlobalOptimManager", config);
 }
 
 /**
@@ -78,6 +78,7 @@ export class GlobalOptimManager {
   /** The overrides of a parameter: its own `optimConfig`, then its module's, then its own entries here; often none. */
   configOf(param: Tensor): ParameterConfig | null {
     let config = (param as { optimConfig?: ParameterConfig | null }).optimConfig ?? null;
+    if (config) checkConfig(config);
     if (this.#modules.length > 0) {
       for (const { module, paramName, config: registered } of this.#live()) {
         if (module[paramName] === param) config = { ...config, ...registered };

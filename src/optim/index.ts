@@ -3,7 +3,7 @@ export * from "./adagrad.js";
 export { Adam, Adam8bit, Adam32bit, type AdamOptions, PagedAdam, PagedAdam8bit, PagedAdam32bit } from "./adam.js";
 export { AdamW, AdamW8bit, AdamW32bit, PagedAdamW, PagedAdamW8bit, PagedAdamW32bit } from "./adamw.js";
 export * from "./ademamix.js";
-export { clipGradNorm, clipGradValue } from "./clip.js";
+export { type ClipNormOptions, clipGradNorm, clipGradValue } from "./clip.js";
 export {
   type OptimizerUpdateOptions,
   optimizerUpdate8bitBlockwise,
@@ -18,6 +18,7 @@ export type { CommonOptions, GroupOptions, Hyperparameters, ParamGroup, Params }
 export type { ParameterState } from "./parameter-state.js";
 export * from "./rmsprop.js";
 export {
+  type CosineOptions,
   constantSchedule,
   cosineSchedule,
   type HasLearningRates,

@@ -1,8 +1,7 @@
 // LAMB, its states in 32 or 8 bits: update-norm clipping, or the published trust ratio.
 import { BnbError } from "../tensor/errors.js";
-import type { OptimizerFamily } from "./optimizer.js";
 import { Optimizer2State } from "./optimizer.js";
-import type { CommonOptions, EightBit, Params, ThirtyTwoBit } from "./options.js";
+import type { CommonOptions, EightBit, OptimizerFamily, Params, ThirtyTwoBit } from "./options.js";
 import { commonDefaults, commonHyperparameters, withFixed } from "./options.js";
 
 export interface LAMBOptions extends CommonOptions {
@@ -27,6 +26,8 @@ export interface LAMBOptions extends CommonOptions {
 const family: OptimizerFamily<LAMBOptions> = {
   rule: "lamb",
   betaCount: 2,
+  usedBetas: 2,
+  usesEps: true,
   defaults: {
     ...commonDefaults,
     lr: 1e-3,
@@ -44,7 +45,7 @@ const family: OptimizerFamily<LAMBOptions> = {
     if (o.trustRatio && o.maxUnorm !== 1) {
       throw new BnbError("ERR_BNB_OPTION", `LAMB: maxUnorm must be left out with trustRatio, got ${o.maxUnorm}`);
     }
-    return { ...commonHyperparameters(o), betas: [...o.betas], eps: o.eps, trustRatio: o.trustRatio };
+    return { ...commonHyperparameters(o), betas: o.betas, eps: o.eps, trustRatio: o.trustRatio };
   },
 };
 

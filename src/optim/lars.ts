@@ -1,7 +1,6 @@
 // LARS, its state in 32 or 8 bits: update-norm clipping, or the published trust ratio.
-import type { OptimizerFamily } from "./optimizer.js";
 import { Optimizer1State } from "./optimizer.js";
-import type { EightBit, Params, ThirtyTwoBit } from "./options.js";
+import type { EightBit, OptimizerFamily, Params, ThirtyTwoBit } from "./options.js";
 import { commonHyperparameters, withFixed } from "./options.js";
 import type { SGDOptions } from "./sgd.js";
 import { checkSGD, sgdDefaults } from "./sgd.js";
@@ -14,6 +13,8 @@ export interface LARSOptions extends SGDOptions {
 const family: OptimizerFamily<LARSOptions> = {
   rule: "lars",
   betaCount: 2,
+  usedBetas: 1,
+  usesEps: false,
   defaults: { ...sgdDefaults, maxUnorm: 0.02, trustRatio: false },
   fixed: ["dampening", "nesterov"],
   hyperparameters: (o) => ({

@@ -1,7 +1,6 @@
 // Lion with 32-bit and 8-bit states, in ordinary and in paged memory.
-import type { OptimizerFamily } from "./optimizer.js";
 import { Optimizer1State } from "./optimizer.js";
-import type { CommonOptions, EightBit, Paged, Params, ThirtyTwoBit } from "./options.js";
+import type { CommonOptions, EightBit, OptimizerFamily, Paged, Params, ThirtyTwoBit } from "./options.js";
 import { commonDefaults, commonHyperparameters, withFixed } from "./options.js";
 
 export interface LionOptions extends CommonOptions {
@@ -18,9 +17,11 @@ export interface LionOptions extends CommonOptions {
 const family: OptimizerFamily<LionOptions> = {
   rule: "lion",
   betaCount: 2,
+  usedBetas: 2,
+  usesEps: false,
   defaults: { ...commonDefaults, lr: 1e-4, betas: [0.9, 0.99], weightDecay: 0, isPaged: false },
   fixed: [],
-  hyperparameters: (o) => ({ ...commonHyperparameters(o), betas: [...o.betas], eps: 0 }),
+  hyperparameters: (o) => ({ ...commonHyperparameters(o), betas: o.betas, eps: 0 }),
 };
 
 /**

@@ -6,7 +6,7 @@ import { BnbError } from "../tensor/errors.js";
 import { keep } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { GlobalOptimManager } from "./global-optim-manager.js";
-import type { GroupOptions, Hyperparameters, ParamGroup, Params } from "./options.js";
+import type { FamilyLimits, GroupOptions, Hyperparameters, OptimizerFamily, ParamGroup, Params } from "./options.js";
 import { checkHyperparameters, resolveOptions } from "./options.js";
 import type { ParameterState } from "./parameter-state.js";
 import { newState, stateTensors } from "./parameter-state.js";
@@ -15,28 +15,20 @@ import { groupsOf, readStateDict, writeStateDict } from "./state-dict.js";
 import type { OptimizerName, UpdateRow, UpdateScalars } from "./update-rule.js";
 import { UpdateBatch, updateRow } from "./update-rule.js";
 
-/** What distinguishes one optimizer from another. */
-export interface OptimizerFamily<Options extends object> {
-  rule: OptimizerName;
-  betaCount: number;
-  defaults: Required<Options>;
-  /** Options that bitsandbytes has and that would change nothing: only their default is accepted. */
-  fixed: readonly (keyof Options)[];
-  hyperparameters(options: Required<Options>): Hyperparameters;
-}
-
 /**
  * What every optimizer of this package is. Parameters are updated in place, on the device and in order with the
  * other queued work. Parameters without a gradient are passed over.
  *
- * Elements whose gradient or new state is not finite keep their parameter and state; `nonFiniteCount` counts them.
+ * A step checks the hyperparameters that it reads, however they came into a group, and throws ERR_BNB_OPTION before
+ * anything changes. Elements whose gradient, new state or new parameter is not finite keep their parameter and state;
+ * `nonFiniteCount` counts them.
  */
 export abstract class Optimizer8bit<Options extends object = object> {
   readonly paramGroups: ParamGroup[] = [];
   readonly isPaged: boolean;
   /** The rule by bitsandbytes' name. */
   readonly rule: OptimizerName;
-  readonly #betaCount: number;
+  readonly #limits: FamilyLimits;
   // The options of the constructor with those of a group over them.
   readonly #resolve: (overrides: object) => Hyperparameters;
   readonly #states = new Map<Tensor, ParameterState>();
@@ -44,16 +36,16 @@ export abstract class Optimizer8bit<Options extends object = object> {
   #hasWarned = false;
 
   protected constructor(params: Params<Options>, options: Partial<Options>, family: OptimizerFamily<Options>) {
-    const { defaults, fixed, betaCount } = family;
+    const { defaults, fixed } = family;
     const own: Required<Options> = resolveOptions(this.name, options, defaults, fixed);
     this.rule = family.rule;
     this.isPaged = "isPaged" in own && own.isPaged === true;
-    this.#betaCount = betaCount;
+    this.#limits = family;
     this.#resolve = (overrides) => {
       const resolved = resolveOptions<Options>(this.name, overrides, { ...defaults, ...own }, fixed);
       const h = family.hyperparameters(resolved);
-      checkHyperparameters(this.name, h, betaCount);
-      return h;
+      checkHyperparameters(this.name, h, family);
+      return { ...h, betas: [...h.betas] };
     };
     this.#resolve({});
     const list = [...(params as Iterable<Tensor | GroupOptions<Options>>)];
@@ -116,13 +108,15 @@ export abstract class Optimizer8bit<Options extends object = object> {
       for (const p of group.params) {
         if (!p.grad) continue;
         const config = manager.configOf(p);
-        const state = this.#stateFor(p, config ? { ...group, ...config } : group);
-        const step = state.step + 1;
-        if (!config && step !== sharedStep) {
-          sharedStep = step;
-          sharedRow = updateRow(this.rule, scheduled(group, step));
+        const h = config ? { ...group, ...config } : group;
+        const step = (this.#states.get(p)?.step ?? 0) + 1;
+        let row = sharedRow;
+        if (config || step !== sharedStep) {
+          checkHyperparameters(this.name, h, this.#limits);
+          row = updateRow(this.rule, scheduled(h, step));
+          if (!config) [sharedStep, sharedRow] = [step, row];
         }
-        const row = config ? this.#overridden({ ...group, ...config }, step) : sharedRow;
+        const state = this.#stateFor(p, h);
         let on = batches.get(p.device);
         if (!on) {
           on = { batch: new UpdateBatch(), states: [] };
@@ -168,13 +162,16 @@ export abstract class Optimizer8bit<Options extends object = object> {
     return writeStateDict(this.rule, this.paramGroups, (p) => this.#states.get(p));
   }
 
-  /** Replaces states and hyperparameters by copies of those of a state dict. Bit widths are those of the dict. */
+  /**
+   * Replaces states and hyperparameters by copies of those of a state dict. Bit widths are those of the dict. Throws
+   * ERR_BNB_FORMAT, with nothing changed, for a dict of another rule and for states that are not finite.
+   */
   loadStateDict(dict: OptimizerStateDict): void {
-    const copyStates = readStateDict(this.name, this.rule, this.paramGroups, dict);
+    const copyStates = readStateDict(this.name, this.#limits, this.paramGroups, dict);
     const groups = groupsOf(dict);
     groups.forEach((h, i) => {
       const group = this.paramGroups[i]!;
-      checkHyperparameters(this.name, { ...group, ...h }, this.#betaCount);
+      checkHyperparameters(this.name, { ...group, ...h }, this.#limits);
     });
     for (const [i, h] of groups.entries()) Object.assign(this.paramGroups[i]!, h);
     this.#disposeStates();
@@ -196,11 +193,6 @@ export abstract class Optimizer8bit<Options extends object = object> {
   #disposeStates(): void {
     for (const state of this.#states.values()) for (const t of stateTensors(state)) t.dispose();
     this.#states.clear();
-  }
-
-  #overridden(h: Hyperparameters, step: number): UpdateRow {
-    checkHyperparameters(this.name, h, this.#betaCount);
-    return updateRow(this.rule, scheduled(h, step));
   }
 
   #stateFor(p: Tensor, h: Hyperparameters): ParameterState {

@@ -1,7 +1,12 @@
 // Options of the optimizers: what a step reads from a group, and the checks that reject what cannot work, what
 // would have no effect, and keys that do not exist.
+import type { Check } from "../tensor/checks.js";
+import { aBoolean } from "../tensor/checks.js";
+import { describe, isPlainObject } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
+import { failUnknownKey } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
+import type { OptimizerName } from "./update-rule.js";
 
 /** Options that every optimizer takes. */
 export interface CommonOptions {
@@ -61,19 +66,25 @@ export function resolveOptions<Options extends object>(
   defaults: Required<Options>,
   fixed: readonly (keyof Options)[],
 ): Required<Options> {
+  checkIsObject(owner, given);
   const resolved: Required<Options> = { ...defaults };
   for (const key of Object.keys(given) as (keyof Options)[]) {
-    if (!Object.hasOwn(defaults, key)) {
-      fail(owner, `options must be among ${Object.keys(defaults).join(", ")}, got ${String(key)}`);
-    }
+    if (!Object.hasOwn(defaults, key)) failUnknownKey(owner, String(key), Object.keys(defaults));
     const value = given[key];
     if (value === undefined) continue;
+    if (typeof defaults[key] === "boolean" && typeof value !== "boolean") {
+      fail(owner, `${String(key)} must be true or false, got ${describe(value)}`);
+    }
     if (fixed.includes(key) && value !== defaults[key]) {
       fail(owner, `${String(key)} must be ${String(defaults[key])}, got ${String(value)}`);
     }
     resolved[key] = value as Required<Options>[typeof key];
   }
   return resolved;
+}
+
+function checkIsObject(owner: string, given: unknown): void {
+  if (!isPlainObject(given)) fail(owner, `options must be an object, got ${describe(given)}`);
 }
 
 /** The part of the hyperparameters that every family takes over as it is. */
@@ -99,39 +110,97 @@ export function withFixed<Options extends object, Key extends keyof Options>(
   key: Key,
   value: Options[Key],
 ): Options {
-  const given = options[key];
+  if (options !== undefined) checkIsObject(owner, options);
+  const given = options?.[key];
   if (given !== undefined && given !== value) {
     fail(owner, `${String(key)} must be ${String(value)} or left out, got ${String(given)}`);
   }
   return { ...options, [key]: value };
 }
 
-function isAtLeastZero(x: unknown): boolean {
-  return typeof x === "number" && x >= 0 && x < Infinity;
+/** What of the hyperparameters a rule reads. */
+export interface FamilyLimits {
+  rule: OptimizerName;
+  /** Length of `betas`. */
+  betaCount: number;
+  /** How many of them the rule reads; the others are 0. */
+  usedBetas: number;
+  /** Whether the rule reads eps; else it is 0. */
+  usesEps: boolean;
 }
 
-/** Throws unless every hyperparameter is in its range; `betaCount` betas are expected. */
-export function checkHyperparameters(owner: string, h: Hyperparameters, betaCount: number): void {
-  for (const key of ["lr", "eps", "weightDecay", "maxUnorm", "alpha"] as const) {
-    if (!isAtLeastZero(h[key])) fail(owner, `${key} must be a number of at least 0, got ${String(h[key])}`);
-  }
-  if (!Array.isArray(h.betas) || h.betas.length !== betaCount) {
-    fail(owner, `betas must be ${betaCount} numbers, got ${JSON.stringify(h.betas)}`);
-  }
-  h.betas.forEach((beta, i) => {
-    if (!(beta >= 0 && beta < 1)) fail(owner, `betas[${i}] must be in [0, 1), got ${beta}`);
+/** What distinguishes one optimizer from another. */
+export interface OptimizerFamily<Options extends object> extends FamilyLimits {
+  defaults: Required<Options>;
+  /** Options that bitsandbytes has and that would change nothing: only their default is accepted. */
+  fixed: readonly (keyof Options)[];
+  hyperparameters(options: Required<Options>): Hyperparameters;
+}
+
+const isAtLeastZero = (x: unknown): boolean => typeof x === "number" && x >= 0 && x < Infinity;
+const atLeastZero = { rule: "a number of at least 0", holds: isAtLeastZero };
+const steps = {
+  rule: "null or above 0",
+  holds: (x: unknown) => x === null || (typeof x === "number" && x > 0),
+};
+
+// What each hyperparameter must be, whatever the optimizer.
+const ranges: Record<Exclude<keyof Hyperparameters, "betas">, Check> = {
+  lr: atLeastZero,
+  eps: atLeastZero,
+  weightDecay: atLeastZero,
+  maxUnorm: atLeastZero,
+  alpha: atLeastZero,
+  tAlpha: steps,
+  tBeta3: steps,
+  optimBits: { rule: "8 or 32", holds: (x) => x === 8 || x === 32 },
+  min8bitSize: { rule: "an integer of at least 0", holds: (x) => Number.isInteger(x) && (x as number) >= 0 },
+  skipZeros: aBoolean,
+  trustRatio: aBoolean,
+};
+
+const rangeKeys = Object.keys(ranges) as (keyof typeof ranges)[];
+
+function checkBetas(owner: string, betas: unknown): void {
+  if (!Array.isArray(betas)) fail(owner, `betas must be an array of numbers, got ${String(betas)}`);
+  betas.forEach((beta: unknown, i) => {
+    if (!(isAtLeastZero(beta) && (beta as number) < 1)) {
+      fail(owner, `betas[${i}] must be in [0, 1), got ${String(beta)}`);
+    }
   });
-  for (const key of ["tAlpha", "tBeta3"] as const) {
-    const t = h[key];
-    if (t !== null && !(t > 0)) fail(owner, `${key} must be null or above 0, got ${t}`);
-  }
-  if (h.tBeta3 !== null && h.betas[0] === 0) fail(owner, "betas[0] must be above 0 when tBeta3 is set, got 0");
-  checkBits(owner, h.optimBits);
-  if (!Number.isInteger(h.min8bitSize) || h.min8bitSize < 0) {
-    fail(owner, `min8bitSize must be an integer of at least 0, got ${h.min8bitSize}`);
+}
+
+/** Throws unless the hyperparameters that are there are in their ranges. */
+export function checkRanges(owner: string, h: Partial<Hyperparameters>): void {
+  for (const key of Object.keys(h) as (keyof Hyperparameters)[]) {
+    if (key === "betas") checkBetas(owner, h.betas);
+    else if (Object.hasOwn(ranges, key) && !ranges[key].holds(h[key])) {
+      fail(owner, `${key} must be ${ranges[key].rule}, got ${String(h[key])}`);
+    }
   }
 }
 
-export function checkBits(owner: string, bits: number): void {
-  if (bits !== 8 && bits !== 32) fail(owner, `optimBits must be 8 or 32, got ${bits}`);
+/**
+ * Throws unless every hyperparameter is in its range and the family reads it. Where a step reads them: they may have
+ * come by a constructor, a group's fields, a scheduler, an override or a state dict.
+ */
+export function checkHyperparameters(owner: string, h: Hyperparameters, family: FamilyLimits): void {
+  const { betaCount, usedBetas, usesEps } = family;
+  for (const key of rangeKeys) {
+    if (!ranges[key].holds(h[key])) fail(owner, `${key} must be ${ranges[key].rule}, got ${String(h[key])}`);
+  }
+  const { betas } = h;
+  if (!Array.isArray(betas) || betas.length !== betaCount) {
+    fail(owner, `betas must be ${betaCount} numbers, got ${JSON.stringify(betas)}`);
+  }
+  checkBetas(owner, betas);
+  for (let i = usedBetas; i < betaCount; i++) {
+    if (betas[i] !== 0) fail(owner, `betas[${i}] must be 0, it is not read, got ${betas[i]}`);
+  }
+  if (!usesEps && h.eps !== 0) fail(owner, `eps must be 0, it is not read, got ${h.eps}`);
+  if (h.tBeta3 !== null) {
+    for (const i of [0, 2]) {
+      if (betas[i] === 0) fail(owner, `betas[${i}] must be above 0 when tBeta3 is set, got 0`);
+    }
+  }
 }

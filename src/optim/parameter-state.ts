@@ -60,9 +60,14 @@ export function newState(
   };
 }
 
+/** Whether the norm of the last update is part of the state. */
+export function keepsNorm(rule: OptimizerName): boolean {
+  return rule === "lamb" || rule === "lars";
+}
+
 /** Where the rules with a clipped update leave its norm; null for the others. */
 export function newNorm(rule: OptimizerName, p: Tensor): Tensor | null {
-  return rule === "lamb" || rule === "lars" ? filled(p, [1]) : null;
+  return keepsNorm(rule) ? filled(p, [1]) : null;
 }
 
 // A tensor of equal bytes on the device of p.

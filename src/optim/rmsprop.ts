@@ -1,8 +1,7 @@
 // RMSprop, its state in 32 or 8 bits.
 import { BnbError } from "../tensor/errors.js";
-import type { OptimizerFamily } from "./optimizer.js";
 import { Optimizer1State } from "./optimizer.js";
-import type { CommonOptions, EightBit, Params, ThirtyTwoBit } from "./options.js";
+import type { CommonOptions, EightBit, OptimizerFamily, Params, ThirtyTwoBit } from "./options.js";
 import { commonDefaults, commonHyperparameters, withFixed } from "./options.js";
 
 export interface RMSpropOptions extends CommonOptions {
@@ -23,6 +22,8 @@ export interface RMSpropOptions extends CommonOptions {
 const family: OptimizerFamily<RMSpropOptions> = {
   rule: "rmsprop",
   betaCount: 2,
+  usedBetas: 1,
+  usesEps: true,
   defaults: { ...commonDefaults, lr: 1e-2, alpha: 0.99, eps: 1e-8, weightDecay: 0, momentum: 0, centered: false },
   fixed: ["momentum", "centered"],
   hyperparameters(o) {

@@ -1,5 +1,9 @@
 // Learning-rate schedules: a factor per step, times the rate that each group had when the scheduler was made.
+import { aNumberIn, anInteger, anObject, checkArgument, checkFunction, required } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
+
+const isRate = (x: unknown): x is number => typeof x === "number" && x >= 0 && x < Infinity;
 
 /** What a scheduler needs of an optimizer. */
 export interface HasLearningRates {
@@ -12,10 +16,21 @@ export interface ScheduleOptions {
   warmupSteps?: number;
   totalSteps: number;
 }
+const anOptimizer = {
+  rule: "an optimizer, with paramGroups",
+  holds: (v: unknown) => anObject.holds(v) && Array.isArray((v as HasLearningRates).paramGroups),
+};
+
+/** Steps of a cosine schedule, and where it ends. */
+export interface CosineOptions extends ScheduleOptions {
+  /** The factor at `totalSteps` and after. Default 0. */
+  minFactor?: number;
+}
 
 /**
  * Sets `lr` of every group to its first value times `factor(step)`, at once for step 0 and after each `step()`.
- * Call `step()` after the optimizer's.
+ * Call `step()` after the optimizer's. Throws ERR_BNB_OPTION, with nothing changed, when the factor is not a number of at
+ * least 0.
  *
  * @example
  * const scheduler = new LambdaLR(optimizer, (step) => 0.99 ** step);
@@ -27,10 +42,12 @@ export class LambdaLR {
   #step = 0;
 
   constructor(optimizer: HasLearningRates, factor: (step: number) => number) {
+    checkArgument("LambdaLR", "optimizer", optimizer, anOptimizer);
+    checkFunction("LambdaLR", "factor", factor);
     this.#optimizer = optimizer;
     this.#factor = factor;
     this.#baseRates = optimizer.paramGroups.map((group) => group.lr);
-    this.#apply();
+    this.#moveTo(0);
   }
 
   /** Steps taken. */
@@ -44,8 +61,7 @@ export class LambdaLR {
   }
 
   step(): void {
-    this.#step++;
-    this.#apply();
+    this.#moveTo(this.#step + 1);
   }
 
   /** What `loadStateDict` needs to go on from here. */
@@ -53,18 +69,30 @@ export class LambdaLR {
     return { lastStep: this.#step, baseRates: [...this.#baseRates] };
   }
 
+  /** Goes on from a `stateDict()`: the rates are those of its last step at once. */
   loadStateDict({ lastStep, baseRates }: { lastStep: number; baseRates: number[] }): void {
+    const refuse = (rule: string): never => {
+      throw new BnbError("ERR_BNB_FORMAT", `LambdaLR.loadStateDict: ${rule}`);
+    };
     if (!Array.isArray(baseRates) || baseRates.length !== this.#baseRates.length) {
-      const want = `the dict must have ${this.#baseRates.length} rates`;
-      throw new BnbError("ERR_BNB_FORMAT", `LambdaLR.loadStateDict: ${want}, got ${baseRates?.length}`);
+      refuse(`the dict must have ${this.#baseRates.length} rates, got ${baseRates?.length}`);
     }
-    this.#step = lastStep;
-    this.#baseRates.splice(0, baseRates.length, ...baseRates);
-    this.#apply();
+    const wrong = baseRates.findIndex((rate) => !isRate(rate));
+    if (wrong >= 0) refuse(`baseRates[${wrong}] must be a number of at least 0, got ${baseRates[wrong]}`);
+    if (!Number.isInteger(lastStep) || lastStep < 0) {
+      refuse(`lastStep must be an integer of at least 0, got ${lastStep}`);
+    }
+    this.#moveTo(lastStep, baseRates);
   }
 
-  #apply(): void {
-    const factor = this.#factor(this.#step);
+  #moveTo(step: number, baseRates: readonly number[] = this.#baseRates): void {
+    const factor = this.#factor(step);
+    if (!isRate(factor)) {
+      const rule = `the factor of step ${step} must be a number of at least 0`;
+      throw new BnbError("ERR_BNB_OPTION", `LambdaLR: ${rule}, got ${String(factor)}`);
+    }
+    this.#step = step;
+    this.#baseRates.splice(0, baseRates.length, ...baseRates);
     // Groups that were added later keep their own rate.
     this.#baseRates.forEach((rate, i) => {
       const group = this.#optimizer.paramGroups[i];
@@ -73,22 +101,14 @@ export class LambdaLR {
   }
 }
 
-function checkSteps(op: string, name: string, steps: number): void {
-  if (!Number.isInteger(steps) || steps < 0) {
-    throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be an integer of at least 0, got ${steps}`);
-  }
-}
+const warmupOption = optionTable<{ warmupSteps?: number }>({ warmupSteps: anInteger(0) });
+const scheduleChecks = { ...warmupOption.checks, totalSteps: required(anInteger(0)) };
+const linearOptions = optionTable<ScheduleOptions>(scheduleChecks);
+const cosineOptions = optionTable<CosineOptions>({ ...scheduleChecks, minFactor: aNumberIn(0) });
 
 // A schedule with warm-up: after it, `decay` of the fraction of the remaining steps that is done.
-function withWarmup(
-  op: string,
-  optimizer: HasLearningRates,
-  options: ScheduleOptions,
-  decay: (done: number) => number,
-) {
+function withWarmup(optimizer: HasLearningRates, options: ScheduleOptions, decay: (done: number) => number) {
   const { warmupSteps = 0, totalSteps } = options;
-  checkSteps(op, "warmupSteps", warmupSteps);
-  checkSteps(op, "totalSteps", totalSteps);
   return new LambdaLR(optimizer, (step) => {
     if (step < warmupSteps) return step / Math.max(1, warmupSteps);
     return Math.max(0, decay((step - warmupSteps) / Math.max(1, totalSteps - warmupSteps)));
@@ -96,16 +116,16 @@ function withWarmup(
 }
 
 /** The rate stays as it is, after `warmupSteps` of linear growth from 0. */
-export function constantSchedule(
-  optimizer: HasLearningRates,
-  { warmupSteps = 0 }: { warmupSteps?: number } = {},
-): LambdaLR {
-  return withWarmup("constantSchedule", optimizer, { warmupSteps, totalSteps: warmupSteps }, () => 1);
+export function constantSchedule(optimizer: HasLearningRates, options: { warmupSteps?: number } = {}): LambdaLR {
+  checkOptions("constantSchedule", options, warmupOption);
+  const { warmupSteps = 0 } = options;
+  return withWarmup(optimizer, { warmupSteps, totalSteps: warmupSteps }, () => 1);
 }
 
 /** Linear growth from 0 over `warmupSteps`, then linear decay to 0 at `totalSteps`. */
 export function linearSchedule(optimizer: HasLearningRates, options: ScheduleOptions): LambdaLR {
-  return withWarmup("linearSchedule", optimizer, options, (done) => 1 - done);
+  checkOptions("linearSchedule", options, linearOptions);
+  return withWarmup(optimizer, options, (done) => 1 - done);
 }
 
 /**
@@ -114,10 +134,9 @@ export function linearSchedule(optimizer: HasLearningRates, options: ScheduleOpt
  * @example
  * const scheduler = cosineSchedule(optimizer, { warmupSteps: 100, totalSteps: 1000 });
  */
-export function cosineSchedule(
-  optimizer: HasLearningRates,
-  { minFactor = 0, ...options }: ScheduleOptions & { minFactor?: number },
-): LambdaLR {
+export function cosineSchedule(optimizer: HasLearningRates, options: CosineOptions): LambdaLR {
+  checkOptions("cosineSchedule", options, cosineOptions);
+  const { minFactor = 0 } = options;
   const decay = (done: number) => minFactor + (1 - minFactor) * 0.5 * (1 + Math.cos(Math.PI * Math.min(done, 1)));
-  return withWarmup("cosineSchedule", optimizer, options, decay);
+  return withWarmup(optimizer, options, decay);
 }

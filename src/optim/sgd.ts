@@ -1,8 +1,7 @@
 // SGD with momentum, its state in 32 or 8 bits.
 import { BnbError } from "../tensor/errors.js";
-import type { OptimizerFamily } from "./optimizer.js";
 import { Optimizer1State } from "./optimizer.js";
-import type { CommonOptions, EightBit, Params, ThirtyTwoBit } from "./options.js";
+import type { CommonOptions, EightBit, OptimizerFamily, Params, ThirtyTwoBit } from "./options.js";
 import { commonDefaults, commonHyperparameters, withFixed } from "./options.js";
 
 export interface SGDOptions extends CommonOptions {
@@ -42,6 +41,8 @@ export function checkSGD(owner: string, options: SGDOptions): SGDOptions {
 const family: OptimizerFamily<SGDOptions> = {
   rule: "momentum",
   betaCount: 2,
+  usedBetas: 1,
+  usesEps: false,
   defaults: sgdDefaults,
   fixed: ["dampening", "nesterov"],
   hyperparameters: (o) => ({ ...commonHyperparameters(o), betas: [o.momentum, 0], eps: 0 }),

@@ -100,7 +100,6 @@ export class UpdateBatch {
   add(row: UpdateRow, p: Tensor, g: Tensor, s: StateTensors): void {
     const tensors = this.#tensors;
     tensors.push(p, g, s.state1);
-    p.markChanged();
     if (s.state2) tensors.push(s.state2);
     if (s.absmax1) tensors.push(s.absmax1);
     if (s.absmax2) tensors.push(s.absmax2);

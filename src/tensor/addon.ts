@@ -2,11 +2,11 @@
 // replaces tensors by their handles and reads the outputs from the shared results buffer.
 import type { NativeRuntime } from "../native/runtime.js";
 import { runtime } from "../native/runtime.js";
-import type { Quantized4Bit } from "./quantized.js";
+import type { BlockScales, Quantized4Bit } from "./quantized.js";
 import type { Tensor } from "./tensor.js";
 
-/** What an op may return: tensors, null for an optional one that is absent, or plain numbers. */
-export type Output = Tensor | Quantized4Bit | number | null;
+/** What an op may return: tensors and other native objects, null for an absent one, or plain numbers. */
+export type Output = Tensor | Quantized4Bit | BlockScales | number | null;
 
 /** A native op: what it takes and what run() gives back. */
 export interface NativeOp<Args extends readonly unknown[], Outputs extends readonly Output[]> {
@@ -21,19 +21,19 @@ export interface NativeOps {
   empty: NativeOp<[shape: readonly number[], dtype: number, device: number], [Tensor]>;
   view: NativeOp<[x: Tensor, shape: readonly number[], dtype: number, offset: number], [Tensor]>;
   toDevice: NativeOp<[x: Tensor, device: number], [Tensor]>;
-  quantized4bit: NativeOp<
+  blockScales: NativeOp<
     [
-      packed: Tensor,
       absmax: Tensor,
       nestedAbsmax: Tensor | null,
       nestedCode: Tensor | null,
       offset: Tensor | null,
-      shape: readonly number[],
       blocksize: number,
       nestedBlocksize: number,
-      type: number,
-      dtype: number,
     ],
+    [BlockScales]
+  >;
+  quantized4bit: NativeOp<
+    [packed: Tensor, scales: BlockScales, shape: readonly number[], type: number, dtype: number],
     [Quantized4Bit]
   >;
 
@@ -159,6 +159,10 @@ export interface NativeOps {
   clamp: NativeOp<[x: Tensor, low: number, high: number], [y: Tensor]>;
   clampBackward: NativeOp<[dy: Tensor, x: Tensor, low: number, high: number], [dx: Tensor]>;
 
+  // softplus
+  softplus: NativeOp<[x: Tensor, beta: number, threshold: number], [y: Tensor]>;
+  softplusBackward: NativeOp<[dy: Tensor, x: Tensor, beta: number, threshold: number], [dx: Tensor]>;
+
   // swiglu
   swiglu: NativeOp<[gate: Tensor, up: Tensor], [y: Tensor]>;
   swigluBackward: NativeOp<[dy: Tensor, gate: Tensor, up: Tensor], [dgate: Tensor, dup: Tensor]>;
@@ -215,21 +219,10 @@ export interface NativeOps {
     [codes: Tensor, absmax: Tensor]
   >;
   dequantizeBlockwise: NativeOp<
-    [
-      A: Tensor,
-      code: Tensor,
-      absmax: Tensor,
-      nestedAbsmax: Tensor | null,
-      nestedCode: Tensor | null,
-      nestedOffset: Tensor | null,
-      blocksize: number,
-      nestedBlocksize: number,
-      offset: Tensor | null,
-      dtype: number,
-      out: Tensor | null,
-    ],
+    [A: Tensor, code: Tensor, scales: BlockScales, dtype: number, out: Tensor | null],
     [Tensor]
   >;
+  expandScales: NativeOp<[scales: BlockScales], [Tensor]>;
   meanFloat64: NativeOp<[x: Tensor], [Tensor]>;
   binaryBackward: NativeOp<
     [

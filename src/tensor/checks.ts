@@ -23,6 +23,7 @@ export const aTensor: Check = { rule: "a Tensor", holds: (v) => v instanceof Ten
 export const aFiniteNumber: Check = { rule: "a finite number", holds: (v) => Number.isFinite(v) };
 /** Any number, also infinite or NaN. */
 export const aNumber: Check = { rule: "a number", holds: (v) => typeof v === "number" };
+export const anObject: Check = { rule: "an object", holds: (v) => typeof v === "object" && v !== null };
 export const aPlainObject: Check = { rule: "an object", holds: isPlainObject };
 export const aShape: Check = {
   rule: "an array of integers of at least 0",
@@ -32,6 +33,12 @@ export const aShape: Check = {
 export const aDType: Check = {
   rule: `one of ${dtypes.join(", ")}`,
   holds: (v) => (dtypes as readonly unknown[]).includes(v),
+  code: "ERR_BNB_DTYPE",
+};
+/** A dtype that ops compute with. */
+export const aFloatDType: Check = {
+  rule: "float32, float16 or bfloat16",
+  holds: (v) => v === "float32" || v === "float16" || v === "bfloat16",
   code: "ERR_BNB_DTYPE",
 };
 /** A name or a Device; `toDevice` says whether it exists. */

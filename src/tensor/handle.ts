@@ -15,8 +15,6 @@ export interface NodeOwner {
 
 export class Handle {
   readonly slot: number;
-  /** How often the memory was changed in place: what a cache of something derived from it compares. */
-  version = 0;
   #holders = 1;
 
   constructor(slot: number) {

@@ -48,9 +48,14 @@ export function checkOptions<O>(op: string, given: unknown, table: OptionTable<O
 
 /** Throws ERR_BNB_OPTION: the known keys, the one that came, and the one that was probably meant. */
 export function failUnknownKey(op: string, key: string, known: readonly string[]): never {
-  const near = nearest(key, known);
-  const hint = near === undefined ? "" : ` (did you mean ${near}?)`;
-  throw new BnbError("ERR_BNB_OPTION", `${op}: options must be among ${known.join(", ")}, got ${key}${hint}`);
+  const rule = `${op}: options must be among ${known.join(", ")}`;
+  throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${withNearest(key, known)}`);
+}
+
+/** A name that is not known, with the known one that was probably meant. */
+export function withNearest(name: string, known: readonly string[]): string {
+  const near = nearest(name, known);
+  return near === undefined ? name : `${name} (did you mean ${near}?)`;
 }
 
 // What torch, transformers, peft, bitsandbytes and NumPy call it, without underscores: the first that exists is meant.

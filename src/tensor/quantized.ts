@@ -1,52 +1,32 @@
-// Quantized4Bit: a packed 4-bit weight with its statistics as one native object behind one handle.
+// What blockwise quantization keeps natively, each as one object behind one handle: the scales of blocks, and a packed
+// 4-bit weight with its scales.
 import type { Device } from "./device.js";
 import type { Handle } from "./handle.js";
-import { Claim, forgetCollected, releaseWhenCollected } from "./handle.js";
-import type { Scoped } from "./scope.js";
-import { enterScope, leaveScope } from "./scope.js";
-
-const DISPOSED = -(2 ** 31 - 1);
+import { NativeObject } from "./native-object.js";
 
 /** A frozen 4-bit weight, as `linear4bit` takes it. It has no gradient: that the base is frozen is in the types. */
-export class Quantized4Bit implements Scoped {
+export class Quantized4Bit extends NativeObject {
   /** Shape of the unquantized tensor. */
   readonly shape: readonly number[];
   readonly device: Device;
-  readonly #claim: Claim;
-  #registered = false;
 
   /** @internal */
   constructor(handle: Handle, shape: readonly number[], device: Device) {
-    this.#claim = new Claim(handle);
+    super(handle);
     this.shape = shape;
     this.device = device;
-    if (!enterScope(this)) this.escape();
   }
+}
 
-  get disposed(): boolean {
-    return this.#claim.handle === null;
-  }
+/** @internal The scales of a blockwise quantized tensor with what expands them: float32, or quantized themselves. */
+export class BlockScales extends NativeObject {
+  /** Number of blocks. */
+  readonly shape: readonly number[];
+  readonly device: Device;
 
-  /** @internal */
-  get slot(): number {
-    return this.#claim.handle?.slot ?? DISPOSED;
-  }
-
-  dispose(): void {
-    if (this.disposed) return;
-    if (this.#registered) forgetCollected(this);
-    else leaveScope(this);
-    this.#claim.release();
-  }
-
-  [Symbol.dispose](): void {
-    this.dispose();
-  }
-
-  /** @internal */
-  escape(): void {
-    if (this.#registered || this.disposed) return;
-    this.#registered = true;
-    releaseWhenCollected(this, this.#claim);
+  constructor(handle: Handle, shape: readonly number[], device: Device) {
+    super(handle);
+    this.shape = shape;
+    this.device = device;
   }
 }

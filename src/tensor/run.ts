@@ -3,21 +3,43 @@
 import { BnbError } from "../native/errors.js";
 import type { NativeOp, Output } from "./addon.js";
 import { addon } from "./addon.js";
+import type { Device } from "./device.js";
 import { deviceAt } from "./device.js";
 import type { DType } from "./dtype.js";
 import { dtypes } from "./dtype.js";
 import { Handle } from "./handle.js";
-import { Quantized4Bit } from "./quantized.js";
+import { NativeObject } from "./native-object.js";
+import { BlockScales, Quantized4Bit } from "./quantized.js";
 import { Tensor } from "./tensor.js";
 
 // [count, then per output: handle, dtype, device, ndim, dims...]; written by csrc/napi/bind.h.
 const results = new Float64Array(1 << 14);
+// In place of a dtype; the numbers of csrc/napi/bind.h.
 const QUANTIZED = -1;
 const NUMBER = -2;
+const SCALES = -3;
 
-addon.setup(results, BnbError, (message) => {
-  process.emitWarning(message, { type: "BnbWarning", code: "BNB_BACKLOG" });
-});
+// [now]; the addon counts it up with every change of a tensor in place.
+const clock = new Float64Array(1);
+
+addon.setup(
+  results,
+  BnbError,
+  (message) => {
+    process.emitWarning(message, { type: "BnbWarning", code: "BNB_BACKLOG" });
+  },
+  clock,
+);
+
+/** @internal A moment between the changes of tensors in place: later changes come after it. */
+export function changeTime(): number {
+  return clock[0] as number;
+}
+
+/** @internal Whether the memory of `object` was changed in place after the moment `time`. False once it is disposed. */
+export function changedSince(object: NativeObject, time: number): boolean {
+  return changeTime() > time && addon.changedAt(object.slot) > time;
+}
 
 /** Runs a native op: tensors among the arguments (also in arrays) become handles, null becomes 0. */
 export function run<Args extends readonly unknown[], Outputs extends readonly Output[]>(
@@ -35,9 +57,15 @@ export function run<Args extends readonly unknown[], Outputs extends readonly Ou
 }
 
 function slotOf(arg: object): unknown {
-  if (arg instanceof Tensor || arg instanceof Quantized4Bit) return arg.slot;
+  if (arg instanceof NativeObject) return arg.slot;
   if (Array.isArray(arg)) return arg.map((item) => (typeof item === "object" ? slotOf(item ?? 0) : item));
   return arg;
+}
+
+function wrap(handle: Handle, dtype: number, shape: readonly number[], device: Device): Output {
+  if (dtype === QUANTIZED) return new Quantized4Bit(handle, shape, device);
+  if (dtype === SCALES) return new BlockScales(handle, shape, device);
+  return new Tensor(handle, dtypes[dtype] as DType, shape, device);
 }
 
 /** @internal Wraps what the last call wrote into the results. */
@@ -56,10 +84,7 @@ export function takeOutputs(): Output[] {
       const device = deviceAt(results[at + 2] as number);
       const shape = new Array<number>(ndim);
       for (let axis = 0; axis < ndim; axis++) shape[axis] = results[at + 4 + axis] as number;
-      outputs[i] =
-        dtype === QUANTIZED
-          ? new Quantized4Bit(new Handle(handle), shape, device)
-          : new Tensor(new Handle(handle), dtypes[dtype] as DType, shape, device);
+      outputs[i] = wrap(new Handle(handle), dtype, shape, device);
     }
     at += 4 + ndim;
   }

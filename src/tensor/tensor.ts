@@ -6,12 +6,7 @@ import type { DType, TypedArray } from "./dtype.js";
 import { decode, sizeOf, typedArray } from "./dtype.js";
 import { BnbError } from "./errors.js";
 import type { Handle, NodeOwner } from "./handle.js";
-import { Claim, forgetCollected, releaseWhenCollected } from "./handle.js";
-import type { Scoped } from "./scope.js";
-import { enterScope, leaveScope } from "./scope.js";
-
-/** Handle 0 never exists: the addon answers it with "must be a Tensor" or, for a disposed one, this slot. */
-const DISPOSED = -(2 ** 31 - 1);
+import { NativeObject } from "./native-object.js";
 
 /**
  * An n-dimensional array on a device, contiguous and row-major.
@@ -20,7 +15,7 @@ const DISPOSED = -(2 ** 31 - 1);
  * reading a value (`data()`, `item()`) is awaited. Memory is freed by `dispose()`, `using`, `tidy()`, or at some later
  * time by the garbage collector.
  */
-export class Tensor implements Scoped {
+export class Tensor extends NativeObject {
   readonly dtype: DType;
   readonly shape: readonly number[];
   readonly device: Device;
@@ -28,16 +23,13 @@ export class Tensor implements Scoped {
   requiresGrad = false;
   /** The gradient that `backward()` accumulated; only on leaves. Disposed with the tensor. */
   grad: Tensor | null = null;
-  readonly #claim: Claim;
-  #registered = false;
 
   /** @internal Takes over one holder of the handle. */
   constructor(handle: Handle, dtype: DType, shape: readonly number[], device: Device, scoped = true) {
-    this.#claim = new Claim(handle);
+    super(handle, scoped);
     this.dtype = dtype;
     this.shape = shape;
     this.device = device;
-    if (scoped && !enterScope(this)) this.escape();
   }
 
   get ndim(): number {
@@ -57,57 +49,34 @@ export class Tensor implements Scoped {
 
   /** Not the result of a differentiable op: `backward()` stores its gradient in `grad`. */
   get isLeaf(): boolean {
-    return this.#claim.node === null;
+    return this.claim.node === null;
   }
 
-  get disposed(): boolean {
-    return this.#claim.handle === null;
-  }
-
-  /** @internal What crosses to the addon. */
-  get slot(): number {
-    const handle = this.#claim.handle;
-    return handle ? handle.slot : DISPOSED;
-  }
-
-  /** How often the elements were changed in place, by an optimizer or `copyInto`. */
+  /**
+   * How often the memory was changed in place: by an optimizer, `copyInto`, an `out` of an op, a replayed graph. All
+   * tensors that share it have the same. 0 once disposed.
+   */
   get version(): number {
-    return this.#claim.handle?.version ?? 0;
-  }
-
-  /** @internal Every op that writes to an existing tensor calls it. */
-  markChanged(): void {
-    const handle = this.#claim.handle;
-    if (handle) handle.version++;
+    return runtime.version(this.slot);
   }
 
   /** @internal The graph node that made it. */
   get node(): NodeOwner | null {
-    return this.#claim.node;
+    return this.claim.node;
   }
   set node(node: NodeOwner | null) {
-    this.#claim.node = node;
+    this.claim.node = node;
   }
 
-  /** Frees the memory at once, also while queued work still reads it: what reuses the memory is queued behind. */
-  dispose(): void {
+  /**
+   * Frees the memory at once, and that of `grad`, also while queued work still reads it: what reuses the memory is
+   * queued behind.
+   */
+  override dispose(): void {
     if (this.disposed) return;
-    if (this.#registered) forgetCollected(this);
-    else leaveScope(this);
     this.grad?.dispose();
     this.grad = null;
-    this.#claim.release();
-  }
-
-  [Symbol.dispose](): void {
-    this.dispose();
-  }
-
-  /** @internal */
-  escape(): void {
-    if (this.#registered || this.disposed) return;
-    this.#registered = true;
-    releaseWhenCollected(this, this.#claim);
+    super.dispose();
   }
 
   /** The same memory as a tensor of its own, without history: disposing one leaves the other. */
@@ -123,11 +92,9 @@ export class Tensor implements Scoped {
   /** @internal Moves the handle out; this tensor is then disposed. */
   takeHandle(): Handle {
     this.#held("takeHandle");
-    if (this.#registered) forgetCollected(this);
-    else leaveScope(this);
-    const handle = this.#claim.take() as Handle;
-    this.#claim.node?.release();
-    this.#claim.node = null;
+    const handle = this.takeClaim() as Handle;
+    this.claim.node?.release();
+    this.claim.node = null;
     return handle;
   }
 
@@ -168,7 +135,7 @@ export class Tensor implements Scoped {
     return this.floatsSync()[0] as number;
   }
 
-  toString(): string {
+  override toString(): string {
     const state = this.disposed ? "disposed" : this.device.toString();
     return `Tensor(${this.dtype} [${this.shape.join(", ")}], ${state}${this.requiresGrad ? ", requiresGrad" : ""})`;
   }
@@ -178,7 +145,7 @@ export class Tensor implements Scoped {
   }
 
   #held(op: string): Handle {
-    const handle = this.#claim.handle;
+    const handle = this.claim.handle;
     if (!handle) throw new BnbError("ERR_BNB_DISPOSED", `${op}: x was disposed`);
     return handle;
   }

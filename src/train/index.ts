@@ -1,3 +1,3 @@
 // Training loops and byte-level data.
-export { type Batch, type BatchOptions, evenBatches, randomBatches, splitBytes } from "./data.js";
+export { type Batch, type BatchOptions, evenBatches, randomBatches, type SplitOptions, splitBytes } from "./data.js";
 export { evaluate, type LanguageModel, type StepReport, type TrainOptions, train } from "./trainer.js";

@@ -6,7 +6,19 @@ import type { Module, Parameter } from "../nn/index.js";
 import { crossEntropy } from "../ops/index.js";
 import type { Optimizer8bit } from "../optim/index.js";
 import { clipGradNorm } from "../optim/index.js";
+import {
+  aFunction,
+  aNumberIn,
+  anAbortSignal,
+  anInteger,
+  anObjectWith,
+  arrayOf,
+  aTensor,
+  checkArgument,
+  required,
+} from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { Batch } from "./data.js";
@@ -43,8 +55,22 @@ export interface TrainOptions {
   signal?: AbortSignal;
 }
 
+const aModel = anObjectWith("a model", "forward", "train", "eval");
+const trainOptions = optionTable<TrainOptions>({
+  model: required(aModel),
+  optimizer: required(anObjectWith("an optimizer", "step", "zeroGrad")),
+  parameters: required(arrayOf(aTensor)),
+  batches: required(anObjectWith("an iterator of batches", "next")),
+  steps: required(anInteger(0)),
+  scheduler: anObjectWith("a scheduler", "step"),
+  maxGradNorm: aNumberIn(0),
+  onStep: aFunction,
+  signal: anAbortSignal,
+});
+
 /** Trains for `steps` steps and returns the loss of each and the speed. Leaves the model in training mode. */
 export async function train(options: TrainOptions): Promise<{ losses: number[]; tokensPerSecond: number }> {
+  checkOptions("train", options, trainOptions);
   const { model, optimizer, parameters, batches, steps, scheduler, maxGradNorm = 1, onStep, signal } = options;
   const losses: number[] = [];
   const started = performance.now();
@@ -89,16 +115,37 @@ export async function train(options: TrainOptions): Promise<{ losses: number[]; 
   return { losses, tokensPerSecond };
 }
 
-/** Mean cross-entropy in nats per token over batches, in evaluation mode and without gradients. */
+/**
+ * Mean cross-entropy in nats per token over batches, in evaluation mode and without gradients. Every token counts
+ * alike, in whatever batch it is; targets of -100 do not. Disposes the batches, leaves the model in evaluation mode.
+ */
 export async function evaluate(model: LanguageModel, batches: Iterable<Batch>): Promise<number> {
+  checkArgument("evaluate", "model", model, aModel);
   let sum = 0;
   let count = 0;
   model.eval();
   for (const { ids, targets } of batches) {
     const loss = noGrad(() => tidy(() => crossEntropy(model.forward(ids), targets)));
-    sum += (await loss.item()) * ids.size;
-    count += ids.size;
-    for (const used of [ids, targets, loss]) used.dispose();
+    try {
+      const [mean, tokens] = await Promise.all([loss.item(), countTargets(targets)]);
+      // The mean of no token is no number.
+      if (tokens > 0) sum += mean * tokens;
+      count += tokens;
+    } finally {
+      for (const used of [ids, targets, loss]) used.dispose();
+    }
   }
+  if (count === 0)
+    throw new BnbError("ERR_BNB_ARGUMENT", "evaluate: batches must hold a token with a target, got none");
   return sum / count;
 }
+
+// Those that the mean of a loss is taken over.
+async function countTargets(targets: Tensor): Promise<number> {
+  let count = 0;
+  for (const target of await targets.data()) if (target !== IGNORED) count++;
+  return count;
+}
+
+/** The default ignoreIndex of crossEntropy. */
+const IGNORED = -100;

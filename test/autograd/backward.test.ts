@@ -21,6 +21,27 @@ describe.each(testDevices())("backward on %s", (device) => {
     });
   });
 
+  it("runs a node when the last that it fed has run, not as it is found", () => {
+    tidy(() => {
+      const x = leaf([1, 2]);
+      // y is both next to the root and behind z; of the two paths, one is as long as it can be.
+      const y = mul(x, 2);
+      const z = mul(y, 3);
+      backward(sum(add(y, z)));
+      expect(grad(x)).toEqual([8, 8]);
+      const w = leaf([1]);
+      let last = mul(w, 1);
+      const all = [last];
+      for (let i = 0; i < 5; i++) {
+        last = all.reduce((a, b) => add(b, a));
+        all.push(last);
+      }
+      // Each is the sum of all before it: 1, 1, 2, 4, 8, 16.
+      backward(sum(add(all[0] as Tensor, last)));
+      expect(grad(w)).toEqual([17]);
+    });
+  });
+
   it("takes a gradient for a result that is no scalar", () => {
     tidy(() => {
       const x = leaf([1, 2]);
@@ -117,6 +138,13 @@ describe.each(testDevices())("backward on %s", (device) => {
       expect(() => backward(square(x), tensor([1], { device }))).toThrow(
         "backward: the gradient must be float32 [2], got float32 [1]",
       );
+      expect(() => backward(square(x), tensor([1, 1], { device, dtype: "float16" }))).toThrow(
+        expect.objectContaining({
+          code: "ERR_BNB_DTYPE",
+          message: "backward: the gradient must be float32 [2], got float16 [2]",
+        }),
+      );
+      expect(() => backward(square(x), tensor([[1, 1]], { device }))).toThrow("got float32 [1, 2]");
       const y = sum(square(x));
       backward(y);
       expect(() => backward(y)).toThrow(

@@ -1,4 +1,5 @@
 // The `bnb` command line: help, version, exit codes, and the two commands through the same door that users take.
+import { spawnSync } from "node:child_process";
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -57,6 +58,29 @@ describe("main", () => {
     });
     expect(await bnb("demo", "--device", "tpu")).toMatchObject({ code: 1, stderr: expect.stringContaining("tpu") });
     expect(await bnb("info", "--all")).toMatchObject({ code: 2 });
+  });
+
+  it("finds a report that cannot be written before the work", async () => {
+    const folder = mkdtempSync(join(tmpdir(), "bnb-cli-"));
+    writeFileSync(join(folder, "file"), "");
+    for (const option of ["--report", "--json"]) {
+      const sink = new Sink();
+      const expected = `demo: ${option} must name a file that can be written, got ${folder}`;
+      for (const path of [folder, join(folder, "file", "index.html")]) {
+        expect(await main(["demo", option, path], { stdout: sink, stderr: sink })).toBe(2);
+        expect(sink.text).toContain(expected);
+      }
+      // Nothing was begun.
+      expect(sink.text).toMatch(/^bnb demo: /);
+    }
+    rmSync(folder, { recursive: true });
+  });
+
+  it("ends quietly when nobody reads what it prints", () => {
+    const command = `"${process.execPath}" dist/cli/main.js --help; echo "ended with $?" >&2`;
+    // The reader is gone before the program writes.
+    const { stderr } = spawnSync("sh", ["-c", `{ sleep 0.3; ${command}; } | true`], { encoding: "utf8" });
+    expect(stderr).toBe("ended with 141\n");
   });
 
   it("info names the versions, the device and its instruction set", async () => {

@@ -11,7 +11,7 @@ function flatten(values: Numbers): ArrayLike<number> {
   return values as ArrayLike<number>;
 }
 
-function outside(actual: number, expected: number, { atol, rtol }: Tolerance): boolean {
+function outside(actual: number, expected: number, atol: number, rtol: number): boolean {
   if (Number.isNaN(expected)) return !Number.isNaN(actual);
   if (actual === expected) return false;
   return !(Math.abs(actual - expected) <= atol + rtol * Math.abs(expected));
@@ -29,12 +29,15 @@ export function expectClose(
 ): void {
   const a = flatten(actual);
   const e = flatten(expected);
+  const { atol, rtol } = tolerance;
+  const atolOf = (i: number): number => (typeof atol === "number" ? atol : (atol[i] as number));
   expect(a.length, "number of elements").toBe(e.length);
+  if (typeof atol !== "number") expect(atol.length, "number of bounds").toBe(e.length);
   let count = 0;
   let worst = -1;
   let worstExcess = -1;
   for (let i = 0; i < e.length; i++) {
-    if (!outside(a[i]!, e[i]!, tolerance)) continue;
+    if (!outside(a[i]!, e[i]!, atolOf(i), rtol)) continue;
     count++;
     const difference = Math.abs(a[i]! - e[i]!);
     const excess = Number.isNaN(difference) ? Infinity : difference;
@@ -42,7 +45,7 @@ export function expectClose(
   }
   if (count > allowed) {
     expect.fail(
-      `${count} of ${e.length} elements outside atol ${tolerance.atol}, rtol ${tolerance.rtol} (allowed ${allowed}); ` +
+      `${count} of ${e.length} elements outside atol ${atolOf(worst)}, rtol ${rtol} (allowed ${allowed}); ` +
         `worst at ${worst}: got ${a[worst]}, expected ${e[worst]}`,
     );
   }

@@ -345,7 +345,6 @@ describe.each(testDevices())("LLM.int8() on %s", (device) => {
                 (_, p) => (x[i * k + p] as number) * (dequantized[j * k + p] as number),
               ).reduce((a, b) => a + b, 0);
             }),
-          atol: 2e-4,
         },
       );
     });
@@ -370,7 +369,6 @@ describe.each(testDevices())("LLM.int8() on %s", (device) => {
               );
               return terms.reduce((a, b) => a + b, 0) + ((bias as Float64Array)[j] as number);
             }),
-          atol: 2e-4,
         },
       );
     });

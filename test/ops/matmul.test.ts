@@ -8,7 +8,7 @@ import { expectClose } from "../helpers/expect-close.js";
 import { gradcheck } from "../helpers/gradcheck.js";
 import { noise } from "../helpers/noise.js";
 import type { FloatDType } from "../helpers/tolerance.js";
-import { tolerance } from "../helpers/tolerance.js";
+import { errorOfSum, roundoff, sumError, tolerance } from "../helpers/tolerance.js";
 import type { ProductSizes } from "../reference/matmul.js";
 import { linearReference, matmulReference } from "../reference/matmul.js";
 
@@ -33,9 +33,15 @@ describe.each(testDevices())("matmul on %s", (device) => {
     const y = matmul(a, b, { transposeA: sizes.transposeA ?? false, transposeB: sizes.transposeB ?? false });
     expect(y.dtype).toBe(dtype);
     // The reference sees the values after rounding to dtype, so only the sum and the last rounding differ.
-    const expected = matmulReference(a.floatsSync(), b.floatsSync(), sizes);
-    const { rtol } = tolerance(dtype, "reduction");
-    expectClose(y.floatsSync(), expected, { atol: (dtype === "float32" ? 2e-6 : 1e-4) * Math.sqrt(sizes.k + 1), rtol });
+    const [av, bv] = [a.floatsSync(), b.floatsSync()];
+    const expected = matmulReference(av, bv, sizes);
+    const squared = matmulReference(
+      av.map((v) => v * v),
+      bv.map((v) => v * v),
+      sizes,
+    );
+    const atol = expected.map((sum, i) => errorOfSum(sizes.k, sum, Math.sqrt(squared[i]!)));
+    expectClose(y.floatsSync(), expected, { atol, rtol: roundoff[dtype] });
     for (const t of [a, b, y]) t.dispose();
   }
 
@@ -160,12 +166,9 @@ describe.each(testDevices())("matmul on %s", (device) => {
       bias.requiresGrad = true;
       const y = linear(zeros([rows, 2], { device }), zeros([5, 2], { device }), bias);
       backward(y, tensor(dy, { shape: [rows, 5], device }));
-      const expected = Float64Array.from({ length: 5 }, (_, j) => {
-        let sum = 0;
-        for (let i = 0; i < rows; i++) sum += dy[i * 5 + j]!;
-        return sum;
-      });
-      expectClose(bias.grad!.floatsSync(), expected, { atol: 1e-3, rtol: 1e-6 });
+      const columns = [0, 1, 2, 3, 4].map((j) => dy.filter((_, i) => i % 5 === j));
+      const expected = columns.map((column) => Float64Array.from(column).reduce((a, b) => a + b, 0));
+      expectClose(bias.grad!.floatsSync(), expected, { atol: columns.map(sumError), rtol: 2 ** -24 });
     });
   });
 

@@ -7,9 +7,31 @@ import { testDevices } from "../helpers/devices.js";
 import { expectClose } from "../helpers/expect-close.js";
 import { gradcheck } from "../helpers/gradcheck.js";
 import { noise } from "../helpers/noise.js";
-import { tolerance } from "../helpers/tolerance.js";
+import type { FloatDType, Tolerance } from "../helpers/tolerance.js";
+import { roundoff, sumError, tolerance } from "../helpers/tolerance.js";
 import { unaligned } from "../helpers/unaligned.js";
 import { softmaxReference } from "../reference/softmax.js";
+
+/**
+ * Bounds of a row: its sum of exponentials is off by sumError, which softmax divides by and logSoftmax takes the
+ * logarithm of; x - max is rounded before exp, which makes a relative error of |x - max| units; then the result's rounding.
+ */
+function rowBound(x: Float32Array, cols: number, log: boolean, dtype: FloatDType = "float32"): Tolerance {
+  const atol = new Float64Array(x.length);
+  for (let start = 0; start < x.length; start += cols) {
+    const row = x.subarray(start, start + cols);
+    const top = row.reduce((a, b) => Math.max(a, b), -Infinity);
+    const terms = Array.from(row, (v) => Math.exp(v - top));
+    const sum = terms.reduce((a, b) => a + b, 0);
+    const ofSum = sumError(terms) / sum;
+    row.forEach((v, j) => {
+      const relative = ofSum + roundoff.float32 * (4 + 2 * (top - v));
+      const subnormal = dtype === "float16" ? 2 ** -25 : 0;
+      atol[start + j] = (log ? relative : (relative * terms[j]!) / sum) + subnormal;
+    });
+  }
+  return { atol, rtol: roundoff[dtype] };
+}
 
 describe.each(testDevices())("softmax on %s", (device) => {
   describe.each([
@@ -21,7 +43,7 @@ describe.each(testDevices())("softmax on %s", (device) => {
         for (const cols of [1, 2, 7, 8, 15, 16, 17, 33, 257, 4099]) {
           const x = noise(5 * cols, cols).map((v) => 4 * v);
           const y = fn(tensor(x, { shape: [5, cols], device }));
-          expectClose(y.floatsSync(), softmaxReference(x, cols, log), { atol: 1e-6, rtol: 2e-6 });
+          expectClose(y.floatsSync(), softmaxReference(x, cols, log), rowBound(x, cols, log));
         }
       });
 
@@ -68,8 +90,7 @@ describe.each(testDevices())("softmax on %s", (device) => {
       const y = fn(x);
       expect([y.dtype, y.shape]).toEqual([dtype, [2, 3, 45]]);
       const expected = softmaxReference(x.floatsSync(), 45, log);
-      const { rtol } = tolerance(dtype, "reduction");
-      expectClose(y.floatsSync(), expected, { atol: 1e-6, rtol });
+      expectClose(y.floatsSync(), expected, rowBound(x.floatsSync(), 45, log, dtype));
       const dy = tensor(noise(6 * 45, 2), { shape: [2, 3, 45], dtype, device });
       backward(y, dy);
       const g = dy.floatsSync();
@@ -98,20 +119,26 @@ describe.each(testDevices())("softmax on %s", (device) => {
       x.requiresGrad = true;
       const y = fn(x);
       const expected = softmaxReference(x.floatsSync(), cols, log);
-      const { rtol } = tolerance(dtype, "reduction");
-      expectClose(y.floatsSync(), expected, { atol: 1e-6, rtol });
+      expectClose(y.floatsSync(), expected, rowBound(x.floatsSync(), cols, log, dtype));
       const dy = make(noise(rows * cols, cols + 1));
       backward(y, dy);
       const [g, saved] = [dy.floatsSync(), y.floatsSync()];
-      const dx = new Float64Array(rows * cols);
+      const [dx, atol] = [new Float64Array(rows * cols), new Float64Array(rows * cols)];
       for (let start = 0; start < rows * cols; start += cols) {
-        let sum = 0;
-        for (let j = start; j < start + cols; j++) sum += log ? g[j]! : g[j]! * saved[j]!;
+        const terms = Array.from(g.subarray(start, start + cols), (v, j) => (log ? v : v * saved[start + j]!));
+        const sum = terms.reduce((a, b) => a + b, 0);
+        const error = sumError(terms);
         for (let j = start; j < start + cols; j++) {
-          dx[j] = log ? g[j]! - Math.exp(saved[j]!) * sum : saved[j]! * (g[j]! - sum);
+          const p = log ? Math.exp(saved[j]!) : saved[j]!;
+          dx[j] = log ? g[j]! - p * sum : p * (g[j]! - sum);
+          // The difference cancels: what is rounded are its two sides, e^y to about 2 units.
+          const sides = log ? Math.abs(g[j]!) + p * Math.abs(sum) : p * (Math.abs(g[j]!) + Math.abs(sum));
+          atol[j] = p * error + 4 * roundoff.float32 * sides;
         }
       }
-      expectClose(x.grad!.floatsSync(), dx, { atol: 1e-6, rtol: tolerance(dtype, "gradient").rtol });
+      // Half a subnormal of float16, the smallest step that it has.
+      if (dtype === "float16") for (let j = 0; j < atol.length; j++) atol[j]! += 2 ** -25;
+      expectClose(x.grad!.floatsSync(), dx, { atol, rtol: roundoff[dtype] });
     });
 
     it("shapes: vectors, no rows, no columns", () => {

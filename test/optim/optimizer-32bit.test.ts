@@ -225,7 +225,7 @@ describe.each(testDevices())("optimizer_32bit on %s", (device) => {
         "optimizerStep: parameter 0 must be float32, float16 or bfloat16, got int32",
       );
       expect(() => update({ v: null })).toThrow("optimizerUpdate32bit: state2 must be given, got null");
-      expect(() => update({ step: 0 })).toThrow("optimizerStep: step must be at least 1, got 0");
+      expect(() => update({ step: 0 })).toThrow("optimizerUpdate32bit: step must be an integer of at least 1, got 0");
       const gone = zeros([4], { device });
       gone.dispose();
       expect(() => update({ g: gone })).toThrow(/optimizerStep: tensors.* was disposed/);

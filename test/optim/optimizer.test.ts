@@ -218,8 +218,6 @@ describe.each(testDevices())("stepping on %s", (device) => {
     expect(() => manager.overrideConfig(a!, { momentum: 1 } as never)).toThrow(
       "GlobalOptimManager: keys must be among",
     );
-    manager.overrideConfig(d!, "lr", -1);
-    expect(() => optimizer.step()).toThrow("AdamW8bit: lr must be a number of at least 0, got -1");
     optimizer.dispose();
   });
 

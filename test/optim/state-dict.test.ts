@@ -227,6 +227,7 @@ describe.each(testDevices())("state dicts on %s", (device) => {
   it("holds nothing for parameters without a step", () => {
     const optimizer = new SGD([zeros([3], { device })], { lr: 0.1, momentum: 0.9 });
     expect(optimizer.stateDict()).toEqual({
+      optimizer_name: "momentum",
       state: {},
       param_groups: [{ lr: 0.1, betas: [0.9, 0], eps: 0, weight_decay: 0, params: [0] }],
     });

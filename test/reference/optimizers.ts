@@ -25,13 +25,17 @@ export function stateCount(rule: Rule): number {
 
 const norm = (x: number[]): number => Math.sqrt(x.reduce((sum, a) => sum + a * a, 0));
 
-/** One step from p and states; returns the new ones and which elements took part. The inputs stay as they are. */
+/**
+ * One step from p and states; returns the new ones and which elements took part. The inputs stay as they are. A new
+ * parameter beyond `largest` keeps its element as it is.
+ */
 export function referenceStep(
   h: Hyper,
   t: number,
   p: ArrayLike<number>,
   g: ArrayLike<number>,
   states: ArrayLike<number>[],
+  largest = 3.4028235677973366e38,
 ) {
   const { lr, eps, weightDecay: wd, rule, maxUnorm = 0 } = h;
   const [b1 = 0, b2 = 0] = h.betas;
@@ -115,7 +119,11 @@ export function referenceStep(
   const isDecoupled = rule === "adam" || rule === "ademamix" || rule === "lion" || (rule === "lamb" && !h.trustRatio);
   const newP = Array.from({ length: n }, (_, i) => {
     if (!touched[i]) return p[i]!;
-    return p[i]! * (isDecoupled ? 1 - lr * wd : 1) - lr * scale * update[i]!;
+    const moved = p[i]! * (isDecoupled ? 1 - lr * wd : 1) - lr * scale * update[i]!;
+    if (Math.abs(moved) < largest) return moved;
+    touched[i] = false;
+    for (const [k, old] of states.entries()) news[k]![i] = old[i]!;
+    return p[i]!;
   });
   return { p: newP, states: news, touched, updateNorm: nu };
 }

@@ -11,7 +11,7 @@ export function around(shape: readonly number[], axis?: number): [outer: number,
 }
 
 /** The elements of every reduced line, in order. */
-function lines(x: ArrayLike<number>, shape: readonly number[], axis?: number): number[][] {
+export function lines(x: ArrayLike<number>, shape: readonly number[], axis?: number): number[][] {
   const [outer, n, inner] = around(shape, axis);
   return Array.from({ length: outer * inner }, (_, i) => {
     const [o, j] = [Math.floor(i / inner), i % inner];

@@ -71,6 +71,15 @@ function read(path) {
   }
 }
 
+/** @type {Set<() => void>} */
+const running = new Set();
+for (const signal of ["SIGTERM", "SIGINT"]) {
+  process.on(signal, () => {
+    for (const stop of running) stop();
+    process.exit(1);
+  });
+}
+
 /** @type {(file: string) => Promise<Result | null>} null where all time was up before it ended */
 function run(file) {
   const output = join(results, `${file.replaceAll("/", "-")}.json`);
@@ -86,12 +95,15 @@ function run(file) {
     let text = "";
     for (const stream of [child.stdout, child.stderr]) stream.on("data", (chunk) => (text += chunk));
     let stopped = false;
-    const timer = setTimeout(() => {
+    const stop = () => {
       stopped = true;
       if (child.pid !== undefined) process.kill(-child.pid, "SIGKILL");
-    }, seconds * 1000);
+    };
+    const timer = setTimeout(stop, seconds * 1000);
+    running.add(stop);
     const finish = (/** @type {string} */ why) => {
       clearTimeout(timer);
+      running.delete(stop);
       if (stopped && seconds < timeout) return done(null);
       /** @type {Counts} */
       const result = JSON.parse(read(output) ?? '{ "passed": 0, "failed": 0, "skipped": 0, "failures": [] }');

@@ -63,11 +63,11 @@ struct Float32States {
 #pragma unroll
       for (int j = 0; j < Rule::kStates; j++) load_plain(state_of_lane[j] + int64_t{tile} * (kItems * kWarp), s[j]);
     }
-    __device__ __forceinline__ bool plain(const float (&top)[Rule::kStates]) const {
+    __device__ __forceinline__ bool plain(const float (&top)[Rule::kStates], bool fine) const {
       float all = 0.0f;
 #pragma unroll
       for (int j = 0; j < Rule::kStates; j++) all = max_magnitude(all, top[j]);
-      return !__any_sync(kFullMask, !(all <= kMaxFloat));
+      return !__any_sync(kFullMask, !(fine && all <= kLargestFloat));
     }
     __device__ __forceinline__ void store(const Tables&, int tile, const float (&s)[Rule::kStates][kItems],
                                           const float (&)[Rule::kStates]) const {

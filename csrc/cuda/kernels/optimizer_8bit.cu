@@ -136,8 +136,8 @@ struct EightBitStates {
     }
 
     // Scales that are subnormal, not finite or of 2^126 and more are for step_tile.
-    __device__ __forceinline__ bool plain(float (&top)[Rule::kStates]) const {
-      bool all = true;
+    __device__ __forceinline__ bool plain(float (&top)[Rule::kStates], bool fine) const {
+      bool all = !__any_sync(kFullMask, !fine);
 #pragma unroll
       for (int j = 0; j < Rule::kStates; j++) {
         const uint32_t bits = warp_max(float_bits(top[j]));

@@ -1,5 +1,5 @@
 // `bnb demo`: the whole line on real text, from training to generation, with a report to look at.
-import { mkdirSync, writeFileSync } from "node:fs";
+import { accessSync, constants, existsSync, mkdirSync, statSync, writeFileSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
 import { parseArgs } from "node:util";
 import { toDevice } from "../../tensor/device.js";
@@ -63,6 +63,9 @@ export function demoCommand(sizes?: DemoSettings): Command {
         },
       });
       const settings = sizes ?? (values.quick ? quickSettings : fullSettings);
+      // Before the work, which takes a minute or more.
+      checkWritable("--report", values.report);
+      if (values.json !== undefined) checkWritable("--json", values.json);
       const terminal = new Terminal(stdout);
       const results = await runDemo({
         settings,
@@ -74,9 +77,9 @@ export function demoCommand(sizes?: DemoSettings): Command {
         terminal,
       });
 
-      write(values.report, reportPage(results));
+      writeFileSync(values.report, reportPage(results));
       terminal.line(`\nReport: ${relative(process.cwd(), values.report)} (${results.seconds.toFixed(1)} s in all)`);
-      if (values.json !== undefined) write(values.json, `${JSON.stringify(results, null, 2)}\n`);
+      if (values.json !== undefined) writeFileSync(values.json, `${JSON.stringify(results, null, 2)}\n`);
       const failed = results.checks.filter(({ holds }) => !holds).length;
       if (failed > 0) terminal.line(terminal.paint("red", `${failed} of ${results.checks.length} claims do not hold`));
       return failed > 0 ? 1 : 0;
@@ -97,7 +100,14 @@ function seedFrom(text: string): number {
   throw new BnbError("ERR_BNB_OPTION", `demo: --seed must be a whole number of at least 0, got ${text}`);
 }
 
-function write(path: string, text: string): void {
-  mkdirSync(dirname(path), { recursive: true });
-  writeFileSync(path, text);
+/** Makes the folder of a file that will be written; throws ERR_BNB_OPTION where that cannot be. */
+function checkWritable(option: string, path: string): void {
+  try {
+    mkdirSync(dirname(path), { recursive: true });
+    if (existsSync(path) && statSync(path).isDirectory()) throw new Error("it is a folder");
+    accessSync(existsSync(path) ? path : dirname(path), constants.W_OK);
+  } catch (cause) {
+    const message = `demo: ${option} must name a file that can be written, got ${path}: ${(cause as Error).message}`;
+    throw new BnbError("ERR_BNB_OPTION", message, { cause });
+  }
 }

@@ -1,0 +1,60 @@
+// NativeObject: the life of everything that holds native memory behind one handle, written once: in a scope from its
+// making, under the garbage collector's net when it leaves, freed by dispose().
+import type { Handle } from "./handle.js";
+import { Claim, forgetCollected, releaseWhenCollected } from "./handle.js";
+import type { Scoped } from "./scope.js";
+import { enterScope, leaveScope } from "./scope.js";
+
+/** Handle 0 never exists: the addon answers it with "must be a Tensor" or, for a disposed one, this slot. */
+const DISPOSED = -(2 ** 31 - 1);
+
+/** What owns native memory: a tensor, a quantized weight, the scales of blocks. */
+export abstract class NativeObject implements Scoped {
+  /** @internal Apart from the object, so that the finalizer can hold it. */
+  protected readonly claim: Claim;
+  #registered = false;
+
+  /** @internal Takes over one holder of the handle. Not scoped: whoever makes it disposes it. */
+  constructor(handle: Handle, scoped = true) {
+    this.claim = new Claim(handle);
+    if (scoped && !enterScope(this)) this.escape();
+  }
+
+  get disposed(): boolean {
+    return this.claim.handle === null;
+  }
+
+  /** @internal What crosses to the addon. */
+  get slot(): number {
+    return this.claim.handle?.slot ?? DISPOSED;
+  }
+
+  /** Frees the memory at once, also while queued work still reads it: what reuses the memory is queued behind. */
+  dispose(): void {
+    if (this.disposed) return;
+    this.#leave();
+    this.claim.release();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  /** @internal */
+  escape(): void {
+    if (this.#registered || this.disposed) return;
+    this.#registered = true;
+    releaseWhenCollected(this, this.claim);
+  }
+
+  /** @internal Moves the handle out; this object is then disposed. */
+  protected takeClaim(): Handle | null {
+    this.#leave();
+    return this.claim.take();
+  }
+
+  #leave(): void {
+    if (this.#registered) forgetCollected(this);
+    else leaveScope(this);
+  }
+}
