@@ -34,7 +34,10 @@ struct Runtime {
   void (*release)(Device&, void* block);      // on the worker: everything that used the block has run
   // Any direction; on the worker, which goes on when the bytes at `to` may be read and those at `from` changed.
   void (*copy)(Device&, void* to, const void* from, size_t nbytes);
-  // The rest is null on a CPU. On the worker, after its last command.
+  // The rest is null on a CPU. On the JavaScript thread: makes the device usable, if it is not yet. Throws Code::cuda
+  // with the reason, which gpu_unavailable() has from then on.
+  void (*open)(Device&) = nullptr;
+  // On the worker, after its last command.
   void (*stop)(Device&) = nullptr;
   // On the worker: returns when everything launched has run, and throws what went wrong in it.
   void (*finish)(Device&) = nullptr;
@@ -89,7 +92,7 @@ std::string gpu_libraries();
 namespace cuda {
 void append_devices(std::vector<std::unique_ptr<Device>>& devices);
 // Why a GPU of this machine is not among them, with advice; empty when none is missing.
-const std::string& unavailable();
+std::string unavailable();
 // What is used beside the package's own kernels, or why not: one line.
 std::string libraries();
 }  // namespace cuda

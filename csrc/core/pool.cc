@@ -12,7 +12,8 @@ namespace {
 constexpr size_t kMinBlock = 64;
 constexpr size_t kLarge = size_t{1} << 20;
 constexpr size_t kLargeStep = size_t{64} << 10;
-// The cache may hold this much, or half of what is live, whichever is more.
+// The cache of the CPU may hold this much, or half of what is live, whichever is more. A GPU gives memory back when it
+// has no more: each block that it frees waits for all kernels.
 constexpr size_t kCacheFloor = size_t{512} << 20;
 
 size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
@@ -119,6 +120,7 @@ void Pool::put_in_cache(Block block) {
   Blocks& blocks =
       block.capacity <= kLarge ? small_[static_cast<size_t>(bin_of(block.capacity))] : large_[block.capacity];
   blocks.push_back(block.data);
+  if (device_.type() != DeviceType::cpu) return;
   const size_t limit = live_bytes_ / 2 > kCacheFloor ? live_bytes_ / 2 : kCacheFloor;
   while (cached_bytes_ > limit) release_largest();
 }

@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 
 #include "core/graph.h"
 
@@ -42,8 +43,8 @@ Tensor upload(const void* bytes, size_t nbytes, const Shape& shape, DType dtype,
   std::memcpy(staging, bytes, nbytes);
   device.stream().push_always(
       "upload", StagedUpload{t.data(), staging, nbytes}, +[](Device& d, const StagedUpload& u) {
-        d.runtime().copy(d, u.to, u.staging, u.nbytes);
-        std::free(u.staging);
+        const std::unique_ptr<void, decltype(&std::free)> staging(u.staging, std::free);
+        d.runtime().copy(d, u.to, staging.get(), u.nbytes);
       });
   return t;
 }

@@ -3,6 +3,9 @@
 
 #include "core/device.h"
 
+#include <map>
+#include <mutex>
+
 #include "core/error.h"
 #include "cuda/cublaslt.h"
 #include "cuda/probe.h"
@@ -14,14 +17,35 @@ namespace {
 constexpr Runtime kRuntime = {.allocate = allocate,
                               .release = release,
                               .copy = copy,
+                              .open = open,
                               .stop = stop,
                               .finish = finish,
                               .begin_capture = begin_capture,
                               .capture = capture,
+                              .abandon_capture = abandon_capture,
                               .replay = replay,
                               .release_graph = release_graph};
 
-std::string explain(cudaError_t status) {
+// Why a GPU cannot be used, by its index; -1 where none can. Of all environments.
+struct Reasons {
+  std::mutex mutex;
+  std::map<int, std::string> of;
+};
+Reasons& reasons() {
+  static auto* all = new Reasons;
+  return *all;
+}
+
+// An empty reason: it can be used.
+void set_reason(int device, const std::string& text) {
+  const std::lock_guard lock(reasons().mutex);
+  if (text.empty())
+    reasons().of.erase(device);
+  else
+    reasons().of[device] = text;
+}
+
+std::string explain_enumeration(cudaError_t status) {
   int driver = 0, runtime = 0;
   cudaDriverGetVersion(&driver);
   cudaRuntimeGetVersion(&runtime);
@@ -32,33 +56,67 @@ std::string explain(cudaError_t status) {
                          : "the NVIDIA driver supports CUDA " + version(driver) + ", this build needs " +
                                version(runtime) + ": update the driver (580 or newer for CUDA 13)";
     case cudaErrorNoDevice: return "the NVIDIA driver finds no GPU (is it hidden by CUDA_VISIBLE_DEVICES?)";
-    default: return std::string("the CUDA runtime says: ") + cudaGetErrorString(status);
+    default: return "the CUDA runtime says: " + explain(status);
   }
 }
 
-std::string& reason() {
-  static std::string* text = new std::string;
-  return *text;
-}
-
-// Whether this binary has code that the card can run: of its own architecture, or PTX to compile.
-bool has_code_for_current_device() {
+// Whether this binary has code that the card can run, of its own architecture or PTX to compile; makes the context.
+std::string try_device(RuntimeStream& s) {
+  cudaError_t status = cudaSetDevice(s.device);
+  if (status != cudaSuccess) return "cudaSetDevice: " + explain(status);
   cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(&attributes, probe_kernel()) == cudaSuccess;
+  status = cudaFuncGetAttributes(&attributes, probe_kernel());
+  return status == cudaSuccess ? make_stream(s) : explain(status);
 }
 
 }  // namespace
 
+void open(Device& device) {
+  RuntimeStream& s = runtime_stream(device);
+  if (s.is_open) return;
+  // A read may be under way, which looks at the cell of faults.
+  device.stream().wait();
+  std::string why = try_device(s);
+  if (why.empty()) {
+    // The worker's launches go to the device that is current in its thread.
+    struct Start {
+      int device;
+      cudaError_t status;
+    } start{s.device, cudaSuccess};
+    device.stream().push_always(
+        "start", &start, +[](Device&, Start* const& r) {
+          r->status = cudaSetDevice(r->device);
+          // Or the next launch would report it.
+          if (r->status != cudaSuccess) cudaGetLastError();
+        });
+    device.stream().wait();
+    if (start.status != cudaSuccess) why = "cudaSetDevice: " + explain(start.status);
+  }
+  if (!why.empty()) {
+    free_stream(s);
+    why = device.info().name + ": " + why;
+    set_reason(s.device, why);
+    fail(Code::cuda, device.str().c_str(), "the GPU cannot be used: ", why);
+  }
+  set_reason(s.device, "");
+  device.stream().set_fault(s.fault);
+  s.is_open = true;
+}
+
+std::string explain(cudaError_t status) {
+  const std::string words = cudaGetErrorString(status);
+  if (is_sticky(status))
+    return words + " (a kernel stopped with a fault; the process must restart to use the GPU again)";
+  if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorUnsupportedPtxVersion)
+    return "this build has no code for the GPU's architecture (rebuild with BNB_CUDA_ARCHS)";
+  return words;
+}
+
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // clears what is not sticky
-  if (is_sticky(status))
-    fail(Code::cuda, what, cudaGetErrorString(status),
-         " (a kernel stopped with a fault; the process must restart to use the GPU again)");
   if (status == cudaErrorMemoryAllocation) fail(Code::oom, what, "out of device memory");
-  if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorUnsupportedPtxVersion)
-    fail(Code::cuda, what, "this build has no code for the GPU's architecture (rebuild with BNB_CUDA_ARCHS)");
-  fail(Code::cuda, what, cudaGetErrorString(status));
+  fail(Code::cuda, what, explain(status));
 }
 
 bool is_sticky(cudaError_t status) {
@@ -77,21 +135,33 @@ bool is_sticky(cudaError_t status) {
   }
 }
 
-const std::string& unavailable() { return reason(); }
+std::string unavailable() {
+  const std::lock_guard lock(reasons().mutex);
+  std::string all;
+  for (const auto& [device, text] : reasons().of) all += (all.empty() ? "" : "; ") + text;
+  return all;
+}
 
 std::string libraries() { return std::string("cuBLASLt: ") + (cublaslt_present(), cublaslt_status()); }
 
+// Asks what there is and opens none of it: a context takes hundreds of megabytes of each GPU.
 void append_devices(std::vector<std::unique_ptr<Device>>& devices) {
   int count = 0;
-  const cudaError_t status = cudaGetDeviceCount(&count);
-  if (status != cudaSuccess || count == 0) {
+  cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaSuccess && count == 0) status = cudaErrorNoDevice;
+  set_reason(-1, status == cudaSuccess ? "" : explain_enumeration(status));
+  if (status != cudaSuccess) {
     cudaGetLastError();
-    reason() = explain(status == cudaSuccess ? cudaErrorNoDevice : status);
     return;
   }
   for (int i = 0; i < count; i++) {
     cudaDeviceProp p;
-    if (cudaGetDeviceProperties(&p, i) != cudaSuccess) continue;
+    status = cudaGetDeviceProperties(&p, i);
+    if (status != cudaSuccess) {
+      cudaGetLastError();
+      set_reason(i, "GPU " + std::to_string(i) + ": " + explain(status));
+      continue;
+    }
     DeviceInfo info;
     info.type = DeviceType::cuda;
     info.index = i;
@@ -105,35 +175,16 @@ void append_devices(std::vector<std::unique_ptr<Device>>& devices) {
                 .l2_bytes = p.l2CacheSize,
                 .has_cublaslt = false};
     if (info.cc < 75) {
-      reason() = info.name + " has compute capability " + std::to_string(p.major) + "." + std::to_string(p.minor) +
-                 ", at least 7.5 is needed";
+      set_reason(i, info.name + " has compute capability " + std::to_string(p.major) + "." + std::to_string(p.minor) +
+                        ", at least 7.5 is needed");
       continue;
     }
-    auto device = std::make_unique<Device>(info, kRuntime);
+    devices.push_back(std::make_unique<Device>(info, kRuntime));
     auto* stream = new RuntimeStream;
     stream->gpu = info.gpu;
     stream->device = i;
-    // The cell of faults is handed to kernels from the first op on.
-    if (cudaSetDevice(i) != cudaSuccess ||
-        cudaHostAlloc(reinterpret_cast<void**>(&stream->fault), sizeof(Fault), cudaHostAllocMapped) != cudaSuccess) {
-      reason() = explain(cudaGetLastError());
-      delete stream;
-      continue;
-    }
-    if (!has_code_for_current_device()) {
-      cudaGetLastError();
-      reason() = info.name + ": this build has no code for compute capability " + std::to_string(info.cc / 10) + "." +
-                 std::to_string(info.cc % 10) + " (rebuild with BNB_CUDA_ARCHS=" + std::to_string(info.cc) + ")";
-      cudaFreeHost(stream->fault);
-      delete stream;
-      continue;
-    }
-    *stream->fault = {};
-    device->stream().cuda = stream;
-    device->stream().set_fault(stream->fault);
-    device->stream().push_always(
-        "start", 0, +[](Device& d, const int&) { start(d); });
-    devices.push_back(std::move(device));
+    stream->runtime = stream;
+    devices.back()->stream().cuda = stream;
   }
 }
 

@@ -4,7 +4,13 @@
 namespace bnb {
 
 CudaStream& CudaStream::inner() {
-  if (!inner_stream) inner_stream = new CudaStream{.handle = handle, .gpu = gpu, .counters = counters};
+  if (!inner_stream) {
+    inner_stream = new CudaStream;
+    inner_stream->handle = handle;
+    inner_stream->gpu = gpu;
+    inner_stream->counters = counters;
+    inner_stream->runtime = runtime;
+  }
   inner_stream->capturing = capturing;
   return *inner_stream;
 }

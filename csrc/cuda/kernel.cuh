@@ -46,17 +46,12 @@ template <class... P, class... A>
 void launch(CudaStream& s, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, const A&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   check_grid(grid.x, grid.y, grid.z, uint64_t{block.x} * block.y * block.z, shared, s.gpu);
+  if (shared > 0) allow_shared(s, reinterpret_cast<const void*>(kernel), shared);
 #if defined(__CUDACC__)
-  if (shared > (48 << 10))
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
   kernel<<<grid, block, shared, static_cast<cudaStream_t>(s.handle)>>>(static_cast<P>(args)...);
 #else
-  try {
-    ::simt::launch(grid, block, shared, [kernel, ... copy = static_cast<P>(args)] { kernel(copy...); });
-  } catch (...) {  // and a GPU would be lost, but here other kernels follow
-    for (int i = 0; i < kCounters; i++) s.counters[i] = 0;
-    throw;
-  }
+  launch_emulated(s, reinterpret_cast<const void*>(kernel), grid, block, shared,
+                  [kernel, ... copy = static_cast<P>(args)]() BNB_UNCHECKED { kernel(copy...); });
 #endif
   check_launch("launch");
 }

@@ -1,7 +1,10 @@
 // Device memory, and copies through pinned staging. Blocks are our own: the pool caches them, so the runtime's
 // allocator is asked once per block and not per tensor.
 
+#include <chrono>
+#include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "core/error.h"
 #include "cuda/runtime.h"
@@ -9,22 +12,24 @@
 namespace bnb {
 
 void* CudaStream::scratch(size_t nbytes) {
-  if (nbytes <= scratch_capacity) return scratch_block;
-  if (capturing) fail(Code::cuda, "graph", "an op needs more scratch memory than before: run the function once first");
-  auto stream = static_cast<cudaStream_t>(handle);
-  // Kernels before this one may still use the old block.
-  cuda::check(cudaStreamSynchronize(stream), "scratch");
-  if (scratch_block) cudaFree(scratch_block);
-  scratch_block = nullptr;
-  scratch_capacity = 0;
+  Scratch& own = capturing ? captured : eager;
+  if (nbytes <= own.capacity) return own.block;
+  if (own.block && !capturing) {
+    // Kernels before this one may still use the old block. Those of a graph go on using theirs.
+    cuda::check(cudaStreamSynchronize(static_cast<cudaStream_t>(handle)), "scratch");
+    cudaFree(std::exchange(own, {}).block);
+  }
+  void* block = nullptr;
   const size_t capacity = nbytes + nbytes / 4;
-  if (cudaMalloc(&scratch_block, capacity) != cudaSuccess) {
+  const cudaError_t status = cudaMalloc(&block, capacity);
+  if (status == cudaErrorMemoryAllocation) {
     cudaGetLastError();
-    scratch_block = nullptr;
     fail(Code::oom, "scratch", "out of device memory: wanted ", capacity, " bytes");
   }
-  scratch_capacity = capacity;
-  return scratch_block;
+  cuda::check(status, "scratch");
+  if (capturing) runtime->graph_blocks.push_back(block);
+  own = {block, capacity};
+  return block;
 }
 
 namespace cuda {
@@ -33,11 +38,39 @@ namespace {
 // The index of the GPU whose memory this is, or -1 for the host's.
 int device_of(const void* p) {
   cudaPointerAttributes attributes;
-  if (cudaPointerGetAttributes(&attributes, p) != cudaSuccess) {
-    cudaGetLastError();
-    return -1;
-  }
+  check(cudaPointerGetAttributes(&attributes, p), "copy");
   return attributes.type == cudaMemoryTypeDevice ? attributes.device : -1;
+}
+
+// While the pool has cached blocks to give back, no tensor takes the last of the memory: scratch memory, graphs and the
+// driver's own are allocated beside the pool.
+constexpr int64_t kRoomShare = 32;
+
+bool leaves_room(size_t nbytes) {
+  size_t available = 0, total = 0;
+  if (cudaMemGetInfo(&available, &total) == cudaSuccess) return available >= nbytes + total / kRoomShare;
+  cudaGetLastError();
+  return true;
+}
+
+// A blocked thread takes the better part of a scheduler's turn to go on, and the copy of a token's id takes less: it
+// spins for so long first. BNB_GPU_SPIN gives another number of microseconds; bench/gpu/reads.ts measures it.
+std::chrono::microseconds spin() {
+  static const std::chrono::microseconds time = [] {
+    const char* text = std::getenv("BNB_GPU_SPIN");
+    return std::chrono::microseconds(text && *text ? std::atoi(text) : 50);
+  }();
+  return time;
+}
+
+void wait_for(cudaEvent_t event, const char* what) {
+  const auto until = std::chrono::steady_clock::now() + spin();
+  do {
+    const cudaError_t status = cudaEventQuery(event);
+    if (status != cudaErrorNotReady) return check(status, what);
+    cudaGetLastError();
+  } while (std::chrono::steady_clock::now() < until);
+  check(cudaEventSynchronize(event), what);
 }
 
 // Chunks go through the halves in turn; a half is filled again when its last copy has left.
@@ -47,7 +80,7 @@ void upload(RuntimeStream& s, unsigned char* to, const unsigned char* from, size
     const int half = s.staging.next;
     s.staging.next ^= 1;
     unsigned char* staged = s.staging.memory + static_cast<size_t>(half) * Staging::kHalf;
-    check(cudaEventSynchronize(s.staging.copied[half]), "upload");
+    wait_for(s.staging.copied[half], "upload");
     std::memcpy(staged, from, n);
     check(cudaMemcpyAsync(to, staged, n, cudaMemcpyHostToDevice, s.stream()), "upload");
     check(cudaEventRecord(s.staging.copied[half], s.stream()), "upload");
@@ -75,7 +108,7 @@ void download(RuntimeStream& s, unsigned char* to, const unsigned char* from, si
   issue();
   while (taken < nbytes) {
     if (issued < nbytes) issue();
-    check(cudaEventSynchronize(s.staging.copied[oldest]), "data");
+    wait_for(s.staging.copied[oldest], "data");
     std::memcpy(to + taken, s.staging.memory + static_cast<size_t>(oldest) * Staging::kHalf, sizes[oldest]);
     taken += sizes[oldest];
     oldest ^= 1;
@@ -85,15 +118,22 @@ void download(RuntimeStream& s, unsigned char* to, const unsigned char* from, si
 }  // namespace
 
 void* allocate(Device& device, size_t nbytes) {
+  open(device);
+  check(cudaSetDevice(device.info().index), device.str().c_str());
+  if (device.pool().cached_bytes() > 0 && !leaves_room(nbytes)) return nullptr;
   void* block = nullptr;
-  if (cudaSetDevice(device.info().index) == cudaSuccess && cudaMalloc(&block, nbytes) == cudaSuccess) return block;
-  cudaGetLastError();
-  return nullptr;
+  const cudaError_t status = cudaMalloc(&block, nbytes);
+  if (status != cudaErrorMemoryAllocation)
+    check(status, device.str().c_str());
+  else
+    cudaGetLastError();
+  return status == cudaSuccess ? block : nullptr;
 }
 
 void release(Device& device, void* block) {
   cudaSetDevice(device.info().index);
   cudaFree(block);  // waits for the kernels that use it
+  cudaGetLastError();
 }
 
 void copy(Device& device, void* to, const void* from, size_t nbytes) {

@@ -3,6 +3,9 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <unordered_map>
+#include <vector>
+
 #include "core/device.h"
 #include "cuda/stream.h"
 
@@ -13,6 +16,10 @@ void check(cudaError_t status, const char* what);
 // An error after which the driver refuses all further work of this process.
 bool is_sticky(cudaError_t status);
 
+// What the runtime says, with advice where there is some.
+std::string explain(cudaError_t status);
+
+void open(Device& device);
 void* allocate(Device& device, size_t nbytes);
 void release(Device& device, void* block);
 void copy(Device& device, void* to, const void* from, size_t nbytes);
@@ -20,11 +27,9 @@ void finish(Device& device);
 void stop(Device& device);
 void begin_capture(Device& device);
 void* capture(Device& device);
+void abandon_capture(Device& device);
 void replay(Device& device, void* executable);
 void release_graph(Device& device, void* executable);
-// On the worker, as its first command.
-void start(Device& device);
-
 // Host memory that a GPU reads and writes directly, in two halves that take turns: one is filled while the other is
 // under way.
 struct Staging {
@@ -34,14 +39,23 @@ struct Staging {
   int next = 0;
 };
 
+// Nothing of it exists before the device is opened.
 struct RuntimeStream : CudaStream {
   int device = 0;
+  bool is_open = false;
   Staging staging;
-  Fault* fault = nullptr;  // mapped host memory
+  Fault* fault = nullptr;                                // mapped host memory
+  std::unordered_map<const void*, size_t> most_dynamic;  // kernel -> dynamic shared memory that it may have
+  std::vector<void*> graph_blocks;                       // scratch of the graph that is being captured
 
   cudaStream_t stream() const { return static_cast<cudaStream_t>(handle); }
 };
 
 inline RuntimeStream& runtime_stream(Device& device) { return *static_cast<RuntimeStream*>(device.cuda()); }
+
+// Makes what a stream consists of, on the thread that opens the device, and frees what of it there is. The first
+// gives an explanation, empty when all went well.
+std::string make_stream(RuntimeStream& s);
+void free_stream(RuntimeStream& s);
 
 }  // namespace bnb::cuda

@@ -332,6 +332,15 @@ napi_value gpu_status(napi_env napi, napi_callback_info info) {
   });
 }
 
+// openDevice(device): makes it usable, or throws the reason why it is not.
+napi_value open_device(napi_env napi, napi_callback_info info) {
+  return guarded<1>(napi, info, "device", [&](Env& env, napi_value* v) -> napi_value {
+    Device& device = device_of(env, v[0]);
+    if (device.runtime().open) device.runtime().open(device);
+    return nullptr;
+  });
+}
+
 // provoke(device, which): queues a kernel that is wrong in a known way, on an emulated device.
 napi_value provoke(napi_env napi, napi_callback_info info) {
   return guarded<2>(napi, info, "provoke", [&](Env& env, napi_value* v) -> napi_value {
@@ -408,6 +417,7 @@ void define_runtime(Env& env, napi_value exports) {
       {"readFile", read_file_async},
       {"synchronize", synchronize},
       {"devices", list_devices},
+      {"openDevice", open_device},
       {"memory", memory},
       {"emptyCache", empty_cache},
       {"gpuStatus", gpu_status},

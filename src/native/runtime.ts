@@ -35,6 +35,8 @@ export interface NativeRuntime {
   readFile(handle: number, descriptor: number, offset: number, buffer: ArrayBuffer): Promise<ArrayBuffer>;
   synchronize(device: number, buffer: ArrayBuffer): Promise<ArrayBuffer>;
   devices(): NativeDevice[];
+  /** Makes a device usable, which the first tensor on it would do, or throws ERR_BNB_CUDA with the reason. */
+  openDevice(device: number): void;
   memory(device: number): NativeMemory;
   emptyCache(device: number): void;
   /**

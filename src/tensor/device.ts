@@ -4,7 +4,7 @@ import { runtime } from "../native/runtime.js";
 import { BnbError } from "./errors.js";
 import { notCloneable } from "./native-only.js";
 
-/** "cpu", "cuda" (the first GPU), "cuda:N", "auto" (the first GPU, else the CPU), or a Device. */
+/** "cpu", "cuda" (the first GPU), "cuda:N", "auto" (the first GPU that can be used, else the CPU), or a Device. */
 export type DeviceLike = Device | "cpu" | "cuda" | "auto" | (string & {});
 
 /** One device of this machine. `String(device)` is its name in options: "cpu", "cuda:0". */
@@ -25,6 +25,7 @@ export class Device {
   /** @internal A device is none on another thread, and neither is what holds one. */
   readonly transfer: typeof notCloneable = notCloneable;
   readonly #label: string;
+  #open = false;
 
   /** @internal */
   constructor(index: number, native: NativeDevice) {
@@ -40,6 +41,16 @@ export class Device {
 
   toString(): string {
     return this.#label;
+  }
+
+  /**
+   * @internal Makes it usable, which else its first tensor does: a GPU takes memory for that. Throws ERR_BNB_CUDA with the
+   * reason where it cannot be.
+   */
+  open(): this {
+    if (!this.#open) runtime.openDevice(this.index);
+    this.#open = true;
+    return this;
   }
 
   /** Resolves when everything queued on the device has run; rejects with the first error among it. */
@@ -64,8 +75,8 @@ export function deviceAt(index: number): Device {
 }
 
 /**
- * `missing` says why no GPU, or not every GPU, is among `devices()` and what to do about it; it is "" when none is
- * missing. `libraries` says what GPUs use beside the package's own kernels, and is "" without a GPU.
+ * `missing` says why no GPU, or not every GPU, is among `devices()`, or why one of them could not be opened when it was
+ * first used, and what to do about it; it is "" when none is missing. `libraries` says what GPUs use beside the package's own kernels, and is "" without a GPU.
  */
 export function gpuStatus(): { missing: string; libraries: string } {
   return runtime.gpuStatus();
@@ -78,13 +89,14 @@ export function defaultDevice(): Device {
 
 /**
  * Makes `device` the one that tensors, layers and models get when no `device` is given, in this thread. Tensors that
- * exist stay where they are. Throws ERR_BNB_DEVICE or ERR_BNB_CUDA as `toDevice` does.
+ * exist stay where they are. Throws ERR_BNB_DEVICE where there is no such device, and ERR_BNB_CUDA, with what to do, for
+ * a GPU that cannot be used.
  *
  * @example
  * setDefaultDevice("auto"); // the first GPU, else the CPU
  */
 export function setDefaultDevice(device: DeviceLike): void {
-  fallback = toDevice(device);
+  fallback = toDevice(device).open();
 }
 
 /**
@@ -95,7 +107,7 @@ export function toDevice(device: DeviceLike | undefined): Device {
   if (device === undefined) return defaultDevice();
   if (device === "cpu") return cpu;
   if (device instanceof Device) return device;
-  if (device === "auto") return all[1] ?? cpu;
+  if (device === "auto") return all.slice(1).find(canOpen) ?? cpu;
   const label = device === "cuda" ? "cuda:0" : device;
   const found = all.find((d) => String(d) === label);
   if (found) return found;
@@ -105,6 +117,15 @@ export function toDevice(device: DeviceLike | undefined): Device {
   }
   const has = all.map(String).join(", ");
   throw new BnbError("ERR_BNB_DEVICE", `device: must be one of auto, ${has}, got ${String(device)}`);
+}
+
+function canOpen(device: Device): boolean {
+  try {
+    device.open();
+    return true;
+  } catch {
+    return false; // gpuStatus() has the reason
+  }
 }
 
 /** Resolves when everything queued on the device (default: on all devices) has run. */

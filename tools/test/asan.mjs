@@ -24,6 +24,7 @@ const args = process.argv.slice(2);
 const filters = args.some((arg) => !arg.startsWith("-")) ? [] : suites.filter((path) => existsSync(path));
 run("node_modules/.bin/vitest", ["run", ...filters, ...args], {
   BNB_BINARY: resolve("build-asan/Release/bitsandbytes.node"),
+  BNB_FAKE_BINARY: resolve("build-asan/Release/bitsandbytes-fake.node"),
   BNB_SANITIZED: "1",
   LD_PRELOAD: [library("libasan.so"), library("libstdc++.so.6")].join(" "),
   // Node itself never frees what lives as long as the process, so leaks cannot be told apart here; the memory tests

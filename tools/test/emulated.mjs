@@ -16,5 +16,6 @@ run("cmake", ["-S", ".", "-B", "build-emulated", ...ninja, "-DBNB_CUDA=emulate"]
 run("cmake", ["--build", "build-emulated", "--parallel", process.env.BNB_JOBS ?? String(availableParallelism())]);
 run("node_modules/.bin/vitest", ["run", ...process.argv.slice(2)], {
   BNB_BINARY: resolve("build-emulated/Release/bitsandbytes.node"),
+  BNB_FAKE_BINARY: resolve("build-emulated/Release/bitsandbytes-fake.node"),
   BNB_TEST_DEVICE: "cuda:0",
 });

@@ -177,6 +177,10 @@ void* shared_array(const void* site, const char* name, size_t size, size_t align
   if (m.static_bytes > kStaticLimit || offset + size + kRedZone > kSharedBytes)
     fail_kernel(std::string("shared memory: ") + name + " makes " + std::to_string(m.static_bytes) +
                 " bytes, a kernel may declare 48 KB");
+  if (m.static_bytes + m.dynamic_size > m.shared_limit)
+    fail_kernel(std::string("shared memory: ") + name + " makes " + std::to_string(m.static_bytes) + " static and " +
+                std::to_string(m.dynamic_size) + " dynamic bytes, the kernel may have " +
+                std::to_string(m.shared_limit));
   m.arrays.push_back({site, offset, size});
   m.shared_top = (offset + size + kRedZone + 127) / 128 * 128;
   // The first thread to come here: nobody has touched it in any block.

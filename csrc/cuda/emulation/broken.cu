@@ -31,7 +31,9 @@ enum class Defect : int32_t {
   counts_too_early,
   waits_for_blocks,
   bank_conflicts,  // no defect, but slow
-  trap
+  trap,
+  too_much_shared,
+  shared_not_allowed
 };
 
 template <Defect D>
@@ -81,6 +83,16 @@ __global__ void memory_kernel(const float* x, float* y, const float* host) {
   if (D == Defect::host_memory) y[i] = *host;
   if (D == Defect::uninitialized) y[i] = values[i];
   if (D == Defect::trap) __trap();
+}
+
+// 4 KB of static shared memory beside what the launch asks for.
+__global__ void shared_kernel(float* y) {
+  BNB_SHARED(float[1024], values);
+  BNB_DYNAMIC_SHARED(more);
+  const int i = static_cast<int>(threadIdx.x);
+  values[i] = 1;
+  more[i] = 1;
+  y[i] = values[i];
 }
 
 // sums[b + 1] = sums[b] + 1, which another block writes.
@@ -187,6 +199,12 @@ void launch_broken(CudaStream& s, int32_t which) {
     case Defect::counts_too_early: add_up(sum_kernel<Defect::counts_too_early>); break;
     case Defect::waits_for_blocks: add_up(sum_kernel<Defect::waits_for_blocks>); break;
     case Defect::bank_conflicts: launch(s, bank_kernel, one, dim3(kWarp), 0, y); break;
+    case Defect::too_much_shared:
+      launch(s, shared_kernel, one, threads, static_cast<size_t>(s.gpu.shared_per_block) - 4095, y);
+      break;
+    case Defect::shared_not_allowed:
+      launch_emulated(s, nullptr, one, threads, 45 << 10, [y] { shared_kernel(y); });
+      break;
     case Defect::trap: memory(memory_kernel<Defect::trap>); break;
     default: fail(Code::argument, "provoke", "unknown defect ", which);
   }

@@ -7,11 +7,15 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <new>
+#include <set>
+#include <utility>
 
 #include "cuda/cublaslt.h"
 #include "cuda/emulation/broken.h"
 #include "cuda/emulation/memory.h"
+#include "cuda/emulation/simt.h"
 #include "cuda/stream.h"
 
 namespace bnb {
@@ -60,8 +64,9 @@ void poison(Device&, void* block, size_t nbytes, size_t capacity) {
 
 void stop(Device& device) {
   CudaStream* s = device.cuda();
+  if (!s) return;  // it was never made
   for (CudaStream* t : {s, s->inner_stream})
-    if (t && t->scratch_block) cuda::arena_release(t->scratch_block);
+    if (t && t->eager.block) cuda::arena_release(t->eager.block);
   delete s->inner_stream;
   cuda::arena_release(s->counters);
   cuda::arena_release(device.stream().fault());
@@ -78,6 +83,16 @@ constexpr Runtime kEmulated = {.allocate = allocate,
                                .poison = poison,
                                .provoke = provoke};
 
+// The kernels that were allowed more shared memory than all have, each on a device, which its counters tell.
+struct Allowed {
+  std::mutex mutex;
+  std::set<std::pair<const void*, const int32_t*>> kernels;
+};
+Allowed& allowed() {
+  static auto* all = new Allowed;
+  return *all;
+}
+
 // What the cards of a compute capability offer one block, in KB.
 int64_t shared_per_block(int32_t cc) {
   const int kb = cc < 80 ? 64 : cc == 80 ? 163 : cc < 90 || cc >= 120 ? 99 : 227;
@@ -87,22 +102,42 @@ int64_t shared_per_block(int32_t cc) {
 }  // namespace
 
 void* CudaStream::scratch(size_t nbytes) {
-  if (nbytes == 0) return scratch_block;
-  if (nbytes > scratch_capacity) {
-    if (scratch_block) cuda::arena_release(scratch_block);
-    scratch_block = cuda::arena_allocate(nbytes);
-    scratch_capacity = scratch_block ? nbytes : 0;
-    if (!scratch_block) fail(Code::oom, "scratch", "out of device memory: wanted ", nbytes, " bytes");
+  if (nbytes == 0) return eager.block;
+  if (nbytes > eager.capacity) {
+    if (eager.block) cuda::arena_release(eager.block);
+    eager.block = cuda::arena_allocate(nbytes);
+    eager.capacity = eager.block ? nbytes : 0;
+    if (!eager.block) fail(Code::oom, "scratch", "out of device memory: wanted ", nbytes, " bytes");
   }
-  cuda::arena_resize(scratch_block, nbytes, scratch_capacity);
-  fill_with_poison(scratch_block, nbytes);
-  return scratch_block;
+  cuda::arena_resize(eager.block, nbytes, eager.capacity);
+  fill_with_poison(eager.block, nbytes);
+  return eager.block;
 }
 
 namespace cuda {
 
 void device_trapped() { lost = true; }
 void check_launch(const char*) { check_alive(); }
+
+void allow_shared(CudaStream& s, const void* kernel, size_t) {
+  const std::lock_guard lock(allowed().mutex);
+  allowed().kernels.emplace(kernel, s.counters);
+}
+
+void launch_emulated(CudaStream& s, const void* kernel, dim3 grid, dim3 block, size_t shared,
+                     std::function<void()> body) {
+  size_t limit = simt::kDefaultShared;
+  {
+    const std::lock_guard lock(allowed().mutex);
+    if (allowed().kernels.contains({kernel, s.counters})) limit = static_cast<size_t>(s.gpu.shared_per_block);
+  }
+  try {
+    simt::launch(grid, block, shared, limit, body);
+  } catch (...) {  // and a GPU would be lost, but here other kernels follow
+    for (int i = 0; i < kCounters; i++) s.counters[i] = 0;
+    throw;
+  }
+}
 
 void copy_and_wait(CudaStream&, void* to, const void* from, size_t nbytes) {
   check_alive();
@@ -111,11 +146,7 @@ void copy_and_wait(CudaStream&, void* to, const void* from, size_t nbytes) {
 
 std::string libraries() { return std::string("cuBLASLt: ") + (cublaslt_present(), cublaslt_status()); }
 
-const std::string& unavailable() {
-  static const auto* why =
-      new std::string(number_from("BNB_EMULATED_DEVICES", 1) > 0 ? "" : "BNB_EMULATED_DEVICES is 0");
-  return *why;
-}
+std::string unavailable() { return number_from("BNB_EMULATED_DEVICES", 1) > 0 ? "" : "BNB_EMULATED_DEVICES is 0"; }
 
 void append_devices(std::vector<std::unique_ptr<Device>>& devices) {
   const int count = number_from("BNB_EMULATED_DEVICES", 1), cc = number_from("BNB_EMULATED_CC", 90);

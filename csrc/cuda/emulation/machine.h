@@ -102,8 +102,8 @@ struct Machine {
   std::vector<SharedArray> arrays;
   size_t static_bytes = 0, shared_top = 0;
   size_t dynamic_offset = 0, dynamic_size = 0;
-  void (*body)(void*) = nullptr;
-  void* context = nullptr;
+  size_t shared_limit = 0;  // of static and dynamic bytes
+  const std::function<void()>* body = nullptr;
   int count = 0;                              // threads of a block
   const unsigned char* host_frame = nullptr;  // of launch(): the kernel's arguments lie above it
   std::string error;

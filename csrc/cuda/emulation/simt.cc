@@ -8,6 +8,7 @@
 //               separates are an error
 //   cp.async    bytes arrive at the wait that covers them and not before; touching them earlier is an error
 //   bounds      accesses outside live device memory, shared arrays or the thread's own stack are errors
+//   limits      more shared memory, static and dynamic, than the kernel was allowed or the card has is an error
 //   poison      shared memory starts as signalling NaN
 // This file runs the threads; access.cc checks what they touch, collectives.cc exchanges data between lanes.
 #include "cuda/emulation/simt.h"
@@ -141,7 +142,7 @@ BNB_SWITCHES void run_thread() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &m.scheduler_stack, &m.scheduler_stack_size);
 #endif
-  m.body(m.context);
+  (*m.body)();
   self().state = State::done;
   park(true);
 }
@@ -323,22 +324,25 @@ namespace {
 
 }  // namespace
 
-void launch(dim3 grid, dim3 block, size_t shared, void (*body)(void*), void* context) {
+void launch(dim3 grid, dim3 block, size_t shared, size_t limit, const std::function<void()>& body) {
   Machine& m = machine();
   const std::lock_guard lock(m.mutex);
   grid_size = grid;
   block_size = block;
   m.host_frame = static_cast<const unsigned char*>(__builtin_frame_address(0));
-  m.body = body;
-  m.context = context;
+  m.body = &body;
   m.count = static_cast<int>(block.x * block.y * block.z);
   m.error.clear();
   m.trapped = false;
   m.arrays.clear();
   m.static_bytes = 0;
+  m.shared_limit = limit;
   m.dynamic_offset = kRedZone;
   m.dynamic_size = shared;
   m.shared_top = (kRedZone + shared + kRedZone + kRedZone - 1) / kRedZone * kRedZone;
+  if (shared > limit)
+    throw bnb::Error(bnb::Code::cuda, "shared memory: the launch asks for " + std::to_string(shared) +
+                                          " bytes, the kernel may have " + std::to_string(limit));
   const std::vector<uint64_t> order = block_order(uint64_t{grid.x} * grid.y * grid.z);
   const size_t resident = std::min<size_t>(m.order == Order::random ? kResident : 1, order.size());
   m.until_yield = m.order == Order::random ? kAccesses : 0;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 
 #define __global__
 #define __device__
@@ -50,13 +51,12 @@ extern __thread Thread* current __attribute__((tls_model("initial-exec")));
 extern uint3 block_index;
 extern dim3 block_size, grid_size;
 
-// Runs body(context) once per thread of the grid. Throws bnb::Error(Code::cuda) for what the checks find.
-void launch(dim3 grid, dim3 block, size_t shared, void (*body)(void*), void* context);
-template <class F>
-void launch(dim3 grid, dim3 block, size_t shared, const F& f) {
-  launch(
-      grid, block, shared, [](void* p) { (*static_cast<const F*>(p))(); }, const_cast<F*>(&f));
-}
+// What a kernel may have of shared memory, static and dynamic, that was not allowed more.
+constexpr size_t kDefaultShared = 48 << 10;
+
+// Runs the body once per thread of the grid. `limit`: bytes of shared memory, static and dynamic, that the kernel may
+// have. Throws bnb::Error(Code::cuda) for what the checks find.
+void launch(dim3 grid, dim3 block, size_t shared, size_t limit, const std::function<void()>& body);
 
 enum class Scope { warp, block };
 // Parks the thread until all of its warp or block are at the same place.
@@ -112,6 +112,17 @@ void mma_int8(int32_t (&d)[D], const uint32_t (&a)[A], const uint32_t (&b)[B]) {
 }
 
 }  // namespace simt
+
+namespace bnb {
+struct CudaStream;
+}
+namespace bnb::cuda {
+
+// What launch() of kernel.cuh does with a kernel, whose address tells it from others: `body` runs it as one thread.
+void launch_emulated(CudaStream& s, const void* kernel, dim3 grid, dim3 block, size_t shared,
+                     std::function<void()> body);
+
+}  // namespace bnb::cuda
 
 #define threadIdx (::simt::current->index)
 #define blockIdx (::simt::block_index)
