@@ -5,7 +5,6 @@ import {
   devices,
   fmaPeak,
   linear4bit,
-  linear4bitPlan,
   noGrad,
   quantize4bit,
   randn,
@@ -100,7 +99,6 @@ for (const [n, k] of shapes) {
       const gflops = (2e-6 * m * n * k) / mine.median;
       results.push({
         case: `M=${m} ${n}x${k} vs ${impl}`,
-        plan: linear4bitPlan(m, k),
         ms: mine,
         peerMs: theirs,
         timesFaster: ratio,

@@ -14,6 +14,8 @@ constexpr int kDTypeCount = 7;
 
 // The 4-bit codebooks (kernels/codebooks.h); the numbers cross to JavaScript.
 enum class QuantType : int32_t { nf4, fp4, af4, int4 };
+// All built-in code tables, the 4-bit ones first; the numbers cross to JavaScript.
+enum class Codebook : int32_t { nf4, fp4, af4, int4, dynamic_signed, dynamic_unsigned };
 
 constexpr size_t kDTypeSize[kDTypeCount] = {4, 2, 2, 1, 1, 4, 8};
 constexpr const char* kDTypeName[kDTypeCount] = {"float32", "float16", "bfloat16", "int8", "uint8", "int32", "float64"};

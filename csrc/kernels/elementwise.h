@@ -5,20 +5,21 @@
 
 namespace bnb {
 
-// The numbers cross to JavaScript (src/ops/elementwise.ts lists the same order).
+// The numbers cross to JavaScript (src/tensor/enums.ts has the same order). The gradient is computed from x, or where
+// it says so from y.
 enum class UnaryOp : int32_t {
   neg,
   abs,
   sign,
   square,
-  reciprocal,
-  sqrt,
-  rsqrt,
-  exp,
+  reciprocal,  // y
+  sqrt,        // y
+  rsqrt,       // y
+  exp,         // y
   log,
-  sigmoid,
-  tanh,
-  relu,
+  sigmoid,  // y
+  tanh,     // y
+  relu,     // y
   silu,
   gelu,
   pow
@@ -35,7 +36,7 @@ struct UnaryArgs {
 };
 BNB_KERNEL(unary, UnaryArgs)
 
-// dx = dy * f'(x), from x or from y = f(x), whichever is cheaper; see unary_saves_output.
+// dx = dy * f'(x), from x or from y = f(x), whichever is cheaper: see UnaryOp.
 struct UnaryBackwardArgs {
   const void* dy;     // [n] dtype
   const void* saved;  // [n] dtype, x or y
@@ -46,12 +47,6 @@ struct UnaryBackwardArgs {
   DType dtype;
 };
 BNB_KERNEL(unary_backward, UnaryBackwardArgs)
-
-// Which of x and y the gradient is computed from.
-constexpr bool unary_saves_output(UnaryOp op) {
-  return op == UnaryOp::reciprocal || op == UnaryOp::sqrt || op == UnaryOp::rsqrt || op == UnaryOp::exp ||
-         op == UnaryOp::sigmoid || op == UnaryOp::tanh || op == UnaryOp::relu;
-}
 
 // How two contiguous operands meet in an output of shape dims: along an axis whose bit is set in
 // a_repeats, a has one element. Neighbouring axes of one kind are merged, axes of size 1 left out.

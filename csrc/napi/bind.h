@@ -97,8 +97,9 @@ class Results {
   void put(double value);
   void put(int64_t value) { put(static_cast<double>(value)); }
   void put(bool value) { put(value ? 1.0 : 0.0); }
-  void put(const std::vector<Tensor>& ts) {
-    for (const Tensor& t : ts) put(t);
+  template <class T>
+  void put(const std::vector<T>& values) {
+    for (const T& v : values) put(v);
   }
   template <class... T>
   void put(const std::tuple<T...>& values) {

@@ -19,9 +19,6 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::linear>("linear(x, weight, bias)");
   b.bind<&ops::linear_backward>("linearBackward(x, weight, dy, needsX, needsWeight, needsBias)");
   b.bind<&ops::fma_peak>("fmaPeak(iterations, device)");
-  b.bind<&ops::matmul_gpu_plan>(
-      "matmulGpuPlan(batch, m, n, k, dtype, transposeA, transposeB, aligned, cc, sms, sharedPerBlock, hasCublaslt, "
-      "forced)");
 
   // softmax
   b.bind<&ops::softmax>("softmax(x, log)");
@@ -113,13 +110,15 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::linear_4bit_swiglu>("linear4bitSwiglu(x, gate, up)");
   b.bind<&ops::linear_4bit_into>("linear4bitInto(x, weight, bias, out)");
   b.bind<&ops::linear_4bit_backward>("linear4bitBackward(dy, weight, biasDtype, needsX, needsBias)");
-  b.bind<&ops::linear_4bit_plan>("linear4bitPlan(m, k)");
-  b.bind<&ops::linear_4bit_gpu_plan>(
-      "linear4bitGpuPlan(m, n, k, blocksize, dtype, aligned, backward, variant, cc, sms, sharedPerBlock, l2Bytes, "
-      "hasCublaslt)");
-  b.bind<&ops::linear_4bit_group_gpu_plan>(
-      "linear4bitGroupGpuPlan(m, ns, k, swiglu, blocksize, dtype, cc, sms, sharedPerBlock)");
   b.bind<&ops::embedding_4bit>("embedding4bit(ids, weight, dtype)");
+
+  // plans
+  b.bind<&ops::linear_4bit_plan>("linear4bitPlan(m, k)");
+  b.bind<&ops::linear_4bit_gpu_plan>("linear4bitGpuPlan(problem)");
+  b.bind<&ops::linear_4bit_group_gpu_plan>("linear4bitGroupGpuPlan(group)");
+  b.bind<&ops::matmul_gpu_plan>("matmulGpuPlan(problem)");
+  b.bind<&ops::resident_blocks>("residentBlocks(kernel)");
+
   // LLM.int8()
   b.bind<&ops::int8_quantize_rows>("int8QuantizeRows(A, threshold)");
   b.bind<&ops::int8_dequantize_rows>("int8DequantizeRows(codes, stats, ids, dtype)");

@@ -31,16 +31,16 @@ Tensor table(const float (&values)[n], Device& device) {
 
 }  // namespace
 
-Tensor codebook(int64_t which, Device& device) {
+Tensor codebook(Codebook which, Device& device) {
   switch (which) {
-    case 0: return table(kNf4, device);
-    case 1: return table(kFp4, device);
-    case 2: return table(kAf4, device);
-    case 3: return table(kInt4, device);
-    case 4: return table(kDynamicSigned, device);
-    case 5: return table(kDynamicUnsigned, device);
-    default: fail(Code::option, "codebook", "there are 6 tables, got ", which);
+    case Codebook::nf4: return table(kNf4, device);
+    case Codebook::fp4: return table(kFp4, device);
+    case Codebook::af4: return table(kAf4, device);
+    case Codebook::int4: return table(kInt4, device);
+    case Codebook::dynamic_signed: return table(kDynamicSigned, device);
+    case Codebook::dynamic_unsigned: return table(kDynamicUnsigned, device);
   }
+  fail(Code::option, "codebook", "there are 6 tables, got ", static_cast<int32_t>(which));
 }
 
 }  // namespace bnb::ops

@@ -6,9 +6,9 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "kernels/plan/linear_4bit_group.h"
+#include "kernels/plan/linear_4bit.h"
+#include "kernels/plan/linear_4bit_cpu.h"
 #include "kernels/reduce.h"
-#include "ops/linear_4bit_plan.h"
 #include "ops/ops.h"
 #include "ops/quantized_view.h"
 #include "ops/validate.h"
@@ -184,56 +184,6 @@ std::tuple<std::optional<Tensor>, std::optional<Tensor>> linear_4bit_backward(co
                        .y_dtype = bias_dtype});
   }
   return {dx, dbias};
-}
-
-int64_t linear_4bit_plan(int64_t m, int64_t k) { return static_cast<int64_t>(plan_linear_4bit(m, k)); }
-
-std::tuple<bool, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, int64_t, int64_t> linear_4bit_gpu_plan(
-    int64_t m, int64_t n, int64_t k, int64_t blocksize, DType dtype, bool aligned, bool backward, int64_t variant,
-    int64_t cc, int64_t sms, int64_t shared_per_block, int64_t l2_bytes, bool has_cublaslt) {
-  constexpr const char* op = "linear4bitGpuPlan";
-  check_argument(m >= 0 && n >= 0 && k >= 0 && sms > 0, op, "sizes must not be negative and sms must be positive");
-  check_option(variant >= -1 && variant < 4, op, "variant must be -1 or a variant, got ", variant);
-  const Linear4BitProblem p = {
-      .m = m, .n = n, .k = k, .blocksize = blocksize, .dtype = dtype, .aligned = aligned, .backward = backward};
-  const GpuInfo gpu = {.cc = static_cast<int32_t>(cc),
-                       .sms = static_cast<int32_t>(sms),
-                       .shared_per_block = shared_per_block,
-                       .l2_bytes = l2_bytes,
-                       .has_cublaslt = has_cublaslt};
-  const Linear4BitGpuPlan r = variant < 0 ? plan_linear_4bit_gpu(p, gpu)
-                                          : plan_linear_4bit_with(static_cast<Linear4BitVariant>(variant), p, gpu);
-  return {r.possible,  static_cast<int64_t>(r.variant),
-          r.tokens,    r.outputs,
-          r.sum_warps, r.splits,
-          r.stages,    r.wide_table,
-          r.blocks,    r.shared_bytes};
-}
-
-std::tuple<bool, int64_t, int64_t, int64_t, int64_t> linear_4bit_group_gpu_plan(
-    int64_t m, const std::vector<double>& ns, int64_t k, bool swiglu, int64_t blocksize, DType dtype, int64_t cc,
-    int64_t sms, int64_t shared_per_block) {
-  constexpr const char* op = "linear4bitGroupGpuPlan";
-  const auto count = static_cast<int>(ns.size());
-  check_argument(count == 2 || (count == 3 && !swiglu), op, "there must be two weights, or three without swiglu, got ",
-                 count);
-  check_argument(m >= 0 && k >= 0 && sms > 0, op, "sizes must not be negative and sms must be positive");
-  Linear4BitProblem problems[kLinear4BitGroup];
-  for (int i = 0; i < count; i++)
-    problems[i] = {.m = m,
-                   .n = static_cast<int64_t>(ns[static_cast<size_t>(i)]),
-                   .k = k,
-                   .blocksize = blocksize,
-                   .dtype = dtype,
-                   .aligned = true,
-                   .backward = false};
-  const Linear4BitGroupPlan r = plan_linear_4bit_group(problems, count, swiglu,
-                                                       {.cc = static_cast<int32_t>(cc),
-                                                        .sms = static_cast<int32_t>(sms),
-                                                        .shared_per_block = shared_per_block,
-                                                        .l2_bytes = 0,
-                                                        .has_cublaslt = false});
-  return {r.possible, r.shared_bytes, r.part[0].blocks, r.part[1].blocks, r.part[2].blocks};
 }
 
 }  // namespace bnb::ops

@@ -41,13 +41,6 @@ std::tuple<std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>> 
     const Tensor& x, const Tensor& weight, const Tensor& dy, bool needs_x, bool needs_weight, bool needs_bias);
 // Runs multiply-adds in registers on every thread; gives [how many, a number without meaning] in float64.
 Tensor fma_peak(int64_t iterations, Device& device);
-// How a GPU multiplies matrices of one dtype: whether it can, MatmulVariant, MatmulTile, blocks, bytes of shared memory
-// per block. `forced` is a MatmulVariant, or -1 for the plan's choice (ops/matmul_plan.cc).
-std::tuple<bool, int64_t, int64_t, int64_t, int64_t> matmul_gpu_plan(int64_t batch, int64_t m, int64_t n, int64_t k,
-                                                                     DType dtype, bool transpose_a, bool transpose_b,
-                                                                     bool aligned, int32_t cc, int32_t sms,
-                                                                     int64_t shared_per_block, bool has_cublaslt,
-                                                                     int32_t forced);
 
 // ---- softmax (ops/softmax.cc)
 // softmax over the last axis, or its logarithm.
@@ -126,9 +119,8 @@ Tensor sample_token(const Tensor& logits, double temperature, int64_t top_k, dou
                     const std::optional<Tensor>& position);
 
 // ---- blockwise quantization (ops/codebooks.cc, ops/quantize_4bit.cc, ops/quantize_blockwise.cc)
-// A built-in code table: 0-3 the 4-bit types [16] in the order of QuantType, 4 and 5 the signed and unsigned dynamic
-// map [256].
-Tensor codebook(int64_t which, Device& device);
+// A built-in code table: of a 4-bit type [16], or a dynamic map [256].
+Tensor codebook(Codebook which, Device& device);
 // Packed nibbles [bytes / size of storage, 1] and scales [blocks]; absmax and out, when given, are written instead.
 std::tuple<Tensor, Tensor> quantize_4bit(const Tensor& x, int64_t blocksize, QuantType type, DType storage,
                                          const std::optional<Tensor>& absmax, const std::optional<Tensor>& out);
@@ -156,7 +148,7 @@ Tensor mean_float64(const Tensor& x);
 // ---- elementwise (ops/elementwise.cc, kernels/elementwise.h)
 // y = f(x); `exponent` is of pow.
 Tensor unary(UnaryOp op, const Tensor& x, double exponent);
-// dx = dy * f'(x), from x or from y (unary_saves_output).
+// dx = dy * f'(x), from x or from y (see UnaryOp).
 Tensor unary_backward(UnaryOp op, const Tensor& dy, const Tensor& saved, double exponent);
 // y = f(a, b) with NumPy broadcasting; without b, `number` takes its place.
 Tensor binary(BinaryOp op, const Tensor& a, const std::optional<Tensor>& b, double number);
@@ -244,19 +236,20 @@ std::tuple<std::optional<Tensor>, std::optional<Tensor>> linear_4bit_backward(co
                                                                               const Quantized4Bit& weight,
                                                                               DType bias_dtype, bool needs_x,
                                                                               bool needs_bias);
-// Which plan the CPU takes for m rows of k inputs: 0 small, 1 packed, 2 plain.
-int64_t linear_4bit_plan(int64_t m, int64_t k);
-// What a GPU does: Linear4BitGpuPlan of kernels/plan/linear_4bit.h in the order of its members, for a card that need
-// not be there. variant is that of Linear4BitVariant to plan with, or -1.
-std::tuple<bool, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, int64_t, int64_t> linear_4bit_gpu_plan(
-    int64_t m, int64_t n, int64_t k, int64_t blocksize, DType dtype, bool aligned, bool backward, int64_t variant,
-    int64_t cc, int64_t sms, int64_t shared_per_block, int64_t l2_bytes, bool has_cublaslt);
-// What a GPU does with two or three weights [ns[i], k] of one x: whether it is one launch, the bytes of shared memory,
-// and the blocks of each product.
-std::tuple<bool, int64_t, int64_t, int64_t, int64_t> linear_4bit_group_gpu_plan(
-    int64_t m, const std::vector<double>& ns, int64_t k, bool swiglu, int64_t blocksize, DType dtype, int64_t cc,
-    int64_t sms, int64_t shared_per_block);
 // Rows of a 4-bit table by int32 ids, as dtype.
 Tensor embedding_4bit(const Tensor& ids, const Quantized4Bit& weight, DType dtype);
+
+// ---- plans (ops/plans.cc): records of numbers both ways, in the order of src/ops/plans.ts
+// Which way the CPU takes for m rows of k inputs: Linear4BitPlan.
+int64_t linear_4bit_plan(int64_t m, int64_t k);
+// What a GPU does: Linear4BitGpuPlan, for a card that need not be there.
+std::vector<double> linear_4bit_gpu_plan(const std::vector<double>& problem);
+// The same for two or three weights of one x: whether it is one launch, the bytes of shared memory, and the blocks of
+// each product.
+std::vector<double> linear_4bit_group_gpu_plan(const std::vector<double>& group);
+// And for matrices: MatmulPlan.
+std::vector<double> matmul_gpu_plan(const std::vector<double>& problem);
+// Blocks of a kernel that a multiprocessor holds at once, from its threads, their registers, and its shared memory.
+int64_t resident_blocks(const std::vector<double>& kernel);
 
 }  // namespace bnb::ops

@@ -5,13 +5,14 @@ import { aBoolean, aDevice, anInteger, checkArgument } from "../tensor/checks.js
 import { tensor } from "../tensor/create.js";
 import type { DeviceLike } from "../tensor/device.js";
 import { toDevice } from "../tensor/device.js";
+import { codebooks } from "../tensor/enums.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 
 /** In the order of QuantType in csrc/core/dtype.h: the index is what crosses to the addon. */
-export const quantTypes = ["nf4", "fp4", "af4", "int4"] as const;
+export const quantTypes = codebooks.slice(0, 4) as ["nf4", "fp4", "af4", "int4"];
 
 /** The 4-bit codebooks. Only nf4 and fp4 have a file format; af4 is defined for blocks of 64 alone. */
 export type QuantType = (typeof quantTypes)[number];
@@ -59,7 +60,8 @@ const words: Partial<Record<MapKind, Uint32Array>> = {};
 
 /** @internal The built-in dynamic map, as the addon holds it. */
 export function dynamicMap(signed: boolean, device: DeviceLike): Tensor {
-  const map = run(addon.codebook, signed ? 4 : 5, toDevice(device).index)[0];
+  const which = codebooks.indexOf(signed ? "dynamic_signed" : "dynamic_unsigned");
+  const map = run(addon.codebook, which, toDevice(device).index)[0];
   kinds.set(map, signed ? "signed" : "unsigned");
   return map;
 }

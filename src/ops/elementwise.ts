@@ -3,32 +3,11 @@ import type { OpContext } from "../autograd/define-op.js";
 import { defineOp } from "../autograd/define-op.js";
 import { addon } from "../tensor/addon.js";
 import { checkTensor } from "../tensor/checks.js";
+import type { BinaryOp, UnaryOp } from "../tensor/enums.js";
+import { binaryOps, unaryFromOutput, unaryOps } from "../tensor/enums.js";
 import { BnbError } from "../tensor/errors.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
-
-// UnaryOp and BinaryOp of csrc/kernels/elementwise.h: the position is what crosses.
-const unaryNames = [
-  "neg",
-  "abs",
-  "sign",
-  "square",
-  "reciprocal",
-  "sqrt",
-  "rsqrt",
-  "exp",
-  "log",
-  "sigmoid",
-  "tanh",
-  "relu",
-  "silu",
-  "gelu",
-  "pow",
-] as const;
-const binaryNames = ["add", "sub", "mul", "div", "maximum", "minimum"] as const;
-
-/** Functions whose gradient is computed from y instead of x: unary_saves_output in the contract. */
-const fromOutput = new Set<string>(["reciprocal", "sqrt", "rsqrt", "exp", "sigmoid", "tanh", "relu"]);
 
 // The native op is one for all functions, so it could not say which one was called.
 function checkAlive(name: string, argument: string, tensor: Tensor): void {
@@ -36,14 +15,14 @@ function checkAlive(name: string, argument: string, tensor: Tensor): void {
   if (tensor.disposed) throw new BnbError("ERR_BNB_DISPOSED", `${name}: ${argument} was disposed`);
 }
 
-function unary(name: (typeof unaryNames)[number]): (x: Tensor) => Tensor {
-  const code = unaryNames.indexOf(name);
+function unary(name: UnaryOp): (x: Tensor) => Tensor {
+  const code = unaryOps.indexOf(name);
   return defineOp({
     name,
     forward(ctx: OpContext<[saved: Tensor]>, x: Tensor) {
       checkAlive(name, "x", x);
       const [y] = run(addon.unary, code, x, 0);
-      ctx.save(fromOutput.has(name) ? y : x);
+      ctx.save(unaryFromOutput.has(name) ? y : x);
       return y;
     },
     backward(ctx, dy) {
@@ -53,8 +32,8 @@ function unary(name: (typeof unaryNames)[number]): (x: Tensor) => Tensor {
   });
 }
 
-function binary(name: (typeof binaryNames)[number]): (a: Tensor, b: Tensor | number) => Tensor {
-  const code = binaryNames.indexOf(name);
+function binary(name: BinaryOp): (a: Tensor, b: Tensor | number) => Tensor {
+  const code = binaryOps.indexOf(name);
   const isLinear = name === "add" || name === "sub";
 
   // dmul/da needs b alone, and the other way around; add and sub need neither.
@@ -148,7 +127,7 @@ export const silu = unary("silu");
 /** `x * Phi(x)` with the normal distribution function Phi, by erf (not the tanh approximation). */
 export const gelu = unary("gelu");
 
-const POW = unaryNames.indexOf("pow");
+const POW = unaryOps.indexOf("pow");
 
 /** `x ** exponent`. A negative `x` gives NaN unless the exponent is a whole number. */
 export const pow = defineOp({

@@ -34,16 +34,9 @@ export * from "./int8-double-quant.js";
 export * from "./layer-norm.js";
 export {
   type ActivationQuant,
-  type GpuLimits,
   gemv4bit,
-  type Linear4bitGpuPlan,
-  type Linear4bitGroup,
-  type Linear4bitProblem,
   linear4bit,
   linear4bitEach,
-  linear4bitGpuPlan,
-  linear4bitGroupGpuPlan,
-  linear4bitPlan,
   linear4bitSwiglu,
   type Matmul4bitOptions,
   matmul4bit,

@@ -3,8 +3,6 @@ import { defineOp } from "../autograd/define-op.js";
 import { addon } from "../tensor/addon.js";
 import { aBoolean } from "../tensor/checks.js";
 import type { Device } from "../tensor/device.js";
-import type { DType } from "../tensor/dtype.js";
-import { dtypeCode } from "../tensor/dtype.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
@@ -61,70 +59,4 @@ export const linear = defineOp<[x: Tensor, weight: Tensor, bias: Tensor | null],
  */
 export function fmaPeak(iterations: number, device: Device): Tensor {
   return run(addon.fmaPeak, iterations, device.index)[0];
-}
-
-// MatmulVariant and MatmulTile of csrc/kernels/plan/matmul.h: the position is what crosses.
-const variants = ["simt", "mma", "cublaslt"] as const;
-const tiles = [null, "rows", "skinny", "small", "large"] as const;
-
-/** A product of row-major matrices of one dtype. `aligned`: rows start at multiples of 16 bytes, true by default. */
-export interface MatmulProblem extends MatmulOptions {
-  batch?: number;
-  m: number;
-  n: number;
-  k: number;
-  dtype: DType;
-  aligned?: boolean;
-}
-
-/** What a plan knows of a GPU; `cc` is ten times the compute capability. */
-export interface GpuLimits {
-  cc: number;
-  sms: number;
-  sharedPerBlock: number;
-  hasCublaslt: boolean;
-}
-
-/** The kernel for a product: blocks of the grid and bytes of shared memory for each; null where it is impossible. */
-export interface MatmulPlan {
-  variant: (typeof variants)[number];
-  tile: (typeof tiles)[number];
-  blocks: number;
-  sharedBytes: number;
-}
-
-/**
- * How a GPU, which need not be there, computes `matmul`; with `forced` the plan of that variant, or null where its
- * kernel cannot do it. For benchmarks, tests and bug reports; BNB_PLAN_MATMUL forces a variant for the whole process.
- */
-export function matmulGpuPlan(
-  problem: MatmulProblem,
-  gpu: GpuLimits,
-  forced?: (typeof variants)[number],
-): MatmulPlan | null {
-  const { batch = 1, m, n, k, dtype, transposeA = false, transposeB = false, aligned = true } = problem;
-  const { cc, sms, sharedPerBlock, hasCublaslt } = gpu;
-  const [possible, variant, tile, blocks, sharedBytes] = run(
-    addon.matmulGpuPlan,
-    batch,
-    m,
-    n,
-    k,
-    dtypeCode(dtype),
-    transposeA,
-    transposeB,
-    aligned,
-    cc,
-    sms,
-    sharedPerBlock,
-    hasCublaslt,
-    forced === undefined ? -1 : variants.indexOf(forced),
-  );
-  if (possible === 0) return null;
-  return {
-    variant: variants[variant] as MatmulPlan["variant"],
-    tile: tiles[tile] as MatmulPlan["tile"],
-    blocks,
-    sharedBytes,
-  };
 }

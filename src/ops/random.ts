@@ -6,6 +6,8 @@ import { tensorChecks } from "../tensor/create.js";
 import { toDevice } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode, isFloat } from "../tensor/dtype.js";
+import type { Distribution } from "../tensor/enums.js";
+import { distributions } from "../tensor/enums.js";
 import { BnbError } from "../tensor/errors.js";
 import type { OptionTable } from "../tensor/options.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
@@ -95,13 +97,8 @@ function check<O>(op: string, shape: readonly number[], options: O, table: Optio
   checkOptions(op, options, table);
 }
 
-// Distribution of csrc/kernels/random_fill.h.
-const UNIFORM = 0;
-const NORMAL = 1;
-const INTEGER = 2;
-
 function fill(
-  distribution: number,
+  distribution: Distribution,
   shape: readonly number[],
   [low, high]: [number, number],
   dtype: DType,
@@ -114,7 +111,8 @@ function fill(
   const size = shape.reduce((n, dim) => n * dim, 1);
   const { seed, offset } = generator.state;
   const code = dtypeCode(dtype);
-  const [y] = run(addon.randomFill, shape, code, toDevice(device).index, distribution, low, high, seed, offset);
+  const kind = distributions.indexOf(distribution);
+  const [y] = run(addon.randomFill, shape, code, toDevice(device).index, kind, low, high, seed, offset);
   generator.take(size);
   y.requiresGrad = requiresGrad;
   return y;
@@ -124,14 +122,14 @@ function fill(
 export function rand(shape: readonly number[], options: RandOptions = {}): Tensor {
   check("rand", shape, options, randOptions);
   const { low = 0, high = 1, dtype = "float32" } = options;
-  return fill(UNIFORM, shape, [low, high], dtype, options);
+  return fill("uniform", shape, [low, high], dtype, options);
 }
 
 /** Normal with the given mean and standard deviation, default 0 and 1. Default dtype float32. */
 export function randn(shape: readonly number[], options: RandnOptions = {}): Tensor {
   check("randn", shape, options, randnOptions);
   const { mean = 0, std = 1, dtype = "float32" } = options;
-  return fill(NORMAL, shape, [mean, std], dtype, options);
+  return fill("normal", shape, [mean, std], dtype, options);
 }
 
 /**
@@ -143,5 +141,5 @@ export function randn(shape: readonly number[], options: RandnOptions = {}): Ten
 export function randint(shape: readonly number[], options: RandintOptions): Tensor {
   check("randint", shape, options, randintOptions);
   const { low = 0, high, dtype = "int32" } = options;
-  return fill(INTEGER, shape, [low, high], dtype, options);
+  return fill("integer", shape, [low, high], dtype, options);
 }

@@ -3,6 +3,8 @@ import type { OpContext } from "../autograd/define-op.js";
 import { defineOp } from "../autograd/define-op.js";
 import { addon } from "../tensor/addon.js";
 import { aBoolean, anInteger } from "../tensor/checks.js";
+import type { ReduceOp } from "../tensor/enums.js";
+import { reduceOps } from "../tensor/enums.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
@@ -18,11 +20,8 @@ const reduceOptions = optionTable<ReduceOptions>({
   keepDims: aBoolean,
 });
 
-// ReduceOp of csrc/kernels/reduce.h: the position is what crosses.
-const names = ["sum", "mean", "max", "min"] as const;
-
-function reduction(name: (typeof names)[number]): (x: Tensor, options?: ReduceOptions) => Tensor {
-  const code = names.indexOf(name);
+function reduction(name: ReduceOp): (x: Tensor, options?: ReduceOptions) => Tensor {
+  const code = reduceOps.indexOf(name);
   const isExtreme = name === "max" || name === "min";
   return defineOp({
     name,

@@ -1,13 +1,12 @@
 // Gradient clipping. One native call for all gradients; the norm stays on the device.
 import { addon } from "../tensor/addon.js";
 import { checkTensor, oneOf } from "../tensor/checks.js";
+import type { ClipRule } from "../tensor/enums.js";
+import { clipRules } from "../tensor/enums.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
-
-// ClipRule of csrc/kernels/clip_gradients.h.
-const rules = { norm2: 0, normMax: 1, value: 2 };
 
 function gradientsOf(op: string, params: Tensor | Iterable<Tensor>): Tensor[] {
   const isList = typeof (params as Iterable<Tensor> | undefined)?.[Symbol.iterator] === "function";
@@ -49,7 +48,7 @@ export function clipGradNorm(
   checkLimit("clipGradNorm", "maxNorm", maxNorm);
   const gradients = gradientsOf("clipGradNorm", params);
   if (gradients.length === 0) return null;
-  return run(addon.clipGradients, gradients, normType === 2 ? rules.norm2 : rules.normMax, maxNorm)[0];
+  return clip(gradients, normType === 2 ? "norm2" : "norm_max", maxNorm);
 }
 
 /** Limits every element of all gradients, in place, to [-clipValue, clipValue]. */
@@ -57,5 +56,9 @@ export function clipGradValue(params: Tensor | Iterable<Tensor>, clipValue: numb
   checkLimit("clipGradValue", "clipValue", clipValue);
   const gradients = gradientsOf("clipGradValue", params);
   if (gradients.length === 0) return;
-  run(addon.clipGradients, gradients, rules.value, clipValue)[0].dispose();
+  clip(gradients, "value", clipValue).dispose();
+}
+
+function clip(gradients: readonly Tensor[], rule: ClipRule, limit: number): Tensor {
+  return run(addon.clipGradients, gradients, clipRules.indexOf(rule), limit)[0];
 }

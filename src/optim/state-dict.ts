@@ -1,5 +1,6 @@
 // Optimizer state dicts in bitsandbytes' layout: the nested object per parameter, its keys in snake case, and the
 // older flat form on the way in. bitsandbytes does not say whose states they are; these dicts do, beside its keys.
+import { dynamicMap } from "../ops/codebooks.js";
 import { addon } from "../tensor/addon.js";
 import { BnbError } from "../tensor/errors.js";
 import { run } from "../tensor/run.js";
@@ -8,7 +9,7 @@ import { Tensor } from "../tensor/tensor.js";
 import type { FamilyLimits, Hyperparameters, ParamGroup } from "./options.js";
 import type { ParameterState } from "./parameter-state.js";
 import { keepsNorm, newNorm, stateShapes } from "./parameter-state.js";
-import { checkMap, dynamicMap } from "./state-map.js";
+import { checkMap } from "./state-map.js";
 import type { OptimizerName } from "./update-rule.js";
 import { hasSecondState } from "./update-rule.js";
 

@@ -1,15 +1,7 @@
-// The code tables of 8-bit states: the built-in dynamic maps, and whether a table that came with a state is one.
-import { addon } from "../tensor/addon.js";
-import type { Device } from "../tensor/device.js";
+// Whether a code table that came with an 8-bit state is the built-in dynamic map.
+import { dynamicMap } from "../ops/codebooks.js";
 import { deviceAt } from "../tensor/device.js";
-import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
-
-/** The dynamic map [256] of signed (state1) or unsigned (state2) values; the caller's to dispose. */
-export function dynamicMap(signed: boolean, device: Device): Tensor {
-  // The numbers of ops/codebooks.cc.
-  return run(addon.codebook, signed ? 4 : 5, device.index)[0];
-}
 
 const builtIn = new Map<boolean, Float32Array>();
 

@@ -1,36 +1,22 @@
 // The native side of a step: the rules by number, and the batch that carries all parameters of a step across in
 // one call. Scalars such as bias corrections are made in C++, in float64.
 import { addon } from "../tensor/addon.js";
+import type { UpdateRule } from "../tensor/enums.js";
+import { updateRules } from "../tensor/enums.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 
 /** The update rules by bitsandbytes' names. */
-export type OptimizerName = "adam" | "ademamix" | "lion" | "momentum" | "rmsprop" | "adagrad" | "lamb" | "lars";
+export type OptimizerName = UpdateRule;
 
-export const optimizerNames: readonly OptimizerName[] = [
-  "adam",
-  "ademamix",
-  "lion",
-  "momentum",
-  "rmsprop",
-  "adagrad",
-  "lamb",
-  "lars",
-];
+export const optimizerNames: readonly OptimizerName[] = updateRules;
 
-// UpdateRule of csrc/kernels/optimizer_32bit.h. LAMB and LARS are adam and momentum with maxUnorm; the numbers 6
-// and 7 are their published forms with a trust ratio.
-const ruleNumber: Record<OptimizerName, number> = {
-  adam: 0,
-  ademamix: 1,
-  lion: 2,
-  momentum: 3,
-  rmsprop: 4,
-  adagrad: 5,
-  lamb: 0,
-  lars: 3,
-};
-const trustRatioNumber: Partial<Record<OptimizerName, number>> = { lamb: 6, lars: 7 };
+// LAMB and LARS are adam and momentum with maxUnorm; the rules of their names are the published forms with a trust
+// ratio.
+function ruleOf(name: OptimizerName, trustRatio: boolean): UpdateRule {
+  if (trustRatio) return name;
+  return name === "lamb" ? "adam" : name === "lars" ? "momentum" : name;
+}
 
 /** How many moments an update rule keeps: state1 holds the first (two for ademamix), state2 the last of two. */
 export function hasSecondState(name: OptimizerName): boolean {
@@ -75,9 +61,8 @@ export type UpdateRow = readonly number[];
 
 /** The row of a rule and its numbers, in the order of Options in csrc/ops/optimizer.cc. */
 export function updateRow(name: OptimizerName, s: UpdateScalars): UpdateRow {
-  const trustRatio = s.trustRatio ? trustRatioNumber[name] : undefined;
   return [
-    trustRatio ?? ruleNumber[name],
+    updateRules.indexOf(ruleOf(name, s.trustRatio)),
     s.step,
     s.lr,
     s.beta1,

@@ -58,24 +58,6 @@ export interface NativeOps {
     [Tensor | null, Tensor | null, Tensor | null]
   >;
   fmaPeak: NativeOp<[iterations: number, device: number], [Tensor]>;
-  matmulGpuPlan: NativeOp<
-    [
-      batch: number,
-      m: number,
-      n: number,
-      k: number,
-      dtype: number,
-      transposeA: boolean,
-      transposeB: boolean,
-      aligned: boolean,
-      cc: number,
-      sms: number,
-      sharedPerBlock: number,
-      hasCublaslt: boolean,
-      forced: number,
-    ],
-    [possible: number, variant: number, tile: number, blocks: number, sharedBytes: number]
-  >;
 
   // softmax
   softmax: NativeOp<[x: Tensor, log: boolean], [Tensor]>;
@@ -286,23 +268,12 @@ export interface NativeOps {
     [dy: Tensor, weight: Quantized4Bit, biasDtype: number, needsX: boolean, needsBias: boolean],
     [dx: Tensor | null, dbias: Tensor | null]
   >;
+  embedding4bit: NativeOp<[ids: Tensor, weight: Quantized4Bit, dtype: number], [Tensor]>;
+
+  // plans: records of numbers both ways, see ops/plans.ts
   linear4bitPlan: NativeOp<[m: number, k: number], [number]>;
   linear4bitGpuPlan: NativeOp<
-    [
-      m: number,
-      n: number,
-      k: number,
-      blocksize: number,
-      dtype: number,
-      aligned: boolean,
-      backward: boolean,
-      variant: number,
-      cc: number,
-      sms: number,
-      sharedPerBlock: number,
-      l2Bytes: number,
-      hasCublaslt: boolean,
-    ],
+    [problem: Float64Array],
     [
       possible: number,
       variant: number,
@@ -317,20 +288,15 @@ export interface NativeOps {
     ]
   >;
   linear4bitGroupGpuPlan: NativeOp<
-    [
-      m: number,
-      ns: Float64Array,
-      k: number,
-      swiglu: boolean,
-      blocksize: number,
-      dtype: number,
-      cc: number,
-      sms: number,
-      sharedPerBlock: number,
-    ],
+    [group: Float64Array],
     [possible: number, sharedBytes: number, first: number, second: number, third: number]
   >;
-  embedding4bit: NativeOp<[ids: Tensor, weight: Quantized4Bit, dtype: number], [Tensor]>;
+  matmulGpuPlan: NativeOp<
+    [problem: Float64Array],
+    [possible: number, variant: number, tile: number, blocks: number, sharedBytes: number]
+  >;
+  residentBlocks: NativeOp<[kernel: Float64Array], [number]>;
+
   // LLM.int8()
   int8QuantizeRows: NativeOp<[a: Tensor, threshold: number], [codes: Tensor, stats: Tensor, mask: Tensor | null]>;
   int8DequantizeRows: NativeOp<[codes: Tensor, stats: Tensor, ids: Tensor | null, dtype: number], [Tensor]>;

@@ -1,7 +1,7 @@
 // Which kernel multiplies matrices on GPUs that are not here.
 import { describe, expect, it } from "vitest";
-import type { GpuLimits, MatmulProblem } from "../../src/ops/matmul.js";
-import { matmulGpuPlan } from "../../src/ops/matmul.js";
+import type { GpuLimits, MatmulProblem } from "../../src/ops/plans.js";
+import { matmulGpuPlan } from "../../src/ops/plans.js";
 
 const KB = 1024;
 const cards: Record<string, GpuLimits> = {
@@ -15,7 +15,7 @@ const cards: Record<string, GpuLimits> = {
 const own = (gpu: GpuLimits): GpuLimits => ({ ...gpu, hasCublaslt: false });
 const names = (problem: MatmulProblem, gpu: GpuLimits): string => {
   const plan = matmulGpuPlan(problem, gpu)!;
-  return plan.tile ? `${plan.variant}/${plan.tile}` : plan.variant;
+  return plan.tile !== "none" ? `${plan.variant}/${plan.tile}` : plan.variant;
 };
 
 const layers: [n: number, k: number][] = [

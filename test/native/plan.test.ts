@@ -1,8 +1,8 @@
 // Which kernel a GPU takes, for cards that are not here: decisions and the limits of each card.
 import { describe, expect, it } from "vitest";
 import { layers } from "../../bench/gpu/layers.js";
-import type { GpuLimits, Linear4bitGpuPlan, Linear4bitGroup, Linear4bitProblem } from "../../src/index.js";
-import { linear4bitGpuPlan, linear4bitGroupGpuPlan } from "../../src/index.js";
+import type { GpuLimits, Linear4bitGpuPlan, Linear4bitGroup, Linear4bitProblem } from "../../src/ops/plans.js";
+import { linear4bitGpuPlan, linear4bitGroupGpuPlan } from "../../src/ops/plans.js";
 
 const KB = 1024;
 const cards: Record<string, GpuLimits> = {

@@ -7,7 +7,6 @@ import {
   fromBytes,
   gemv4bit,
   linear4bit,
-  linear4bitPlan,
   matmul4bit,
   memory,
   noGrad,
@@ -16,6 +15,7 @@ import {
   tensor,
   tidy,
 } from "../../src/index.js";
+import { linear4bitPlan } from "../../src/ops/plans.js";
 import { QuantState as State } from "../../src/ops/quant-state.js";
 import { decode, encode } from "../../src/tensor/dtype.js";
 import { testDevices } from "../helpers/devices.js";

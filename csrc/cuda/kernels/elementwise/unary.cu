@@ -53,7 +53,7 @@ __device__ __forceinline__ void apply(UnaryOp op, float (&v)[V]) {
   }
 }
 
-// d holds dy and receives dx; `saved` is y for the ops of unary_saves_output, else x.
+// d holds dy and receives dx; `saved` is y for the ops of which UnaryOp says so, else x.
 template <int V>
 __device__ __forceinline__ void apply_backward(UnaryOp op, float (&d)[V], const float (&saved)[V]) {
   switch (op) {

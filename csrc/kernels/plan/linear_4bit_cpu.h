@@ -1,10 +1,8 @@
 // Which way the CPU computes a 4-bit product: a pure function of the problem and the instruction set.
 #pragma once
-#include <string_view>
-
 #include "kernels/linear_4bit.h"
 
-namespace bnb::ops {
+namespace bnb {
 
 // Rows of x up to which the fused kernel beats decoding into panels, measured on 4096 x 4096: decoding costs the
 // same for any number of rows, and the wider the vectors the less of it there is to share.
@@ -19,4 +17,4 @@ constexpr Linear4BitPlan plan_linear_4bit_backward(int64_t k) {
   return k == 0 || k % 64 != 0 ? Linear4BitPlan::plain : Linear4BitPlan::packed;
 }
 
-}  // namespace bnb::ops
+}  // namespace bnb
