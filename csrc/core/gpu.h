@@ -10,7 +10,7 @@ struct GpuInfo {
   int32_t sms = 1;               // multiprocessors
   int64_t shared_per_block = 0;  // bytes of shared memory that one block may ask for
   int64_t l2_bytes = 0;
-  bool has_cublaslt = false;
+  bool has_cublaslt = false;  // unknown to a device: cuda/cublaslt.h asks where a plan depends on it
 };
 
 }  // namespace bnb

@@ -3,8 +3,9 @@
 // has not changed from CUDA 11 to 13.
 //
 // A library is used only if its major version is known and, per device and type, its 64 x 64 x 64 product of random
-// numbers agrees with our own kernel's. Any failure turns it off for the rest of the process. BNB_CUBLASLT=0 turns it
-// off from the start; a path opens that file.
+// numbers agrees with our own kernel's; otherwise it is off for the rest of the process. A shape that it refuses goes
+// to our own kernel from then on, and other shapes stay with it. BNB_CUBLASLT=0 turns it off from the start; a path
+// opens that file. An emulated device looks for it only with BNB_EMULATED_CUBLASLT, for tests.
 
 #include "cuda/cublaslt.h"
 
@@ -14,8 +15,10 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <filesystem>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -76,8 +79,8 @@ using Key = std::tuple<int, int64_t, int64_t, int64_t, int64_t, int>;
 
 struct DeviceState {
   Handle handle = nullptr;
-  std::map<Key, Algorithm> algorithms;
-  bool tested[2] = {false, false};  // float16, bfloat16
+  std::map<Key, std::optional<Algorithm>> algorithms;  // none: refused
+  bool tested[2] = {false, false};                     // float16, bfloat16
 };
 
 std::mutex mutex;
@@ -122,6 +125,35 @@ bool load_from(void* file, Library& lib) {
   return lib.open;
 }
 
+// Where pip puts NVIDIA's packages and what PyTorch brings along, below these folders.
+void add_python_folders(const std::filesystem::path& root, std::vector<std::string>& folders) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  for (fs::directory_iterator at(root, error), end; !error && at != end; at.increment(error)) {
+    if (at->path().filename().string().rfind("python3", 0) != 0) continue;
+    for (const char* packages : {"site-packages", "dist-packages"})
+      for (const char* folder : {"nvidia/cu13/lib", "nvidia/cublas/lib", "torch/lib"}) {
+        const fs::path path = at->path() / packages / folder;
+        if (std::error_code missing; fs::is_directory(path, missing)) folders.push_back(path.string() + "/");
+      }
+  }
+}
+
+// The active virtual environment, where the loader looks, the toolkit, and other environments.
+std::vector<std::string> folders_to_search() {
+  std::vector<std::string> folders;
+  const auto below = [&](const char* variable, const char* folder) {
+    if (const char* root = std::getenv(variable); root && *root)
+      add_python_folders(std::filesystem::path(root) / folder, folders);
+  };
+  below("VIRTUAL_ENV", "lib");
+  below("CONDA_PREFIX", "lib");
+  folders.insert(folders.end(), {"", "/usr/local/cuda/lib64/"});
+  below("HOME", ".local/lib");
+  for (const char* root : {"/usr/local/lib", "/usr/lib", "/opt/conda/lib"}) add_python_folders(root, folders);
+  return folders;
+}
+
 void load(Library& lib) {
   const char* wanted = std::getenv("BNB_CUBLASLT");
   if (wanted && std::string(wanted) == "0") return disable("turned off by BNB_CUBLASLT=0");
@@ -130,14 +162,16 @@ void load(Library& lib) {
     if (!load_from(dlopen(wanted, RTLD_NOW | RTLD_LOCAL), lib)) disable(std::string(wanted) + " " + status());
     return;
   }
+#if BNB_CUDA_EMULATE
+  if (!std::getenv("BNB_EMULATED_CUBLASLT")) return disable("not used by an emulated device");
+#endif
   // A copy that this process has loaded already comes first: two versions side by side are asking for trouble.
   const std::vector<std::string> names = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so.11"};
   for (const std::string& name : names)
     if (load_from(dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD), lib)) return;
-  for (const std::string& name : names) {
-    for (const std::string& folder : {std::string(), std::string("/usr/local/cuda/lib64/")})
+  for (const std::string& folder : folders_to_search())
+    for (const std::string& name : names)
       if (load_from(dlopen((folder + name).c_str(), RTLD_NOW | RTLD_LOCAL), lib)) return;
-  }
   disable(status());
 }
 #endif
@@ -245,11 +279,15 @@ bool multiply(Library& lib, DeviceState& state, const MatmulArgs& a, void* works
     return lib.matmul(state.handle, p.desc, &alpha, a.b, p.left, a.a, p.right, &beta, a.c, p.result, a.c, p.result,
                       &algorithm, workspace, kWorkspace, s.handle) == 0;
   };
-  if (const auto known = state.algorithms.find(key); known != state.algorithms.end() && run(known->second)) return true;
+  const auto [entry, is_new] = state.algorithms.try_emplace(key);
+  std::optional<Algorithm>& known = entry->second;
+  if (!is_new && !known) return false;
+  if (known && run(*known)) return true;
   // None yet, or one for another m that does not do for this one.
   Algorithm algorithm;
+  known.reset();
   if (!choose(lib, state, p, alignment, algorithm) || !run(algorithm)) return false;
-  state.algorithms[key] = algorithm;
+  known = algorithm;
   return true;
 }
 
@@ -335,9 +373,7 @@ bool cublaslt_matmul(const MatmulArgs& a, CudaStream& s) {
   CudaStream& inner = s.inner();
   auto* memory = static_cast<unsigned char*>(inner.scratch(kTestBytes + kWorkspace));
   if (!ready(lib, state, a.dtype_c, memory, inner)) return false;
-  if (multiply(lib, state, a, memory + kTestBytes, s)) return true;
-  disable(status() + " refused a product");
-  return false;
+  return multiply(lib, state, a, memory + kTestBytes, s);
 }
 
 }  // namespace bnb::cuda

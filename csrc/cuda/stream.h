@@ -33,7 +33,7 @@ namespace cuda {
 
 // Throws Code::cuda with the cause and advice if the launch that was just made failed.
 void check_launch(const char* what);
-// Copies between host and device and waits; never while a graph is recorded. For self-tests. Not on emulated devices.
+// Copies between host and device and waits; never while a graph is recorded. For self-tests.
 void copy_and_wait(CudaStream& s, void* to, const void* from, size_t nbytes);
 // Throws if a grid cannot be launched.
 void check_grid(uint64_t x, uint64_t y, uint64_t z, uint64_t threads, size_t shared, const GpuInfo& gpu);

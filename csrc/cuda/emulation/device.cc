@@ -9,6 +9,7 @@
 #include <cstring>
 #include <new>
 
+#include "cuda/cublaslt.h"
 #include "cuda/emulation/broken.h"
 #include "cuda/emulation/memory.h"
 #include "cuda/stream.h"
@@ -103,7 +104,12 @@ namespace cuda {
 void device_trapped() { lost = true; }
 void check_launch(const char*) { check_alive(); }
 
-std::string libraries() { return "cuBLASLt: not used by an emulated device"; }
+void copy_and_wait(CudaStream&, void* to, const void* from, size_t nbytes) {
+  check_alive();
+  std::memcpy(to, from, nbytes);
+}
+
+std::string libraries() { return std::string("cuBLASLt: ") + (cublaslt_present(), cublaslt_status()); }
 
 const std::string& unavailable() {
   static const auto* why =

@@ -1,14 +1,18 @@
 // Chooses the kernel of a 4-bit product: by plan, or the variant that the op was told to use.
 #include "core/error.h"
+#include "cuda/cublaslt.h"
 #include "cuda/kernels/linear_4bit/linear_4bit.h"
 
 namespace bnb::cuda {
 namespace {
 
-bool is_multiple(const void* p, uintptr_t n) { return reinterpret_cast<uintptr_t>(p) % n == 0; }
-
-Linear4BitGpuPlan chosen(const char* op, const Linear4BitProblem& p, int32_t forced, const GpuInfo& gpu) {
-  if (forced < 0) return plan_linear_4bit_gpu(p, gpu);
+// `dense_fits`: the products of `dense` are of one dtype with nothing to add but a bias of it, and cuBLASLt takes them.
+Linear4BitGpuPlan chosen(const char* op, const Linear4BitProblem& p, bool dense_fits, int32_t forced,
+                         const GpuInfo& gpu) {
+  if (forced < 0) {
+    if (!dense_fits) return plan_linear_4bit_gpu(p, gpu);
+    return plan_with_library(gpu, [&](const GpuInfo& card) { return plan_linear_4bit_gpu(p, card); });
+  }
   const Linear4BitGpuPlan plan = plan_linear_4bit_with(static_cast<Linear4BitVariant>(forced), p, gpu);
   if (!plan.possible)
     fail(Code::option, op, "BNB_PLAN_LINEAR_4BIT=", kLinear4BitVariants[forced], " cannot multiply ", p.m, " rows of ",
@@ -25,9 +29,11 @@ void linear_4bit(const Linear4BitArgs& a, CudaStream& s) {
                                .k = a.k,
                                .blocksize = a.w.blocksize,
                                .dtype = a.dtype,
-                               .aligned = is_multiple(a.x, 16) && is_multiple(a.w.packed, 8),
+                               .aligned = is_aligned(a.x, a.w),
                                .backward = false};
-  const Linear4BitGpuPlan plan = chosen("linear4bit", p, a.variant, s.gpu);
+  const bool dense_fits =
+      a.y_dtype == a.dtype && !a.residual && (!a.bias || a.bias_dtype == a.dtype) && a.n % 8 == 0 && a.k % 8 == 0;
+  const Linear4BitGpuPlan plan = chosen("linear4bit", p, dense_fits, a.variant, s.gpu);
   switch (plan.variant) {
     case Linear4BitVariant::simt: return linear_4bit_simt(a, nullptr, s);
     case Linear4BitVariant::small_m: return linear_4bit_small_m(a, plan, s);
@@ -43,9 +49,10 @@ void linear_4bit_backward(const Linear4BitBackwardArgs& a, CudaStream& s) {
                                .k = a.k,
                                .blocksize = a.w.blocksize,
                                .dtype = a.dtype,
-                               .aligned = is_multiple(a.dy, 16) && is_multiple(a.w.packed, 8),
+                               .aligned = is_aligned(a.dy, a.w),
                                .backward = true};
-  const Linear4BitGpuPlan plan = chosen("linear4bitBackward", p, a.variant, s.gpu);
+  const bool dense_fits = a.n % 8 == 0 && a.k % 8 == 0;
+  const Linear4BitGpuPlan plan = chosen("linear4bitBackward", p, dense_fits, a.variant, s.gpu);
   switch (plan.variant) {
     case Linear4BitVariant::simt: return linear_4bit_backward_simt(a, nullptr, s);
     case Linear4BitVariant::small_m: return linear_4bit_backward_small_m(a, plan, s);

@@ -6,8 +6,6 @@ namespace bnb::cuda {
 
 namespace {
 
-bool is_multiple(const void* p, uintptr_t n) { return reinterpret_cast<uintptr_t>(p) % n == 0; }
-
 // One launch of small_m where that can do it, and no other variant is asked for.
 Linear4BitGroupPlan plan_of(const Linear4BitGroupArgs& a, const GpuInfo& gpu) {
   if (a.variant >= 0 && a.variant != static_cast<int32_t>(Linear4BitVariant::small_m)) return {};
@@ -18,7 +16,7 @@ Linear4BitGroupPlan plan_of(const Linear4BitGroupArgs& a, const GpuInfo& gpu) {
                    .k = a.k,
                    .blocksize = a.w[i].blocksize,
                    .dtype = a.dtype,
-                   .aligned = is_multiple(a.x, 16) && is_multiple(a.w[i].packed, 8),
+                   .aligned = is_aligned(a.x, a.w[i]),
                    .backward = false};
   return plan_linear_4bit_group(problems, a.count, a.swiglu, gpu);
 }

@@ -9,6 +9,11 @@ namespace bnb::cuda {
 
 static_assert(kLinear4BitCounters <= kCounters);
 
+// Whether the kernels' vectors fit: Linear4BitProblem::aligned.
+inline bool is_aligned(const void* x, const Weight4Bit& w) {
+  return reinterpret_cast<uintptr_t>(x) % 16 == 0 && reinterpret_cast<uintptr_t>(w.packed) % 8 == 0;
+}
+
 // A repair runs only if a scale of w is too large for float16 (repair.cuh): `flags` says so, null for always.
 void linear_4bit_simt(const Linear4BitArgs& a, const int32_t* flags, CudaStream& s);
 void linear_4bit_small_m(const Linear4BitArgs& a, const Linear4BitGpuPlan& plan, CudaStream& s);

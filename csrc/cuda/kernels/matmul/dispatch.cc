@@ -46,13 +46,10 @@ MatmulProblem problem_of(const MatmulArgs& a) {
                      starts_aligned(a.b, a.transpose_b ? a.k : a.n, a.stride_b, a.dtype_b)};
 }
 
-MatmulPlan chosen_plan(const MatmulProblem& p, GpuInfo gpu) {
+MatmulPlan chosen_plan(const MatmulProblem& p, const GpuInfo& gpu) {
   const auto forced = forced_variant();
-  // Loading a library takes its time: not before a product could use it.
-  gpu.has_cublaslt = true;
-  if (forced ? *forced == MatmulVariant::cublaslt : plan_matmul(p, gpu).variant == MatmulVariant::cublaslt)
-    gpu.has_cublaslt = cublaslt_present();
-  const MatmulPlan plan = forced ? plan_with(*forced, p, gpu) : plan_matmul(p, gpu);
+  const MatmulPlan plan = plan_with_library(
+      gpu, [&](const GpuInfo& card) { return forced ? plan_with(*forced, p, card) : plan_matmul(p, card); });
   if (!plan.possible)
     fail(Code::option, "matmul", "BNB_PLAN_MATMUL=", kNames[static_cast<int>(*forced)], " cannot multiply [", p.m, ", ",
          p.k, "] ", name_of(p.dtype_a), " by [", p.k, ", ", p.n, "] ", name_of(p.dtype_b), " on this device");
