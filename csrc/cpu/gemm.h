@@ -2,6 +2,7 @@
 // A panel holds `pitch` rows (of A) or columns (of B) interleaved, so that step k of the sum reads
 // panel[k * pitch .. k * pitch + pitch). What lies beyond the matrix is zero.
 #pragma once
+#include "core/integer.h"
 #include "cpu/simd.h"
 
 namespace bnb::BNB_ISA {
@@ -25,7 +26,6 @@ template <class T>
 BNB_INLINE T smaller(T a, T b) {
   return a < b ? a : b;
 }
-BNB_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Four rows of four floats, transposed.
 typedef float Float4 __attribute__((vector_size(16), aligned(4), may_alias));

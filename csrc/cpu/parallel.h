@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/integer.h"
 #include "core/kernel.h"
 
 namespace bnb {

@@ -54,5 +54,19 @@ BNB_INLINE F32& operator-=(F32& a, F32 b) { return a = a - b; }
 BNB_INLINE F32& operator*=(F32& a, F32 b) { return a = a * b; }
 BNB_INLINE I32& operator+=(I32& a, I32 b) { return a = a + b; }
 
+// The first n lanes; the whole vector without the slower partial access.
+template <class T>
+BNB_INLINE F32 load_part(const T* p, int64_t n) {
+  return n == F32::width ? load(p) : load_n(p, n);
+}
+template <class T>
+BNB_INLINE void store_part(T* p, F32 v, int64_t n) {
+  if (n == F32::width) {
+    store(p, v);
+  } else {
+    store_n(p, v, n);
+  }
+}
+
 }  // namespace
 }  // namespace bnb::BNB_ISA

@@ -5,6 +5,7 @@
 // column, and a second kernel adds those of all blocks in a fixed order.
 #pragma once
 #include "cuda/rows.cuh"
+#include "kernels/plan/residency.h"
 
 namespace bnb::cuda {
 
@@ -23,8 +24,11 @@ ColumnSumPlan plan_column_sums(const CudaStream& s, int64_t rows, int64_t cols, 
   plan.shared = static_cast<size_t>(plan.per_sum * sums * block.y) * sizeof(float);
   // Some of the block's shared memory is taken by its reductions.
   if (plan.shared + 1024 > static_cast<size_t>(s.gpu.shared_per_block) && block.y == 1) plan.shared = 0;
-  // Enough blocks for 512 threads on each multiprocessor, but at least four rows for each team.
-  const int64_t most = int64_t{s.gpu.sms} * (512 / (block.x * block.y)), useful = ceil_div(rows, int64_t{4} * block.y);
+  // Enough blocks for 512 threads on each multiprocessor, if it can hold them; but at least four rows for each team.
+  const int threads = static_cast<int>(block.x * block.y), wanted = 512 / threads;
+  const int held = resident_blocks(s.gpu, threads, 128, static_cast<int64_t>(plan.shared) + 1024);
+  const int64_t most = int64_t{s.gpu.sms} * (wanted < held ? wanted : held),
+                useful = ceil_div(rows, int64_t{4} * block.y);
   plan.blocks = useful < most ? useful : most;
   return plan;
 }

@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 #endif
 
+#include "core/integer.h"
 #include "core/kernel.h"
 #include "cuda/convert.cuh"
 #include "cuda/stream.h"
@@ -59,8 +60,6 @@ void launch(CudaStream& s, void (*kernel)(P...), dim3 grid, dim3 block, size_t s
 #endif
   check_launch("launch");
 }
-
-BNB_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Blocks for a grid-stride loop over n items, `per_block` at a time: enough to fill the card, no more.
 inline dim3 stride_grid(const CudaStream& s, int64_t n, int64_t per_block) {

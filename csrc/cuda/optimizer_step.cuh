@@ -29,6 +29,7 @@
 #include "cuda/map.cuh"
 #include "cuda/ptx.cuh"
 #include "kernels/optimizer_rules.h"
+#include "kernels/plan/residency.h"
 
 namespace bnb::cuda {
 
@@ -373,7 +374,7 @@ __device__ __forceinline__ void square_tile(const typename States::Tables& table
   sums[1] += static_cast<double>(u2);
 }
 
-constexpr int kNormThreads = 256;
+constexpr int kNormThreads = 256, kNormRegisters = 128;
 
 // partials[chunk] of the jobs of one rule that need norms.
 template <class States, class Rule>
@@ -434,15 +435,16 @@ void optimizer_step(const OptimizerArgs& a, CudaStream& s) {
   constexpr size_t kShared = States::kSharedBytes;
   if (a.partials != nullptr) {
     for_each_rule([&](auto rule) {
-      launch(s, squares_kernel<States, decltype(rule)>, blocks(a.chunk_count, int64_t{s.gpu.sms} * 8), kNormThreads,
-             kShared, a);
+      const int64_t resident = int64_t{s.gpu.sms} * resident_blocks(s.gpu, kNormThreads, kNormRegisters, kShared);
+      launch(s, squares_kernel<States, decltype(rule)>, blocks(a.chunk_count, resident), kNormThreads, kShared, a);
     });
     launch(s, scales_kernel, blocks(a.job_count, 65535), kNormThreads, 0, a);
   }
   const int64_t tiles = a.chunk_count * Tile<States::kItems>::kPerChunk;
   for_each_rule([&](auto rule) {
     using Rule = decltype(rule);
-    const int64_t resident = int64_t{s.gpu.sms} * States::blocks_per_sm(Rule::kRule);
+    constexpr int kRegisters = 65536 / (States::blocks_per_sm(Rule::kRule) * States::kThreads) / 8 * 8;
+    const int64_t resident = int64_t{s.gpu.sms} * resident_blocks(s.gpu, States::kThreads, kRegisters, kShared);
     launch(s, step_kernel<States, Rule>, blocks(ceil_div(tiles, States::kThreads / kWarp), resident), States::kThreads,
            kShared, a);
   });

@@ -7,6 +7,7 @@
 #pragma once
 #include "cuda/codebooks.cuh"
 #include "cuda/map.cuh"
+#include "kernels/plan/residency.h"
 
 namespace bnb::cuda {
 
@@ -15,9 +16,14 @@ constexpr int kQuantizeThreads = 512;
 constexpr int kQuantizeTileShift = 12, kQuantizeTile = 1 << kQuantizeTileShift;
 static_assert(kQuantizeTile == kQuantizeRun * kQuantizeThreads);
 
-// Blocks of threads for n elements: a few for each multiprocessor, because each first fills a table.
-inline dim3 quantize_grid(const CudaStream& s, int64_t n) {
-  const int64_t tiles = ceil_div(n, kQuantizeTile), most = int64_t{s.gpu.sms} * 4;
+constexpr int kQuantizeRegisters = 40;  // of a thread, from compute capability 8.0 on
+
+// Blocks of threads for n elements, with an encoder of so many bytes: as many as stay on the card, because each first
+// fills its table.
+inline dim3 quantize_grid(const CudaStream& s, int64_t n, size_t encoder) {
+  const auto shared = static_cast<int64_t>(encoder + 2 * kQuantizeThreads / kWarp * sizeof(uint32_t));
+  const int64_t tiles = ceil_div(n, kQuantizeTile);
+  const int64_t most = int64_t{s.gpu.sms} * resident_blocks(s.gpu, kQuantizeThreads, kQuantizeRegisters, shared);
   return dim3(static_cast<unsigned>(tiles < most ? tiles : most));
 }
 

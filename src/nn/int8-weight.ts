@@ -6,6 +6,7 @@ import type { Device } from "../tensor/device.js";
 import type { ErrorCode } from "../tensor/errors.js";
 import { BnbError } from "../tensor/errors.js";
 import { tidy } from "../tensor/scope.js";
+import { sameShape } from "../tensor/shape.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { StateSource } from "./module.js";
 import { Parameter } from "./parameter.js";
@@ -74,14 +75,14 @@ export function planInt8Weight(
   const describe = (t: Tensor): string => `${t.dtype} [${t.shape.join(", ")}]`;
   const fits =
     want(
-      sameShape(codes, shape) && codes.dtype === "int8",
+      sameShape(codes.shape, shape) && codes.dtype === "int8",
       "weight",
       `be int8 [${shape.join(", ")}]`,
       describe(codes),
       shapeOrDtype(codes, "int8"),
     ) &&
     want(
-      sameShape(stats, [shape[0]]) && stats.dtype === "float32",
+      sameShape(stats.shape, [shape[0]]) && stats.dtype === "float32",
       "SCB",
       `be float32 [${shape[0]}]`,
       describe(stats),
@@ -105,8 +106,4 @@ export function checkScales(SCB: Tensor, name: string): void {
 
 function badScale(SCB: Tensor): number | undefined {
   return SCB.floatsSync().find((s) => !(s >= 0 && s < Infinity));
-}
-
-function sameShape(t: Tensor, shape: readonly number[]): boolean {
-  return t.shape.length === shape.length && t.shape.every((dim, axis) => dim === shape[axis]);
 }

@@ -15,6 +15,7 @@ import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Quantized4Bit } from "../tensor/quantized.js";
 import { keep, tidy } from "../tensor/scope.js";
+import { sameShape } from "../tensor/shape.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { checkFinite } from "./finite.js";
 import type { StateDict, StateSource } from "./module.js";
@@ -261,8 +262,4 @@ function readable<T>(name: string, save: () => T): T {
     if (!(error instanceof BnbError)) throw error;
     throw new BnbError(error.code, `stateDict: "${name}" cannot be saved: ${error.message}`, { cause: error });
   }
-}
-
-function sameShape(a: readonly number[], b: readonly number[]): boolean {
-  return a.length === b.length && a.every((size, axis) => size === b[axis]);
 }

@@ -10,6 +10,7 @@ import { isFloat } from "../tensor/dtype.js";
 import type { ErrorCode } from "../tensor/errors.js";
 import { BnbError } from "../tensor/errors.js";
 import { tidy } from "../tensor/scope.js";
+import { sameShape } from "../tensor/shape.js";
 import type { Tensor } from "../tensor/tensor.js";
 
 /** Tensors by their names on disk. */
@@ -123,10 +124,6 @@ export class StateLoader implements StateSource {
 
 function convertible(dtype: DType): string {
   return isFloat(dtype) ? "float32, float16 or bfloat16" : dtype;
-}
-
-function sameShape(a: readonly number[], b: readonly number[]): boolean {
-  return a.length === b.length && a.every((size, axis) => size === b[axis]);
 }
 
 /** Overwrites the elements of `into` in place, from any device, so that views, optimizers and ties of it stay valid. */

@@ -98,6 +98,62 @@ describe.each(testDevices())("sampleToken on %s", (device) => {
     });
   });
 
+  // A GPU takes rows in parts of 4096 elements and so many rows at once; the definition is too slow for these, but the
+  // CPU is held to it above.
+  describe("long rows and many rows equal those of the CPU", () => {
+    const equal = async (
+      x: ArrayLike<number>,
+      shape: [number, number],
+      options: Sampling,
+      dtype: DType = "float32",
+    ) => {
+      const given = { ...options, seed: 99, step: 3 };
+      const there = await sampleToken(make(x, shape, dtype), given).data();
+      const here = await sampleToken(tensor(Float32Array.from(x), { shape, dtype, device: "cpu" }), given).data();
+      expect([...there]).toEqual([...here]);
+    };
+
+    it.each([{ temperature: 0 }, ...cases])("rows of several parts: %o", async (options) => {
+      for (const n of [4095, 4096, 4097, 12289]) await equal(normals(3 * n, n, 3), [3, n], options);
+    });
+
+    it.each([{ temperature: 0 }, { temperature: 1 }, { temperature: 1, topK: 9000, topP: 0.7 }])(
+      "equal logits in all parts: %o",
+      async (options) => {
+        const n = 10_000;
+        await equal(new Float32Array(4 * n), [4, n], options);
+        await equal(
+          normals(2 * n, 4).map((v) => Math.round(v)),
+          [2, n],
+          options,
+          "bfloat16",
+        );
+      },
+    );
+
+    it("the largest, a NaN or the only token in any part", async () => {
+      const n = 9000;
+      const x = new Float32Array(5 * n).fill(-Infinity);
+      x[8500] = 1;
+      x[n + 4096] = 1;
+      x[2 * n] = 1;
+      x[2 * n + 8999] = NaN;
+      x[3 * n + 5000] = Infinity;
+      for (const temperature of [0, 1]) {
+        await equal(x, [5, n], { temperature });
+        const tokens = sampleToken(make(x, [5, n]), { temperature }).dataSync();
+        expect([...tokens]).toEqual([8500, 4096, -1, -1, -1]);
+      }
+    });
+
+    it.each([{ temperature: 0 }, { temperature: 1, topK: 2 }])(
+      "more rows than there are counters: %o",
+      async (options) => {
+        await equal(normals(4100 * 3, 6), [4100, 3], options);
+      },
+    );
+  });
+
   describe("dtypes", () => {
     it.each(["float16", "bfloat16"] as const)("%s", async (dtype) => {
       await compare(normals(8 * 130, 8, 2), [8, 130], { temperature: 0.9, topK: 50, topP: 0.95 }, dtype);

@@ -16,20 +16,6 @@ constexpr int kBlocks = 64;
 constexpr int64_t kBatch = 4 * kBlocks;
 constexpr uint32_t kSign = 0x80000000u;  // turns the order of unsigned words into that of signed ones
 
-// The first n lanes; the whole vector without the slower partial access.
-template <class T>
-BNB_INLINE F32 load_part(const T* p, int64_t n) {
-  return n == F32::width ? load(p) : load_n(p, n);
-}
-template <class T>
-BNB_INLINE void store_part(T* p, F32 v, int64_t n) {
-  if (n == F32::width) {
-    store(p, v);
-  } else {
-    store_n(p, v, n);
-  }
-}
-
 }  // namespace
 
 void dropout(const DropoutArgs& a) {

@@ -142,7 +142,7 @@ BNB_INLINE void with_unary(const UnaryArgs& a, const F& f) {
   }
 }
 
-// Calls f with the function (dy, saved) -> dx. `s` is y for the ops of unary_saves_output, else x.
+// Calls f with the function (dy, saved) -> dx. `s` is y for the ops of which UnaryOp says so, else x.
 template <class F>
 BNB_INLINE void with_unary_backward(const UnaryBackwardArgs& a, const F& f) {
   const F32 one = set1(1.0f), two = set1(2.0f);
@@ -300,20 +300,6 @@ void binary_integer(const BinaryArgs& args, const F& f) {
       for (int64_t i = 0; i < count; i++) y[iy + i] = f(a[ia + i * a_step], b[ib + i * b_step]);
     });
   });
-}
-
-// The first n lanes; the whole vector without the slower partial access.
-template <class T>
-BNB_INLINE F32 load_part(const T* p, int64_t n) {
-  return n == F32::width ? load(p) : load_n(p, n);
-}
-template <class T>
-BNB_INLINE void store_part(T* p, F32 v, int64_t n) {
-  if (n == F32::width) {
-    store(p, v);
-  } else {
-    store_n(p, v, n);
-  }
 }
 
 struct Grads {

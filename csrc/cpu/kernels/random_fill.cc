@@ -17,16 +17,6 @@ namespace {
 constexpr int kBlocks = 64;
 constexpr int64_t kBatch = 4 * kBlocks;
 
-// The first n lanes; the whole vector without the slower partial access.
-template <class T>
-BNB_INLINE void store_part(T* p, F32 v, int64_t n) {
-  if (n == F32::width) {
-    store(p, v);
-  } else {
-    store_n(p, v, n);
-  }
-}
-
 void normals(const uint32_t (&word)[4][kBlocks], float mean, float deviation, float* out) {
   float value[4][kBlocks];
   for (int pair = 0; pair < 4; pair += 2) {

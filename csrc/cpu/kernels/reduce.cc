@@ -21,22 +21,7 @@ constexpr int64_t kColumnPiece = 256;
 constexpr int64_t kColumnTile = 512;
 
 BNB_INLINE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
-BNB_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 BNB_INLINE int64_t items_per_chunk(int64_t elements) { return elements < kGrain ? kGrain / elements : 1; }
-
-// The first n lanes; the whole vector without the slower partial access.
-template <class T>
-BNB_INLINE F32 load_part(const T* p, int64_t n) {
-  return n == F32::width ? load(p) : load_n(p, n);
-}
-template <class T>
-BNB_INLINE void store_part(T* p, F32 v, int64_t n) {
-  if (n == F32::width) {
-    store(p, v);
-  } else {
-    store_n(p, v, n);
-  }
-}
 
 struct Sum {
   static constexpr float identity = 0.0f;

@@ -110,8 +110,8 @@ void quantize_4bit(const Quantize4BitArgs& a, CudaStream& s) {
     const T* x = static_cast<const T*>(a.x);
     const int64_t whole = aligned_for(16, x) && aligned_for(4, a.packed) ? a.n / kQuantizeTile : 0;
     visit_group<4>(a.blocksize, [&](auto lanes) {
-      launch(s, quantize_4bit_kernel<T, lanes>, quantize_grid(s, a.n), dim3(kQuantizeThreads), 0, x, a.packed, a.absmax,
-             a.n, whole, shift_of(a.blocksize), a.type);
+      launch(s, quantize_4bit_kernel<T, lanes>, quantize_grid(s, a.n, sizeof(Encoder4bit)), dim3(kQuantizeThreads), 0,
+             x, a.packed, a.absmax, a.n, whole, shift_of(a.blocksize), a.type);
     });
   });
 }

@@ -113,8 +113,8 @@ void quantize_with(const QuantizeBlockwiseArgs& a, CudaStream& s) {
   const T* x = static_cast<const T*>(a.x);
   const int64_t whole = aligned_for(16, x) && aligned_for(8, a.codes) ? a.n / kQuantizeTile : 0;
   visit_group<8>(a.blocksize, [&](auto lanes) {
-    launch(s, quantize_blockwise_kernel<T, Encoder, lanes>, quantize_grid(s, a.n), dim3(kQuantizeThreads), 0, x, a.code,
-           a.offset, a.codes, a.absmax, a.n, whole, shift_of(a.blocksize));
+    launch(s, quantize_blockwise_kernel<T, Encoder, lanes>, quantize_grid(s, a.n, sizeof(Encoder)),
+           dim3(kQuantizeThreads), 0, x, a.code, a.offset, a.codes, a.absmax, a.n, whole, shift_of(a.blocksize));
   });
 }
 

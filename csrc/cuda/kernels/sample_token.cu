@@ -1,11 +1,18 @@
 // Draws of tokens from logits.
 //
-// Layout    logits [rows, n], read element by element, several times over, all but the first from cache.
-// Work      a block per row. One pass finds the largest, a second adds counts and weights to bins by distance from it,
-//           which spread logits evenly, so that threads seldom meet. Within the bin that a sum ends in, the key is
-//           found digit by digit, and among elements of one key the index by counting.
-// Numerics  kernels/sample_token.h: whole numbers, so the order of the atomic additions does not matter.
+// Layout    logits [rows, n] in parts of 4096, a block for each. What a row's parts leave for each other lies in
+// scratch
+//           memory (RowSpace), for as many rows at once as find room there.
+// Work      three launches, in which the last part of a row to finish does what needs all of them. The first finds the
+//           largest; where that is the answer, it is the only one. The second adds counts and weights to bins by
+//           distance from it, which spread logits evenly, so that threads seldom meet; then the bin is known in which
+//           the first cut ends. The third gathers the candidates, which are no farther than that bin, and cuts and
+//           draws among them: within the bin that a sum ends in, the key is found digit by digit, and among elements
+//           of one key the index likewise.
+// Numerics  kernels/sample_token.h: whole numbers, so neither the order of the atomic additions nor that of the
+//           candidates matters.
 // Needs     what the contract says.
+#include "cuda/last_block.cuh"
 #include "cuda/position.cuh"
 #include "kernels/sample_token.h"
 
@@ -13,6 +20,8 @@ namespace bnb::cuda {
 namespace {
 
 constexpr int kThreads = 512, kWarps = kThreads / kWarp;
+constexpr int kPart = 8 * kThreads;                // elements of a block
+constexpr int64_t kMostBytes = int64_t{32} << 20;  // of candidates, of all rows that are drawn from at once
 constexpr int kDigitBits = 8, kDigits = 1 << kDigitBits;
 
 struct Largest {
@@ -46,8 +55,8 @@ struct Bins {
       count[i] = 0;
     }
   }
-  __device__ __forceinline__ void add(int bin, uint64_t w) {
-    atomicAdd(&count[bin], 1u);
+  __device__ __forceinline__ void add(int bin, uint64_t w, uint32_t elements = 1) {
+    atomicAdd(&count[bin], elements);
     if (w > 0) atomicAdd(reinterpret_cast<unsigned long long*>(&weight[bin]), static_cast<unsigned long long>(w));
   }
 };
@@ -92,19 +101,188 @@ struct Element {
   uint64_t weight;
 };
 
+// What the parts of a row share.
+struct RowSpace {
+  uint64_t* best;  // [parts]: key and index of the largest
+  Bins<kSampleBins>* bins;
+  int32_t* candidates;  // [n]: indices, in no order
+  uint32_t* count;      // of candidates
+  int32_t* last_bin;    // of a candidate
+};
+
+// Scratch memory for some rows: an array for each member of RowSpace.
+struct Space {
+  uint64_t* best;
+  Bins<kSampleBins>* bins;
+  int32_t* candidates;
+  uint32_t* count;
+  int32_t* last_bin;
+
+  static constexpr size_t round_up(size_t nbytes) { return (nbytes + 255) / 256 * 256; }
+  static size_t bytes(int64_t rows, int64_t parts, int64_t n) {
+    const auto r = static_cast<size_t>(rows);
+    return round_up(r * static_cast<size_t>(parts) * sizeof(uint64_t)) + round_up(r * sizeof(Bins<kSampleBins>)) +
+           round_up(r * static_cast<size_t>(n) * sizeof(int32_t)) + 2 * round_up(r * sizeof(int32_t));
+  }
+  Space(void* memory, int64_t rows, int64_t parts, int64_t n) {
+    auto* at = static_cast<unsigned char*>(memory);
+    const auto take = [&](auto*& array, size_t count) {
+      array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(at);
+      at += round_up(count * sizeof *array);
+    };
+    const auto r = static_cast<size_t>(rows);
+    take(best, r * static_cast<size_t>(parts));
+    take(bins, r);
+    take(candidates, r * static_cast<size_t>(n));
+    take(count, r);
+    take(last_bin, r);
+  }
+  __device__ __forceinline__ RowSpace of(int64_t row, int64_t parts, int64_t n) const {
+    return {best + row * parts, bins + row, candidates + row * n, count + row, last_bin + row};
+  }
+};
+
+// A block's part of a row; `row` counts from the first of this launch.
 template <class T>
-struct Row {
+struct Part {
+  const SampleTokenArgs& a;
+  int64_t row;
+  int parts, part;
   const T* logits;
-  int n;
+  RowSpace space;
+  int32_t* finished;  // parts of this row
+
+  __device__ __forceinline__ Part(const SampleTokenArgs& args, int64_t first_row, int part_count, const Space& all,
+                                  int32_t* counters)
+      : a(args),
+        row(blockIdx.x / part_count),
+        parts(part_count),
+        part(static_cast<int>(blockIdx.x % part_count)),
+        logits(static_cast<const T*>(args.logits) + (first_row + row) * args.n),
+        space(all.of(row, part_count, args.n)),
+        finished(counters + row) {}
+
+  // f(logit, index) for this thread's elements of the part.
+  template <class F>
+  __device__ __forceinline__ void each(const F& f) const {
+    const int begin = part * kPart, end = static_cast<int>(min(int64_t{begin} + kPart, a.n));
+#pragma unroll 1
+    for (int i = begin + static_cast<int>(threadIdx.x); i < end; i += kThreads) f(widen(logits[i]), i);
+  }
+
+  // Whether this block is the last of its row; what the others wrote can then be read. All threads.
+  __device__ __forceinline__ bool is_last() const { return last_of(finished, parts); }
+
+  // Key and index of the largest, the first of equals; all ones where a logit is NaN or +infinity. All threads, after
+  // the first launch.
+  __device__ uint64_t best() const {
+    uint64_t best = 0;
+    for (int p = static_cast<int>(threadIdx.x); p < parts; p += kThreads) best = Largest{}(best, space.best[p]);
+    return block_reduce(best, Largest{}, uint64_t{0});
+  }
+};
+
+__device__ __forceinline__ float top_of(uint64_t best) { return sample_logit(static_cast<uint32_t>(best >> 32)); }
+__device__ __forceinline__ bool can_draw(uint64_t best) { return best != ~uint64_t{0} && top_of(best) > -HUGE_VALF; }
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2)
+    largest_kernel(SampleTokenArgs a, int64_t first_row, int parts, Space all, int32_t* counters, const char* op) {
+  int64_t step = a.step;
+  if (!resolve(a.position, op, step)) return;
+  const Part<T> part(a, first_row, parts, all, counters);
+  uint64_t best = 0;
+  part.each([&](float logit, int i) {
+    const uint64_t mine = static_cast<uint64_t>(sample_key(logit)) << 32 | ~static_cast<uint32_t>(i);
+    best = Largest{}(best, logit < HUGE_VALF ? mine : ~uint64_t{0});
+  });
+  best = block_reduce(best, Largest{}, uint64_t{0});
+  if (threadIdx.x == 0) part.space.best[part.part] = best;
+  // The second launch begins with empty bins.
+  const int mine = part.part * kThreads + static_cast<int>(threadIdx.x);
+  for (int i = mine; i < kSampleBins; i += parts * kThreads) {
+    part.space.bins->weight[i] = 0;
+    part.space.bins->count[i] = 0;
+  }
+  if (mine == 0) *part.space.count = 0;
+  if (!part.is_last()) return;
+  best = part.best();
+  if (threadIdx.x == 0 && (a.sharpness == 0 || !can_draw(best)))
+    a.y[first_row + part.row] = can_draw(best) ? static_cast<int32_t>(~static_cast<uint32_t>(best)) : -1;
+}
+
+// The cut to top_k, the cut to top_p, the draw: those that there are to do.
+__device__ __forceinline__ bool has_turn(const SampleTokenArgs& a, int turn) {
+  return turn == 0 ? a.top_k < a.n : turn == 1 ? a.top_p < 1 : true;
+}
+// The sum of counts (turn 0) or of weights that the last element of a turn is the first to exceed.
+__device__ __forceinline__ uint64_t target_of(const SampleTokenArgs& a, int turn, int64_t step, int64_t row,
+                                              uint64_t total) {
+  return turn == 0   ? static_cast<uint64_t>(a.top_k) - 1
+         : turn == 1 ? sample_nucleus(a.top_p, total)
+                     : sample_target(a.seed, step, row, total);
+}
+
+// All bins of a row, and the sum of their weights. All threads.
+__device__ __forceinline__ uint64_t load_bins(const Bins<kSampleBins>& from, Bins<kSampleBins>& bins) {
+  uint64_t total = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < kSampleBins; i += kThreads) {
+    total += bins.weight[i] = from.weight[i];
+    bins.count[i] = from.count[i];
+  }
+  return block_sum(total);  // a barrier, too
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2)
+    bins_kernel(SampleTokenArgs a, int64_t first_row, int parts, Space all, int32_t* counters, const char* op) {
+  BNB_SHARED(Bins<kSampleBins>, bins);
+  int64_t step = a.step;
+  if (!resolve(a.position, op, step)) return;
+  const Part<T> part(a, first_row, parts, all, counters);
+  const uint64_t best = part.best();
+  if (!can_draw(best)) return;
+  const float top = top_of(best);
+  bins.clear();
+  __syncthreads();
+  part.each([&](float logit, int) {
+    const float d = sample_distance(top, logit, a.sharpness);
+    bins.add(sample_bin(d), sample_weight(d));
+  });
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < kSampleBins; i += kThreads)
+    if (bins.count[i] > 0) part.space.bins->add(i, bins.weight[i], bins.count[i]);
+  if (!part.is_last()) return;
+  const uint64_t total = load_bins(*part.space.bins, bins);
+  const int turn = has_turn(a, 0) ? 0 : has_turn(a, 1) ? 1 : 2;
+  const Place place = find_bin(bins, turn == 0, target_of(a, turn, step, first_row + part.row, total));
+  if (threadIdx.x == 0) *part.space.last_bin = place.bin;
+}
+
+template <class T>
+struct Candidates {
+  const T* logits;
+  const int32_t* list;
+  int count;
   float top, sharpness;
 
   __device__ __forceinline__ float distance(float logit) const { return sample_distance(top, logit, sharpness); }
 
-  // f(logit) for this thread's elements.
+  // The digit of the candidates that `digit_of(logit, index)` gives one (not negative) in which the target lies.
   template <class F>
-  __device__ __forceinline__ void each(const F& f) const {
+  __device__ __forceinline__ Place pass(Bins<kDigits>& digits, bool counting, uint64_t target,
+                                        const F& digit_of) const {
+    digits.clear();
+    __syncthreads();
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < n; i += kThreads) f(widen(logits[i]));
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
+      const int32_t index = list[i];
+      const float logit = widen(logits[index]);
+      const int digit = digit_of(logit, index);
+      if (digit >= 0) digits.add(digit, sample_weight(distance(logit)));
+    }
+    __syncthreads();
+    return find_bin(digits, counting, target);
   }
 
   // The first element in rank order at which the sum of weights, or of counts, exceeds the target, which is below that
@@ -118,18 +296,13 @@ struct Row {
     uint32_t key = 0;
 #pragma unroll 1
     for (int shift = 32 - kDigitBits; shift >= 0; shift -= kDigitBits) {
-      digits.clear();
-      __syncthreads();
-      each([&](float logit) {
-        const float d = distance(logit);
+      place = pass(digits, counting, target, [&](float logit, int32_t) {
         const uint32_t k = sample_key(logit);
         // The digits before this one: none at first.
         const bool same = shift == 32 - kDigitBits || (k ^ key) >> (shift + kDigitBits) == 0;
-        if (same && sample_bin(d) == bin)
-          digits.add(static_cast<int>(kDigits - 1 - (k >> shift & (kDigits - 1))), sample_weight(d));
+        return same && sample_bin(distance(logit)) == bin ? static_cast<int>(kDigits - 1 - (k >> shift & (kDigits - 1)))
+                                                          : -1;
       });
-      __syncthreads();
-      place = find_bin(digits, counting, target);
       weight += place.weight;
       target -= counting ? place.count : place.weight;
       key |= static_cast<uint32_t>(kDigits - 1 - place.bin) << shift;
@@ -139,79 +312,89 @@ struct Row {
     return {key, static_cast<uint32_t>(tie), weight + (tie + 1) * each_weight};
   }
 
-  // Writes which element it is. All threads.
-  __device__ void locate(Element e, int32_t* index) const {
-    const int each = (n + kThreads - 1) / kThreads;
-    const int first = static_cast<int>(threadIdx.x) * each, end = first + each < n ? first + each : n;
-    uint64_t count = 0;
-    for (int i = first; i < end; i++) count += sample_key(widen(logits[i])) == e.key;
-    uint64_t before = sum_up_to(count) - count;
-    if (e.tie < before || e.tie >= before + count) return;
-    for (int i = first;; i++) {
-      if (sample_key(widen(logits[i])) != e.key) continue;
-      if (before++ == e.tie) {
-        *index = i;
-        return;
-      }
+  // Which element that is.
+  __device__ __forceinline__ int32_t locate(Bins<kDigits>& digits, const Element& e) const {
+    static_assert(kSampleMost <= int64_t{1} << (3 * kDigitBits));
+    uint64_t target = e.tie;
+    int32_t found = 0;
+#pragma unroll 1
+    for (int shift = 2 * kDigitBits; shift >= 0; shift -= kDigitBits) {
+      const Place place = pass(digits, true, target, [&](float logit, int32_t index) {
+        const bool same = sample_key(logit) == e.key && (index ^ found) >> (shift + kDigitBits) == 0;
+        return same ? index >> shift & (kDigits - 1) : -1;
+      });
+      target -= place.count;
+      found |= place.bin << shift;
     }
+    return found;
   }
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2) sample_token_kernel(SampleTokenArgs a, const char* op) {
+__global__ void __launch_bounds__(kThreads, 2)
+    draw_kernel(SampleTokenArgs a, int64_t first_row, int parts, Space all, int32_t* counters, const char* op) {
   BNB_SHARED(Bins<kSampleBins>, bins);
   BNB_SHARED(Bins<kDigits>, digits);
+  BNB_SHARED(uint32_t, first);
   int64_t step = a.step;
   if (!resolve(a.position, op, step)) return;
-  for (int64_t r = blockIdx.x; r < a.rows; r += gridDim.x) {
-    Row<T> row = {static_cast<const T*>(a.logits) + r * a.n, static_cast<int>(a.n), 0.0f, a.sharpness};
-    // Key and index of the largest, the first of equals; all ones where a logit is NaN or +infinity.
-    uint64_t best = 0;
-#pragma unroll 4
-    for (int i = static_cast<int>(threadIdx.x); i < row.n; i += kThreads) {
-      const float logit = widen(row.logits[i]);
-      const uint64_t mine = static_cast<uint64_t>(sample_key(logit)) << 32 | ~static_cast<uint32_t>(i);
-      best = Largest{}(best, logit < HUGE_VALF ? mine : ~uint64_t{0});
-    }
-    best = block_reduce(best, Largest{}, uint64_t{0});
-    row.top = sample_logit(static_cast<uint32_t>(best >> 32));
-    const bool possible = best != ~uint64_t{0} && row.top > -HUGE_VALF;
-    if (!possible || a.sharpness == 0) {
-      if (threadIdx.x == 0) a.y[r] = possible ? static_cast<int32_t>(~static_cast<uint32_t>(best)) : -1;
-      continue;
-    }
-    bins.clear();
-    __syncthreads();
-    uint64_t total = 0;
-    row.each([&](float logit) {
-      const float d = row.distance(logit);
-      const uint64_t weight = sample_weight(d);
-      bins.add(sample_bin(d), weight);
-      total += weight;
-    });
-    total = block_sum(total);
-    // The cut to top_k, the cut to top_p, the draw: one copy of the code for all.
-    Element element{};
+  const Part<T> part(a, first_row, parts, all, counters);
+  const uint64_t best = part.best();
+  if (!can_draw(best)) return;
+  const float top = top_of(best);
+  // Where only the draw is left, its own bin is enough.
+  const int last_bin = *part.space.last_bin, first_bin = has_turn(a, 0) || has_turn(a, 1) ? 0 : last_bin;
+  const auto belongs = [&](float logit) {
+    const int bin = sample_bin(sample_distance(top, logit, a.sharpness));
+    return bin >= first_bin && bin <= last_bin;
+  };
+  uint64_t mine = 0;
+  part.each([&](float logit, int) { mine += belongs(logit); });
+  const uint64_t up_to = sum_up_to(mine);
+  if (threadIdx.x == kThreads - 1) first = atomicAdd(part.space.count, static_cast<uint32_t>(up_to));
+  __syncthreads();
+  int32_t* to = part.space.candidates + first + (up_to - mine);
+  part.each([&](float logit, int i) {
+    if (belongs(logit)) *to++ = i;
+  });
+  if (!part.is_last()) return;
+  const Candidates<T> candidates = {part.logits, part.space.candidates, static_cast<int>(*part.space.count), top,
+                                    a.sharpness};
+  uint64_t total = load_bins(*part.space.bins, bins);
+  Element element{};
 #pragma unroll 1
-    for (int turn = 0; turn < 3; turn++) {
-      if ((turn == 0 && a.top_k == a.n) || (turn == 1 && a.top_p == 1)) continue;
-      const uint64_t target = turn == 0   ? static_cast<uint64_t>(a.top_k) - 1
-                              : turn == 1 ? sample_nucleus(a.top_p, total)
-                                          : sample_target(a.seed, step, r, total);
-      element = row.find(bins, digits, turn == 0, target);
-      total = element.weight;
-    }
-    row.locate(element, a.y + r);
-    __syncthreads();
+  for (int turn = 0; turn < 3; turn++) {
+    if (!has_turn(a, turn)) continue;
+    element = candidates.find(bins, digits, turn == 0, target_of(a, turn, step, first_row + part.row, total));
+    total = element.weight;
   }
+  const int32_t found = candidates.locate(digits, element);
+  if (threadIdx.x == 0) a.y[first_row + part.row] = found;
 }
 
 }  // namespace
 
 void sample_token(const SampleTokenArgs& a, CudaStream& s) {
+  if (a.rows == 0) return;
+  const int64_t parts = ceil_div(a.n, kPart);
+  const int64_t fitting = kMostBytes / (a.n * static_cast<int64_t>(sizeof(int32_t)));
+  const int64_t most = fitting < 1 ? 1 : fitting < kCounters ? fitting : kCounters;
+  const int64_t at_once = a.rows < most ? a.rows : most;
+  const Space space(s.scratch(Space::bytes(at_once, parts, a.n)), at_once, parts, a.n);
   visit_float(a.dtype, [&](auto t) {
-    launch(s, sample_token_kernel<decltype(t)>, stride_grid(s, a.rows, 1), dim3(kThreads), 0, a,
-           kernels::sample_token.name);
+    using T = decltype(t);
+    for (int64_t row = 0; row < a.rows; row += at_once) {
+      const int64_t rows = a.rows - row < at_once ? a.rows - row : at_once;
+      const dim3 grid(static_cast<unsigned>(rows * parts));
+      const auto queue = [&](auto kernel) {
+        launch(s, kernel, grid, dim3(kThreads), 0, a, row, static_cast<int>(parts), space, s.counters,
+               kernels::sample_token.name);
+      };
+      queue(largest_kernel<T>);
+      if (a.sharpness == 0) continue;
+      queue(bins_kernel<T>);
+      queue(draw_kernel<T>);
+    }
   });
 }
 

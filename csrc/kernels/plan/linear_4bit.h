@@ -5,6 +5,7 @@
 
 #include "core/dtype.h"
 #include "core/gpu.h"
+#include "core/integer.h"
 
 namespace bnb {
 
@@ -81,8 +82,6 @@ constexpr int64_t linear_4bit_table(bool wide) { return wide ? 64 << 10 : 32 << 
 
 namespace linear_4bit_detail {
 
-constexpr int64_t ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 constexpr bool has_matrix_units(DType t, const GpuInfo& gpu) {
   return t == DType::float16 ? gpu.cc >= 75 : t == DType::bfloat16 && gpu.cc >= 80;
 }
@@ -102,19 +101,19 @@ constexpr Linear4BitGpuPlan plan_small_m(const Linear4BitProblem& p, const GpuIn
       (p.backward && p.n % 8 != 0) || !has_matrix_units(p.dtype, gpu) || !countable(p))
     return best;
   const bool wide = gpu.shared_per_block >= kLinear4BitWideTable;
-  const int64_t warps = linear_4bit_warps(p.m, p.backward), steps = ceil(sum, depth), eights = ceil(p.m, 8);
+  const int64_t warps = linear_4bit_warps(p.m, p.backward), steps = ceil_div(sum, depth), eights = ceil_div(p.m, 8);
   const int64_t fixed =
       kLinear4BitStatic + linear_4bit_table(wide) + kLinear4BitNestedCode + linear_4bit_exchange(warps, p.backward);
   double best_time = 0;
   bool best_busy = false;
   for (int64_t splits = 1; splits <= 64 && splits <= steps && splits <= gpu.sms; splits++) {
-    const int64_t shared = fixed + p.m * linear_4bit_pitch(ceil(steps, splits) * depth, p.backward) * 2;
+    const int64_t shared = fixed + p.m * linear_4bit_pitch(ceil_div(steps, splits) * depth, p.backward) * 2;
     if (shared > gpu.shared_per_block) continue;
     for (int64_t sum_warps = warps; sum_warps >= 1; sum_warps /= 2) {
-      const int64_t width = per_warp * (warps / sum_warps), groups = ceil(outputs, width);
+      const int64_t width = per_warp * (warps / sum_warps), groups = ceil_div(outputs, width);
       if (splits > 1 && groups > kLinear4BitCounters) continue;
       const int64_t most = gpu.sms / splits, per_split = groups < most ? groups : most;
-      const int64_t rounds = ceil(groups, per_split), blocks = per_split * splits;
+      const int64_t rounds = ceil_div(groups, per_split), blocks = per_split * splits;
       const double each = static_cast<double>(steps) / static_cast<double>(splits * sum_warps);
       double time = kLinear4BitGroupCost + (each < 1 ? 1 : each);
       if (splits > 1)
@@ -155,15 +154,15 @@ constexpr Linear4BitGpuPlan plan_tile(const Linear4BitProblem& p, const GpuInfo&
   const int64_t shared =
       kLinear4BitStatic + linear_4bit_table(wide) + kLinear4BitNestedCode + decoded + stages * tokens * depth * 2;
   const int64_t sum = p.backward ? p.n : p.k, outputs = p.backward ? p.k : p.n;
-  const int64_t tiles = ceil(p.m, tokens) * ceil(outputs, kLinear4BitTileOutputs);
-  const int64_t steps = ceil(sum, kLinear4BitTileStep);
+  const int64_t tiles = ceil_div(p.m, tokens) * ceil_div(outputs, kLinear4BitTileOutputs);
+  const int64_t steps = ceil_div(sum, kLinear4BitTileStep);
   // The height of a grid has 16 bits.
-  if (shared > gpu.shared_per_block || ceil(outputs, kLinear4BitTileOutputs) * 16 > 65535) return best;
+  if (shared > gpu.shared_per_block || ceil_div(outputs, kLinear4BitTileOutputs) * 16 > 65535) return best;
   double best_time = 0;
   bool best_busy = false;
   for (int64_t splits = 1; splits <= 16 && splits <= steps; splits++) {
     if (splits > 1 && tiles > kLinear4BitCounters) break;
-    const int64_t blocks = tiles * splits, rounds = ceil(blocks, gpu.sms);
+    const int64_t blocks = tiles * splits, rounds = ceil_div(blocks, gpu.sms);
     double time = kLinear4BitTileCost + static_cast<double>(steps) / static_cast<double>(splits);
     if (splits > 1) time += 1 + kLinear4BitPartCost * 8 * static_cast<double>(splits);
     time *= static_cast<double>(rounds);
@@ -203,7 +202,7 @@ constexpr Linear4BitGpuPlan plan_linear_4bit_with(Linear4BitVariant variant, con
       r.outputs = p.backward ? 64 : 8;
       r.sum_warps = p.backward ? 8 : 1;
       // Blocks go round; no more of them than stride_grid() launches.
-      r.blocks = linear_4bit_detail::ceil(p.m, r.tokens) * linear_4bit_detail::ceil(p.backward ? p.k : p.n, r.outputs);
+      r.blocks = ceil_div(p.m, r.tokens) * ceil_div(p.backward ? p.k : p.n, r.outputs);
       if (r.blocks > int64_t{gpu.sms} * 32) r.blocks = int64_t{gpu.sms} * 32;
       return r;
     }

@@ -35,7 +35,7 @@ constexpr Linear4BitGroupPlan plan_linear_4bit_group(const Linear4BitProblem* pr
     group.part[i] = plan;
     group.blocks += plan.blocks;
     if (plan.shared_bytes > group.shared_bytes) group.shared_bytes = plan.shared_bytes;
-    groups += linear_4bit_detail::ceil(p.n, plan.outputs);
+    groups += ceil_div(p.n, plan.outputs);
     left_n -= p.n;
     left_sms -= sms;
   }

@@ -3,6 +3,7 @@
 #include "cuda/codebooks.cuh"
 #include "cuda/kernels/linear_4bit/linear_4bit.h"
 #include "cuda/kernels/matmul/output.cuh"
+#include "cuda/last_block.cuh"
 #include "cuda/math.cuh"
 #include "cuda/ptx.cuh"
 
@@ -125,20 +126,6 @@ struct FloatPairs {
     return load_vec<2>(reinterpret_cast<const float*>(table + (Wide ? offset : offset >> 1)));
   }
 };
-
-// Whether this block is the last of `parties` that come here; the others' writes are visible to it then. All threads.
-__device__ __forceinline__ bool last_of(int32_t* counter, int32_t parties) {
-  BNB_SHARED(int32_t, last);
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    last = atomicAdd(counter, 1) == parties - 1;
-    if (last) *counter = 0;
-    __threadfence();
-  }
-  __syncthreads();
-  return last != 0;
-}
 
 // A float that another block of this launch wrote.
 __device__ __forceinline__ float load_fresh(const float* from) { return *static_cast<const volatile float*>(from); }

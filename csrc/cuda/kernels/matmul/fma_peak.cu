@@ -6,11 +6,12 @@
 // Needs     nothing.
 #include "cuda/kernel.cuh"
 #include "kernels/matmul.h"
+#include "kernels/plan/residency.h"
 
 namespace bnb::cuda {
 namespace {
 
-constexpr int kThreads = 256, kBlocksPerSm = 8, kSteps = 16;
+constexpr int kThreads = 256, kRegisters = 32, kSteps = 16;
 
 __global__ void __launch_bounds__(kThreads) fma_peak_kernel(double* result, int64_t iterations) {
   const float factor = 0.999f, term = 0.001f;
@@ -36,8 +37,8 @@ __global__ void __launch_bounds__(kThreads) fma_peak_kernel(double* result, int6
 }  // namespace
 
 void fma_peak(const FmaPeakArgs& a, CudaStream& s) {
-  launch(s, fma_peak_kernel, dim3(static_cast<unsigned>(s.gpu.sms) * kBlocksPerSm), dim3(kThreads), 0, a.result,
-         a.iterations);
+  const int blocks = s.gpu.sms * resident_blocks(s.gpu, kThreads, kRegisters, 0);
+  launch(s, fma_peak_kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, a.result, a.iterations);
 }
 
 }  // namespace bnb::cuda

@@ -38,15 +38,7 @@ template <class E, class T, bool AlongA, bool AlongB>
 void run(const MatmulArgs& x, const MatmulPlan& plan, CudaStream& s) {
   const HalfSource a = {static_cast<const uint16_t*>(x.a), AlongA ? x.m : x.k, AlongA ? x.k : x.m};
   const HalfSource b = {static_cast<const uint16_t*>(x.b), AlongB ? x.n : x.k, AlongB ? x.k : x.n};
-  const Output out = {
-      x.c,
-      x.bias,
-      x.m,
-      x.n,
-      x.dtype_c,
-      x.accumulate,
-      x.n % 4 == 0 && x.row_c % 4 == 0 && aligned_for(x.dtype_c == DType::float32 ? 16 : 8, x.c, x.bias),
-      x.row_c ? x.row_c : x.n};
+  const Output out = output_of(x);
   launch(s, mma_kernel<E, T, AlongA, AlongB>, grid_of(plan.blocks), dim3(T::kThreads),
          static_cast<size_t>(plan.shared_bytes), a, x.stride_a, b, x.stride_b, out, x.k, ceil_div(x.m, T::kM),
          ceil_div(x.n, T::kN));

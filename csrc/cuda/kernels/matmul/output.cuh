@@ -1,6 +1,7 @@
 // How sums leave a product: bias and the old contents added in float32, then one rounding to the type of c.
 #pragma once
 #include "cuda/kernel.cuh"
+#include "kernels/matmul.h"
 
 namespace bnb::cuda {
 
@@ -68,6 +69,17 @@ struct Output {
       store<bf16>(batch, row, col, sums);
   }
 };
+
+inline Output output_of(const MatmulArgs& x) {
+  return {x.c,
+          x.bias,
+          x.m,
+          x.n,
+          x.dtype_c,
+          x.accumulate,
+          x.n % 4 == 0 && x.row_c % 4 == 0 && aligned_for(x.dtype_c == DType::float32 ? 16 : 8, x.c, x.bias),
+          x.row_c ? x.row_c : x.n};
+}
 
 // A grid of so many blocks; one that is too large for a grid is refused by launch().
 inline dim3 grid_of(int64_t blocks) { return dim3(blocks < UINT32_MAX ? static_cast<unsigned>(blocks) : UINT32_MAX); }

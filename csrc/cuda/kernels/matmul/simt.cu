@@ -73,15 +73,7 @@ __global__ void __launch_bounds__(kWarps * 32, R == 1 ? 4 : 2)
 
 template <class A, class B>
 void run(const MatmulArgs& x, const A& a, const B& b, const MatmulPlan& plan, CudaStream& s) {
-  const Output out = {
-      x.c,
-      x.bias,
-      x.m,
-      x.n,
-      x.dtype_c,
-      x.accumulate,
-      x.n % 4 == 0 && x.row_c % 4 == 0 && aligned_for(x.dtype_c == DType::float32 ? 16 : 8, x.c, x.bias),
-      x.row_c ? x.row_c : x.n};
+  const Output out = output_of(x);
   if (plan.tile != MatmulTile::rows)
     return launch_simt_tiles(plan.tile, a, !x.transpose_a, b, x.transpose_b, out, x.k, plan.blocks, s);
   const auto rows = [&](auto kernel, int64_t group) {
