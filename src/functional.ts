@@ -12,15 +12,20 @@ export {
   dequantizeNf4,
   gemv4bit,
   get4bitType,
+  Int8DoubleQuant,
   Int8Rows,
+  int8DoubleQuant,
   int8LinearMatmul,
   int8MmDequant,
   int8VectorwiseDequant,
   int8VectorwiseQuant,
   type Matmul4bitOptions,
   type Matmul8bitOptions,
+  type MatmulLtOptions,
+  MatmulLtState,
   matmul4bit,
   matmul8bit,
+  packDictToTensor,
   type Quantize4bitOptions,
   type QuantizeBlockwiseOptions,
   QuantState,
@@ -30,5 +35,7 @@ export {
   quantizeBlockwise,
   quantizeFp4,
   quantizeNf4,
+  unpackTensorToDict,
 } from "./ops/index.js";
+export { matmulLt as matmul } from "./ops/matmul-lt.js";
 export { type OptimizerUpdateOptions, optimizerUpdate8bitBlockwise, optimizerUpdate32bit } from "./optim/index.js";

@@ -114,8 +114,7 @@ Tensor reduce_backward(ReduceOp op, const Tensor& dy, const std::optional<Tensor
 Tensor sum_to(const Tensor& x, const Shape& shape, DType dtype) {
   constexpr const char* op = "sumTo";
   check_float(op, "x", x);
-  check_dtype(dtype == x.dtype() || (x.dtype() == DType::float32 && is_float(dtype)), op, "cannot sum ",
-              name_of(x.dtype()), " to ", name_of(dtype));
+  check_dtype(is_float(dtype), op, "the sum must be float32, float16 or bfloat16, got ", name_of(dtype));
   check_shape(shape.ndim() <= x.ndim(), op, "shape ", shape, " must broadcast to ", x.shape());
   if (shape == x.shape() && dtype == x.dtype()) return x;
 

@@ -5,6 +5,7 @@ import { aModule } from "../nn/module.js";
 import { arrayOf, aString, checkArgument, required } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable, withNearest } from "../tensor/options.js";
+import type { Tensor } from "../tensor/tensor.js";
 import type { LinearLike, LoraOptions } from "./lora-linear.js";
 import { LoraLinear, loraChecks } from "./lora-linear.js";
 
@@ -20,8 +21,9 @@ export interface ApplyLoraOptions extends LoraOptions {
 const applyOptions = optionTable<ApplyLoraOptions>({ ...loraChecks, targetModules: required(arrayOf(aString)) });
 
 /**
- * Freezes the model, wraps the targeted layers in `LoraLinear` and returns the adapters' parameters, which
- * are all that an optimizer should be given.
+ * Freezes the model except for the adapters that it has already, wraps the targeted layers in `LoraLinear` and returns
+ * the parameters of the new adapters, which are all that an optimizer should be given. The insides of an adapter are no
+ * targets, and a layer with an adapter gets no second one: ERR_BNB_OPTION.
  *
  * @example
  * const adapters = applyLora(model, { r: 8, loraAlpha: 16, targetModules: ["q_proj", "v_proj"] });
@@ -34,7 +36,7 @@ export function applyLora(model: Module, settings: ApplyLoraOptions): Parameter[
   const names = (path: string, item: string) => path === item || path.endsWith(`.${item}`);
   const isTarget = (path: string) => targetModules.some((item) => names(path, item));
   const targets = model.namedModules().flatMap(([parentPath, parent]) =>
-    parent.members().flatMap(({ field, name, value }) => {
+    (parent instanceof LoraLinear ? [] : parent.members()).flatMap(({ field, name, value }) => {
       const path = parentPath === "" ? (name ?? field) : `${parentPath}.${name ?? field}`;
       return value instanceof Module && isTarget(path) ? [{ parent, field, path, layer: value }] : [];
     }),
@@ -49,6 +51,11 @@ export function applyLora(model: Module, settings: ApplyLoraOptions): Parameter[
     const rule = "applyLora: each of targetModules must name layers of the model";
     throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${withNearest(unmatched, known)}`);
   }
+  const adapted = targets.find(({ layer }) => layer instanceof LoraLinear);
+  if (adapted) {
+    const rule = "applyLora: a target must have no adapter yet";
+    throw new BnbError("ERR_BNB_OPTION", `${rule}, got one at ${adapted.path}`);
+  }
   const wrong = targets.find(({ layer }) => !isLinearLike(layer));
   if (wrong) {
     const type = wrong.layer.constructor.name;
@@ -59,7 +66,10 @@ export function applyLora(model: Module, settings: ApplyLoraOptions): Parameter[
   const layers = [...new Set(targets.map(({ layer }) => layer as LinearLike))];
   const wrapped = new Map(layers.map((layer): [Module, LoraLinear] => [layer, new LoraLinear(layer, options)]));
   for (const [layer, lora] of wrapped) lora.train(layer.training);
-  model.requiresGrad_(false);
+  const adapters = new Set<Tensor>(
+    model.modules().flatMap((module) => (module instanceof LoraLinear ? [module.loraA, module.loraB] : [])),
+  );
+  for (const parameter of model.parameters()) if (!adapters.has(parameter)) parameter.requiresGrad = false;
   for (const { parent, field, layer } of targets) parent.replaceMember(field, wrapped.get(layer) as LoraLinear);
   return [...wrapped.values()].flatMap(({ loraA, loraB }) => [loraA, loraB]);
 }

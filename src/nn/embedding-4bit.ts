@@ -67,7 +67,7 @@ export class Embedding4bit extends Embedding {
   }
 
   override loadFrom(source: StateSource, prefix: string): void {
-    planWeight4bit(source, prefix, [this.numEmbeddings, this.embeddingDim], this);
+    planWeight4bit(source, `${prefix}weight`, [this.numEmbeddings, this.embeddingDim], this);
   }
 }
 

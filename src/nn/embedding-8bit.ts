@@ -6,10 +6,11 @@ import type { DType } from "../tensor/dtype.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { Embedding } from "./embedding.js";
+import { checkFinite } from "./finite.js";
 import type { Int8Weight } from "./int8-weight.js";
-import { planInt8Weight, quantizeWeight } from "./int8-weight.js";
+import { checkScales, planInt8Weight, quantizeWeight } from "./int8-weight.js";
 import { initChecks } from "./layer-options.js";
-import type { StateSource } from "./module.js";
+import type { StateDict, StateSource } from "./module.js";
 
 export interface Embedding8bitOptions {
   /** dtype of the output, and of the weight until it is quantized; default float32. */
@@ -52,14 +53,20 @@ export class Embedding8bit extends Embedding {
     return embedding8bit(ids, this.weight, this.SCB as Tensor, this.dtype);
   }
 
+  override saveTo(dict: StateDict, prefix: string): void {
+    if (this.SCB) checkScales(this.SCB, `${prefix}SCB`);
+    else checkFinite(this.weight, `${prefix}weight`);
+    super.saveTo(dict, prefix);
+  }
+
   override loadFrom(source: StateSource, prefix: string): void {
     if (source.has(`${prefix}SCB`)) {
       const { device } = this.weight;
       planInt8Weight(source, prefix, [this.numEmbeddings, this.embeddingDim], device, (w) => this.#adopt(w));
     } else if (this.isQuantized) {
-      const weight = source.take(`${prefix}weight`);
+      const weight = source.takeFinite(`${prefix}weight`, this.weight.shape);
       if (weight) source.plan(() => this.#adopt(quantizeWeight(weight, this.weight.device)));
-    } else {
+    } else if (source.takeFinite(`${prefix}weight`, this.weight.shape, this.weight.dtype)) {
       source.copy(`${prefix}weight`, this.weight);
     }
   }

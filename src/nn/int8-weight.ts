@@ -3,6 +3,8 @@ import { int8VectorwiseQuant } from "../ops/int8.js";
 import { to } from "../ops/to-device.js";
 import { zeros } from "../tensor/create.js";
 import type { Device } from "../tensor/device.js";
+import type { ErrorCode } from "../tensor/errors.js";
+import { BnbError } from "../tensor/errors.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { StateSource } from "./module.js";
@@ -22,6 +24,18 @@ export function quantizeWeight(weight: Tensor, device: Device = weight.device): 
     return weight.device === device ? { codes, stats } : { codes: to(codes, device), stats: to(stats, device) };
   });
   return ownWeight(rows.codes, rows.stats);
+}
+
+/** Codes and scales that a user gave, checked like those of a checkpoint. The parameter is disposed. Waits. */
+export function adoptParams(weight: Tensor, SCB: Tensor): Int8Weight {
+  if (weight.dataSync().includes(-128)) {
+    throw new BnbError("ERR_BNB_FORMAT", "Int8Params: the codes must be from -127 to 127, got -128");
+  }
+  const bad = badScale(SCB);
+  if (bad !== undefined) {
+    throw new BnbError("ERR_BNB_NONFINITE", `Int8Params: SCB must be finite and not negative, got ${bad}`);
+  }
+  return ownWeight(weight.detach(), SCB.detach());
 }
 
 function ownWeight(codes: Tensor, stats: Tensor): Int8Weight {
@@ -46,10 +60,17 @@ export function planInt8Weight(
   const stats = source.take(`${prefix}SCB`);
   const format = source.has(`${prefix}weight_format`) ? source.take(`${prefix}weight_format`) : undefined;
   if (!codes || !stats) return;
-  const want = (holds: boolean, key: string, rule: string, came: string): boolean => {
-    if (!holds) source.reject(`"${prefix}${key}" must ${rule}, got ${came}`);
+  const want = (
+    holds: boolean,
+    key: string,
+    rule: string,
+    came: string,
+    code: ErrorCode = "ERR_BNB_FORMAT",
+  ): boolean => {
+    if (!holds) source.reject(code, `"${prefix}${key}" must ${rule}, got ${came}`);
     return holds;
   };
+  const shapeOrDtype = (t: Tensor, dtype: string): ErrorCode => (t.dtype === dtype ? "ERR_BNB_SHAPE" : "ERR_BNB_DTYPE");
   const describe = (t: Tensor): string => `${t.dtype} [${t.shape.join(", ")}]`;
   const fits =
     want(
@@ -57,15 +78,33 @@ export function planInt8Weight(
       "weight",
       `be int8 [${shape.join(", ")}]`,
       describe(codes),
+      shapeOrDtype(codes, "int8"),
     ) &&
-    want(sameShape(stats, [shape[0]]) && stats.dtype === "float32", "SCB", `be float32 [${shape[0]}]`, describe(stats));
+    want(
+      sameShape(stats, [shape[0]]) && stats.dtype === "float32",
+      "SCB",
+      `be float32 [${shape[0]}]`,
+      describe(stats),
+      shapeOrDtype(stats, "float32"),
+    );
   if (!fits) return;
   const layout = format ? format.floatsSync()[0] : 0;
   want(layout === 0, "weight_format", "be 0 (row-major)", String(layout));
   want(!codes.dataSync().includes(-128), "weight", "hold codes from -127 to 127", "-128");
-  const badScale = stats.floatsSync().find((s) => !(s >= 0 && s < Infinity));
-  want(badScale === undefined, "SCB", "be finite and not negative", String(badScale));
+  const bad = badScale(stats);
+  want(bad === undefined, "SCB", "be finite and not negative", String(bad));
   source.plan(() => adopt(ownWeight(to(codes, device), to(stats, device))));
+}
+
+/** Throws ERR_BNB_NONFINITE for scales that loading would refuse. Waits for the device. */
+export function checkScales(SCB: Tensor, name: string): void {
+  const bad = badScale(SCB);
+  if (bad === undefined) return;
+  throw new BnbError("ERR_BNB_NONFINITE", `stateDict: "${name}" must be finite to be saved, got ${bad}`);
+}
+
+function badScale(SCB: Tensor): number | undefined {
+  return SCB.floatsSync().find((s) => !(s >= 0 && s < Infinity));
 }
 
 function sameShape(t: Tensor, shape: readonly number[]): boolean {

@@ -87,7 +87,7 @@ export class Linear4bit extends Linear {
   }
 
   override loadFrom(source: StateSource, prefix: string): void {
-    planWeight4bit(source, prefix, [this.outFeatures, this.inFeatures], this);
+    planWeight4bit(source, `${prefix}weight`, [this.outFeatures, this.inFeatures], this);
     if (this.bias) source.copy(`${prefix}bias`, this.bias);
   }
 }

@@ -1,22 +1,22 @@
 // Linear8bitLt: a linear layer with int8 weights and activations and outlier columns in floating point
 // (LLM.int8(), Dettmers et al. 2022).
-import type { Int8Rows } from "../ops/int8.js";
-import { int8VectorwiseQuant, matmul8bit } from "../ops/int8.js";
+import { matmul8bit } from "../ops/int8.js";
+import { MatmulLtState } from "../ops/matmul-lt.js";
 import type { Generator } from "../ops/random.js";
 import { aBoolean, aNumber } from "../tensor/checks.js";
 import type { DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
-import { keep } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
+import { checkFinite } from "./finite.js";
+import { Int8Params } from "./int8-params.js";
 import type { Int8Weight } from "./int8-weight.js";
-import { planInt8Weight, quantizeWeight } from "./int8-weight.js";
+import { adoptParams, checkScales, planInt8Weight, quantizeWeight } from "./int8-weight.js";
 import { initChecks } from "./layer-options.js";
 import type { LinearOptions } from "./linear.js";
 import { Linear } from "./linear.js";
-import type { StateSource } from "./module.js";
-import type { Parameter } from "./parameter.js";
+import type { StateDict, StateSource } from "./module.js";
 
 export interface Linear8bitLtOptions {
   /** Default true. */
@@ -57,8 +57,8 @@ export class Linear8bitLt extends Linear {
   /** absmax of each row [outFeatures] float32, once quantized for good; `weight` then holds the int8 codes. */
   SCB: Tensor | null = null;
   weightFormat: Tensor | null = null;
-  // Codes of a float weight that may change: rebuilt when its version does.
-  #cache: { rows: Int8Rows; weight: Parameter; version: number } | null = null;
+  // The codes of a float weight, which may change.
+  readonly #state = new MatmulLtState();
 
   constructor(inputFeatures: number, outputFeatures: number, options: Linear8bitLtOptions = {}) {
     super(inputFeatures, outputFeatures, checked(options));
@@ -71,9 +71,14 @@ export class Linear8bitLt extends Linear {
     return this.SCB !== null;
   }
 
-  /** Quantizes for good and releases the float weight; nothing happens if that was done, or with hasFp16Weights. */
+  /**
+   * Quantizes for good and releases the float weight; nothing happens if that was done, or with hasFp16Weights. Takes over
+   * codes that `weight` was set to.
+   */
   quantize(): this {
-    if (!this.hasFp16Weights && !this.isQuantized) this.#adopt(quantizeWeight(this.weight));
+    const { weight } = this;
+    if (weight instanceof Int8Params && weight.SCB) this.#adopt(adoptParams(weight, weight.SCB));
+    else if (!this.hasFp16Weights && !this.isQuantized) this.#adopt(quantizeWeight(weight));
     return this;
   }
 
@@ -81,8 +86,14 @@ export class Linear8bitLt extends Linear {
     this.quantize();
     const { threshold, bias } = this;
     if (this.SCB) return matmul8bit(x, this.weight, this.SCB, { threshold, bias });
-    const { codes, stats } = this.#codes();
+    const [codes, stats] = this.#state.codesOf(this.weight);
     return matmul8bit(x, codes, stats, { threshold, bias, weight: this.weight });
+  }
+
+  override saveTo(dict: StateDict, prefix: string): void {
+    if (this.SCB) checkScales(this.SCB, `${prefix}SCB`);
+    else if (!this.hasFp16Weights) checkFinite(this.weight, `${prefix}weight`);
+    super.saveTo(dict, prefix);
   }
 
   override loadFrom(source: StateSource, prefix: string): void {
@@ -91,9 +102,9 @@ export class Linear8bitLt extends Linear {
       const { device } = this.weight;
       planInt8Weight(source, prefix, [this.outFeatures, this.inFeatures], device, (w) => this.#adopt(w));
     } else if (this.isQuantized) {
-      const weight = source.take(`${prefix}weight`);
+      const weight = source.takeFinite(`${prefix}weight`, this.weight.shape);
       if (weight) source.plan(() => this.#adopt(quantizeWeight(weight, this.weight.device)));
-    } else {
+    } else if (this.hasFp16Weights || source.takeFinite(`${prefix}weight`, this.weight.shape, this.weight.dtype)) {
       source.copy(`${prefix}weight`, this.weight);
     }
     if (this.bias) source.copy(`${prefix}bias`, this.bias);
@@ -101,34 +112,17 @@ export class Linear8bitLt extends Linear {
 
   override dispose(): void {
     super.dispose();
-    this.#dropCache();
+    this.#state.dispose();
   }
 
   #adopt(weight: Int8Weight): void {
     this.weight.dispose();
     this.SCB?.dispose();
     this.weightFormat?.dispose();
-    this.#dropCache();
+    this.#state.dispose();
     this.weight = weight.codes;
     this.SCB = weight.SCB;
     this.weightFormat = weight.weightFormat;
-  }
-
-  #codes(): Int8Rows {
-    const { weight } = this;
-    const cache = this.#cache;
-    if (cache && cache.weight === weight && cache.version === weight.version) return cache.rows;
-    this.#dropCache();
-    const rows = int8VectorwiseQuant(weight);
-    keep(rows.codes);
-    keep(rows.stats);
-    this.#cache = { rows, weight, version: weight.version };
-    return rows;
-  }
-
-  #dropCache(): void {
-    this.#cache?.rows.dispose();
-    this.#cache = null;
   }
 }
 

@@ -69,6 +69,8 @@ export abstract class Module implements Disposable, Owner {
   /** Whether layers such as dropout behave as in training; see {@link train} and {@link eval}. */
   training = true;
 
+  readonly #parametrized = new Map<string, Module>();
+
   /** Computes the module's output. Each class states its own arguments. */
   abstract forward(...inputs: never[]): unknown;
 
@@ -88,7 +90,22 @@ export abstract class Module implements Disposable, Owner {
         );
       }
     }
+    for (const [field, value] of this.#parametrized) {
+      found.push({ field, name: names[field] ?? snakeCase(field), value });
+    }
     return found;
+  }
+
+  /**
+   * @internal Reading `field` gives from now on what the module computes; in the tree the module stands in its place, and
+   * is told its name when it saves and loads.
+   */
+  parametrize(field: string, module: Module & { forward(): Tensor }): void {
+    const set = (): never => {
+      throw new BnbError("ERR_BNB_ARGUMENT", `${field} cannot be set: it is computed at each reading`);
+    };
+    Object.defineProperty(this, field, { configurable: true, enumerable: false, get: () => module.forward(), set });
+    this.#parametrized.set(field, module);
   }
 
   /** Puts `next` where the child `field` is. The old child is not disposed. */

@@ -2,6 +2,7 @@
 
 import { aBoolean, checkTensor } from "../tensor/checks.js";
 import { isFloat } from "../tensor/dtype.js";
+import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { Tensor } from "../tensor/tensor.js";
 
@@ -24,12 +25,18 @@ export class Parameter extends Tensor {
   /** Overrides of the optimizer's options for this parameter, if any. */
   optimConfig: ParameterOptimConfig | null = null;
 
+  /** Throws ERR_BNB_DTYPE where a gradient is wanted, as by default, and `data` are no floats. */
   constructor(data: Tensor, options: { requiresGrad?: boolean } = {}) {
     checkTensor("Parameter", "data", data);
     checkOptions("Parameter", options, parameterOptions);
+    const { requiresGrad = true } = options;
+    if (requiresGrad && !isFloat(data.dtype)) {
+      const rule = "Parameter: data must be float32, float16 or bfloat16 unless requiresGrad is false";
+      throw new BnbError("ERR_BNB_DTYPE", `${rule}, got ${data.dtype}`);
+    }
     super(data.takeHandle(), data.dtype, data.shape, data.device, false);
     this.escape();
-    this.requiresGrad = options.requiresGrad ?? true;
+    this.requiresGrad = requiresGrad;
   }
 
   /** Whether it can have a gradient at all: packed codes cannot. */

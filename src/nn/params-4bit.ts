@@ -10,11 +10,13 @@ import { to } from "../ops/to-device.js";
 import { aBoolean, aDevice, anObject, checkTensor, orNull } from "../tensor/checks.js";
 import type { DeviceLike } from "../tensor/device.js";
 import { toDevice } from "../tensor/device.js";
+import { isFloat } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Quantized4Bit } from "../tensor/quantized.js";
 import { keep, tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
+import { checkFinite } from "./finite.js";
 import type { StateDict, StateSource } from "./module.js";
 import { Parameter } from "./parameter.js";
 
@@ -90,10 +92,15 @@ export class Params4bit extends Parameter implements Quantization {
   #packedState: PackedQuantState | null = null;
 
   constructor(data: Tensor, options: Params4bitOptions = {}) {
+    checkTensor("Params4bit", "data", data);
     checkOptions("Params4bit", options, paramsOptions);
     const { quantState = null } = options;
     if (options.bnbQuantized && !quantState) {
       throw new BnbError("ERR_BNB_ARGUMENT", "Params4bit: bnbQuantized data needs its quantState");
+    }
+    if (!quantState && !isFloat(data.dtype)) {
+      const rule = "Params4bit: data without a quantState must be float32, float16 or bfloat16";
+      throw new BnbError("ERR_BNB_DTYPE", `${rule}, got ${data.dtype}`);
     }
     super(data, { requiresGrad: quantState === null && (options.requiresGrad ?? false) });
     this.blocksize = quantState?.blocksize ?? options.blocksize ?? 64;
@@ -154,11 +161,18 @@ export class Params4bit extends Parameter implements Quantization {
     return this.#weight;
   }
 
-  /** @internal Adds the statistics to a state dict under the name of the weight; nothing while it is float. */
+  /**
+   * @internal Adds the statistics to a state dict under the name of the weight; nothing while it is float. Throws what
+   * loading would: ERR_BNB_NONFINITE for a weight, or a scale of it, that is not finite.
+   */
   saveStatisticsTo(dict: StateDict, name: string): void {
-    if (!this.quantState) return;
+    const { quantState } = this;
+    if (!quantState) {
+      checkFinite(this, name);
+      return;
+    }
     if (!this.#packedState) {
-      this.#packedState = tidy(() => (this.quantState as QuantState).asDict({ packed: true }));
+      this.#packedState = readable(name, () => tidy(() => quantState.asDict({ packed: true })));
       for (const part of Object.values(this.#packedState)) keep(part);
     }
     for (const [key, part] of Object.entries(this.#packedState)) dict.set(`${name}.${key}`, part);
@@ -196,16 +210,10 @@ function packedFrom(weight: Tensor, how: Quantization): Packed {
 }
 
 /**
- * @internal Plans the loading of `weight` and its statistics from under `prefix` into a layer: a quantized checkpoint
+ * @internal Plans the loading of a weight of `shape` under `key`, and of its statistics beside it, into a layer: a quantized checkpoint
  * is taken as it is, float values are copied into a float weight and quantized for a quantized one.
  */
-export function planWeight4bit(
-  source: StateSource,
-  prefix: string,
-  shape: readonly [number, number],
-  layer: WeightHolder,
-): void {
-  const key = `${prefix}weight`;
+export function planWeight4bit(source: StateSource, key: string, shape: readonly number[], layer: WeightHolder): void {
   const current = layer.weight;
   const adopt = (next: Params4bit): void => {
     layer.weight = next;
@@ -213,37 +221,47 @@ export function planWeight4bit(
   };
   const statistics = source.keys(`${key}.`);
   if (statistics.length === 0 && !current.bnbQuantized) {
-    source.copy(key, current);
+    if (source.takeFinite(key, shape, current.dtype)) source.copy(key, current);
     return;
   }
-  const data = source.take(key);
   if (statistics.length === 0) {
-    if (data && sameShape(data.shape, shape)) {
+    const data = source.takeFinite(key, shape);
+    if (data) {
       source.plan(() => {
         const here = data.device === current.device ? data : to(data, current.device);
         const { data: packed, quantState } = packedFrom(here, current);
         if (here !== data) here.dispose();
         adopt(new Params4bit(packed, { quantState, module: current.module }));
       });
-    } else if (data) {
-      source.reject(`the shape of "${key}" must be [${shape.join(", ")}], got [${data.shape.join(", ")}]`);
     }
     return;
   }
+  const data = source.take(key);
   const parts = Object.fromEntries(statistics.map((name) => [name.slice(key.length + 1), source.take(name) as Tensor]));
   if (!data) return;
   try {
     const next = Params4bit.fromPrequantized(data, parts, { device: current.device, module: current.module });
     const found = (next.quantState as QuantState).shape ?? [];
     if (!sameShape(found, shape)) {
-      source.reject(`the shape of "${key}" must be [${shape.join(", ")}], got [${found.join(", ")}]`);
-    } else if (next.nbytes !== Math.ceil((shape[0] * shape[1]) / 2)) {
-      source.reject(`"${key}" must have ${Math.ceil((shape[0] * shape[1]) / 2)} bytes, got ${next.nbytes}`);
+      const rule = `the shape of "${key}" must be [${shape.join(", ")}]`;
+      source.reject("ERR_BNB_SHAPE", `${rule}, got [${found.join(", ")}]`);
+    } else if (next.nbytes !== Math.ceil(shape.reduce((n, dim) => n * dim, 1) / 2)) {
+      const bytes = Math.ceil(shape.reduce((n, dim) => n * dim, 1) / 2);
+      source.reject("ERR_BNB_SHAPE", `"${key}" must have ${bytes} bytes, got ${next.nbytes}`);
     }
     source.plan(() => adopt(next));
   } catch (error) {
     if (!(error instanceof BnbError)) throw error;
-    source.reject(`"${key}" cannot be read: ${error.message}`);
+    source.reject(error.code, `"${key}" cannot be read: ${error.message}`);
+  }
+}
+
+function readable<T>(name: string, save: () => T): T {
+  try {
+    return save();
+  } catch (error) {
+    if (!(error instanceof BnbError)) throw error;
+    throw new BnbError(error.code, `stateDict: "${name}" cannot be saved: ${error.message}`, { cause: error });
   }
 }
 

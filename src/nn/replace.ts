@@ -1,5 +1,6 @@
 // replaceLinear: swaps the Linear layers of a model for others, usually quantized ones.
 
+import { noGrad } from "../autograd/no-grad.js";
 import {
   aBoolean,
   aFunction,
@@ -13,7 +14,9 @@ import {
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable, withNearest } from "../tensor/options.js";
 import { Linear } from "./linear.js";
+import type { StateDict } from "./module.js";
 import { aModule, Module } from "./module.js";
+import { StateLoader } from "./state-loader.js";
 
 /** Makes the layer that takes the place of `linear`. */
 export type LinearFactory = (
@@ -25,7 +28,10 @@ export type LinearFactory = (
 ) => Module;
 
 export interface ReplaceLinearOptions {
-  /** Layers that stay: their own name or their whole path in the state dict. Default `["lm_head"]`. */
+  /**
+   * What stays, with everything below it, such as the base of an adapter: own names or whole paths in the state dict. The
+   * own name of a list's item, a number, is that of a layer alone. Default `["lm_head"]`.
+   */
   skipModules?: readonly string[];
   /** Only layers for which this holds are replaced; it is asked after `skipModules`. */
   predicate?: (path: string, linear: Linear) => boolean;
@@ -44,7 +50,9 @@ const replaceOptions = optionTable<ReplaceLinearOptions>({
 
 /**
  * Replaces every `Linear` below `model`, quantized ones included, by what `factory` makes, and disposes the old
- * ones. The head, `lm_head`, stays unless `skipModules` says otherwise. Returns the model.
+ * ones. The head, `lm_head`, stays unless `skipModules` says otherwise. Returns the model. All new layers are made
+ * before the first is put in, so that a failure changes nothing: ERR_BNB_NONFINITE, naming the tensor, where weights that
+ * are to be quantized hold NaN or infinity.
  *
  * @example
  * replaceLinear(model, (k, n, bias) => new LinearNF4(k, n, { bias }), { copyWeights: true });
@@ -62,24 +70,33 @@ export function replaceLinear<M extends Module>(
   if (model instanceof Linear) {
     throw new BnbError("ERR_BNB_ARGUMENT", "replaceLinear: model must contain its Linear layers, got a Linear");
   }
-  const skip = new Set(settings.skipModules ?? ["lm_head"]);
+  const skips = settings.skipModules ?? ["lm_head"];
+  const stays = (path: string): boolean => {
+    const names = path.split(".");
+    const isNamed = (item: string): boolean => (/^\d+$/.test(item) ? names.at(-1) === item : names.includes(item));
+    return skips.some((item) => isNamed(item) || `${path}.`.startsWith(`${item}.`));
+  };
   // Listed first: the new layers may contain Linear layers that must stay.
   const found = model.namedModules().flatMap(([path, parent]) =>
     parent.members().flatMap(({ field, name, value }) => {
       const own = name ?? field;
       const whole = path === "" ? own : `${path}.${own}`;
-      if (!(value instanceof Linear) || skip.has(own) || skip.has(whole)) return [];
+      if (!(value instanceof Linear) || stays(whole)) return [];
       return settings.predicate?.(whole, value) === false ? [] : [{ parent, field, path: whole, linear: value }];
     }),
   );
   // A layer used in two places is made once.
   const replaced = new Map<Linear, Module>();
-  for (const { parent, field, path, linear } of found) {
-    const next = replaced.get(linear) ?? build(linear, path, factory, settings);
-    replaced.set(linear, next);
-    parent.replaceMember(field, next);
+  try {
+    for (const { path, linear } of found) {
+      if (!replaced.has(linear)) replaced.set(linear, build(linear, path, factory, settings));
+    }
+  } catch (error) {
+    disposeUnused(model, replaced.values());
+    throw error;
   }
-  disposeUnused(model, replaced);
+  for (const { parent, field, linear } of found) parent.replaceMember(field, replaced.get(linear) as Module);
+  disposeUnused(model, replaced.keys());
   return model;
 }
 
@@ -98,7 +115,7 @@ function build(linear: Linear, path: string, factory: LinearFactory, options: Re
   if (!(next instanceof Module)) {
     throw new BnbError("ERR_BNB_ARGUMENT", `replaceLinear: factory must return a Module, got ${typeof next}`);
   }
-  if (options.copyWeights && next !== linear) next.loadStateDict(linear.stateDict());
+  if (options.copyWeights && next !== linear) copyWeights(linear, next, `${path}.`);
   next.train(linear.training);
   const after = options.postProcessingFunction;
   if (typeof after === "function") after(next, path);
@@ -109,11 +126,25 @@ function build(linear: Linear, path: string, factory: LinearFactory, options: Re
   return next;
 }
 
-/** Frees the old layers' tensors, except those that the model still holds: the factory may have moved them. */
-function disposeUnused(model: Module, replaced: ReadonlyMap<Linear, Module>): void {
+// Like `loadStateDict`, with the path in what it says.
+function copyWeights(from: Linear, into: Module, prefix: string): void {
+  const dict: StateDict = new Map();
+  from.saveTo(dict, prefix);
+  const loader = new StateLoader(dict);
+  try {
+    into.loadFrom(loader, prefix);
+    noGrad(() => loader.finish(true));
+  } catch (error) {
+    into.dispose();
+    throw error;
+  }
+}
+
+/** Frees the layers' tensors, except those that the model holds: the factory may have moved them. */
+function disposeUnused(model: Module, layers: Iterable<Module>): void {
   const kept = new Set<unknown>(model.modules().flatMap((module) => module.members().map(({ value }) => value)));
-  for (const linear of replaced.keys()) {
-    if (kept.has(linear)) continue;
-    for (const { value } of linear.members()) if (!kept.has(value)) value.dispose();
+  for (const layer of layers) {
+    if (kept.has(layer)) continue;
+    for (const { value } of layer.members()) if (!kept.has(value)) value.dispose();
   }
 }

@@ -2,8 +2,12 @@
 // then, if nothing is wrong, the values are copied.
 
 import { cast } from "../ops/cast.js";
+import { firstNonFinite } from "../ops/non-finite.js";
 import { copyInto, reshape } from "../ops/shape.js";
 import { to } from "../ops/to-device.js";
+import type { DType } from "../tensor/dtype.js";
+import { isFloat } from "../tensor/dtype.js";
+import type { ErrorCode } from "../tensor/errors.js";
 import { BnbError } from "../tensor/errors.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
@@ -19,19 +23,27 @@ export interface StateSource {
   take(key: string): Tensor | undefined;
   /** The keys that start with `prefix`. */
   keys(prefix: string): string[];
-  /** Plans to copy the tensor of the key into `into`, converted to its dtype; the shapes must agree. */
+  /**
+   * Plans to copy the tensor of the key into `into`. The shapes must agree, and the dtypes or both be float: only
+   * float converts to float, because integers may be codes.
+   */
   copy(key: string, into: Tensor): void;
+  /**
+   * The float tensor of the key for a weight that is quantized from it, or from it in `dtype`: of the shape, and
+   * finite. Undefined if it is missing or was rejected.
+   */
+  takeFinite(key: string, shape: readonly number[], dtype?: DType): Tensor | undefined;
   /** Plans an action for when everything has been checked. */
   plan(action: () => void): void;
-  /** Notes a problem: the load will throw without having changed anything. */
-  reject(problem: string): void;
+  /** Notes a problem: the load will throw, with the code of the first one, without having changed anything. */
+  reject(code: ErrorCode, problem: string): void;
 }
 
 export class StateLoader implements StateSource {
   readonly #entries: ReadonlyMap<string, Tensor>;
   readonly #used = new Set<string>();
   readonly #missing: string[] = [];
-  readonly #problems: string[] = [];
+  readonly #problems: { code: ErrorCode; problem: string }[] = [];
   readonly #actions: (() => void)[] = [];
 
   constructor(entries: ReadonlyMap<string, Tensor>) {
@@ -56,19 +68,40 @@ export class StateLoader implements StateSource {
   copy(key: string, into: Tensor): void {
     const from = this.take(key);
     if (from === undefined) return;
-    if (!sameShape(from.shape, into.shape)) {
-      this.reject(`the shape of "${key}" must be [${into.shape.join(", ")}], got [${from.shape.join(", ")}]`);
+    if (!this.#hasShape(key, from, into.shape)) return;
+    if (from.dtype !== into.dtype && !(isFloat(from.dtype) && isFloat(into.dtype))) {
+      this.reject("ERR_BNB_DTYPE", `"${key}" must be ${convertible(into.dtype)}, got ${from.dtype}`);
       return;
     }
     this.plan(() => copyValues(into, from));
+  }
+
+  takeFinite(key: string, shape: readonly number[], dtype?: DType): Tensor | undefined {
+    const from = this.take(key);
+    if (from === undefined || !this.#hasShape(key, from, shape)) return undefined;
+    if (!isFloat(from.dtype)) {
+      this.reject("ERR_BNB_DTYPE", `"${key}" must be ${convertible("float32")}, got ${from.dtype}`);
+      return undefined;
+    }
+    const bad = tidy(() => firstNonFinite(dtype === undefined ? from : cast(from.detach(), dtype)));
+    if (!bad) return from;
+    const where = dtype === undefined || dtype === from.dtype ? "" : ` in ${dtype}`;
+    this.reject("ERR_BNB_NONFINITE", `"${key}" must be finite${where}, got ${bad.value} at ${bad.index}`);
+    return undefined;
   }
 
   plan(action: () => void): void {
     this.#actions.push(action);
   }
 
-  reject(problem: string): void {
-    this.#problems.push(problem);
+  reject(code: ErrorCode, problem: string): void {
+    this.#problems.push({ code, problem });
+  }
+
+  #hasShape(key: string, from: Tensor, shape: readonly number[]): boolean {
+    if (sameShape(from.shape, shape)) return true;
+    this.reject("ERR_BNB_SHAPE", `the shape of "${key}" must be [${shape.join(", ")}], got [${from.shape.join(", ")}]`);
+    return false;
   }
 
   /** Runs the plan, or throws with everything that is wrong. */
@@ -78,14 +111,18 @@ export class StateLoader implements StateSource {
       ...this.#missing.map((key) => `"${key}" is missing`),
       ...unexpected.map((key) => `"${key}" is not expected`),
     ];
-    const problems = strict ? [...this.#problems, ...names] : this.#problems;
+    const problems = [...this.#problems.map(({ problem }) => problem), ...(strict ? names : [])];
     if (problems.length > 0) {
-      const code = this.#problems.length > 0 ? "ERR_BNB_SHAPE" : "ERR_BNB_FORMAT";
-      throw new BnbError(code, `loadStateDict: names and shapes must agree, got: ${problems.join("; ")}`);
+      const code = this.#problems[0]?.code ?? "ERR_BNB_FORMAT";
+      throw new BnbError(code, `loadStateDict: the dict must fit the module, got: ${problems.join("; ")}`);
     }
     for (const action of this.#actions) action();
     return { missing: [...this.#missing], unexpected };
   }
+}
+
+function convertible(dtype: DType): string {
+  return isFloat(dtype) ? "float32, float16 or bfloat16" : dtype;
 }
 
 function sameShape(a: readonly number[], b: readonly number[]): boolean {

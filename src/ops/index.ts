@@ -18,7 +18,19 @@ export * from "./dropout.js";
 export * from "./elementwise.js";
 export * from "./embedding.js";
 export { embedding4bit } from "./embedding-4bit.js";
-export * from "./int8.js";
+export {
+  embedding8bit,
+  type Int8MmDequantOptions,
+  type Int8QuantOptions,
+  Int8Rows,
+  int8LinearMatmul,
+  int8MmDequant,
+  int8VectorwiseDequant,
+  int8VectorwiseQuant,
+  type Matmul8bitOptions,
+  matmul8bit,
+} from "./int8.js";
+export * from "./int8-double-quant.js";
 export * from "./layer-norm.js";
 export {
   type ActivationQuant,
@@ -37,6 +49,8 @@ export {
   matmul4bit,
 } from "./linear-4bit.js";
 export * from "./matmul.js";
+export { type MatmulLtOptions, MatmulLtState } from "./matmul-lt.js";
+export * from "./packed-dict.js";
 export { type PackedQuantState, QuantState, type QuantStateDict, type QuantStateInit } from "./quant-state.js";
 export {
   type Dequantize4bitOptions,

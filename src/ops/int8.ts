@@ -6,12 +6,17 @@ import { addon } from "../tensor/addon.js";
 import { aDType, aNumber, aTensor, orNull } from "../tensor/checks.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode } from "../tensor/dtype.js";
-import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Owner } from "../tensor/scope.js";
 import { owned } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
+import { moveInto } from "./move-into.js";
+
+/** @internal The indices of the ones of a mask. */
+export function markedColumns(mask: ArrayLike<number>): Int32Array {
+  return Int32Array.from(Array.from(mask, (_, i) => i).filter((i) => mask[i] === 1));
+}
 
 /** Row-wise int8 codes with their scales; dispose it when it is not returned from a `tidy`. */
 export class Int8Rows implements Owner {
@@ -31,9 +36,7 @@ export class Int8Rows implements Owner {
 
   /** Indices of the outlier columns, ascending; null when the threshold was 0. Reading them waits for the device. */
   async outlierCols(): Promise<Int32Array | null> {
-    if (!this.outlierMask) return null;
-    const mask = await this.outlierMask.data();
-    return Int32Array.from([...mask.keys()].filter((i) => mask[i] === 1));
+    return this.outlierMask && markedColumns(await this.outlierMask.data());
   }
 
   dispose(): void {
@@ -93,20 +96,6 @@ export function int8LinearMatmul(A: Tensor, B: Tensor, options: { out?: Tensor }
 
 const outOptions = optionTable<{ out?: Tensor }>({ out: aTensor });
 
-/** Gives `out` the elements of y, which is disposed: out must have its dtype and shape. */
-function moveInto(op: string, y: Tensor, out: Tensor): Tensor {
-  try {
-    if (out.dtype !== y.dtype || String(out.shape) !== String(y.shape)) {
-      const came = `${out.dtype} [${out.shape.join(", ")}]`;
-      throw new BnbError("ERR_BNB_SHAPE", `${op}: out must be ${y.dtype} [${y.shape.join(", ")}], got ${came}`);
-    }
-    run(addon.copyInto, out, y, 0, 0, null);
-    return out;
-  } finally {
-    y.dispose();
-  }
-}
-
 export interface Int8MmDequantOptions {
   /** [N], any float dtype. */
   bias?: Tensor | null;
@@ -158,7 +147,7 @@ export function matmul8bit(x: Tensor, CB: Tensor, SCB: Tensor, options: Matmul8b
   return int8Linear(x, CB, SCB, options.weight ?? null, options.bias ?? null, options.threshold ?? 0);
 }
 
-type Saved = [x: Tensor | null, codes: Tensor, stats: Tensor, weight: Tensor | null, bias: Tensor | null];
+type Saved = [x: Tensor | null, codes: Tensor, stats: Tensor, weight: Tensor | null, biasDtype: DType | null];
 
 const int8Linear = defineOp({
   name: "int8Linear",
@@ -173,24 +162,44 @@ const int8Linear = defineOp({
     threshold: number,
   ) {
     const [y] = run(addon.int8Linear, x, codes, stats, weight, bias, threshold);
-    ctx.save(ctx.needs(3) ? x : null, codes, stats, weight, ctx.needs(4) ? bias : null);
+    ctx.save(ctx.needs(3) ? x : null, codes, stats, weight, bias && ctx.needs(4) ? bias.dtype : null);
     return y;
   },
 
   backward(ctx, dy) {
-    const [x, codes, stats, weight, bias] = ctx.saved;
-    const biasGrad = bias && run(addon.sumTo, dy, bias.shape, dtypeCode(bias.dtype))[0];
+    const [x, codes, stats, weight, biasDtype] = ctx.saved;
+    const biasGrad = biasDtype && run(addon.sumTo, dy, dy.shape.slice(-1), dtypeCode(biasDtype))[0];
     if (!weight) {
       const dx = ctx.needs(0) ? run(addon.int8LinearBackward, dy, codes, stats)[0] : null;
       return [dx, null, null, null, biasGrad];
     }
     // With the original weight the gradients are those of an ordinary linear layer.
-    const w = castTo(weight, dy.dtype);
-    const dx = ctx.needs(0) ? run(addon.matmul, dy, w, false, false)[0] : null;
-    const dw = x && run(addon.linearBackward, x, w, dy, false, true, false)[1];
-    return [dx, null, null, dw && castTo(dw, weight.dtype), biasGrad];
+    const dx = ctx.needs(0) ? inputGradient(dy, weight) : null;
+    return [dx, null, null, x && weightGradient(dy, x, weight.dtype), biasGrad];
   },
 });
+
+// dy w, in the dtype of dy.
+function inputGradient(dy: Tensor, weight: Tensor): Tensor {
+  const [rows] = run(addon.matmul, asRows(dy), castTo(weight, dy.dtype), false, false);
+  return view(rows, [...dy.shape.slice(0, -1), weight.shape[1] as number]);
+}
+
+// dy^T x, rounded once: where the weight has another dtype than x, the product is made in float32.
+function weightGradient(dy: Tensor, x: Tensor, dtype: DType): Tensor {
+  const inner = dtype === x.dtype ? dtype : "float32";
+  const [dw] = run(addon.matmul, castTo(asRows(dy), inner), castTo(asRows(x), inner), true, false);
+  return castTo(dw, dtype);
+}
+
+function asRows(x: Tensor): Tensor {
+  const columns = x.shape[x.ndim - 1] as number;
+  return view(x, [x.shape.slice(0, -1).reduce((n, size) => n * size, 1), columns]);
+}
+
+function view(x: Tensor, shape: readonly number[]): Tensor {
+  return run(addon.view, x, shape, dtypeCode(x.dtype), 0)[0];
+}
 
 function castTo(x: Tensor, dtype: DType): Tensor {
   return x.dtype === dtype ? x : run(addon.cast, x, dtypeCode(dtype))[0];

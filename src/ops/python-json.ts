@@ -1,4 +1,5 @@
 // JSON as Python's json.dumps writes it, so that files made here equal files made there byte for byte.
+import { BnbError } from "../tensor/errors.js";
 
 /** A number that Python holds as a float: it is written with a point or an exponent, even when integral. */
 export class PythonFloat {
@@ -28,16 +29,25 @@ export function pythonFloat(value: number): string {
   return `${sign}${whole}.${digits.slice(power + 1) || "0"}`;
 }
 
-/** As `json.dumps(value)`: ", " and ": " between items, everything beyond ASCII escaped, keys in given order. */
+/**
+ * As `json.dumps(value)`: ", " and ": " between items, everything beyond ASCII escaped, keys in given order. NaN and
+ * infinity, which JSON does not have, throw ERR_BNB_NONFINITE.
+ */
 export function pythonJson(value: PythonValue): string {
   if (value instanceof PythonFloat) return pythonFloat(value.value);
   if (typeof value === "string") return pythonString(value);
+  if (typeof value === "number") return pythonNumber(value);
   if (Array.isArray(value)) return `[${value.map(pythonJson).join(", ")}]`;
   if (typeof value === "object" && value !== null) {
     const items = Object.entries(value as PythonObject);
     return `{${items.map(([key, item]) => `${pythonString(key)}: ${pythonJson(item)}`).join(", ")}}`;
   }
   return String(value);
+}
+
+function pythonNumber(value: number): string {
+  if (Number.isFinite(value)) return Number.isInteger(value) ? String(value) : pythonFloat(value);
+  throw new BnbError("ERR_BNB_NONFINITE", `json: numbers must be finite, got ${value}`);
 }
 
 function pythonString(text: string): string {

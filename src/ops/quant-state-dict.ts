@@ -44,6 +44,7 @@ const PREFIX = "quant_state.bitsandbytes__";
 /** @internal */
 export function stateUnpacked(state: SavedState): QuantStateDict {
   const { quantType, shape } = fileable(state);
+  checkSavable(state);
   const { state2, offset } = state;
   return {
     quant_type: quantType,
@@ -65,6 +66,7 @@ export function stateUnpacked(state: SavedState): QuantStateDict {
 /** @internal */
 export function statePacked(state: SavedState): PackedQuantState {
   const { quantType, shape } = fileable(state);
+  checkSavable(state);
   const { state2, offset } = state;
   const json: Record<string, PythonObject[string]> = {
     quant_type: quantType,
@@ -75,9 +77,6 @@ export function statePacked(state: SavedState): PackedQuantState {
   const packed: PackedQuantState = { absmax: state.absmax, quant_map: state.code };
   if (state2) {
     const mean = (offset as Tensor).itemSync();
-    if (!Number.isFinite(mean)) {
-      throw new BnbError("ERR_BNB_NONFINITE", `QuantState.asDict: the offset must be finite to be saved, got ${mean}`);
-    }
     Object.assign(packed, { nested_absmax: state2.absmax, nested_quant_map: state2.code });
     Object.assign(json, {
       nested_blocksize: state2.blocksize,
@@ -88,6 +87,18 @@ export function statePacked(state: SavedState): PackedQuantState {
   const bytes = new TextEncoder().encode(pythonJson(json));
   packed[PREFIX + quantType] = fromBytes(bytes, { dtype: "uint8", shape: [bytes.length], device: state.device });
   return packed;
+}
+
+// Reading refuses scales that are not finite and not negative, so writing does.
+function checkSavable({ absmax, state2, offset }: SavedState): void {
+  const wrong = (what: string, value: unknown): never => {
+    throw new BnbError("ERR_BNB_NONFINITE", `QuantState.asDict: ${what} must be finite to be saved, got ${value}`);
+  };
+  const mean = offset?.itemSync() ?? 0;
+  if (!Number.isFinite(mean)) wrong("the offset", mean);
+  const [scales, name] = state2 ? [state2.absmax, "nested_absmax"] : [absmax, "absmax"];
+  const bad = badScale(scales);
+  if (bad) wrong(name, `${bad.value} at ${bad.index}`);
 }
 
 // Only nf4 and fp4 have a file format.
@@ -243,9 +254,14 @@ function checkTable(code: Tensor, quantType: QuantType): void {
 }
 
 function checkScales(scales: Tensor, key: string): void {
+  const bad = badScale(scales);
+  if (bad) wrong(`"${key}" must be finite and not negative, got ${bad.value} at ${bad.index}`);
+}
+
+function badScale(scales: Tensor): { value: number; index: number } | null {
   const values = scales.floatsSync();
-  const at = values.findIndex((value) => !(value >= 0 && value < Infinity));
-  if (at >= 0) wrong(`"${key}" must be finite and not negative, got ${values[at]} at ${at}`);
+  const index = values.findIndex((value) => !(value >= 0 && value < Infinity));
+  return index < 0 ? null : { value: values[index] as number, index };
 }
 
 function shown(value: unknown): string {

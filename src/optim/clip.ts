@@ -1,6 +1,6 @@
 // Gradient clipping. One native call for all gradients; the norm stays on the device.
 import { addon } from "../tensor/addon.js";
-import { checkTensor } from "../tensor/checks.js";
+import { checkTensor, oneOf } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
@@ -28,9 +28,7 @@ export interface ClipNormOptions {
   normType?: 2 | typeof Infinity;
 }
 
-const clipOptions = optionTable<ClipNormOptions>({
-  normType: { rule: "2 or Infinity", holds: (x) => x === 2 || x === Infinity },
-});
+const clipOptions = optionTable<ClipNormOptions>({ normType: oneOf([2, Infinity]) });
 
 /**
  * Scales all gradients in place so that their joint norm is at most `maxNorm`, and returns the norm before: a

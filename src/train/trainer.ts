@@ -63,8 +63,8 @@ const aModel = anObjectWith("a model", "forward", "train", "eval");
 const trainOptions = optionTable<TrainOptions>({
   model: required(aModel),
   optimizer: required(anObjectWith("an optimizer", "step", "zeroGrad")),
-  parameters: required(arrayOf(aTensor, "an array of parameters")),
-  batches: required(anObjectWith("an iterator", "next")),
+  parameters: required(arrayOf(aTensor)),
+  batches: required(anObjectWith("an iterator of batches", "next")),
   steps: required(anInteger(0)),
   scheduler: anObjectWith("a scheduler", "step"),
   maxGradNorm: aNumberIn(0),

@@ -6,7 +6,7 @@ import { noGrad } from "../../src/autograd/no-grad.js";
 import type { LinearLike } from "../../src/lora/index.js";
 import { applyLora, LoraLinear } from "../../src/lora/index.js";
 import { LlamaForCausalLM } from "../../src/models/index.js";
-import { Linear, Linear4bit, Linear8bitLt, replaceLinear } from "../../src/nn/index.js";
+import { Linear, Linear4bit, Linear8bitLt, Module, Parameter, replaceLinear } from "../../src/nn/index.js";
 import { crossEntropy, Generator, mean, mul, randn } from "../../src/ops/index.js";
 import { AdamW8bit } from "../../src/optim/index.js";
 import { tensor } from "../../src/tensor/create.js";
@@ -72,6 +72,24 @@ describe.each(testDevices())("on %s", (name) => {
       const want = values(own(noGrad(() => base.forward(x)))).map((y, i) => y + 1.5 * (update[i] as number));
       expectClose(values(own(noGrad(() => lora.forward(x)))), want, { atol: 1e-4, rtol: 1e-4 });
     });
+
+    it.each(["float32", "float16", "bfloat16"] as const)(
+      "gives %s for it, and float32 gradients to A and B",
+      (dtype) => {
+        const base = makeBase(64, 24);
+        if (base instanceof Linear && !(base instanceof Linear4bit) && !(base instanceof Linear8bitLt)) {
+          for (const p of [base.weight, base.bias as Tensor]) p.dispose();
+          base.weight = new Parameter(randn([24, 64], { device, dtype, generator: new Generator(2) }));
+          base.bias = new Parameter(randn([24], { device, dtype, generator: new Generator(3) }));
+        }
+        const lora = own(new LoraLinear(base, { r: 4, device, generator: new Generator(4) }));
+        const x = own(randn([3, 64], { device, dtype, generator: new Generator(6) }));
+        const y = own(lora.forward(x));
+        expect(y.dtype).toBe(dtype);
+        tidy(() => backward(mean(y)));
+        expect([lora.loraA.grad?.dtype, lora.loraB.grad?.dtype]).toEqual(["float32", "float32"]);
+      },
+    );
 
     it("gives gradients to the adapter and to x, and none to the base", () => {
       const lora = own(new LoraLinear(makeBase(64, 24), { r: 4, device, generator: new Generator(4) }));
@@ -162,6 +180,83 @@ describe.each(testDevices())("on %s", (name) => {
       ]);
       expect(new Set(trainable.map(([, parameter]) => parameter))).toEqual(new Set(adapters));
       expect(model.stateDict().has("model.layers.0.self_attn.q_proj.base_layer.weight")).toBe(true);
+    });
+
+    it("adds to the adapters that are there, and leaves them learning", () => {
+      const model = newModel();
+      const first = applyLora(model, { r: 2, targetModules: ["q_proj"], device });
+      const second = applyLora(model, { r: 2, targetModules: ["k_proj", "v_proj"], device });
+      expect(second).toHaveLength(8);
+      expect([...first, ...second].every(({ requiresGrad }) => requiresGrad)).toBe(true);
+      expect(model.parameters().filter(({ requiresGrad }) => requiresGrad)).toHaveLength(12);
+      // One that was frozen by hand stays so.
+      for (const parameter of first) parameter.requiresGrad = false;
+      applyLora(model, { r: 2, targetModules: ["o_proj"], device });
+      expect(first.some(({ requiresGrad }) => requiresGrad)).toBe(false);
+      expect(second.every(({ requiresGrad }) => requiresGrad)).toBe(true);
+    });
+
+    it("puts no adapter on an adapter or inside of one", () => {
+      const model = newModel();
+      applyLora(model, { r: 2, targetModules: ["q_proj"], device });
+      const state = [...model.stateDict().keys()];
+      const option = (message: string) => expect.objectContaining({ code: "ERR_BNB_OPTION", message });
+      expect(() => applyLora(model, { targetModules: ["base_layer"], device })).toThrow(
+        expect.objectContaining({ code: "ERR_BNB_OPTION" }),
+      );
+      expect(() => applyLora(model, { targetModules: ["k_proj", "q_proj"], device })).toThrow(
+        option("applyLora: a target must have no adapter yet, got one at model.layers.0.self_attn.q_proj"),
+      );
+      expect([...model.stateDict().keys()]).toEqual(state);
+    });
+
+    it("matches whole names and whole ends of paths", () => {
+      const make = () => new Linear(4, 4, { device, bias: false });
+      class Attention extends Module {
+        qProj = make();
+        xqProj = make();
+        forward(x: Tensor): Tensor {
+          return this.qProj.forward(this.xqProj.forward(x));
+        }
+      }
+      class Model extends Module {
+        qProj = make();
+        attn = new Attention();
+        xattn = new Attention();
+        forward(x: Tensor): Tensor {
+          return this.attn.forward(this.qProj.forward(x));
+        }
+      }
+      const wrapped = (targetModules: string[]): string[] => {
+        const model = own(new Model());
+        applyLora(model, { r: 2, targetModules, device });
+        return model.namedModules().flatMap(([path, module]) => (module instanceof LoraLinear ? [path] : []));
+      };
+      expect(wrapped(["q_proj"])).toEqual(["q_proj", "attn.q_proj", "xattn.q_proj"]);
+      expect(wrapped(["attn.q_proj"])).toEqual(["attn.q_proj"]);
+      expect(wrapped(["xq_proj"])).toEqual(["attn.xq_proj", "xattn.xq_proj"]);
+    });
+
+    it("gives a layer that is used in two places one adapter", () => {
+      const shared = new Linear(4, 4, { device });
+      class Twice extends Module {
+        upProj = shared;
+        downProj = shared;
+        forward(x: Tensor): Tensor {
+          return this.downProj.forward(this.upProj.forward(x));
+        }
+      }
+      const model = own(new Twice());
+      const adapters = applyLora(model, { r: 2, targetModules: ["up_proj", "down_proj"], device });
+      expect(adapters).toHaveLength(2);
+      expect(model.upProj).toBe(model.downProj);
+      expect((model.upProj as unknown as LoraLinear).baseLayer).toBe(shared);
+    });
+
+    it.each([true, false])("gives new adapters the training mode of their layers: %s", (training) => {
+      const model = newModel().train(training);
+      applyLora(model, { r: 2, loraDropout: 0.5, targetModules: ["q_proj", "down_proj"], device });
+      expect(model.modules().map((module) => module.training)).toEqual(model.modules().map(() => training));
     });
 
     it("works on a model whose layers were swapped for quantized ones", () => {

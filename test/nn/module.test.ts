@@ -142,7 +142,7 @@ describe("state dicts", () => {
     dict.delete("lm_head.weight");
     dict.set("extra", zeros([1]));
     expect(() => model.loadStateDict(dict)).toThrow(
-      'loadStateDict: names and shapes must agree, got: "lm_head.weight" is missing; "extra" is not expected',
+      'loadStateDict: the dict must fit the module, got: "lm_head.weight" is missing; "extra" is not expected',
     );
     expect(values(model)).toEqual(before);
     expect(model.loadStateDict(dict, { strict: false })).toEqual({

@@ -1,5 +1,6 @@
 // replaceLinear: which layers are swapped, what goes with them, and that nothing leaks.
 import { describe, expect, it } from "vitest";
+import { LoraLinear } from "../../src/lora/index.js";
 import { ModuleList, Sequential } from "../../src/nn/containers.js";
 import { Linear } from "../../src/nn/linear.js";
 import { Module } from "../../src/nn/module.js";
@@ -77,6 +78,41 @@ describe("replaceLinear", () => {
     expect(skip("q_proj", "qproj")).toThrow(`${rule} qproj (did you mean q_proj?)`);
     expect(skip("head")).toThrow(expect.objectContaining({ code: "ERR_BNB_OPTION", message: `${rule} head` }));
     expect(replaceLinear(new Swapped(2, 2, true), factory, { skipModules: ["lm_head"] })).toBeInstanceOf(Swapped);
+  });
+
+  it("skips what is below a named module, such as the base of an adapter, and items of lists alone", () => {
+    const model = new Model();
+    model.lmHead = new LoraLinear(model.lmHead, { r: 1 }) as unknown as Linear;
+    expect(swapped(replaceLinear(model, factory))).not.toContain("lm_head.base_layer");
+    expect((model.lmHead as unknown as LoraLinear).baseLayer).toBeInstanceOf(Linear);
+    const byParent = replaceLinear(new Model(), factory, { skipModules: ["layers", "lm_head"] });
+    expect(swapped(byParent)).toEqual(["mlp.0"]);
+    const byPath = replaceLinear(new Model(), factory, { skipModules: ["layers.1", "lm_head"] });
+    expect(swapped(byPath)).toEqual(["layers.0.q_proj", "layers.0.o_proj", "mlp.0"]);
+    const below = new Model();
+    below.layers.at(1).qProj = new LoraLinear(below.layers.at(1).qProj, { r: 1 }) as unknown as Linear;
+    expect(swapped(replaceLinear(below, factory, { skipModules: ["q_proj", "mlp"] }))).toEqual([
+      ...["layers.0.o_proj", "layers.1.o_proj", "lm_head"],
+    ]);
+    // No part of a name is one.
+    for (const part of ["proj", "layers.1.q", "head"]) {
+      expect(() => replaceLinear(new Model(), factory, { skipModules: [part] })).toThrow(`above one, got ${part}`);
+    }
+  });
+
+  it("changes nothing when a layer cannot be made", () => {
+    const model = new Model();
+    const linears = model.modules().filter((module) => module instanceof Linear);
+    const live = memory().tensors;
+    let made = 0;
+    const failing: LinearFactory = (k, n, bias) => {
+      if (++made === 3) throw new Error("no third");
+      return new Linear(k, n, { bias });
+    };
+    expect(() => replaceLinear(model, failing)).toThrow("no third");
+    expect(model.modules().filter((module) => module instanceof Linear)).toEqual(linears);
+    expect(memory().tensors).toBe(live);
+    model.dispose();
   });
 
   it("copies the weights when told", () => {
