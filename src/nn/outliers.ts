@@ -4,7 +4,7 @@ import { noGrad } from "../autograd/no-grad.js";
 import type { Generator } from "../ops/random.js";
 import { aGenerator, randint } from "../ops/random.js";
 import { copyInto } from "../ops/shape.js";
-import { aBoolean, aFiniteNumber, anInteger, oneOf } from "../tensor/checks.js";
+import { aBoolean, aFiniteNumber, anInteger, checkTensor, oneOf } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { tidy } from "../tensor/scope.js";
@@ -37,9 +37,10 @@ const outlierDimsOptions = optionTable<OutlierDimsOptions>({
  * Reads the matrix, which waits for the device.
  */
 export function findOutlierDims(weight: Tensor, options: OutlierDimsOptions = {}): Int32Array {
+  checkTensor("findOutlierDims", "weight", weight);
   checkOptions("findOutlierDims", options, outlierDimsOptions);
   const { reductionDim = 0, zscore = 4, topk, rdm = false, generator } = options;
-  const [rows, columns] = weight.shape as [number, number];
+  const [rows = 0, columns = 0] = weight.shape;
   if (weight.ndim !== 2) {
     throw new BnbError("ERR_BNB_SHAPE", `findOutlierDims: weight must be a matrix, got [${weight.shape.join(", ")}]`);
   }

@@ -6,14 +6,14 @@ import { firstNonFinite } from "../ops/non-finite.js";
 import { aBlocksize, aQuantType } from "../ops/quant-checks.js";
 import type { QuantState } from "../ops/quant-state.js";
 import { dequantize4bit } from "../ops/quantize-4bit.js";
-import { aBoolean } from "../tensor/checks.js";
+import { aBoolean, aString, checkArgument } from "../tensor/checks.js";
 import type { Device, DeviceLike } from "../tensor/device.js";
 import { isFloat } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { StateDict, StateSource } from "./module.js";
-import { Module } from "./module.js";
+import { aModule, Module } from "./module.js";
 import { Parameter } from "./parameter.js";
 import type { WeightHolder } from "./params-4bit.js";
 import { Params4bit, planWeight4bit } from "./params-4bit.js";
@@ -120,6 +120,8 @@ export function replaceParameter4bitPrequantized(
 }
 
 function parameterOf(op: string, module: Module, field: string): Parameter {
+  checkArgument(op, "module", module, aModule);
+  checkArgument(op, "field", field, aString);
   const parameter = module.members().find((member) => member.field === field)?.value;
   if (parameter instanceof Parameter) return parameter;
   throw new BnbError("ERR_BNB_ARGUMENT", `${op}: ${field} must be a Parameter of the module, got ${String(parameter)}`);

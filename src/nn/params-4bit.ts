@@ -93,6 +93,7 @@ export class Params4bit extends Parameter implements Quantization {
   #packedState: PackedQuantState | null = null;
 
   constructor(data: Tensor, options: Params4bitOptions = {}) {
+    checkTensor("Params4bit", "data", data);
     checkOptions("Params4bit", options, paramsOptions);
     const { quantState = null } = options;
     if (options.bnbQuantized && !quantState) {

@@ -1,6 +1,6 @@
 // Dictionaries as uint8 tensors of JSON: how safetensors files carry what is no tensor.
 
-import { aDevice } from "../tensor/checks.js";
+import { aDevice, checkTensor } from "../tensor/checks.js";
 import { fromBytes } from "../tensor/create.js";
 import type { DeviceLike } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
@@ -29,6 +29,7 @@ export function unpackTensorToDict(data: Tensor): Record<string, unknown> {
   const fail = (rule: string, cause?: unknown): never => {
     throw new BnbError("ERR_BNB_FORMAT", `unpackTensorToDict: data must be ${rule}`, { cause });
   };
+  checkTensor("unpackTensorToDict", "data", data);
   if (data.dtype !== "uint8") fail(`uint8, got ${data.dtype}`);
   let value: unknown;
   try {

@@ -120,7 +120,7 @@ describe.each(testDevices())("clip_gradients on %s", (device) => {
       expect(() => clipGradNorm(list, Number.NaN)).toThrow("got NaN");
       expect(() => clipGradValue(list, -1)).toThrow("clipGradValue: clipValue must be a number of at least 0, got -1");
       expect(() => clipGradNorm(list, 1, { normType: 3 as never })).toThrow(
-        "clipGradNorm: normType must be 2 or Infinity, got 3",
+        "clipGradNorm: normType must be one of 2, Infinity, got 3",
       );
       list[1]!.grad = tensor([1], { dtype: "int32", device });
       expect(() => clipGradNorm(list, 1)).toThrow(
