@@ -87,7 +87,7 @@ export function relativeError(a: ArrayLike<number>, b: ArrayLike<number>): numbe
 }
 
 const columns = ["op", "case", "cache", "timing", "us", "floor", "share", "error", "versus"] as const;
-const widths = [25, 64, 5, 6, 8, 8, 5, 7, 0];
+const widths = [26, 66, 5, 6, 8, 8, 5, 7, 0];
 const isNumber = (column: string): boolean => ["us", "floor", "share", "error"].includes(column);
 const line = (cells: readonly string[]): string =>
   cells.map((cell, i) => (isNumber(columns[i]!) ? cell.padStart(widths[i]!) : cell.padEnd(widths[i]!))).join(" ");

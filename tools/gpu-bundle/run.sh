@@ -50,18 +50,24 @@ export BNB_BINARY=$here/bitsandbytes.node
 find_cublaslt
 cd "$here/app" || exit 1
 
-devices=$("$here/node" -e '
-  const { devices, gpuStatus } = require("./dist/index.js");
-  const { missing } = gpuStatus();
-  if (missing !== "") console.log(missing);
-  for (const d of devices()) console.log(`${d}  ${d.name}  ${(d.memory / 1e9).toFixed(0)} GB  ${d.isa || `compute capability ${d.computeCapability}`}`);
-') || { echo "run.sh: the addon does not load"; exit 1; }
-echo "$devices"
-tr -d '\n{}"' <"$here/manifest.json"; echo
-if ! grep -q '^cuda:0' <<<"$devices"; then
-  echo "run.sh: no GPU was found. Is there a driver (nvidia-smi), at least as new as the toolkit that built this?"
-  exit 1
-fi
+show_devices() {
+  local devices
+  devices=$("$here/node" -e '
+    const { devices, gpuStatus } = require("./dist/index.js");
+    const { missing } = gpuStatus();
+    if (missing !== "") console.log(missing);
+    for (const d of devices()) console.log(`${d}  ${d.name}  ${(d.memory / 1e9).toFixed(0)} GB  ${d.isa || `compute capability ${d.computeCapability}`}`);
+  ') || { echo "run.sh: the addon does not load"; exit 1; }
+  echo "$devices"
+  tr -d '\n{}"' <"$here/manifest.json"; echo
+  if ! grep -q '^cuda:0' <<<"$devices"; then
+    echo "run.sh: no GPU was found. Is there a driver (nvidia-smi), at least as new as the toolkit that built this?"
+    exit 1
+  fi
+}
+# The steps of `all` need not look again: a GPU takes its time to be opened.
+[ -n "${BNB_FOUND:-}" ] || show_devices
+export BNB_FOUND=1
 export BNB_TEST_DEVICE=cuda:0
 
 check() { "$here/node" tests.mjs --timeout 60 --report "$results/check.json" "$@" 2>&1 | tee "$results/check.txt"; return "${PIPESTATUS[0]}"; }
@@ -133,7 +139,7 @@ all() {
     echo "=== $name: $seconds s"
     began=$SECONDS
     # What hangs beyond what it was given is ended from here.
-    BNB_RESULTS=$results timeout -k 5 $((seconds + 10)) "$here/run.sh" "$@"
+    BNB_RESULTS=$results timeout -k 5 $((seconds + 15)) "$here/run.sh" "$@"
     local outcome=$?
     case $outcome in
       0) summary+="$name  ok" ;;
