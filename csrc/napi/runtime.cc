@@ -239,7 +239,7 @@ napi_value synchronize(napi_env napi, napi_callback_info info) {
 // the open file from `offset` on. They go straight into the tensor's memory, in the order of the device's other work.
 napi_value read_file_async(napi_env napi, napi_callback_info info) {
   return guarded<4>(napi, info, "readFile", [&](Env& env, napi_value* v) {
-    const Tensor& target = tensor_arg({env, file_signature(), v[0], 0});
+    const Tensor& target = tensor_arg({env, file_signature(), v[0], 0, 1});
     Graph::check_not_recording(target.device(), "readFile");
     const auto offset = integer_arg({env, file_signature(), v[2], 2});
     const int descriptor = duplicate_descriptor(static_cast<int>(integer_arg({env, file_signature(), v[1], 1})));

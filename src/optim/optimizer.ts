@@ -1,5 +1,6 @@
 // The base of all optimizers: parameter groups, states that appear at a parameter's first step, and stepping. A
 // step crosses to native code once, whatever the number of parameters, and never waits for the device.
+import { checkFunction } from "../tensor/checks.js";
 import { tensor } from "../tensor/create.js";
 import { describe, isPlainObject } from "../tensor/describe.js";
 import type { Device } from "../tensor/device.js";
@@ -106,6 +107,7 @@ export abstract class Optimizer8bit<Options extends object = object> {
   step(): undefined;
   step<T>(closure: () => T): T;
   step<T>(closure?: () => T): T | undefined {
+    if (closure !== undefined) checkFunction(`${this.name}.step`, "closure", closure);
     const loss = closure?.();
     const batches = new Map<Device, { batch: UpdateBatch; states: ParameterState[] }>();
     const manager = GlobalOptimManager.getInstance();

@@ -25,7 +25,7 @@ interface Case {
 }
 
 const unary = ["neg", "abs", "sign", "square", "reciprocal", "sqrt", "rsqrt", "exp", "log", "sigmoid", "tanh"] as const;
-const more = ["relu", "silu", "gelu", "softmax", "logSoftmax"] as const;
+const more = ["relu", "silu", "gelu", "softplus", "softmax", "logSoftmax"] as const;
 const binary = ["add", "sub", "mul", "div", "maximum", "minimum"] as const;
 
 // Called by name.
@@ -166,6 +166,13 @@ const cases: Record<string, Case> = {
     },
     discrete: true,
   },
+  int8DoubleQuant: {
+    run: (make, a, b, c) => {
+      const quantized = bnb.int8DoubleQuant(make([a, b, c]).detach());
+      return [quantized.rowCodes, quantized.rowStats, quantized.colCodes, quantized.colStats];
+    },
+    discrete: true,
+  },
   embedding8bit: {
     run: (make, a, b, c) => {
       const { codes, stats } = bnb.int8VectorwiseQuant(make([3, c]).detach());
@@ -238,7 +245,7 @@ function quantized(shape: number[]): bnb.Quantized4Bit {
 
 // Functions that take no tensor with free sizes, or that another case calls.
 const apart =
-  /^(create\w+Map|get4bitType|\w+Plan|fmaPeak|manualSeed|(de)?quantize(Nf4|Fp4)|dequantize(4bit|Blockwise)|expandAbsmax|randn|matmul4bit|int8(VectorwiseDequant|MmDequant))$/;
+  /^(create\w+Map|get4bitType|\w+Plan|fmaPeak|manualSeed|(de)?quantize(Nf4|Fp4)|dequantize(4bit|Blockwise)|expandAbsmax|randn|matmul4bit|packDictToTensor|unpackTensorToDict|int8(VectorwiseDequant|MmDequant))$/;
 
 // Freed memory that is handed out again must not pass for zeros.
 function dirty(): void {
