@@ -3,6 +3,7 @@ import { addon } from "../tensor/addon.js";
 import { aNumber, anInstance, aShape, checkArgument, required } from "../tensor/checks.js";
 import type { TensorOptions } from "../tensor/create.js";
 import { tensorChecks } from "../tensor/create.js";
+import { describe } from "../tensor/describe.js";
 import { toDevice } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { dtypeCode, isFloat } from "../tensor/dtype.js";
@@ -45,7 +46,7 @@ export class Generator {
     for (const value of [seed, offset]) {
       if (!Number.isSafeInteger(value) || value < 0) {
         const rule = "Generator: seed and offset must be whole numbers from 0 to 2^53 - 1";
-        throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${String(value)}`);
+        throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${describe(value)}`);
       }
     }
     this.#seed = seed;

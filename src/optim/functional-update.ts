@@ -10,6 +10,7 @@ import {
   required,
 } from "../tensor/checks.js";
 import { tensor } from "../tensor/create.js";
+import { shown } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
@@ -44,7 +45,7 @@ function checkName(op: string, name: OptimizerName): void {
   if (!optimizerNames.includes(name)) {
     throw new BnbError(
       "ERR_BNB_OPTION",
-      `${op}: the name must be one of ${optimizerNames.join(", ")}, got ${String(name)}`,
+      `${op}: the name must be one of ${optimizerNames.join(", ")}, got ${shown(name)}`,
     );
   }
 }
@@ -85,7 +86,7 @@ function apply(name: OptimizerName, g: Tensor, p: Tensor, state: StateTensors, o
 }
 
 function needed(op: string, what: string, t: Tensor | null | undefined): Tensor {
-  if (!t) throw new BnbError("ERR_BNB_ARGUMENT", `${op}: ${what} must be given, got ${String(t)}`);
+  if (!t) throw new BnbError("ERR_BNB_ARGUMENT", `${op}: ${what} must be given, got ${shown(t)}`);
   return t;
 }
 
@@ -138,7 +139,7 @@ export function optimizerUpdate8bitBlockwise(
     const map = needed(op, key, options[key]);
     if (checkedMaps.has(map)) return;
     if (map.dtype !== "float32" || map.size !== 256) {
-      throw new BnbError("ERR_BNB_OPTION", `${op}: ${key} must be float32 [256], got ${String(map)}`);
+      throw new BnbError("ERR_BNB_OPTION", `${op}: ${key} must be float32 [256], got ${shown(map)}`);
     }
     const problem = checkMap(map, key === "qmap1");
     if (problem) throw new BnbError("ERR_BNB_OPTION", `${op}: ${key} ${problem}`);

@@ -19,7 +19,7 @@ export interface Check {
 export const aBoolean: Check = { rule: "true or false", holds: (v) => typeof v === "boolean" };
 export const aString: Check = { rule: "a string", holds: (v) => typeof v === "string" };
 export const aFunction: Check = { rule: "a function", holds: (v) => typeof v === "function" };
-export const aTensor: Check = { rule: "a Tensor", holds: (v) => v instanceof Tensor };
+export const aTensor: Check = { rule: "a Tensor", holds: isTensor };
 export const aFiniteNumber: Check = { rule: "a finite number", holds: (v) => Number.isFinite(v) };
 /** Any number, also infinite or NaN. */
 export const aNumber: Check = { rule: "a number", holds: (v) => typeof v === "number" };
@@ -113,7 +113,12 @@ export function checkArgument(op: string, name: string, value: unknown, check: C
 
 /** Throws ERR_BNB_ARGUMENT unless `x` is a Tensor: for functions that read its fields before an op does. */
 export function checkTensor(op: string, name: string, x: unknown): asserts x is Tensor {
-  if (!(x instanceof Tensor)) failCheck(op, name, x, aTensor, "ERR_BNB_ARGUMENT");
+  if (!isTensor(x)) failCheck(op, name, x, aTensor, "ERR_BNB_ARGUMENT");
+}
+
+// What only has the prototype has no shape.
+function isTensor(x: unknown): x is Tensor {
+  return x instanceof Tensor && x.shape !== undefined;
 }
 
 /** Throws ERR_BNB_ARGUMENT unless it is a function. */

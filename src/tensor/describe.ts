@@ -20,6 +20,11 @@ export function describe(value: unknown): string {
   }
 }
 
+/** As `describe`, but a text as it is: for names, which stand in messages without quotes. */
+export function shown(value: unknown): string {
+  return typeof value === "string" ? shortened(value) : describe(value);
+}
+
 /** Whether it is an object literal or its like, also from another realm, and no instance of a class. */
 export function isPlainObject(value: unknown): value is object {
   if (typeof value !== "object" || value === null) return false;

@@ -1,6 +1,7 @@
 // Devices: the CPU, and the GPUs that the addon was built for and found.
 import type { NativeDevice } from "../native/runtime.js";
 import { runtime } from "../native/runtime.js";
+import { shown } from "./describe.js";
 import { BnbError } from "./errors.js";
 import { notCloneable } from "./native-only.js";
 
@@ -112,11 +113,11 @@ export function toDevice(device: DeviceLike | undefined): Device {
   const found = all.find((d) => String(d) === label);
   if (found) return found;
   const why = gpuStatus().missing;
-  if (/^cuda(:\d+)?$/.test(String(device)) && why !== "") {
-    throw new BnbError("ERR_BNB_CUDA", `device: ${String(device)} must be a usable GPU, but ${why}`);
+  if (/^cuda(:\d+)?$/.test(shown(device)) && why !== "") {
+    throw new BnbError("ERR_BNB_CUDA", `device: ${shown(device)} must be a usable GPU, but ${why}`);
   }
   const has = all.map(String).join(", ");
-  throw new BnbError("ERR_BNB_DEVICE", `device: must be one of auto, ${has}, got ${String(device)}`);
+  throw new BnbError("ERR_BNB_DEVICE", `device: must be one of auto, ${has}, got ${shown(device)}`);
 }
 
 function canOpen(device: Device): boolean {

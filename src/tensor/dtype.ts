@@ -1,4 +1,5 @@
 // Element types: names, sizes, the TypedArray that holds each, and the conversions of the two 16-bit floats.
+import { shown } from "./describe.js";
 import { BnbError } from "./errors.js";
 import { hostBuffer } from "./host-buffer.js";
 
@@ -26,7 +27,7 @@ export function isFloat(dtype: DType): boolean {
 /** The number that stands for the dtype in the addon. Throws ERR_BNB_DTYPE for an unknown name. */
 export function dtypeCode(dtype: DType): number {
   const code = dtypes.indexOf(dtype);
-  if (code < 0) throw new BnbError("ERR_BNB_DTYPE", `dtype: must be one of ${dtypes.join(", ")}, got ${String(dtype)}`);
+  if (code < 0) throw new BnbError("ERR_BNB_DTYPE", `dtype: must be one of ${dtypes.join(", ")}, got ${shown(dtype)}`);
   return code;
 }
 

@@ -22,12 +22,12 @@ export abstract class NativeObject implements Scoped {
   }
 
   get disposed(): boolean {
-    return this.claim.handle === null;
+    return !this.claim?.handle; // nor does one that only has the prototype hold memory
   }
 
   /** @internal What crosses to the addon. */
   get slot(): number {
-    return this.claim.handle?.slot ?? DISPOSED;
+    return this.claim?.handle?.slot ?? DISPOSED;
   }
 
   /** Frees the memory at once, also while queued work still reads it: what reuses the memory is queued behind. */

@@ -233,8 +233,8 @@ describe.runIf(process.env["BNB_SANITIZED"] !== "1")("memory that is not there",
 
   it("counts what tensors hold already", () => {
     const nbytes = Math.floor(total * 0.6);
-    using first = empty([nbytes], { dtype: "uint8" });
-    expect(() => empty([nbytes], { dtype: "uint8" })).toThrow(
+    using first = empty([nbytes], { dtype: "uint8", device: "cpu" });
+    expect(() => empty([nbytes], { dtype: "uint8", device: "cpu" })).toThrow(
       error("ERR_BNB_OOM", `cpu: out of memory: wanted ${nbytes} bytes`),
     );
     expect(first.size).toBe(nbytes);
@@ -242,7 +242,7 @@ describe.runIf(process.env["BNB_SANITIZED"] !== "1")("memory that is not there",
 
   it("a copy for JavaScript counts, too", async () => {
     const nbytes = Math.floor(total * 0.6);
-    using x = empty([nbytes], { dtype: "uint8" });
+    using x = empty([nbytes], { dtype: "uint8", device: "cpu" });
     const message = `out of memory: wanted ${nbytes} bytes, live ${memory().devices["cpu"]!.liveBytes},`;
     await expect(x.data()).rejects.toThrow(error("ERR_BNB_OOM", `data: ${message}`));
     await expect(x.floats()).rejects.toThrow(error("ERR_BNB_OOM", "data: out of memory"));

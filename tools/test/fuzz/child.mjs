@@ -31,6 +31,8 @@ function show(value) {
 function fault(error) {
   for (let cause = error; cause; cause = cause.cause) if (cause instanceof UserError) return null;
   if (error instanceof B.BnbError) return null;
+  // A class is a function: that it cannot be called back is its own error.
+  if (/^Class constructor \w+ cannot be invoked/.test(error?.message)) return null;
   return String(error?.stack ?? error)
     .split("\n")
     .slice(0, 6)

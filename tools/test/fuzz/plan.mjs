@@ -1,5 +1,6 @@
 // What one call of the fuzzer does: it makes arguments, at times spoils them, calls, and uses what comes back: reads it,
 // differentiates it, disposes of it. A call depends on the seed and its index alone.
+import { types } from "node:util";
 import { functions, layers, llamaOptions, optimizerOptions, others } from "./recipes.mjs";
 import { floats, hostile, ids, number, shape, tensor, wildNumber } from "./values.mjs";
 
@@ -52,7 +53,8 @@ function vary(context, args) {
   spoil(context, args);
   while (r.chance(0.2)) spoil(context, args);
   if (r.chance(0.05))
-    for (const arg of /** @type {any[]} */ (args)) if (arg instanceof B.Tensor && r.chance(0.5)) arg.dispose();
+    for (const arg of /** @type {any[]} */ (args))
+      if (arg instanceof B.Tensor && !types.isProxy(arg) && r.chance(0.5)) arg.dispose();
   return args;
 }
 

@@ -352,12 +352,15 @@ export const optimizerOptions = (r) => ({
   }),
 });
 
+// Classes whose objects the library alone makes, and its error.
+const made = new Set(["Device", "Graph", "Int8Rows", "Int8DoubleQuant", "BnbError"]);
+
 /** Names of all exports that have neither a recipe nor a scenario here, called with anything. @param {any} B */
 export function others(B) {
   const known = new Set([...Object.keys(functions), ...Object.keys(layers)]);
   // `fmaPeak`, `train` and friends are in scenarios; a setter of global state would disturb later calls.
   return Object.entries({ ...B, ...B.functional, ...B.nn, ...B.nn.init, ...B.optim, ...B.train })
-    .filter(([name, value]) => typeof value === "function" && !known.has(name))
+    .filter(([name, value]) => typeof value === "function" && !known.has(name) && !made.has(name))
     .map(([name, value]) => /** @type {const} */ ([name, value]));
 }
 
