@@ -8,7 +8,7 @@ const library = join(import.meta.dirname, "..", "..", "dist", "index.js");
 
 const program = `
   const { parentPort, workerData } = require("node:worker_threads");
-  const bnb = require(workerData.library);
+  const bnb = require(workerData.packagePath);
   (async () => {
     const held = [];
     for (let i = 0; i < 50; i++) {
@@ -32,7 +32,7 @@ const program = `
 
 function run(seed: number, exitWithWork: boolean): Promise<{ tensors: number; held: number }> {
   return new Promise((resolve, reject) => {
-    const worker = new Worker(program, { eval: true, workerData: { library, seed, exitWithWork } });
+    const worker = new Worker(program, { eval: true, workerData: { packagePath: library, seed, exitWithWork } });
     let result: { tensors: number; held: number };
     worker.on("message", (message: { tensors: number; held: number }) => {
       result = message;
