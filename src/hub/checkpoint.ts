@@ -138,6 +138,7 @@ class ShardedCheckpoint implements TensorSource {
   }
 
   #holder(name: string): SafetensorsFile {
+    checkArgument(INDEX, "name", name, aString);
     const holder = this.#holders.get(name);
     if (holder === undefined) throw formatError(INDEX, `has no tensor ${JSON.stringify(name)}`);
     return holder;

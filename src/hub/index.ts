@@ -1,7 +1,7 @@
 // The public names of bitsandbytes-node/hub: what lies on disk.
 export { openCheckpoint } from "./checkpoint.js";
 export { type FileDType, fileTypes } from "./file-dtype.js";
-export { SafetensorsFile } from "./safetensors.js";
+export type { SafetensorsFile } from "./safetensors.js";
 export {
   type FileTensor,
   type SaveOptions,

@@ -135,6 +135,7 @@ export class SafetensorsFile implements TensorSource {
   }
 
   #entry(name: string): TensorEntry {
+    checkArgument(basename(this.path), "name", name, aString);
     const entry = this.#tensors.get(name);
     if (entry === undefined) throw formatError(basename(this.path), `has no tensor ${JSON.stringify(name)}`);
     return entry;

@@ -146,6 +146,7 @@ const withOptions: Record<string, Entry> = {
     "hub.saveSafetensors": { call: (o) => hub.saveSafetensors(`${folder}/x.safetensors`, { x }, o) },
     "hub.saveCheckpoint": { call: (o) => hub.saveCheckpoint(folder, { x }, o) },
     // Methods.
+    "TensorSource.load": { call: async (o) => (await hub.openCheckpoint("test/fixtures/models/llama/nf4")).load("model.norm.weight", o) },
     "x.sum": { call: (o) => x.sum(o) }, "x.mean": { call: (o) => x.mean(o) }, "x.max": { call: (o) => x.max(o) },
     "x.min": { call: (o) => x.min(o) }, "x.argmax": { call: (o) => x.argmax(o) },
     "x.matmul": { call: (o) => x.matmul(x, o), needs: { transposeB: true } },
@@ -177,7 +178,7 @@ const withoutOptions = new Set(
   nn.OutlierTracer nn.Bnb4bitParametrization nn.replaceParameter4bitPrequantized
   nn.Module nn.ModuleList nn.Sequential nn.snakeCase nn.linearEach nn.linearResidual nn.linearSwiglu
   optim.GlobalOptimManager optim.LambdaLR optim.clipGradValue optim.Optimizer8bit optim.Optimizer1State
-  optim.Optimizer2State train.evaluate hub.openCheckpoint hub.SafetensorsFile`.split(/\s+/),
+  optim.Optimizer2State train.evaluate hub.openCheckpoint`.split(/\s+/),
 );
 
 const spaces: [prefix: string, names: object][] = [

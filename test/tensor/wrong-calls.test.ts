@@ -95,6 +95,7 @@ it("methods", async () => {
     [bnb.QuantState, ["fromDict"]],
     [bnb.LlamaConfig, ["fromJSON"]],
     [nn.Params4bit, ["fromPrequantized"]],
+    [await hub.openCheckpoint(join(before, "test/fixtures/models/llama/nf4")), ["info", "load", "bytes"]],
   ];
   const lists = junk.flatMap((a) => [[a], [a, a], [x, a], [0, a]]);
   for (const [target, names] of targets) {
