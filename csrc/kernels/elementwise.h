@@ -22,6 +22,7 @@ enum class UnaryOp : int32_t {
   relu,     // y
   silu,
   gelu,
+  gelu_tanh,
   pow
 };
 enum class BinaryOp : int32_t { add, sub, mul, div, maximum, minimum };

@@ -7,8 +7,8 @@
 namespace bnb::ops {
 namespace {
 
-constexpr const char* kUnaryName[] = {"neg", "abs",     "sign", "square", "reciprocal", "sqrt", "rsqrt", "exp",
-                                      "log", "sigmoid", "tanh", "relu",   "silu",       "gelu", "pow"};
+constexpr const char* kUnaryName[] = {"neg", "abs",     "sign", "square", "reciprocal", "sqrt", "rsqrt",    "exp",
+                                      "log", "sigmoid", "tanh", "relu",   "silu",       "gelu", "geluTanh", "pow"};
 constexpr const char* kBinaryName[] = {"add", "sub", "mul", "div", "maximum", "minimum"};
 constexpr int kUnaryCount = sizeof kUnaryName / sizeof *kUnaryName;
 constexpr int kBinaryCount = sizeof kBinaryName / sizeof *kBinaryName;

@@ -126,6 +126,8 @@ export const relu = unary("relu");
 export const silu = unary("silu");
 /** `x * Phi(x)` with the normal distribution function Phi, by erf (not the tanh approximation). */
 export const gelu = unary("gelu");
+/** `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`, which approximates `gelu` (Hendrycks and Gimpel, 2016). */
+export const geluTanh = unary("geluTanh");
 
 const POW = unaryOps.indexOf("pow");
 

@@ -36,6 +36,7 @@ declare module "../tensor/tensor.js" {
     relu(): Tensor;
     silu(): Tensor;
     gelu(): Tensor;
+    geluTanh(): Tensor;
     sum(options?: ReduceOptions): Tensor;
     mean(options?: ReduceOptions): Tensor;
     max(options?: ReduceOptions): Tensor;
@@ -81,6 +82,7 @@ const methods = {
   relu: elementwise.relu,
   silu: elementwise.silu,
   gelu: elementwise.gelu,
+  geluTanh: elementwise.geluTanh,
   sum: reduce.sum,
   mean: reduce.mean,
   max: reduce.max,

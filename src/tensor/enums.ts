@@ -17,6 +17,7 @@ export const unaryOps = [
   "relu",
   "silu",
   "gelu",
+  "geluTanh",
   "pow",
 ] as const;
 export type UnaryOp = (typeof unaryOps)[number];

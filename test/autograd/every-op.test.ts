@@ -40,9 +40,9 @@ function casesOn(device: string): BackwardCase[] {
     tensor(Int32Array.from(values), { shape, device });
   const any = (): boolean => true;
 
-  const unary = (["neg", "abs", "sign", "square", "exp", "sigmoid", "tanh", "relu", "silu", "gelu"] as const).map(
-    (name): BackwardCase => ({ name, shapes: alone, fn: named[name] }),
-  );
+  const unary = (
+    ["neg", "abs", "sign", "square", "exp", "sigmoid", "tanh", "relu", "silu", "gelu", "geluTanh"] as const
+  ).map((name): BackwardCase => ({ name, shapes: alone, fn: named[name] }));
   const soft: BackwardCase = { name: "softplus", shapes: alone, fn: (x) => named.softplus(x as Tensor, { beta: 2 }) };
   const positive = (["reciprocal", "sqrt", "rsqrt", "log"] as const).map(
     (name): BackwardCase => ({ name, shapes: alone, positive: true, fn: named[name] }),

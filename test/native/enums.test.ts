@@ -24,11 +24,13 @@ function valuesOf(file: string, name: string): Value[] {
   }));
 }
 
+const snakeCase = (name: string): string => name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+
 const tables: [file: string, name: string, list: readonly string[]][] = [
   ["core/dtype.h", "DType", dtypes],
   ["core/dtype.h", "QuantType", quantTypes],
   ["core/dtype.h", "Codebook", enums.codebooks],
-  ["kernels/elementwise.h", "UnaryOp", enums.unaryOps],
+  ["kernels/elementwise.h", "UnaryOp", enums.unaryOps.map(snakeCase)],
   ["kernels/elementwise.h", "BinaryOp", enums.binaryOps],
   ["kernels/reduce.h", "ReduceOp", enums.reduceOps],
   ["kernels/random_fill.h", "Distribution", enums.distributions],

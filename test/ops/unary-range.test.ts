@@ -6,6 +6,7 @@ import {
   abs,
   exp,
   gelu,
+  geluTanh,
   log,
   neg,
   pow,
@@ -23,7 +24,23 @@ import {
 import { testDevices } from "../helpers/devices.js";
 import { unaryReference } from "../reference/elementwise.js";
 
-const functions = { abs, exp, gelu, log, neg, reciprocal, relu, rsqrt, sigmoid, sign, silu, sqrt, square, tanh };
+const functions = {
+  abs,
+  exp,
+  gelu,
+  geluTanh,
+  log,
+  neg,
+  reciprocal,
+  relu,
+  rsqrt,
+  sigmoid,
+  sign,
+  silu,
+  sqrt,
+  square,
+  tanh,
+};
 
 interface Bound {
   /** Units in the last place of the float32 result. */
@@ -53,6 +70,8 @@ const bounds: Record<keyof typeof unaryReference, Bound> = {
   silu: { ulp: 4, timesX: 2 ** -149 },
   // The distribution function is half of 1 + erf, which cancels for negative x: 1.5 units of 1 in all.
   gelu: { ulp: 3, timesX: 1.5 * 2 ** -23 },
+  // A sigmoid of v, where an error of 1.5 units of v counts v e^-v times, at most 0.37.
+  geluTanh: { ulp: 4, timesX: 2 ** -23 },
 };
 
 /** Bit patterns at a prime distance, so that their low bits differ from one exponent to the next. */
@@ -88,7 +107,7 @@ function fault(name: keyof typeof unaryReference, x: number, y: number): string 
   const rounded = Math.fround(exact);
   if (Object.is(y, rounded) || y === rounded) return null;
   // Where x * factor is -Infinity * 0 the limit is 0, which needs a case of its own; the ops follow the arithmetic.
-  if (x === -Infinity && (name === "silu" || name === "gelu")) return Number.isNaN(y) ? null : `${y}`;
+  if (x === -Infinity && ["silu", "gelu", "geluTanh"].includes(name)) return Number.isNaN(y) ? null : `${y}`;
   const { ulp, timesX = 0 } = bounds[name];
   const limit = ulp * unit(exact) + (timesX && timesX * Math.abs(x));
   return Math.abs(y - exact) <= limit ? null : `${name}(${x}) = ${y}, exact ${exact}, limit ${limit}`;

@@ -25,7 +25,7 @@ interface Case {
 }
 
 const unary = ["neg", "abs", "sign", "square", "reciprocal", "sqrt", "rsqrt", "exp", "log", "sigmoid", "tanh"] as const;
-const more = ["relu", "silu", "gelu", "softplus", "softmax", "logSoftmax"] as const;
+const more = ["relu", "silu", "gelu", "geluTanh", "softplus", "softmax", "logSoftmax"] as const;
 const binary = ["add", "sub", "mul", "div", "maximum", "minimum"] as const;
 
 // Called by name.

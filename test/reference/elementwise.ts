@@ -31,6 +31,7 @@ export const unaryReference = {
   tanh: Math.tanh,
   relu: (x: number) => Math.max(x, 0),
   silu: (x: number) => x / (1 + Math.exp(-x)),
+  geluTanh: (x: number) => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))),
   gelu: (x: number) => 0.5 * x * (1 + erf(x / Math.SQRT2)),
 };
 

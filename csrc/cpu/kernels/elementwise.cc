@@ -34,8 +34,13 @@ BNB_INLINE void map(const T* p, const T* q, T* y, int64_t n, const F& f) {
 
 constexpr float kSqrtHalf = 0.70710678118654752f;
 constexpr float kInvSqrt2Pi = 0.39894228040143268f;
+constexpr float kGeluSlope = 1.5957691216057308f;  // 2 sqrt(2 / pi)
+constexpr float kGeluCube = 0.044715f;
+constexpr float kGeluFlat = 30.0f;  // beyond, the gradient is 0 or 1, and powers of x could be infinite
 
 BNB_INLINE F32 is_positive(F32 x, F32 then) { return select(lt(zero(), x), then, zero()); }
+// (1 + tanh u) / 2 = sigmoid(2 u), the approximation of normal_cdf.
+BNB_INLINE F32 tanh_cdf(F32 x) { return sigmoid(set1(kGeluSlope) * x * fma(set1(kGeluCube) * x, x, set1(1.0f))); }
 // The standard normal distribution function.
 BNB_INLINE F32 normal_cdf(F32 x) {
   const F32 half = set1(0.5f);
@@ -138,6 +143,7 @@ BNB_INLINE void with_unary(const UnaryArgs& a, const F& f) {
     case UnaryOp::relu: return f([](F32 x) { return select(le(x, zero()), zero(), x); });
     case UnaryOp::silu: return f([](F32 x) { return x * sigmoid(x); });
     case UnaryOp::gelu: return f([](F32 x) { return x * normal_cdf(x); });
+    case UnaryOp::gelu_tanh: return f([](F32 x) { return x * tanh_cdf(x); });
     case UnaryOp::pow: return with_power(a.exponent, f);
   }
 }
@@ -168,6 +174,12 @@ BNB_INLINE void with_unary_backward(const UnaryBackwardArgs& a, const F& f) {
       return f([](F32 dy, F32 s) {
         const F32 density = set1(kInvSqrt2Pi) * exp(set1(-0.5f) * s * s);
         return dy * fma(s, density, normal_cdf(s));
+      });
+    case UnaryOp::gelu_tanh:
+      return f([=](F32 dy, F32 s) {
+        const F32 gate = tanh_cdf(s), t = min(max(s, set1(-kGeluFlat)), set1(kGeluFlat));
+        const F32 slope = set1(kGeluSlope) * fma(set1(3.0f * kGeluCube) * t, t, one);
+        return dy * fma(t * gate * (one - gate), slope, gate);
       });
     case UnaryOp::pow: {
       const F32 p = set1(static_cast<float>(a.exponent));

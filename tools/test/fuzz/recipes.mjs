@@ -35,7 +35,7 @@ const rows8bit = (B, dims) => {
 
 export const unary = [
   ...["neg", "abs", "sign", "square", "reciprocal", "sqrt", "rsqrt", "exp", "log", "sigmoid", "tanh", "relu", "silu"],
-  ...["gelu", "softmax", "logSoftmax", "clone", "softplus"],
+  ...["gelu", "geluTanh", "softmax", "logSoftmax", "clone", "softplus"],
 ];
 export const binary = ["add", "sub", "mul", "div", "maximum", "minimum", "swiglu"];
 export const reductions = ["sum", "mean", "max", "min", "argmax"];

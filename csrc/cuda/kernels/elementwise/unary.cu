@@ -15,11 +15,19 @@ namespace {
 
 constexpr float kSqrtHalf = 0.70710678118654752f;
 constexpr float kInvSqrt2Pi = 0.39894228040143268f;
+constexpr float kGeluSlope = 1.5957691216057308f;  // 2 sqrt(2 / pi)
+constexpr float kGeluCube = 0.044715f;
+constexpr float kGeluFlat = 30.0f;  // beyond, the gradient is 0 or 1, and powers of x could be infinite
 constexpr double kMaxWholeExponent = 16;  // above, repeated squaring loses more than a logarithm does
 
 __device__ __forceinline__ float sign_of(float x) { return x > 0 ? 1.0f : x < 0 ? -1.0f : x; }
 // The standard normal distribution function.
 __device__ __forceinline__ float normal_cdf(float x) { return fmaf(0.5f, erff(x * kSqrtHalf), 0.5f); }
+
+// (1 + tanh u) / 2 = sigmoid(2 u), the approximation of normal_cdf.
+__device__ __forceinline__ float tanh_cdf(float x) {
+  return sigmoid(kGeluSlope * x * fmaf(kGeluCube * x, x, 1.0f));
+}
 
 template <int V, class F>
 __device__ __forceinline__ void each(float (&x)[V], F f) {
@@ -49,6 +57,7 @@ __device__ __forceinline__ void apply(UnaryOp op, float (&v)[V]) {
     case UnaryOp::relu: return each(v, [](float x) { return x <= 0 ? 0.0f : x; });  // NaN stays
     case UnaryOp::silu: return each(v, [](float x) { return x * sigmoid(x); });
     case UnaryOp::gelu: return each(v, [](float x) { return x * normal_cdf(x); });
+    case UnaryOp::gelu_tanh: return each(v, [](float x) { return x * tanh_cdf(x); });
     case UnaryOp::pow: return;  // pow_kernel
   }
 }
@@ -78,6 +87,12 @@ __device__ __forceinline__ void apply_backward(UnaryOp op, float (&d)[V], const 
       return each(d, saved, [](float dy, float s) {
         const float density = kInvSqrt2Pi * expf(-0.5f * s * s);
         return dy * fmaf(s, density, normal_cdf(s));
+      });
+    case UnaryOp::gelu_tanh:
+      return each(d, saved, [](float dy, float s) {
+        const float gate = tanh_cdf(s), t = fminf(fmaxf(s, -kGeluFlat), kGeluFlat);
+        const float slope = kGeluSlope * fmaf(3.0f * kGeluCube * t, t, 1.0f);
+        return dy * fmaf(t * gate * (1.0f - gate), slope, gate);
       });
     case UnaryOp::pow: return;  // pow_backward_kernel
   }
