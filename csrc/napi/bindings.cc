@@ -64,6 +64,11 @@ void define_ops(Env& env, napi_value exports) {
   // sample_token
   b.bind<&ops::sample_token>("sampleToken(logits, temperature, topK, topP, seed, step, position)");
 
+  // sample_tokens
+  b.bind<&ops::sample_tokens>(
+      "sampleTokens(logits, temperature, topP, minP, typicalP, repetition, presence, frequency, topK, seed, step, "
+      "counts, slots, bias.offsets, bias.ids, bias.values, mask, logprobs, best)");
+
   // blockwise quantization
   b.bind<&ops::codebook>("codebook(which, device)");
   b.bind<&ops::quantize_4bit>("quantize4bit(A, blocksize, quantType, quantStorage, absmax, out)");

@@ -118,6 +118,16 @@ Tensor cross_entropy_backward(const Tensor& dloss, const Tensor& logits, const T
 Tensor sample_token(const Tensor& logits, double temperature, int64_t top_k, double top_p, int64_t seed, int64_t step,
                     const std::optional<Tensor>& position);
 
+// ---- sample_tokens (ops/sample_tokens.cc)
+// One token per row of logits [rows, n], each with parameters of its own, and penalties, biases and a mask before; gives
+// ids, their log-probabilities, and the `best` most likely ids with theirs. Adds the draws to `counts`.
+std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>> sample_tokens(
+    const Tensor& logits, const Tensor& temperature, const Tensor& top_p, const Tensor& min_p, const Tensor& typical_p,
+    const Tensor& repetition, const Tensor& presence, const Tensor& frequency, const Tensor& top_k, const Tensor& seed,
+    const Tensor& step, const std::optional<Tensor>& counts, const std::optional<Tensor>& slots,
+    const std::optional<Tensor>& bias_offsets, const std::optional<Tensor>& bias_ids,
+    const std::optional<Tensor>& bias_values, const std::optional<Tensor>& mask, bool wants_logprobs, int64_t best);
+
 // ---- blockwise quantization (ops/codebooks.cc, ops/quantize_4bit.cc, ops/quantize_blockwise.cc)
 // A built-in code table: of a 4-bit type [16], or a dynamic map [256].
 Tensor codebook(Codebook which, Device& device);

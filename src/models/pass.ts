@@ -1,7 +1,8 @@
 // One forward pass, seen from a model: which tokens, where they sit, and how a layer attends. A model body is written
 // once over a Pass; training, packing, generation and serving differ in the pass they hand to it.
-import { attention, kvAppend, pagedAttention, rope } from "../ops/index.js";
-import { BnbError } from "../tensor/errors.js";
+import { attention, cast, kvAppend, max, mul, pagedAttention, reshape, rope, sign, sub } from "../ops/index.js";
+import { arange } from "../tensor/create.js";
+import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { KvStore, StepPlan } from "./step-plan.js";
 
@@ -82,4 +83,15 @@ export class StepPass implements Pass {
     const turn = rotary && { cos: rotary.cos, sin: rotary.sin, positions: this.positions };
     return pagedAttention(kvAppend(q, k, v, pages, this.#plan.slots, turn), pages, this.#plan, scores);
   }
+}
+
+/** Where the rows of packed samples sit: each behind the last start that is not behind it. [t] int32. */
+function positionsIn(ids: Tensor, starts: Tensor): Tensor {
+  return tidy(() => {
+    const rows = arange(0, ids.size, 1, { device: ids.device });
+    const from = reshape(cast(starts, "float32"), [1, -1]);
+    // 1 where a start is not behind the row, else -1. Whole numbers below 2^24, so float32 is exact.
+    const side = sign(sub(reshape(rows, [-1, 1]), sub(from, 0.5)));
+    return cast(sub(rows, max(mul(from, side), { axis: 1 })), "int32");
+  });
 }

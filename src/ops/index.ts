@@ -77,6 +77,7 @@ export * from "./reduce.js";
 export * from "./rms-norm.js";
 export * from "./rope.js";
 export { type SampleTokenOptions, type SamplingOptions, sampleToken } from "./sample-token.js";
+export * from "./sample-tokens.js";
 export * from "./shape.js";
 export * from "./softmax.js";
 export * from "./softplus.js";

@@ -181,6 +181,32 @@ export interface NativeOps {
     [y: Tensor]
   >;
 
+  // sample_tokens
+  sampleTokens: NativeOp<
+    [
+      logits: Tensor,
+      temperature: Tensor,
+      topP: Tensor,
+      minP: Tensor,
+      typicalP: Tensor,
+      repetition: Tensor,
+      presence: Tensor,
+      frequency: Tensor,
+      topK: Tensor,
+      seed: Tensor,
+      step: Tensor,
+      counts: Tensor | null,
+      slots: Tensor | null,
+      biasOffsets: Tensor | null,
+      biasIds: Tensor | null,
+      biasValues: Tensor | null,
+      mask: Tensor | null,
+      wantsLogprobs: boolean,
+      best: number,
+    ],
+    [ids: Tensor, logprobs: Tensor | null, bestIds: Tensor | null, bestLogprobs: Tensor | null]
+  >;
+
   // blockwise quantization
   codebook: NativeOp<[which: number, device: number], [Tensor]>;
   quantize4bit: NativeOp<
