@@ -1,10 +1,13 @@
 // Every public function and class, in two tables: those that take options, each with a call, and those that take none.
 // An unknown key, or something else in place of the object, is refused by each of the first; a new export that is in no
 // table fails.
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import type { Tensor } from "../../src/index.js";
 import * as bnb from "../../src/index.js";
-import { functional, nn, optim, train } from "../../src/index.js";
+import { functional, hub, nn, optim, train } from "../../src/index.js";
 
 type Options = Record<string, unknown>;
 interface Entry {
@@ -14,6 +17,7 @@ interface Entry {
   needs?: Options;
 }
 
+const folder = mkdtempSync(join(tmpdir(), "bnb-options-"));
 const keep = bnb.keep;
 const x = keep(bnb.rand([2, 64]));
 const ids = keep(bnb.tensor([[0, 1]], { dtype: "int32" }));
@@ -38,20 +42,9 @@ const batch = { batchSize: 1, sequenceLength: 4 };
 const zeros = (dtype: "float32" | "uint8") => bnb.zeros(dtype === "uint8" ? [4] : [1], { dtype });
 
 afterAll(() => {
-  for (const used of [
-    x,
-    ids,
-    heads,
-    pages,
-    ...Object.values(table),
-    packed,
-    state,
-    codes,
-    state8,
-    rows,
-    product,
-    model,
-  ])
+  rmSync(folder, { recursive: true });
+  const plan = Object.values(table);
+  for (const used of [x, ids, heads, pages, packed, state, codes, state8, rows, product, model, ...plan])
     used.dispose();
 });
 
@@ -160,7 +153,10 @@ const withOptions: Record<string, Entry> = {
       call: (o) => train.train(o),
       needs: { model, optimizer: new optim.Adam(model.parameters()), parameters: [], batches: [].values(), steps: 0 },
     },
+    "hub.saveSafetensors": { call: (o) => hub.saveSafetensors(`${folder}/x.safetensors`, { x }, o) },
+    "hub.saveCheckpoint": { call: (o) => hub.saveCheckpoint(folder, { x }, o) },
     // Methods.
+    "TensorSource.load": { call: async (o) => (await hub.openCheckpoint("test/fixtures/models/llama/nf4")).load("model.norm.weight", o) },
     "x.sum": { call: (o) => x.sum(o) }, "x.mean": { call: (o) => x.mean(o) }, "x.max": { call: (o) => x.max(o) },
     "x.min": { call: (o) => x.min(o) }, "x.argmax": { call: (o) => x.argmax(o) },
     "x.matmul": { call: (o) => x.matmul(x, o), needs: { transposeB: true } },
@@ -192,7 +188,7 @@ const withoutOptions = new Set(
   nn.OutlierTracer nn.Bnb4bitParametrization nn.replaceParameter4bitPrequantized
   nn.Module nn.ModuleList nn.Sequential nn.snakeCase nn.linearEach nn.linearResidual nn.linearSwiglu
   optim.GlobalOptimManager optim.LambdaLR optim.clipGradValue optim.Optimizer8bit optim.Optimizer1State
-  optim.Optimizer2State train.evaluate`.split(/\s+/),
+  optim.Optimizer2State train.evaluate hub.openCheckpoint`.split(/\s+/),
 );
 
 const spaces: [prefix: string, names: object][] = [
@@ -201,6 +197,7 @@ const spaces: [prefix: string, names: object][] = [
   ["nn.init.", nn.init],
   ["optim.", optim],
   ["train.", train],
+  ["hub.", hub],
 ];
 const exported = spaces.flatMap(([prefix, names]) =>
   Object.entries(names).flatMap(([name, value]) => (typeof value === "function" ? [`${prefix}${name}`] : [])),
