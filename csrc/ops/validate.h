@@ -28,6 +28,12 @@ inline void check_dtype_is(const char* op, const char* name, const Tensor& t, DT
   check_dtype(t.dtype() == dtype, op, name, " must be ", name_of(dtype), ", got ", name_of(t.dtype()));
 }
 
+// Numbers of rows, as token ids: lists of numbers become float32 unless told otherwise, so the error says how.
+inline void check_indices(const char* op, const char* name, const Tensor& t) {
+  check_dtype(t.dtype() == DType::int32, op, name, " must be int32, got ", name_of(t.dtype()),
+              "; write tensor(values, { dtype: \"int32\" }) or cast(", name, ", \"int32\")");
+}
+
 inline void check_same_dtype(const char* op, const char* name_a, const Tensor& a, const char* name_b, const Tensor& b) {
   check_dtype(a.dtype() == b.dtype(), op, name_a, " and ", name_b, " must have one dtype, got ", name_of(a.dtype()),
               " and ", name_of(b.dtype()));

@@ -60,7 +60,18 @@ it("public functions and classes", async () => {
 }, 60_000);
 
 it("methods", async () => {
-  const inner = ["constructor", "dispose", "takeHandle", "escape", "markChanged", "alias", "backward"];
+  const inner = [
+    "constructor",
+    "dispose",
+    "takeHandle",
+    "escape",
+    "alias",
+    "backward",
+    "held",
+    "buffer",
+    "single",
+    "checkGradient",
+  ];
   const methods = (prototype: object, ...without: string[]) =>
     Object.entries(Object.getOwnPropertyDescriptors(prototype)).flatMap(([name, { value }]) =>
       typeof value === "function" && !without.includes(name) ? [name] : [],
