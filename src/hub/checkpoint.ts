@@ -1,19 +1,18 @@
-// A checkpoint of one or several safetensors files as one lazy source of tensors, and the writer of such folders.
+// A checkpoint of one or several safetensors files as one lazy source of tensors.
 import { readFile, realpath, stat } from "node:fs/promises";
 import { basename, dirname, join, sep } from "node:path";
+import { aString, checkArgument } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
 import type { Tensor } from "../tensor/tensor.js";
-import { byteLengthOf } from "./file-dtype.js";
 import { SafetensorsFile } from "./safetensors.js";
 import { formatError } from "./safetensors-header.js";
-import type { WritableTensor, WritableTensors } from "./safetensors-writer.js";
-import { replaceFile, saveSafetensors } from "./safetensors-writer.js";
 import type { LoadOptions, TensorInfo, TensorSource } from "./source.js";
 import type { StrictObject } from "./strict-json.js";
 import { parseStrictJson } from "./strict-json.js";
 
-const SINGLE = "model.safetensors";
-const INDEX = "model.safetensors.index.json";
+/** The names of a checkpoint's files, as transformers has them. */
+export const SINGLE = "model.safetensors";
+export const INDEX = "model.safetensors.index.json";
 const MAX_INDEX_BYTES = 256 << 20;
 
 /**
@@ -22,6 +21,7 @@ const MAX_INDEX_BYTES = 256 << 20;
  * hostile file or index, ERR_BNB_FILE for what cannot be opened.
  */
 export async function openCheckpoint(path: string): Promise<TensorSource> {
+  checkArgument("openCheckpoint", "path", path, aString);
   const folder = await stat(path).catch((cause: Error) => {
     throw new BnbError("ERR_BNB_FILE", `${path}: could not be opened: ${cause.message}`, { cause });
   });
@@ -130,73 +130,17 @@ class ShardedCheckpoint implements TensorSource {
   async load(name: string, options?: LoadOptions): Promise<Tensor> {
     return this.#holder(name).load(name, options);
   }
-  async bytes(name: string): Promise<Uint8Array> {
-    return this.#holder(name).bytes(name);
+  async bytes(name: string, begin?: number, end?: number): Promise<Uint8Array> {
+    return this.#holder(name).bytes(name, begin, end);
   }
   async close(): Promise<void> {
     await Promise.all(this.#shards.map((shard) => shard.close()));
   }
 
   #holder(name: string): SafetensorsFile {
+    checkArgument(INDEX, "name", name, aString);
     const holder = this.#holders.get(name);
     if (holder === undefined) throw formatError(INDEX, `has no tensor ${JSON.stringify(name)}`);
     return holder;
   }
 }
-
-export interface SaveCheckpointOptions {
-  /** Bytes of tensors in one file, which a single larger tensor exceeds. Default 5e9, as transformers has it. */
-  readonly maxShardSize?: number;
-  /** Unquantized parameters, for the index: `metadata.total_parameters`. */
-  readonly totalParameters?: number;
-}
-
-/**
- * Saves tensors into a folder as transformers does: model.safetensors, or numbered shards with an index when they
- * exceed `maxShardSize`. Tensors fill the shards in the order given; each file is replaced only when it is complete,
- * and the index, which makes them the checkpoint, comes last.
- */
-export async function saveCheckpoint(
-  folder: string,
-  tensors: WritableTensors,
-  options: SaveCheckpointOptions = {},
-): Promise<void> {
-  const { maxShardSize = 5e9, totalParameters } = options;
-  const entries = tensors instanceof Map ? [...tensors] : Object.entries(tensors as Record<string, WritableTensor>);
-  const shards: Map<string, WritableTensor>[] = [];
-  let room = 0;
-  let total = 0;
-  for (const [name, source] of entries) {
-    const nbytes = sizeOf(source);
-    total += nbytes;
-    if (shards.length === 0 || nbytes > room) {
-      shards.push(new Map());
-      room = maxShardSize;
-    }
-    room -= nbytes;
-    (shards.at(-1) as Map<string, WritableTensor>).set(name, source);
-  }
-  if (shards.length <= 1) {
-    await saveSafetensors(join(folder, SINGLE), shards[0] ?? new Map());
-    return;
-  }
-  const weightMap: Record<string, string> = {};
-  const digits = (n: number): string => String(n).padStart(5, "0");
-  for (const [i, shard] of shards.entries()) {
-    const file = `model-${digits(i + 1)}-of-${digits(shards.length)}.safetensors`;
-    await saveSafetensors(join(folder, file), shard);
-    for (const name of shard.keys()) weightMap[name] = file;
-  }
-  const sorted = Object.fromEntries(Object.entries(weightMap).sort(([a], [b]) => (a < b ? -1 : 1)));
-  const metadata = { ...(totalParameters !== undefined && { total_parameters: totalParameters }), total_size: total };
-  const index = `${escapeNonAscii(JSON.stringify({ metadata, weight_map: sorted }, null, 2))}\n`;
-  await replaceFile(join(folder, INDEX), async (file) => {
-    await file.writeFile(index);
-  });
-}
-
-const sizeOf = (source: WritableTensor): number =>
-  "nbytes" in source ? source.nbytes : (byteLengthOf(source.dtype, source.shape) ?? 0);
-
-const escapeNonAscii = (json: string): string =>
-  json.replace(/[\u007f-\uffff]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`);

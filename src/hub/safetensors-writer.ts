@@ -1,13 +1,15 @@
 // Writes safetensors files whose bytes equal those of the reference writer. A file appears under its name only when
 // all of it is on the disk: whatever fails before leaves what was there.
-import { randomBytes } from "node:crypto";
 import type { FileHandle } from "node:fs/promises";
-import { open, rename, rm } from "node:fs/promises";
-import { basename, dirname, join } from "node:path";
+import { aString, checkArgument } from "../tensor/checks.js";
+import { describe, isPlainObject } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { Tensor } from "../tensor/tensor.js";
 import type { FileDType } from "./file-dtype.js";
 import { byteLengthOf, fileDTypeOf, fileTypes } from "./file-dtype.js";
+import type { Replacement } from "./replace-files.js";
+import { replaceFiles } from "./replace-files.js";
 
 /** A tensor as its bytes, row-major and little-endian: for types that tensors do not have, such as I64. */
 export interface FileTensor {
@@ -25,6 +27,13 @@ export interface SaveOptions {
   /** Strings to store beside the tensors; none when empty. Default `{ format: "pt" }`, which transformers asks for. */
   readonly metadata?: Readonly<Record<string, string>>;
 }
+
+const saveOptions = optionTable<SaveOptions>({
+  metadata: {
+    rule: "an object of strings",
+    holds: (v) => isPlainObject(v) && Object.values(v as object).every((text) => typeof text === "string"),
+  },
+});
 
 interface Planned {
   readonly name: string;
@@ -46,10 +55,29 @@ export async function saveSafetensors(
   tensors: WritableTensors,
   options: SaveOptions = {},
 ): Promise<void> {
-  const entries = tensors instanceof Map ? [...tensors] : Object.entries(tensors as Record<string, WritableTensor>);
+  checkArgument("saveSafetensors", "path", path, aString);
+  checkOptions("saveSafetensors", options, saveOptions);
+  const entries = entriesOf("saveSafetensors", tensors);
+  await replaceFiles((files) => stageSafetensors(files, path, entries, options.metadata));
+}
+
+/** The tensors of what is to be saved, in its order. */
+export function entriesOf(op: string, tensors: WritableTensors): readonly (readonly [string, WritableTensor])[] {
+  if (tensors instanceof Map) return [...tensors];
+  if (isPlainObject(tensors)) return Object.entries(tensors as Record<string, WritableTensor>);
+  throw new BnbError("ERR_BNB_ARGUMENT", `${op}: tensors must be a Map or an object of them, got ${describe(tensors)}`);
+}
+
+/** Writes one safetensors file, which gets its name with the others of `files`. */
+export async function stageSafetensors(
+  files: Replacement,
+  path: string,
+  entries: readonly (readonly [string, WritableTensor])[],
+  metadata: Readonly<Record<string, string>> = { format: "pt" },
+): Promise<void> {
   const planned = plan(entries);
-  const header = encodeHeader(planned, options.metadata ?? { format: "pt" });
-  await replaceFile(path, async (file) => {
+  const header = encodeHeader(planned, metadata);
+  await files.write(path, async (file) => {
     await writeAll(file, header);
     for (const { name, source, nbytes } of planned) {
       const bytes = source instanceof Tensor ? bytesOf(await source.data()) : source.bytes;
@@ -59,39 +87,6 @@ export async function saveSafetensors(
       await writeAll(file, bytes);
     }
   });
-}
-
-/**
- * Writes a file under a temporary name beside `path`, flushes it and renames it. ERR_BNB_FILE when the system refuses;
- * nothing of the attempt stays.
- */
-export async function replaceFile(path: string, write: (file: FileHandle) => Promise<void>): Promise<void> {
-  const part = join(dirname(path), `.${basename(path)}.${randomBytes(6).toString("hex")}.part`);
-  try {
-    const file = await open(part, "wx");
-    try {
-      await write(file);
-      await file.sync();
-    } finally {
-      await file.close();
-    }
-    await rename(part, path);
-  } catch (cause) {
-    await rm(part, { force: true });
-    if (cause instanceof BnbError) throw cause;
-    throw new BnbError("ERR_BNB_FILE", `${path}: could not be written: ${(cause as Error).message}`, { cause });
-  }
-  await flushFolder(dirname(path));
-}
-
-// After a crash of the machine the new name is there, too. Not every system can open a folder.
-async function flushFolder(path: string): Promise<void> {
-  try {
-    const folder = await open(path, "r");
-    await folder.sync().finally(() => folder.close());
-  } catch {
-    // The rename itself has happened.
-  }
 }
 
 async function writeAll(file: FileHandle, bytes: Uint8Array): Promise<void> {

@@ -1,4 +1,5 @@
 // Checkpoints of several files: cut anywhere they load to the same bits, and an index can lead nowhere but to them.
+import { execFileSync } from "node:child_process";
 import {
   cpSync,
   mkdirSync,
@@ -13,7 +14,8 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeEach, describe, expect, it } from "vitest";
-import { openCheckpoint, saveCheckpoint } from "../../src/hub/checkpoint.js";
+import { openCheckpoint } from "../../src/hub/checkpoint.js";
+import { saveCheckpoint } from "../../src/hub/save-checkpoint.js";
 import type { TensorSource } from "../../src/hub/source.js";
 import type { Tensor } from "../../src/index.js";
 import { tensor } from "../../src/index.js";
@@ -43,7 +45,7 @@ async function expectTheModel(path: string): Promise<void> {
   expect([...source.names()].sort()).toEqual([...expected.keys()].sort());
   for (const [name, tensor] of await loadAll(source)) {
     expect(tensor.shape).toEqual(expected.get(name)?.shape);
-    expect(await tensor.data()).toEqual(expected.get(name)?.values);
+    expect(Buffer.from((await tensor.data()).buffer).equals(expected.get(name)?.bytes ?? Buffer.of())).toBe(true);
     tensor.dispose();
   }
   await source.close();
@@ -103,6 +105,58 @@ it("shards are filled in order, and the index is as transformers writes it", asy
   }
 }
 `);
+});
+
+it("a tensor beyond the limit of a shard gets one of its own, and the shard before it goes on", async () => {
+  const [x, large] = [tensor([1]), tensor(new Float32Array(10))];
+  await saveCheckpoint(folder, { a: x, large, b: x }, { maxShardSize: 8 });
+  expect(JSON.parse(readFileSync(join(folder, INDEX), "utf8")).weight_map).toEqual({
+    a: "model-00002-of-00002.safetensors",
+    b: "model-00002-of-00002.safetensors",
+    large: "model-00001-of-00002.safetensors",
+  });
+});
+
+describe("saving over a checkpoint", () => {
+  const [x, y] = [tensor(new Float32Array(64).fill(1)), tensor(new Float32Array(64).fill(2))];
+  const read = async () => {
+    const source = await openCheckpoint(folder);
+    const values = [];
+    for (const name of source.names()) values.push([name, (await source.load(name)).floatsSync()[0]]);
+    await source.close();
+    return Object.fromEntries(values);
+  };
+
+  it("leaves no file of the old one, whichever of the two had shards", async () => {
+    await saveCheckpoint(folder, { x, y }, { maxShardSize: 256 });
+    writeFileSync(join(folder, "model-card.safetensors"), "");
+    await saveCheckpoint(folder, { x: y });
+    expect(readdirSync(folder).sort()).toEqual(["model-card.safetensors", "model.safetensors"]);
+    expect(await read()).toEqual({ x: 2 });
+    await saveCheckpoint(folder, { x, y: x }, { maxShardSize: 256 });
+    expect(readdirSync(folder).filter((name) => name === "model.safetensors")).toEqual([]);
+    expect(await read()).toEqual({ x: 1, y: 1 });
+  });
+
+  it("loses nothing when the disk is full half way", async () => {
+    await saveCheckpoint(folder, { x, y }, { maxShardSize: 256 });
+    const before = readdirSync(folder).map((name) => [name, readFileSync(join(folder, name), "latin1")]);
+    const large = tensor(new Float32Array(1 << 16));
+    const limit = (bytes: string) => execFileSync("prlimit", ["--pid", String(process.pid), `--fsize=${bytes}:`]);
+    const ignore = () => undefined;
+    process.on("SIGXFSZ", ignore); // as a full disk: the write fails, the process goes on
+    limit("100000");
+    try {
+      const save = saveCheckpoint(folder, { x: y, large }, { maxShardSize: 256 });
+      await expect(save).rejects.toThrow(/model-0000\d-of-00002\.safetensors: could not be written: EFBIG/);
+      await expect(save).rejects.toMatchObject({ code: "ERR_BNB_FILE" });
+    } finally {
+      limit("unlimited");
+      process.off("SIGXFSZ", ignore);
+    }
+    expect(readdirSync(folder).map((name) => [name, readFileSync(join(folder, name), "latin1")])).toEqual(before);
+    expect(await read()).toEqual({ x: 1, y: 2 });
+  });
 });
 
 describe("an index that is refused", () => {

@@ -55,6 +55,8 @@ describe("files of the reference writer", () => {
     const file = await SafetensorsFile.open(inFolder("raw"));
     expect(file.info("b")).toEqual({ dtype: "F6_E2M3", shape: [4, 5], nbytes: 15, file: "raw" });
     expect(await file.bytes("b")).toEqual(bytes.subarray(1));
+    expect(await file.bytes("b", 2, 5)).toEqual(bytes.subarray(3, 6));
+    await expect(file.bytes("b", 2, 16)).rejects.toThrow("bytes: end must be an integer from 2 to 15, got 16");
     await expect(file.load("b")).rejects.toThrow(
       'raw: tensor "b" of F6_E2M3 has no dtype among tensors; bytes() reads',
     );
@@ -79,6 +81,45 @@ describe.each(testDevices())("loading on %s", (device) => {
       else expect(got).toEqual(values);
       loaded.dispose();
     }
+    await file.close();
+  });
+
+  // E5M2 is the upper half of a float16; E4M3 by the values of the paper that defines it.
+  it.each(["float32", "float16", "bfloat16"] as const)("widens 8-bit floats to %s", async (dtype) => {
+    const codes = Uint8Array.from({ length: 256 }, (_, i) => i);
+    await saveSafetensors(inFolder("f8"), {
+      e5m2: { dtype: "F8_E5M2", shape: [16, 16], bytes: codes },
+      e4m3: { dtype: "F8_E4M3", shape: [256], bytes: codes },
+      none: { dtype: "F8_E4M3", shape: [0, 3], bytes: new Uint8Array(0) },
+    });
+    const file = await SafetensorsFile.open(inFolder("f8"));
+    const halves = tensor(
+      Uint16Array.from(codes, (code) => code << 8),
+      { dtype: "float16" },
+    );
+    const e5m2 = await file.load("e5m2", { device, dtype });
+    expect([e5m2.dtype, e5m2.shape]).toEqual([dtype, [16, 16]]);
+    expect(await e5m2.floats()).toEqual(halves.floatsSync());
+    const e4m3 = await (await file.load("e4m3", { device, dtype })).floats();
+    const known = { 0: 0, 1: 2 ** -9, 7: 7 * 2 ** -9, 8: 2 ** -6, 56: 1, 60: 1.5, 126: 448, 127: Number.NaN };
+    for (const [code, value] of Object.entries(known)) {
+      expect([code, e4m3[Number(code)]]).toEqual([code, value]);
+      expect([code, e4m3[Number(code) + 128]]).toEqual([code, -value]);
+    }
+    for (let code = 1; code < 0x7f; code++) expect(e4m3[code]).toBeGreaterThan(e4m3[code - 1]!);
+    expect((await file.load("none", { device, dtype })).shape).toEqual([0, 3]);
+    await file.close();
+  });
+
+  it("converts floats to the dtype that is asked for, and nothing else", async () => {
+    const x = tensor([1, 2.00390625], { dtype: "float16", device });
+    await saveSafetensors(inFolder("asked"), { x, codes: tensor([1, 2], { dtype: "uint8", device }) });
+    const file = await SafetensorsFile.open(inFolder("asked"));
+    const loaded = await file.load("x", { device, dtype: "bfloat16" });
+    expect([loaded.dtype, ...(await loaded.floats())]).toEqual(["bfloat16", 1, 2]);
+    await expect(file.load("codes", { dtype: "float32" })).rejects.toThrow(
+      'asked: tensor "codes" of U8 cannot become float32: its integers may be codes',
+    );
     await file.close();
   });
 

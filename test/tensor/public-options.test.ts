@@ -1,10 +1,13 @@
 // Every public function and class, in two tables: those that take options, each with a call, and those that take none.
 // An unknown key, or something else in place of the object, is refused by each of the first; a new export that is in no
 // table fails.
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import type { Tensor } from "../../src/index.js";
 import * as bnb from "../../src/index.js";
-import { functional, nn, optim, train } from "../../src/index.js";
+import { functional, hub, nn, optim, train } from "../../src/index.js";
 
 type Options = Record<string, unknown>;
 interface Entry {
@@ -14,10 +17,18 @@ interface Entry {
   needs?: Options;
 }
 
+const folder = mkdtempSync(join(tmpdir(), "bnb-options-"));
 const keep = bnb.keep;
 const x = keep(bnb.rand([2, 64]));
 const ids = keep(bnb.tensor([[0, 1]], { dtype: "int32" }));
 const heads = keep(bnb.rand([1, 2, 1, 4]));
+const pages = keep(bnb.zeros([1, 1, 16, 4]));
+const kv = { keys: pages, values: pages };
+const table = {
+  starts: keep(bnb.tensor([0, 2], { dtype: "int32" })),
+  lengths: keep(bnb.tensor([2], { dtype: "int32" })),
+  pages: keep(bnb.tensor([[0]], { dtype: "int32" })),
+};
 const [packed, state] = bnb.quantize4bit(x);
 const [codes, state8] = bnb.quantizeBlockwise(x);
 const rows = bnb.int8VectorwiseQuant(x);
@@ -31,7 +42,10 @@ const batch = { batchSize: 1, sequenceLength: 4 };
 const zeros = (dtype: "float32" | "uint8") => bnb.zeros(dtype === "uint8" ? [4] : [1], { dtype });
 
 afterAll(() => {
-  for (const used of [x, ids, heads, packed, state, codes, state8, rows, product, model]) used.dispose();
+  rmSync(folder, { recursive: true });
+  const plan = Object.values(table);
+  for (const used of [x, ids, heads, pages, packed, state, codes, state8, rows, product, model, ...plan])
+    used.dispose();
 });
 
 const ofShape = (make: unknown): Entry => ({ call: (o) => (make as (s: number[], o: Options) => unknown)([2, 2], o) });
@@ -62,6 +76,7 @@ const withOptions: Record<string, Entry> = {
     capture: { call: (o) => bnb.capture(() => bnb.add(x, 1), o) },
     matmul: { call: (o) => bnb.matmul(x, x, o), needs: { transposeB: true } },
     attention: { call: (o) => bnb.attention(heads, heads, heads, o) },
+    pagedAttention: { call: (o) => bnb.pagedAttention(heads.reshape([2, 1, 4]), kv, table, o) },
     crossEntropy: { call: (o) => bnb.crossEntropy(bnb.rand([2, 4]), bnb.tensor([0, 1], { dtype: "int32" }), o) },
     dropout: { call: (o) => bnb.dropout(x, 0.5, o) },
     embedding: { call: (o) => bnb.embedding(ids, x, o) },
@@ -138,7 +153,10 @@ const withOptions: Record<string, Entry> = {
       call: (o) => train.train(o),
       needs: { model, optimizer: new optim.Adam(model.parameters()), parameters: [], batches: [].values(), steps: 0 },
     },
+    "hub.saveSafetensors": { call: (o) => hub.saveSafetensors(`${folder}/x.safetensors`, { x }, o) },
+    "hub.saveCheckpoint": { call: (o) => hub.saveCheckpoint(folder, { x }, o) },
     // Methods.
+    "TensorSource.load": { call: async (o) => (await hub.openCheckpoint("test/fixtures/models/llama/nf4")).load("model.norm.weight", o) },
     "x.sum": { call: (o) => x.sum(o) }, "x.mean": { call: (o) => x.mean(o) }, "x.max": { call: (o) => x.max(o) },
     "x.min": { call: (o) => x.min(o) }, "x.argmax": { call: (o) => x.argmax(o) },
     "x.matmul": { call: (o) => x.matmul(x, o), needs: { transposeB: true } },
@@ -162,7 +180,7 @@ const withOptions: Record<string, Entry> = {
 
 const withoutOptions = new Set(
   `abs add backward cast clamp clone concat broadcastTo defineOp defaultDevice devices div embedding4bit embedding8bit
-  embeddingRenorm emptyCache exp expandAbsmax fmaPeak gelu gpuStatus int8VectorwiseDequant Int8Rows isGradEnabled keep
+  embeddingRenorm emptyCache exp expandAbsmax fmaPeak gelu gpuStatus int8VectorwiseDequant Int8Rows isGradEnabled keep kvAppend
   layerNorm linear linear4bit linear4bitEach linear4bitSwiglu log logSoftmax manualSeed maximum memory minimum mul neg noGrad
   permute pow reciprocal relu reshape rmsNorm rope ropeAppend rsqrt seededRandom setDefaultDevice sigmoid sign silu slice
   softmax softplus MatmulLtState Int8DoubleQuant unpackTensorToDict sqrt square sub swiglu synchronize tanh tidy to transpose BnbError Device Generator Graph Quantized4Bit Tensor
@@ -170,7 +188,7 @@ const withoutOptions = new Set(
   nn.OutlierTracer nn.Bnb4bitParametrization nn.replaceParameter4bitPrequantized
   nn.Module nn.ModuleList nn.Sequential nn.snakeCase nn.linearEach nn.linearResidual nn.linearSwiglu
   optim.GlobalOptimManager optim.LambdaLR optim.clipGradValue optim.Optimizer8bit optim.Optimizer1State
-  optim.Optimizer2State train.evaluate`.split(/\s+/),
+  optim.Optimizer2State train.evaluate hub.openCheckpoint`.split(/\s+/),
 );
 
 const spaces: [prefix: string, names: object][] = [
@@ -179,6 +197,7 @@ const spaces: [prefix: string, names: object][] = [
   ["nn.init.", nn.init],
   ["optim.", optim],
   ["train.", train],
+  ["hub.", hub],
 ];
 const exported = spaces.flatMap(([prefix, names]) =>
   Object.entries(names).flatMap(([name, value]) => (typeof value === "function" ? [`${prefix}${name}`] : [])),

@@ -1,8 +1,11 @@
 // Every public function, class and method called with what it does not take: whatever it throws is a BnbError, which says
 // what must hold, and never an error from inside.
-import { expect, it } from "vitest";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, expect, it } from "vitest";
 import * as bnb from "../../src/index.js";
-import { BnbError, nn, optim, train } from "../../src/index.js";
+import { BnbError, hub, nn, optim, train } from "../../src/index.js";
 
 const x = bnb.keep(bnb.ones([2, 3]));
 const layer = new nn.Linear(3, 2);
@@ -12,6 +15,15 @@ const someLists: unknown[][] = [
   ...junk.flatMap((a) => [[a], [a, a], [x, a], [x, x, a], [2, 3, a]]),
   ...junk.flatMap((a) => junk.map((b) => [x, a, b])),
 ];
+
+// Some calls write a file by the name that came.
+const before = process.cwd();
+const folder = mkdtempSync(join(tmpdir(), "bnb-wrong-calls-"));
+beforeAll(() => process.chdir(folder));
+afterAll(() => {
+  process.chdir(before);
+  rmSync(folder, { recursive: true });
+});
 
 /** The faults found: which call threw something else. */
 const faults = new Set<string>();
@@ -31,7 +43,7 @@ type Callable = (...args: unknown[]) => unknown;
 type Class = new (...args: unknown[]) => unknown;
 
 it("public functions and classes", async () => {
-  const spaces = { "": bnb, "nn.": nn, "nn.init.": nn.init, "optim.": optim, "train.": train };
+  const spaces = { "": bnb, "nn.": nn, "nn.init.": nn.init, "optim.": optim, "train.": train, "hub.": hub };
   // Abstract classes, and what only bug reports and benchmarks call.
   const others = /^optim\.Optimizer|Plan$|^BnbError$|^Device$|^Graph$|^nn\.Module$/;
   for (const [prefix, names] of Object.entries(spaces)) {
@@ -48,7 +60,18 @@ it("public functions and classes", async () => {
 }, 60_000);
 
 it("methods", async () => {
-  const inner = ["constructor", "dispose", "takeHandle", "escape", "markChanged", "alias", "backward"];
+  const inner = [
+    "constructor",
+    "dispose",
+    "takeHandle",
+    "escape",
+    "alias",
+    "backward",
+    "held",
+    "buffer",
+    "single",
+    "checkGradient",
+  ];
   const methods = (prototype: object, ...without: string[]) =>
     Object.entries(Object.getOwnPropertyDescriptors(prototype)).flatMap(([name, { value }]) =>
       typeof value === "function" && !without.includes(name) ? [name] : [],
@@ -83,6 +106,7 @@ it("methods", async () => {
     [bnb.QuantState, ["fromDict"]],
     [bnb.LlamaConfig, ["fromJSON"]],
     [nn.Params4bit, ["fromPrequantized"]],
+    [await hub.openCheckpoint(join(before, "test/fixtures/models/llama/nf4")), ["info", "load", "bytes"]],
   ];
   const lists = junk.flatMap((a) => [[a], [a, a], [x, a], [0, a]]);
   for (const [target, names] of targets) {

@@ -1,0 +1,13 @@
+// The public names of bitsandbytes-node/hub: what lies on disk.
+export { openCheckpoint } from "./checkpoint.js";
+export { type FileDType, fileTypes } from "./file-dtype.js";
+export type { SafetensorsFile } from "./safetensors.js";
+export {
+  type FileTensor,
+  type SaveOptions,
+  saveSafetensors,
+  type WritableTensor,
+  type WritableTensors,
+} from "./safetensors-writer.js";
+export { type SaveCheckpointOptions, saveCheckpoint } from "./save-checkpoint.js";
+export type { LoadOptions, TensorInfo, TensorSource } from "./source.js";

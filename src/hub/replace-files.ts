@@ -1,0 +1,80 @@
+// Files that appear under their names only when all of them are complete and on the disk: whatever fails before, such
+// as a full disk, leaves what was there.
+import { randomBytes } from "node:crypto";
+import type { FileHandle } from "node:fs/promises";
+import { mkdir, open, rename, rm } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+import { BnbError } from "../tensor/errors.js";
+
+/** A set of files that replace others together. Every call may throw ERR_BNB_FILE; `discard` then cleans up. */
+export class Replacement {
+  readonly #parts = new Map<string, string>();
+  readonly #obsolete: string[] = [];
+
+  /** Writes and flushes a file under a temporary name beside `path`, whose folder is made if need be. */
+  async write(path: string, write: (file: FileHandle) => Promise<void>): Promise<void> {
+    const part = join(dirname(path), `.${basename(path)}.${randomBytes(6).toString("hex")}.part`);
+    await refusable(path, async () => {
+      await mkdir(dirname(path), { recursive: true });
+      const file = await open(part, "wx");
+      this.#parts.set(path, part);
+      try {
+        await write(file);
+        await file.sync();
+      } finally {
+        await file.close();
+      }
+    });
+  }
+
+  /** Removes `path`, where it exists, after the files have their names. */
+  remove(path: string): void {
+    this.#obsolete.push(path);
+  }
+
+  /** Gives all files their names, in the order in which they were written. */
+  async commit(): Promise<void> {
+    for (const [path, part] of this.#parts) {
+      await refusable(path, () => rename(part, path));
+      this.#parts.delete(path);
+      await flushFolder(dirname(path));
+    }
+    for (const path of this.#obsolete) await refusable(path, () => rm(path, { force: true }));
+  }
+
+  /** Removes what has no name yet. */
+  async discard(): Promise<void> {
+    for (const part of this.#parts.values()) await rm(part, { force: true }).catch(() => undefined);
+    this.#parts.clear();
+  }
+}
+
+/** Runs `stage` and commits what it wrote; nothing of a failed attempt stays. */
+export async function replaceFiles(stage: (files: Replacement) => Promise<void>): Promise<void> {
+  const files = new Replacement();
+  try {
+    await stage(files);
+    await files.commit();
+  } finally {
+    await files.discard();
+  }
+}
+
+async function refusable(path: string, action: () => Promise<void>): Promise<void> {
+  try {
+    await action();
+  } catch (cause) {
+    if (cause instanceof BnbError) throw cause;
+    throw new BnbError("ERR_BNB_FILE", `${path}: could not be written: ${(cause as Error).message}`, { cause });
+  }
+}
+
+// After a crash of the machine the new name is there, too. Not every system can open a folder.
+async function flushFolder(path: string): Promise<void> {
+  try {
+    const folder = await open(path, "r");
+    await folder.sync().finally(() => folder.close());
+  } catch {
+    // The rename itself has happened.
+  }
+}
