@@ -40,6 +40,11 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::rope>("rope(x, cos, sin, offset, inverse, position)");
   b.bind<&ops::rope_append>("ropeAppend(q, k, v, cos, sin, keys, values, offset, position)");
 
+  // pages of keys and values
+  b.bind<&ops::kv_append>("kvAppend(q, k, v, keys, values, keyScales, valueScales, slots, cos, sin, positions)");
+  b.bind<&ops::paged_attention>(
+      "pagedAttention(q, keys, values, keyScales, valueScales, starts, lengths, pages, scale, window, softcap, sinks)");
+
   // clamp
   b.bind<&ops::clamp>("clamp(x, low, high)");
   b.bind<&ops::clamp_backward>("clampBackward(dy, x, low, high)");
@@ -63,6 +68,11 @@ void define_ops(Env& env, napi_value exports) {
 
   // sample_token
   b.bind<&ops::sample_token>("sampleToken(logits, temperature, topK, topP, seed, step, position)");
+
+  // sample_tokens
+  b.bind<&ops::sample_tokens>(
+      "sampleTokens(logits, temperature, topP, minP, typicalP, repetition, presence, frequency, topK, seed, step, "
+      "counts, slots, bias.offsets, bias.ids, bias.values, mask, logprobs, best)");
 
   // blockwise quantization
   b.bind<&ops::codebook>("codebook(which, device)");

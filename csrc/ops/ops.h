@@ -74,13 +74,27 @@ std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> layer_norm_back
     bool wants_weight, bool wants_bias);
 
 // ---- rotary embedding (ops/rope.cc)
-// The pairs (i, i + D/2) of x [B, T, H, D] turned by the angles of rows offset + t of cos and sin [positions, D/2].
+// The pairs (i, i + R/2) of x [B, T, H, D] or [T, H, D] turned by the angles in rows offset + t of cos and sin
+// [positions, R/2], or in those that the int32 tensor `position` names: of the first token, or of every one.
 Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t offset, bool inverse,
             const std::optional<Tensor>& position);
 
 // The same for q, and for k on its way into row offset + t of keys, where values takes v.
 Tensor rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos, const Tensor& sin,
                    const Tensor& keys, const Tensor& values, int64_t offset, const std::optional<Tensor>& position);
+
+// ---- pages of keys and values (ops/kv_append.cc, ops/paged_attention.cc)
+// q [tokens, H, D] turned; k turned and v go to the slots of keys and values [pages, Hkv, 16, D], with scales [pages,
+// Hkv, 16] for int8. Without cos, sin and positions nothing turns.
+Tensor kv_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& keys, const Tensor& values,
+                 const std::optional<Tensor>& key_scales, const std::optional<Tensor>& value_scales,
+                 const Tensor& slots, const std::optional<Tensor>& cos, const std::optional<Tensor>& sin,
+                 const std::optional<Tensor>& positions);
+// Causal attention of the last tokens of sequences over their pages; starts [S + 1], lengths [S], pages [S, maxPages].
+Tensor paged_attention(const Tensor& q, const Tensor& keys, const Tensor& values,
+                       const std::optional<Tensor>& key_scales, const std::optional<Tensor>& value_scales,
+                       const Tensor& starts, const Tensor& lengths, const Tensor& pages, float scale, int64_t window,
+                       float softcap, const std::optional<Tensor>& sinks);
 
 // ---- clamp (ops/clamp.cc)
 // min(max(x, low), high).
@@ -117,6 +131,16 @@ Tensor cross_entropy_backward(const Tensor& dloss, const Tensor& logits, const T
 // A token int32 [...] drawn from each row of logits [..., V]; -1 where none can be.
 Tensor sample_token(const Tensor& logits, double temperature, int64_t top_k, double top_p, int64_t seed, int64_t step,
                     const std::optional<Tensor>& position);
+
+// ---- sample_tokens (ops/sample_tokens.cc)
+// One token per row of logits [rows, n], each with parameters of its own, and penalties, biases and a mask before; gives
+// ids, their log-probabilities, and the `best` most likely ids with theirs. Adds the draws to `counts`.
+std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>> sample_tokens(
+    const Tensor& logits, const Tensor& temperature, const Tensor& top_p, const Tensor& min_p, const Tensor& typical_p,
+    const Tensor& repetition, const Tensor& presence, const Tensor& frequency, const Tensor& top_k, const Tensor& seed,
+    const Tensor& step, const std::optional<Tensor>& counts, const std::optional<Tensor>& slots,
+    const std::optional<Tensor>& bias_offsets, const std::optional<Tensor>& bias_ids,
+    const std::optional<Tensor>& bias_values, const std::optional<Tensor>& mask, bool wants_logprobs, int64_t best);
 
 // ---- blockwise quantization (ops/codebooks.cc, ops/quantize_4bit.cc, ops/quantize_blockwise.cc)
 // A built-in code table: of a 4-bit type [16], or a dynamic map [256].

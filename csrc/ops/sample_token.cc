@@ -22,21 +22,21 @@ Tensor sample_token(const Tensor& logits, double temperature, int64_t top_k, dou
   check_option(seed >= 0 && step >= 0, op, "seed and step must not be negative, got ", seed, " and ", step);
   Tensor y = Tensor::empty(logits.shape().without_last(), DType::int32, logits.device());
   if (y.numel() == 0) return y;
-  constexpr double log2e = 1.4426950408889634;
-  // Below this the difference of two neighbouring floats is beyond 41 halvings anyway.
-  constexpr double coldest = 1e-30;
   enqueue(kernels::sample_token, logits.device(),
           SampleTokenArgs{
               .logits = logits.data(),
               .y = y.ptr<int32_t>(),
               .rows = y.numel(),
               .n = n,
-              .sharpness =
-                  temperature == 0 ? 0.0f : static_cast<float>(log2e / (temperature > coldest ? temperature : coldest)),
-              .top_k = top_k == 0 || top_k > n ? n : top_k,
-              .top_p = top_p,
-              .seed = static_cast<uint64_t>(seed),
-              .step = step,
+              .all = {.sharpness = sample_sharpness(temperature),
+                      .top_k = top_k == 0 || top_k > n ? n : top_k,
+                      .top_p = top_p,
+                      .min_p = 0,
+                      .typical_p = 1,
+                      .seed = static_cast<uint64_t>(seed),
+                      .step = step,
+                      .row = 0},
+              .each = {},
               .position = position_arg(op, logits, position, int64_t{1} << 31),
               .dtype = logits.dtype(),
           });

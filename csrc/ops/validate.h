@@ -4,6 +4,7 @@
 
 #include "core/tensor.h"
 #include "kernels/position.h"
+#include "kernels/rope.h"
 
 namespace bnb::ops {
 
@@ -66,5 +67,8 @@ inline Position position_arg(const char* op, const Tensor& x, const std::optiona
   check_shape(position->numel() == 1, op, "position must have 1 element, got ", position->shape());
   return {position->ptr<int32_t>(), limit, x.device().fault()};
 }
+
+// Tables of angles [positions, pairs] for heads of `dim` elements, of which the first 2 * pairs turn (ops/rope.cc).
+Angles check_angles(const char* op, const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t dim);
 
 }  // namespace bnb::ops

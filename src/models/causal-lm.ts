@@ -1,13 +1,80 @@
-// What a language model offers to those who drive it, whatever its family.
+// What every language model is, whatever its family: one body over a Pass, and the two passes that drive it.
+import { noGrad } from "../autograd/no-grad.js";
+import { Module } from "../nn/index.js";
+import { embedding } from "../ops/index.js";
+import { anObject, aTensor, checkArgument, checkTensor } from "../tensor/checks.js";
 import type { Device } from "../tensor/device.js";
+import type { DType } from "../tensor/dtype.js";
+import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
-import type { KvCache } from "./kv-cache.js";
+import type { Pass } from "./pass.js";
+import { StepPass, TrainingPass } from "./pass.js";
+import type { KvStore, LayerLayout, StepPlan } from "./step-plan.js";
 
-/** A model that `generate` can drive. */
-export interface CausalLM {
-  readonly config: { readonly maxPositionEmbeddings: number; readonly vocabSize: number };
-  readonly device: Device;
-  createCache(batch: number, maxLength: number): KvCache;
-  /** Logits [batch, t, vocab] of ids [batch, t], or of the last `logitsToKeep` positions. */
-  forward(ids: Tensor, options?: { cache?: KvCache; logitsToKeep?: number }): Tensor;
+/** What those who drive a model must know of it. */
+export interface ModelConfig {
+  readonly vocabSize: number;
+  readonly maxPositionEmbeddings: number;
+}
+
+/** Options of `CausalLM.forward`. */
+export interface ForwardOptions {
+  /**
+   * Packed samples: `ids` is [1, t], rows starts[i] to starts[i + 1] are sample i, which starts at position 0 and sees only
+   * itself. int32 [samples + 1].
+   */
+  starts?: Tensor;
+}
+const forwardOptions = optionTable<ForwardOptions>({ starts: aTensor });
+
+/**
+ * A model that continues texts. A family says what its body computes (`hidden`), how that becomes logits (`head`) and what
+ * its attention layers keep (`kvLayout`).
+ */
+export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Module {
+  readonly config: C;
+
+  constructor(config: C) {
+    super();
+    this.config = config;
+  }
+
+  /** Where its weights are. */
+  abstract get device(): Device;
+
+  /** What its activations are, and so keys and values unless an engine is told otherwise. */
+  abstract get dtype(): DType;
+
+  /** What each attention layer keeps of a token, in the order of the numbers that the body gives to `pass.attend`. */
+  abstract kvLayout(): readonly LayerLayout[];
+
+  /** Hidden states with the leading axes of `pass.ids`. */
+  protected abstract hidden(pass: Pass): Tensor;
+
+  /** Logits [..., vocab] of hidden states. */
+  protected abstract head(hidden: Tensor): Tensor;
+
+  /** Logits [batch, t, vocab] of ids [batch, t] int32, with gradients. */
+  forward(ids: Tensor, options: ForwardOptions = {}): Tensor {
+    const op = this.constructor.name;
+    checkTensor(op, "ids", ids);
+    checkOptions(`${op}.forward`, options, forwardOptions);
+    if (ids.ndim !== 2) {
+      const advice = ids.ndim === 1 ? `; write reshape(ids, [1, ${ids.size}])` : "";
+      throw new BnbError("ERR_BNB_SHAPE", `${op}: ids must be [batch, length], got [${ids.shape.join(", ")}]${advice}`);
+    }
+    return this.head(this.hidden(new TrainingPass(ids, { starts: options.starts })));
+  }
+
+  /** Logits [rows, vocab] of the rows that a plan wants; keys and values go into pages. Without gradients. */
+  step(plan: StepPlan, kv: KvStore): Tensor {
+    const op = `${this.constructor.name}.step`;
+    checkArgument(op, "plan", plan, anObject);
+    checkArgument(op, "kv", kv, anObject);
+    return noGrad(() => {
+      const hidden = this.hidden(new StepPass(plan, kv));
+      return this.head(plan.logitRows ? embedding(plan.logitRows, hidden) : hidden);
+    });
+  }
 }

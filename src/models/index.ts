@@ -1,15 +1,14 @@
-// Language models and their generation of text.
-export type { CausalLM } from "./causal-lm.js";
-export { type GenerateOptions, generate, type Prompt } from "./generate.js";
-export { KvCache, type KvCacheOptions } from "./kv-cache.js";
+// Language models: ids to logits, in one piece with gradients or step by step over pages.
+export { CausalLM, type ForwardOptions, type ModelConfig } from "./causal-lm.js";
 export {
   LlamaAttention,
   LlamaDecoderLayer,
   LlamaForCausalLM,
-  type LlamaForwardOptions,
   LlamaMLP,
   LlamaModel,
   type LlamaOptions,
 } from "./llama.js";
 export { LlamaConfig, type LlamaConfigOptions } from "./llama-config.js";
+export { type Pass, type Rotary, type Scores, StepPass, TrainingPass, type TrainingPassOptions } from "./pass.js";
 export { seededRandom, type Uniform } from "./seeded-random.js";
+export type { KvStore, LayerLayout, StepPlan } from "./step-plan.js";

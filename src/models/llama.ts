@@ -14,43 +14,26 @@ import {
   RMSNorm,
 } from "../nn/index.js";
 import { initChecks } from "../nn/layer-options.js";
-import { attention, copyInto, linear, reshape, rope, ropeAppend, slice } from "../ops/index.js";
-import { anInstance, anInteger, checkArgument, checkTensor, orNull } from "../tensor/checks.js";
+import { copyInto, linear, reshape } from "../ops/index.js";
+import { anInstance, anObjectWith, checkArgument } from "../tensor/checks.js";
 import type { Device } from "../tensor/device.js";
-import { BnbError } from "../tensor/errors.js";
+import type { DType } from "../tensor/dtype.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
-import type { GenerateOptions, Prompt } from "./generate.js";
-import { generate } from "./generate.js";
-import { KvCache } from "./kv-cache.js";
+import { CausalLM } from "./causal-lm.js";
 import type { LlamaConfigOptions } from "./llama-config.js";
 import { LlamaConfig } from "./llama-config.js";
+import type { Pass, Rotary } from "./pass.js";
 import { RotaryTables } from "./rotary.js";
+import type { LayerLayout } from "./step-plan.js";
 
-/** Options of `LlamaForCausalLM.forward`. */
-export interface LlamaForwardOptions {
-  /** What `ids` continue, and are added to. */
-  cache?: KvCache | null;
-  /** How many positions, the last ones, get logits; 0 (the default) is all. */
-  logitsToKeep?: number;
-}
-const forwardOptions = optionTable<LlamaForwardOptions>({
-  cache: orNull(anInstance(() => KvCache, "a KvCache")),
-  logitsToKeep: anInteger(0),
-});
 const modelOptions = optionTable<LlamaOptions>(initChecks);
 
+const aPass = anObjectWith("a Pass", "attend");
 const aConfig = anInstance(() => LlamaConfig, "a LlamaConfig");
 function checkConfig(op: string, config: LlamaConfig): void {
   checkArgument(op, "config", config, aConfig);
-}
-
-function checkIds(op: string, ids: Tensor): void {
-  checkTensor(op, "ids", ids);
-  if (ids.ndim === 2) return;
-  const advice = ids.ndim === 1 ? `; write reshape(ids, [1, ${ids.size}])` : "";
-  throw new BnbError("ERR_BNB_SHAPE", `${op}: ids must be [batch, length], got [${ids.shape.join(", ")}]${advice}`);
 }
 
 /** dtype, device and source of new weights. */
@@ -78,23 +61,13 @@ export class LlamaAttention extends Module {
     this.oProj = new Linear(numAttentionHeads * headDim, hiddenSize, { bias: false, ...options });
   }
 
-  forward(x: Tensor, rotary: RotaryTables, cache: KvCache | null, residual: Tensor): Tensor {
-    const [batch, length] = x.shape as [number, number, number];
+  forward(x: Tensor, pass: Pass, rotary: Rotary, residual: Tensor): Tensor {
+    const rows = x.shape.slice(0, -1);
     const [q, k, v] = linearEach([this.qProj, this.kProj, this.vProj], x).map((y) =>
-      reshape(y, [batch, length, -1, this.#headDim]),
+      reshape(y, [...rows, -1, this.#headDim]),
     ) as [Tensor, Tensor, Tensor];
-    const mixed = cache ? this.#attendPast(q, k, v, rotary, cache) : this.#attend(q, k, v, rotary);
-    return linearResidual(this.oProj, reshape(mixed, [batch, length, -1]), residual);
-  }
-
-  #attend(q: Tensor, k: Tensor, v: Tensor, { cos, sin }: RotaryTables): Tensor {
-    return attention(rope(q, cos, sin), rope(k, cos, sin), v, { causal: true });
-  }
-
-  #attendPast(q: Tensor, k: Tensor, v: Tensor, { cos, sin }: RotaryTables, cache: KvCache): Tensor {
-    const { keys, values, length, position } = cache.extend(this.#layer, k.shape[1] as number);
-    const turned = noGrad(() => ropeAppend(q, k, v, cos, sin, keys, values, cache.position));
-    return attention(turned, keys, values, { causal: true, length, ...(position && { position }) });
+    const mixed = pass.attend(this.#layer, q, k, v, rotary);
+    return linearResidual(this.oProj, reshape(mixed, [...rows, -1]), residual);
   }
 }
 
@@ -136,13 +109,13 @@ export class LlamaDecoderLayer extends Module {
     this.postAttentionLayernorm = new RMSNorm(config.hiddenSize, { eps: config.rmsNormEps, ...place(options) });
   }
 
-  forward(x: Tensor, rotary: RotaryTables, cache: KvCache | null): Tensor {
-    const h = this.selfAttn.forward(this.inputLayernorm.forward(x), rotary, cache, x);
+  forward(x: Tensor, pass: Pass, rotary: Rotary): Tensor {
+    const h = this.selfAttn.forward(this.inputLayernorm.forward(x), pass, rotary, x);
     return this.mlp.forward(this.postAttentionLayernorm.forward(h), h);
   }
 }
 
-/** Embedding, blocks and the final norm: ids [batch, t] to hidden states [batch, t, hidden]. */
+/** Embedding, blocks and the final norm: the ids of a pass to hidden states [..., hidden]. */
 export class LlamaModel extends Module {
   embedTokens: Embedding;
   layers: ModuleList<LlamaDecoderLayer>;
@@ -162,12 +135,11 @@ export class LlamaModel extends Module {
     this.norm = new RMSNorm(config.hiddenSize, { eps: config.rmsNormEps, ...place(options) });
   }
 
-  forward(ids: Tensor, cache: KvCache | null = null): Tensor {
-    checkIds("LlamaModel", ids);
-    let h = this.embedTokens.forward(ids);
-    const rotary = this.#rotaryTables(ids.device);
-    for (const layer of this.layers) h = layer.forward(h, rotary, cache);
-    cache?.advance(ids.shape[1] as number);
+  forward(pass: Pass): Tensor {
+    checkArgument("LlamaModel", "pass", pass, aPass);
+    let h = this.embedTokens.forward(pass.ids);
+    const rotary = this.#rotaryTables(pass.ids.device);
+    for (const layer of this.layers) h = layer.forward(h, pass, rotary);
     return this.norm.forward(h);
   }
 
@@ -196,55 +168,40 @@ export class LlamaModel extends Module {
  * @example
  * const model = new LlamaForCausalLM({ vocabSize: 256, hiddenSize: 128, intermediateSize: 384,
  *   numHiddenLayers: 4, numAttentionHeads: 4, numKeyValueHeads: 2 });
- * for await (const byte of model.generate([72, 105], { maxNewTokens: 20 })) console.log(byte);
+ * for await (const byte of generate(model, [72, 105], { maxNewTokens: 20 })) console.log(byte);
  */
-export class LlamaForCausalLM extends Module {
+export class LlamaForCausalLM extends CausalLM<LlamaConfig> {
   model: LlamaModel;
   lmHead: UnaryModule | null;
-  readonly config: LlamaConfig;
 
   constructor(config: LlamaConfig | LlamaConfigOptions, options: LlamaOptions = {}) {
-    super();
+    super(config instanceof LlamaConfig ? config : new LlamaConfig(config));
     checkOptions("LlamaForCausalLM", options, modelOptions);
-    this.config = config instanceof LlamaConfig ? config : new LlamaConfig(config);
     const { hiddenSize, vocabSize, tieWordEmbeddings, initializerRange } = this.config;
     this.model = new LlamaModel(this.config, options);
     this.lmHead = tieWordEmbeddings ? null : new Linear(hiddenSize, vocabSize, { bias: false, ...options });
     initialize(this, initializerRange, options);
   }
 
-  get device(): Device {
+  override get device(): Device {
     return this.model.norm.weight.device;
   }
 
-  /** Logits of every position, or of the last `logitsToKeep`; with a cache, `ids` continue what it holds. */
-  forward(ids: Tensor, options: LlamaForwardOptions = {}): Tensor {
-    checkIds("LlamaForCausalLM", ids);
-    checkOptions("LlamaForCausalLM.forward", options, forwardOptions);
-    const { cache = null, logitsToKeep = 0 } = options;
-    const length = ids.shape[1] as number;
-    const h = this.model.forward(ids, cache);
-    const wanted = logitsToKeep > 0 && logitsToKeep < length ? slice(h, 1, length - logitsToKeep, length) : h;
-    return this.lmHead ? this.lmHead.forward(wanted) : linear(wanted, this.model.embedTokens.weight, null);
+  override get dtype(): DType {
+    return this.model.norm.weight.dtype;
   }
 
-  createCache(batch: number, maxLength: number): KvCache {
-    const { numHiddenLayers, numKeyValueHeads, headDim } = this.config;
-    const { dtype, device } = this.model.norm.weight;
-    return new KvCache({
-      layers: numHiddenLayers,
-      batch,
-      maxLength,
-      kvHeads: numKeyValueHeads,
-      headDim,
-      dtype,
-      device,
-    });
+  override kvLayout(): LayerLayout[] {
+    const { numHiddenLayers, numKeyValueHeads: kvHeads, headDim } = this.config;
+    return Array.from({ length: numHiddenLayers }, () => ({ kvHeads, headDim }));
   }
 
-  /** See `generate`. */
-  generate(prompt: Prompt, options: GenerateOptions = {}): AsyncGenerator<number> {
-    return generate(this, prompt, options);
+  protected override hidden(pass: Pass): Tensor {
+    return this.model.forward(pass);
+  }
+
+  protected override head(hidden: Tensor): Tensor {
+    return this.lmHead ? this.lmHead.forward(hidden) : linear(hidden, this.model.embedTokens.weight, null);
   }
 }
 

@@ -38,22 +38,16 @@ struct Bin {
   uint64_t weight, count;
 };
 
-// Where a sum ended: the element, and the sum of weights up to it and with it.
-struct Place {
-  int32_t index;
-  uint64_t weight;
-};
-
 template <class T>
 class Sampler {
  public:
-  Sampler(const SampleTokenArgs& a, const T* row)
-      : a_(a), row_(row), bins_(scratch<Bin>(0, kSampleBins)), members_(scratch<uint64_t>(1, a.n)) {}
+  Sampler(const T* row, int64_t n, const RowSampling& sampling)
+      : row_(row), n_(n), s_(sampling), bins_(scratch<Bin>(0, kSampleBins)), members_(scratch<uint64_t>(1, n)) {}
 
   // -1 where the contract says so.
   int32_t largest() {
     int32_t best = 0;
-    for (int64_t i = 0; i < a_.n; i++) {
+    for (int64_t i = 0; i < n_; i++) {
       const float v = to_float(row_[i]);
       if (!(v < __builtin_inff())) return -1;
       if (v > to_float(row_[best])) best = static_cast<int32_t>(i);
@@ -62,24 +56,40 @@ class Sampler {
     return top_ == -__builtin_inff() ? -1 : best;
   }
 
-  int32_t draw(int64_t row, int64_t step) {
+  int32_t draw() {
     for (int b = 0; b < kSampleBins; b++) bins_[b] = {};
-    uint64_t total = 0;
-    for (int64_t i = 0; i < a_.n; i++) {
+    const uint64_t least = sample_least(s_.min_p);
+    uint64_t total = 0, above_least = 0;
+    for (int64_t i = 0; i < n_; i++) {
       const float distance = distance_of(i);
       const uint64_t weight = sample_weight(distance);
       Bin& bin = bins_[sample_bin(distance)];
       bin.weight += weight;
       bin.count++;
       total += weight;
+      if (weight >= least) above_least += weight;
     }
-    if (a_.top_k < a_.n) total = find<&Bin::count>(static_cast<uint64_t>(a_.top_k) - 1).weight;
-    if (a_.top_p < 1) total = find<&Bin::weight>(sample_nucleus(a_.top_p, total)).weight;
-    return find<&Bin::weight>(sample_target(a_.seed, step, row, total)).index;
+    if (s_.top_k < n_) total = find<&Bin::count>(static_cast<uint64_t>(s_.top_k) - 1).weight_of_equals;
+    if (s_.top_p < 1) total = find<&Bin::weight>(sample_nucleus(s_.top_p, total)).weight;
+    if (above_least < total) total = above_least;
+    if (s_.typical_p < 1) return draw_typical(total);
+    return find<&Bin::weight>(sample_target(s_, total)).index;
   }
 
  private:
-  float distance_of(int64_t i) const { return sample_distance(top_, to_float(row_[i]), a_.sharpness); }
+  // Where a sum ended: the element, the sum of weights up to it and with it, and that with all of its logit.
+  struct Place {
+    int32_t index;
+    uint64_t weight, weight_of_equals;
+  };
+
+  float distance_of(int64_t i) const { return sample_distance(top_, to_float(row_[i]), s_.sharpness); }
+  uint64_t weight_of(int64_t i) const { return sample_weight(distance_of(i)); }
+  // Ascending with the rank.
+  uint64_t rank_of(int64_t i) const {
+    return static_cast<uint64_t>(~sample_key(to_float(row_[i]))) << 32 | static_cast<uint64_t>(i);
+  }
+  static int32_t index_in(uint64_t member) { return static_cast<int32_t>(member & 0xffffffffu); }
 
   // The first element in rank order at which the sum of `Measure` exceeds the target, which is below that of all.
   template <uint64_t Bin::*Measure>
@@ -91,22 +101,59 @@ class Sampler {
       weight += bins_[b].weight;
     }
     int64_t count = 0;
-    for (int64_t i = 0; i < a_.n; i++) {
-      if (sample_bin(distance_of(i)) != b) continue;
-      members_[count++] = static_cast<uint64_t>(~sample_key(to_float(row_[i]))) << 32 | static_cast<uint64_t>(i);
-    }
+    for (int64_t i = 0; i < n_; i++)
+      if (sample_bin(distance_of(i)) == b) members_[count++] = rank_of(i);
     heap_sort(members_, count);
     for (int64_t m = 0;; m++) {
-      const auto i = static_cast<int32_t>(members_[m] & 0xffffffffu);
-      const Bin one = {sample_weight(distance_of(i)), 1};
+      const int32_t i = index_in(members_[m]);
+      const Bin one = {weight_of(i), 1};
       weight += one.weight;
       sum += one.*Measure;
-      if (sum > target) return {i, weight};
+      if (sum <= target) continue;
+      uint64_t equals = weight;
+      while (++m < count && members_[m] >> 32 == rank_of(i) >> 32) equals += one.weight;
+      return {i, weight, equals};
     }
   }
 
-  const SampleTokenArgs& a_;
+  // A draw from those of the first `total` whose surprise is nearest to the mean surprise (Meister et al., 2022), the
+  // fewest that reach typical_p, and all as near as the last of them. Surprise is distance, but for a constant.
+  int32_t draw_typical(uint64_t total) {
+    const uint64_t last = rank_of(find<&Bin::weight>(total - 1).index);
+    int64_t count = 0;
+    double mean = 0;
+    for (int64_t i = 0; i < n_; i++) {
+      const float distance = distance_of(i);
+      const uint64_t weight = sample_weight(distance);
+      if (weight == 0 || rank_of(i) > last) continue;
+      mean += static_cast<double>(weight) / static_cast<double>(total) * static_cast<double>(distance);
+      members_[count++] = static_cast<uint64_t>(i);
+    }
+    const auto center = static_cast<float>(mean);
+    for (int64_t m = 0; m < count; m++) {
+      const float off = distance_of(index_in(members_[m])) - center;
+      members_[m] |= static_cast<uint64_t>(float_bits(off < 0 ? -off : off)) << 32;
+    }
+    heap_sort(members_, count);
+    const uint64_t target = sample_nucleus(s_.typical_p, total);
+    uint64_t sum = 0;
+    int64_t kept = 0;
+    while (sum <= target || (kept < count && members_[kept] >> 32 == members_[kept - 1] >> 32)) {
+      sum += weight_of(index_in(members_[kept++]));
+    }
+    for (int64_t m = 0; m < kept; m++) members_[m] = rank_of(index_in(members_[m]));
+    heap_sort(members_, kept);
+    const uint64_t drawn = sample_target(s_, sum);
+    uint64_t weight = 0;
+    for (int64_t m = 0;; m++) {
+      weight += weight_of(index_in(members_[m]));
+      if (weight > drawn) return index_in(members_[m]);
+    }
+  }
+
   const T* row_;
+  const int64_t n_;
+  const RowSampling s_;
   Bin* bins_;
   uint64_t* members_;
   float top_ = 0;
@@ -115,15 +162,17 @@ class Sampler {
 }  // namespace
 
 void sample_token(const SampleTokenArgs& a) {
-  int64_t step = a.step;
-  if (!resolve(a.position, step)) return;
+  int64_t position = 0;
+  if (!resolve(a.position, position)) return;
   visit_float(a.dtype, [&](auto t) {
     using T = decltype(t);
     parallel_for(a.rows, 1, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; r++) {
-        Sampler<T> sampler(a, static_cast<const T*>(a.logits) + r * a.n);
+        RowSampling sampling = sampling_of(a, r);
+        sampling.step += position;
+        Sampler<T> sampler(static_cast<const T*>(a.logits) + r * a.n, a.n, sampling);
         a.y[r] = sampler.largest();
-        if (a.y[r] >= 0 && a.sharpness > 0) a.y[r] = sampler.draw(r, step);
+        if (a.y[r] >= 0 && sampling.sharpness > 0) a.y[r] = sampler.draw();
       }
     });
   });

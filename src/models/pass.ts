@@ -1,0 +1,97 @@
+// One forward pass, seen from a model: which tokens, where they sit, and how a layer attends. A model body is written
+// once over a Pass; training, packing, generation and serving differ in the pass they hand to it.
+import { attention, cast, kvAppend, max, mul, pagedAttention, reshape, rope, sign, sub } from "../ops/index.js";
+import { arange } from "../tensor/create.js";
+import { tidy } from "../tensor/scope.js";
+import type { Tensor } from "../tensor/tensor.js";
+import type { KvStore, StepPlan } from "./step-plan.js";
+
+/** What changes the scores of an attention layer; see `attention`. */
+export interface Scores {
+  /** Default 1 / sqrt(head size). */
+  scale?: number;
+  /** Keys further back are not seen. */
+  window?: number;
+  softcap?: number;
+  sinks?: Tensor; // [heads] float32
+}
+
+/** Cosine and sine of every position's angles, float32 [positions, R / 2]; the first R dims of a head turn. */
+export interface Rotary {
+  readonly cos: Tensor;
+  readonly sin: Tensor;
+}
+
+/** What a model body computes over. */
+export interface Pass {
+  readonly ids: Tensor; // [batch, t] or [tokens], int32
+  /** Where the tokens sit, int32 [tokens]; null where every row of `ids` counts from 0. */
+  readonly positions: Tensor | null;
+  /**
+   * Turns q and k (unless `rotary` is null), remembers k and v where the pass has a memory, and attends.
+   *
+   * q [..., heads, dim], k and v [..., kvHeads, dim] with the leading axes of `ids`; gives the shape of q.
+   */
+  attend(layer: number, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | null, scores?: Scores): Tensor;
+}
+
+/** How samples lie in the ids of a TrainingPass. */
+export interface TrainingPassOptions {
+  /** Packed samples: ids are [1, t], and rows starts[i] to starts[i + 1] are sample i. int32 [samples + 1]. */
+  starts?: Tensor | undefined;
+  /** Whether a token sees only those before it; default true. */
+  causal?: boolean;
+}
+
+/** Whole texts with gradients, dense or packed. */
+export class TrainingPass implements Pass {
+  readonly ids: Tensor;
+  readonly positions: Tensor | null;
+  readonly #starts: Tensor | undefined;
+  readonly #causal: boolean;
+
+  constructor(ids: Tensor, { starts, causal = true }: TrainingPassOptions = {}) {
+    this.ids = ids;
+    this.#starts = starts;
+    this.#causal = causal;
+    this.positions = starts ? positionsIn(ids, starts) : null;
+  }
+
+  attend(_layer: number, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | null, scores: Scores = {}): Tensor {
+    const turn = (x: Tensor) => (rotary ? rope(x, rotary.cos, rotary.sin, this.positions) : x);
+    const starts = this.#starts && { starts: this.#starts };
+    return attention(turn(q), turn(k), v, { causal: this.#causal, ...scores, ...starts });
+  }
+}
+
+/** A step of any sequences over pages; without gradients. */
+export class StepPass implements Pass {
+  readonly ids: Tensor;
+  readonly positions: Tensor;
+  readonly #plan: StepPlan;
+  readonly #kv: KvStore;
+
+  constructor(plan: StepPlan, kv: KvStore) {
+    this.ids = plan.ids;
+    this.positions = plan.positions;
+    this.#plan = plan;
+    this.#kv = kv;
+  }
+
+  attend(layer: number, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | null, scores: Scores = {}): Tensor {
+    const pages = this.#kv.layer(layer);
+    const turn = rotary && { cos: rotary.cos, sin: rotary.sin, positions: this.positions };
+    return pagedAttention(kvAppend(q, k, v, pages, this.#plan.slots, turn), pages, this.#plan, scores);
+  }
+}
+
+/** Where the rows of packed samples sit: each behind the last start that is not behind it. [t] int32. */
+function positionsIn(ids: Tensor, starts: Tensor): Tensor {
+  return tidy(() => {
+    const rows = arange(0, ids.size, 1, { device: ids.device });
+    const from = reshape(cast(starts, "float32"), [1, -1]);
+    // 1 where a start is not behind the row, else -1. Whole numbers below 2^24, so float32 is exact.
+    const side = sign(sub(reshape(rows, [-1, 1]), sub(from, 0.5)));
+    return cast(sub(rows, max(mul(from, side), { axis: 1 })), "int32");
+  });
+}
