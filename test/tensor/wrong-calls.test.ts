@@ -60,7 +60,17 @@ it("public functions and classes", async () => {
 }, 60_000);
 
 it("methods", async () => {
-  const inner = ["constructor", "dispose", "takeHandle", "escape", "markChanged", "alias", "backward"];
+  const inner = [
+    "constructor",
+    "dispose",
+    "takeHandle",
+    "escape",
+    "markChanged",
+    "alias",
+    "isHeldBy",
+    "replaceHandle",
+    "backward",
+  ];
   const methods = (prototype: object, ...without: string[]) =>
     Object.entries(Object.getOwnPropertyDescriptors(prototype)).flatMap(([name, { value }]) =>
       typeof value === "function" && !without.includes(name) ? [name] : [],
@@ -94,6 +104,8 @@ it("methods", async () => {
     ].map((module): [object, string[]] => [module, ofModules]),
     [bnb.QuantState, ["fromDict"]],
     [bnb.LlamaConfig, ["fromJSON"]],
+    [bnb.BitsAndBytesConfig, ["fromJSON"]],
+    [bnb.AutoModelForCausalLM, ["fromPretrained"]],
     [nn.Params4bit, ["fromPrequantized"]],
     [await hub.openCheckpoint(join(before, "test/fixtures/models/llama/nf4")), ["info", "load", "bytes"]],
   ];
