@@ -13,6 +13,8 @@ export interface StepPlan extends PageTable {
   readonly slots: Tensor; // [tokens]: page * 16 + row that takes a token's key and value; negative: none
   /** The rows of `ids` whose logits are wanted, [rows]; null: all. */
   readonly logitRows: Tensor | null;
+  /** Keys of its longest sequence, or more; default what a row of `pages` can hold. */
+  readonly longest?: number;
 }
 
 /** What one attention layer keeps of a token. */

@@ -1,0 +1,139 @@
+// Falcon (Almazrouei et al., 2023) in its three shapes: attention and MLP side by side under two norms (40B and 180B) or one
+// (7B, with one head of keys for all), or one after the other.
+import { Embedding, LayerNorm, Module, ModuleList } from "../../nn/index.js";
+import { add, linear } from "../../ops/index.js";
+import type { Device } from "../../tensor/device.js";
+import type { DType } from "../../tensor/dtype.js";
+import type { Tensor } from "../../tensor/tensor.js";
+import { CausalLM } from "../causal-lm.js";
+import type { Family } from "../load.js";
+import type { DecoderConfig } from "../parts/config-keys.js";
+import { ConfigKeys, readDecoderConfig } from "../parts/config-keys.js";
+import { FeedForward } from "../parts/feed-forward.js";
+import type { ModelOptions } from "../parts/model-options.js";
+import { place } from "../parts/model-options.js";
+import { RotaryCache } from "../parts/rotary-cache.js";
+import type { Pass, Rotary } from "../pass.js";
+import type { LayerLayout } from "../step-plan.js";
+import { FusedAttention } from "./fused-attention.js";
+
+interface FalconConfig extends DecoderConfig {
+  /** Which norms a layer has: of attention and MLP apart, one for both, or one before each in turn. */
+  norms: "two" | "one" | "in turn";
+  bias: boolean;
+  activation: string;
+}
+
+class FalconLayer extends Module {
+  lnAttn: LayerNorm | null;
+  lnMlp: LayerNorm | null;
+  inputLayernorm: LayerNorm | null;
+  postAttentionLayernorm: LayerNorm | null;
+  selfAttention: FusedAttention;
+  mlp: FeedForward;
+
+  constructor(c: FalconConfig, index: number, options: ModelOptions) {
+    super();
+    const norm = (): LayerNorm => new LayerNorm(c.hiddenSize, { eps: c.normEps, ...place(options) });
+    this.lnAttn = c.norms === "two" ? norm() : null;
+    this.lnMlp = c.norms === "two" ? norm() : null;
+    this.inputLayernorm = c.norms === "two" ? null : norm();
+    this.postAttentionLayernorm = c.norms === "in turn" ? norm() : null;
+    this.selfAttention = new FusedAttention(c, index, options, c.bias);
+    this.mlp = new FeedForward(c, options);
+  }
+
+  forward(x: Tensor, pass: Pass, rotary: Rotary): Tensor {
+    const before = (this.lnAttn ?? (this.inputLayernorm as LayerNorm)).forward(x);
+    const h = add(x, this.selfAttention.forward(before, pass, rotary));
+    const normed = this.lnMlp?.forward(x) ?? this.postAttentionLayernorm?.forward(h) ?? before;
+    return add(h, this.mlp.forward(normed));
+  }
+}
+
+class FalconModel extends Module {
+  wordEmbeddings: Embedding;
+  h: ModuleList<FalconLayer>;
+  lnF: LayerNorm;
+  readonly #rotary: RotaryCache;
+
+  constructor(c: FalconConfig, options: ModelOptions) {
+    super();
+    this.wordEmbeddings = new Embedding(c.vocabSize, c.hiddenSize, options);
+    this.h = new ModuleList(Array.from({ length: c.numHiddenLayers }, (_, i) => new FalconLayer(c, i, options)));
+    this.lnF = new LayerNorm(c.hiddenSize, { eps: c.normEps, ...place(options) });
+    this.#rotary = new RotaryCache(c.headDim, c.rope, c.maxPositionEmbeddings);
+  }
+
+  forward(pass: Pass): Tensor {
+    let h = this.wordEmbeddings.forward(pass.ids);
+    for (const layer of this.h) h = layer.forward(h, pass, this.#rotary.for(pass));
+    return this.lnF.forward(h);
+  }
+
+  override dispose(): void {
+    this.#rotary.dispose();
+    super.dispose();
+  }
+}
+
+/** Falcon with its head, which is the embedding's weight: ids [batch, t] int32 to logits. */
+export class FalconForCausalLM extends CausalLM<FalconConfig> {
+  transformer: FalconModel;
+
+  constructor(c: FalconConfig, options: ModelOptions) {
+    super(c);
+    this.transformer = new FalconModel(c, options);
+  }
+
+  override get device(): Device {
+    return this.transformer.wordEmbeddings.weight.device;
+  }
+
+  override get dtype(): DType {
+    return this.transformer.wordEmbeddings.weight.dtype;
+  }
+
+  override kvLayout(): LayerLayout[] {
+    const { numKeyValueHeads: kvHeads, headDim, windows } = this.config;
+    return windows.map(() => ({ kvHeads, headDim }));
+  }
+
+  protected override hidden(pass: Pass): Tensor {
+    return this.transformer.forward(pass);
+  }
+
+  protected override head(hidden: Tensor): Tensor {
+    return linear(hidden, this.transformer.wordEmbeddings.weight, null);
+  }
+}
+
+export const falcon: Family<FalconForCausalLM> = {
+  create(json: Readonly<Record<string, unknown>>, options) {
+    const keys = new ConfigKeys(json);
+    keys.mustBe("alibi", false);
+    keys.mustBe("tie_word_embeddings", true);
+    const heads = keys.size("num_attention_heads");
+    const hiddenSize = keys.size("hidden_size");
+    const isNew = keys.flag("new_decoder_architecture", false);
+    const kvHeads = isNew ? keys.size("num_kv_heads", heads) : keys.flag("multi_query", true) ? 1 : heads;
+    const sizes = {
+      num_key_value_heads: kvHeads,
+      intermediate_size: keys.size("ffn_hidden_size", 4 * hiddenSize),
+    };
+    const c = readDecoderConfig(new ConfigKeys({ ...json, ...sizes }), { tieWordEmbeddings: true });
+    const isParallel = isNew || keys.flag("parallel_attn", true);
+    const hasTwo = isNew && keys.size("num_ln_in_parallel_attn", 2) === 2;
+    return new FalconForCausalLM(
+      {
+        ...c,
+        normEps: keys.number("layer_norm_epsilon", 1e-5),
+        norms: hasTwo ? "two" : isParallel ? "one" : "in turn",
+        bias: keys.flag("bias", false),
+        activation: keys.text("activation", "gelu"),
+      },
+      options,
+    );
+  },
+  embedding: "transformer.word_embeddings.weight",
+};
