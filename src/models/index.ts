@@ -9,6 +9,6 @@ export {
   type LlamaOptions,
 } from "./llama.js";
 export { LlamaConfig, type LlamaConfigOptions } from "./llama-config.js";
-export { type Pass, type Rotary, type Scores, StepPass, TrainingPass, type TrainingPassOptions } from "./pass.js";
+export type { Pass, Rotary, Scores } from "./pass.js";
 export { seededRandom, type Uniform } from "./seeded-random.js";
 export type { KvStore, LayerLayout, StepPlan } from "./step-plan.js";
