@@ -3,6 +3,7 @@ export { backward } from "./autograd/backward.js";
 export { defineOp, type GradsOf, type OpContext, type OpSpec } from "./autograd/define-op.js";
 export { isGradEnabled, noGrad } from "./autograd/no-grad.js";
 export * as functional from "./functional.js";
+export * from "./generation/index.js";
 export * as hub from "./hub/index.js";
 export { BitsAndBytesConfig, type BitsAndBytesConfigOptions } from "./hub/index.js";
 export * from "./lora/index.js";

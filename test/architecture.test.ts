@@ -16,12 +16,13 @@ const layers: Record<string, number> = {
   optim: 6,
   hub: 6,
   models: 7,
-  train: 8,
-  lora: 8,
-  cli: 9,
-  adapters: 9,
+  generation: 8,
+  lora: 9,
+  train: 10,
+  cli: 12,
+  adapters: 12,
 };
-const aboveAll = 10;
+const aboveAll = 13;
 const folderOf = (path: string) => path.split("/")[1] ?? "";
 const isRootFile = (path: string) => path.split("/").length === 2;
 const layerOf = (path: string) => (isRootFile(path) ? aboveAll : layers[folderOf(path)]);

@@ -1,10 +1,10 @@
 // Group 6: a whole token of synthetic Llama-3 models in NF4, from its id to the next one, op by op and as a graph. The
 // floor is that of reading every weight and the keys and values once.
-import type { LlamaConfigOptions, Tensor } from "bitsandbytes-node";
+import type { LlamaConfigOptions, StepPlan, Tensor } from "bitsandbytes-node";
 import {
   capture,
   copyInto,
-  KvCache,
+  KvPages,
   LlamaDecoderLayer,
   LlamaForCausalLM,
   noGrad,
@@ -12,7 +12,6 @@ import {
   sampleToken,
   tensor,
   tidy,
-  zeros,
 } from "bitsandbytes-node";
 import type { Module } from "bitsandbytes-node/nn";
 import { Linear4bit, replaceLinear } from "bitsandbytes-node/nn";
@@ -123,28 +122,43 @@ async function timeToken(context: Context, what: Model, model: LlamaForCausalLM,
     ...model.config,
     numHiddenLayers: what.config.numHiddenLayers,
   };
-  const cache = new KvCache({ layers, batch, maxLength: length + 1, kvHeads, headDim, dtype: "bfloat16", device });
+  const width = Math.ceil((length + 1) / 16);
+  const layout = Array.from({ length: layers }, () => ({ kvHeads, headDim }));
+  const kv = new KvPages(layout, { pages: batch * width, dtype: "bfloat16", device });
   tidy(() => {
     for (let i = 0; i < layers; i++) {
-      const past = () => context.random([batch, length, kvHeads, headDim], "bfloat16");
-      cache.append(i, past(), past());
+      const { keys, values } = kv.layer(i);
+      for (const block of [keys, values]) copyInto(block, context.random(block.shape, "bfloat16"));
     }
   });
-  cache.advance(length);
-  const token = zeros([batch, 1], { dtype: "int32", device });
-  const position = tensor([length], { shape: [1], dtype: "int32", device });
-  cache.readPositionFrom(position);
+  const ints = (values: (sequence: number) => number, count = batch) =>
+    tensor(
+      Int32Array.from({ length: count }, (_, i) => values(i)),
+      { device },
+    );
+  const token = ints(() => 0);
   // The same position again and again: what it writes there is the same, too.
+  const plan: StepPlan = {
+    ids: token,
+    positions: ints(() => length),
+    slots: ints((i) => (i * width + Math.floor(length / 16)) * 16 + (length % 16)),
+    starts: ints((i) => i, batch + 1),
+    lengths: ints(() => length + 1),
+    pages: reshape(
+      ints((i) => i, batch * width),
+      [batch, width],
+    ),
+    logitRows: null,
+  };
   const step = (): Tensor =>
     noGrad(() => {
-      const logits = model.forward(token, { cache });
-      cache.advance(-1);
-      copyInto(token, reshape(sampleToken(logits), [batch, 1]));
+      const logits = model.step(plan, kv);
+      copyInto(token, sampleToken(logits));
       return logits;
     });
   const start = tensor(
     Array.from({ length: batch }, (_, i) => i),
-    { shape: [batch, 1], dtype: "int32", device },
+    { dtype: "int32", device },
   );
   const logitsOf = async (run: () => Tensor): Promise<Float32Array> => {
     copyInto(token, start);
@@ -178,8 +192,9 @@ async function timeToken(context: Context, what: Model, model: LlamaForCausalLM,
     { impl: "op by op", work: () => step() },
   );
   graph.dispose();
-  cache.dispose();
-  for (const t of [token, position, start]) t.dispose();
+  kv.dispose();
+  const { ids, positions, slots, starts, lengths, pages } = plan;
+  for (const t of [ids, positions, slots, starts, lengths, pages, start]) t.dispose();
 }
 
 export async function decode(context: Context): Promise<void> {

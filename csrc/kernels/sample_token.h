@@ -1,10 +1,11 @@
-// The next token of each row of logits: a draw from softmax(logits / temperature) cut to the top_k largest and those equal
-// to the last of them, then to the fewest of these whose probabilities reach top_p, then to those with at least min_p
-// of the largest probability, then to the most typical ones whose probabilities reach typical_p.
+// The next token of each row of logits: a draw from softmax(logits / temperature) cut to the top_k largest and those
+// equal to the last of them, then to the fewest of these whose probabilities reach top_p, then to those with at least
+// min_p of the largest probability, then to the most typical ones whose probabilities reach typical_p.
 //
 // Elements rank by logit, the largest first, equal ones by index. Their weights are whole numbers, so that sums have
 // the same bits in any order and on any device: a draw is the first element in rank order at which the sum of weights
-// exceeds the drawn part of the total. All cuts but the last leave the first of a ranking, so a cut is a sum of weights.
+// exceeds the drawn part of the total. All cuts but the last leave the first of a ranking, so a cut is a sum of
+// weights.
 #pragma once
 #include "core/kernel.h"
 #include "core/random.h"

@@ -1,5 +1,5 @@
-// What stands around a draw (kernels/sample_token.h). Before it: penalties for tokens seen, biases of single tokens, and a
-// mask of those allowed. After it: the logarithm of the probability of the token drawn, the most likely ones with
+// What stands around a draw (kernels/sample_token.h). Before it: penalties for tokens seen, biases of single tokens,
+// and a mask of those allowed. After it: the logarithm of the probability of the token drawn, the most likely ones with
 // theirs, and one more in the count of the token.
 #pragma once
 #include "core/kernel.h"

@@ -133,8 +133,8 @@ Tensor sample_token(const Tensor& logits, double temperature, int64_t top_k, dou
                     const std::optional<Tensor>& position);
 
 // ---- sample_tokens (ops/sample_tokens.cc)
-// One token per row of logits [rows, n], each with parameters of its own, and penalties, biases and a mask before; gives
-// ids, their log-probabilities, and the `best` most likely ids with theirs. Adds the draws to `counts`.
+// One token per row of logits [rows, n], each with parameters of its own, and penalties, biases and a mask before;
+// gives ids, their log-probabilities, and the `best` most likely ids with theirs. Adds the draws to `counts`.
 std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>> sample_tokens(
     const Tensor& logits, const Tensor& temperature, const Tensor& top_p, const Tensor& min_p, const Tensor& typical_p,
     const Tensor& repetition, const Tensor& presence, const Tensor& frequency, const Tensor& top_k, const Tensor& seed,

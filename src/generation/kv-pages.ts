@@ -3,20 +3,52 @@ import type { KvStore, LayerLayout } from "../models/step-plan.js";
 import { pageSize } from "../models/step-plan.js";
 import type { KvLayer } from "../ops/index.js";
 import { copyInto, slice } from "../ops/index.js";
+import { aDevice, anInteger, anObject, arrayOf, checkArgument, oneOf, required } from "../tensor/checks.js";
 import { zeros } from "../tensor/create.js";
-import type { Device } from "../tensor/device.js";
+import type { DeviceLike } from "../tensor/device.js";
+import { notCloneable, refuseJson } from "../tensor/native-only.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { keep, tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 
 /** What keys and values are stored as; int8 has a scale for each token and head. */
 export type KvDType = "float32" | "float16" | "bfloat16" | "int8";
 
-/** Pages of 16 tokens for every layer of a model. */
+/** How much a KvPages holds, and as what. */
+export interface KvPagesOptions {
+  /** Pages of 16 tokens. */
+  pages: number;
+  /** Default float32. */
+  dtype?: KvDType;
+  /** Default the default device. */
+  device?: DeviceLike;
+}
+
+/** @internal */
+export const kvDtypeCheck = oneOf(["float32", "float16", "bfloat16", "int8"]);
+const pagesOptions = optionTable<KvPagesOptions>({
+  pages: required(anInteger(0)),
+  dtype: kvDtypeCheck,
+  device: aDevice,
+});
+
+/**
+ * Pages of 16 tokens for every attention layer of a model (`model.kvLayout()`). Owns its memory until `dispose()`.
+ *
+ * @example
+ * using kv = new KvPages(model.kvLayout(), { pages: 64, dtype: "bfloat16" });
+ */
 export class KvPages implements KvStore, Disposable {
   readonly #layers: KvLayer[];
   readonly #tensors: Tensor[] = [];
 
-  constructor(layout: readonly LayerLayout[], pages: number, dtype: KvDType, device: Device) {
+  /** @internal */
+  readonly transfer: typeof notCloneable = notCloneable;
+
+  constructor(layout: readonly LayerLayout[], options: KvPagesOptions) {
+    checkArgument("KvPages", "layout", layout, arrayOf(anObject));
+    checkOptions("KvPages", options ?? null, pagesOptions);
+    const { pages, dtype = "float32", device } = options;
     const make = (shape: number[], dtype: KvDType) => {
       const tensor = keep(zeros(shape, { dtype, device }));
       this.#tensors.push(tensor);
@@ -39,6 +71,11 @@ export class KvPages implements KvStore, Disposable {
     tidy(() => {
       for (const tensor of this.#tensors) copyInto(slice(tensor, 0, to, to + 1), slice(tensor, 0, from, from + 1));
     });
+  }
+
+  /** Throws ERR_BNB_UNSUPPORTED: JSON would hold no element. */
+  toJSON(): never {
+    refuseJson("a KvPages");
   }
 
   dispose(): void {

@@ -11,7 +11,7 @@ export {
 } from "./llama.js";
 export { LlamaConfig, type LlamaConfigOptions } from "./llama-config.js";
 export type { Family, FromPretrainedOptions } from "./load.js";
-export { type Pass, type Rotary, type Scores, StepPass, TrainingPass, type TrainingPassOptions } from "./pass.js";
+export type { Pass, Rotary, Scores } from "./pass.js";
 export { type SavePretrainedOptions, savePretrained } from "./save.js";
 export { seededRandom, type Uniform } from "./seeded-random.js";
 export type { KvStore, LayerLayout, StepPlan } from "./step-plan.js";

@@ -63,7 +63,7 @@ export class TrainingPass implements Pass {
   }
 
   attend(_layer: number, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | null, scores: Scores = {}): Tensor {
-    const turn = (x: Tensor) => (rotary ? rope(x, rotary.cos, rotary.sin, this.positions) : x);
+    const turn = (x: Tensor) => (rotary ? rope(x, rotary.cos, rotary.sin, this.positions ?? 0) : x);
     const starts = this.#starts && { starts: this.#starts };
     return attention(turn(q), turn(k), v, { causal: this.#causal, ...scores, ...starts });
   }

@@ -37,7 +37,8 @@ const sampleTokenOptions = optionTable<SampleTokenOptions>({
 
 /**
  * One token per row of `logits [..., V]`, as int32 `[...]`: a draw from `softmax(logits / temperature)`, cut to the
- * `topK` largest, then to the nucleus of mass `topP` (Holtzman et al., 2020), in the order of transformers.
+ * `topK` largest and those equal to the last of them, then to the nucleus of mass `topP` (Holtzman et al., 2020), as
+ * transformers does.
  *
  * Equal logits rank by index; V is at most 2^23. The same seed and step draw the same token on every device. A row with a
  * NaN or +infinity, or with nothing above -infinity, gives -1. Probabilities below 2^-40 of the largest count as 0.

@@ -2,18 +2,24 @@
 // slot must hold what the text up to its token says.
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { BlockPool, type BlockSequence } from "../../src/generation/block-pool.js";
-import { type Job, schedule } from "../../src/generation/scheduler.js";
+import type { BlockSequence } from "../../src/generation/block-pool.js";
+import { BlockPool } from "../../src/generation/block-pool.js";
+import type { Job } from "../../src/generation/scheduler.js";
+import { schedule } from "../../src/generation/scheduler.js";
 
 const seed = 20260901;
 
 class Simulated implements Job {
+  readonly order: number;
+  readonly ids: number[];
+  readonly sequence: BlockSequence;
   wanted = 0;
-  constructor(
-    readonly order: number,
-    readonly ids: number[],
-    readonly sequence: BlockSequence,
-  ) {}
+
+  constructor(order: number, ids: number[], sequence: BlockSequence) {
+    this.order = order;
+    this.ids = ids;
+    this.sequence = sequence;
+  }
 }
 
 /** Pages whose slots hold the text that their key and value would depend on. */
@@ -131,27 +137,31 @@ describe("pool and scheduler", () => {
 
   it("finish everything that is asked for, however little room there is", () => {
     fc.assert(
-      fc.property(fc.array(text(110), { minLength: 1, maxLength: 12 }), fc.integer({ min: 7, max: 16 }), (all, size) => {
-        const world = new World(size);
-        const ends = new Map<Simulated, number>();
-        for (const ids of all) {
-          const job = world.open(ids);
-          job.wanted = 1;
-          ends.set(job, Math.min(ids.length + 20, 112));
-        }
-        for (let steps = 0; world.jobs.length > 0; steps++) {
-          expect(steps).toBeLessThan(all.length * 100);
-          world.step(limits);
-          world.check();
-          for (const job of world.jobs.filter(({ wanted }) => wanted === 0)) {
-            if (job.ids.length >= (ends.get(job) as number)) world.close(job);
-            else {
-              job.ids.push(job.ids.length % 3);
-              job.wanted = 1;
+      fc.property(
+        fc.array(text(110), { minLength: 1, maxLength: 12 }),
+        fc.integer({ min: 7, max: 16 }),
+        (all, size) => {
+          const world = new World(size);
+          const ends = new Map<Simulated, number>();
+          for (const ids of all) {
+            const job = world.open(ids);
+            job.wanted = 1;
+            ends.set(job, Math.min(ids.length + 20, 112));
+          }
+          for (let steps = 0; world.jobs.length > 0; steps++) {
+            expect(steps).toBeLessThan(all.length * 100);
+            world.step(limits);
+            world.check();
+            for (const job of world.jobs.filter(({ wanted }) => wanted === 0)) {
+              if (job.ids.length >= (ends.get(job) as number)) world.close(job);
+              else {
+                job.ids.push(job.ids.length % 3);
+                job.wanted = 1;
+              }
             }
           }
-        }
-      }),
+        },
+      ),
       { seed, numRuns: 40 },
     );
   });

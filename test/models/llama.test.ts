@@ -4,6 +4,7 @@ import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { backward } from "../../src/autograd/backward.js";
 import { noGrad } from "../../src/autograd/no-grad.js";
+import { KvPages } from "../../src/generation/index.js";
 import { LlamaConfig, LlamaForCausalLM } from "../../src/models/index.js";
 import { crossEntropy, Generator } from "../../src/ops/index.js";
 import { fromBytes, tensor } from "../../src/tensor/create.js";
@@ -14,6 +15,7 @@ import type { Tensor } from "../../src/tensor/tensor.js";
 import { testDevices } from "../helpers/devices.js";
 import { expectClose } from "../helpers/expect-close.js";
 import { fixturePath, readSafetensors } from "../helpers/safetensors.js";
+import { rowsOf, step } from "../helpers/step.js";
 
 const folder = "models/llama";
 const json = JSON.parse(readFileSync(fixturePath(`${folder}/fp32/config.json`), "utf8"));
@@ -73,31 +75,36 @@ describe.each(testDevices())("on %s", (name) => {
       model.dispose();
     });
 
-    it("gives the same logits with a cache, in one piece or token by token, as without", () => {
+    it("gives the same logits over pages, in one piece or token by token, as without", () => {
       const model = load(device);
-      const ids = numbers("input_ids").slice(0, 24);
-      const logits = (part: number[], options = {}) =>
-        tidy(() =>
-          noGrad(() => model.forward(tensor(part, { dtype: "int32", shape: [1, part.length], device }), options)),
-        );
-      const whole = logits(ids).floatsSync();
+      const ids = numbers("input_ids");
+      const texts = [ids.slice(0, 24), ids.slice(24)] as const;
+      const whole = texts.map((text) =>
+        tidy(() => noGrad(() => model.forward(tensor([text], { dtype: "int32", device })))).floatsSync(),
+      );
       const vocab = 512;
       for (const sizes of [[24], [10, 14], [5, ...new Array<number>(19).fill(1)]]) {
-        const cache = model.createCache(1, 24);
+        using kv = new KvPages(model.kvLayout(), { pages: 4, device });
         let position = 0;
         for (const size of sizes) {
-          const part = logits(ids.slice(position, position + size), { cache }).floatsSync();
-          for (let i = 0; i < part.length; i++) {
-            expect(Math.abs((part[i] as number) - (whole[position * vocab + i] as number))).toBeLessThan(1e-4);
-          }
+          // Two texts in one step, of which the second runs behind.
+          const begins = [position, Math.floor(position / 2)] as const;
+          const rows = [size, Math.floor((position + size) / 2) - begins[1]] as const;
+          const parts = texts.map((text, i) => {
+            const from = begins[i] as number;
+            return rowsOf(text.slice(from, from + (rows[i] as number)), from, 2 * i);
+          });
+          const logits = step(model, kv, parts);
+          expect(logits.shape).toEqual([rows[0] + rows[1], vocab]);
+          const want = texts.flatMap((_, i) => {
+            const from = begins[i] as number;
+            return [...(whole[i] as Float32Array).subarray(from * vocab, (from + (rows[i] as number)) * vocab)];
+          });
+          expectClose(logits.floatsSync(), want, { atol: 1e-4, rtol: 0 });
+          logits.dispose();
           position += size;
         }
-        expect(cache.length).toBe(24);
-        cache.dispose();
       }
-      const last = logits(ids, { logitsToKeep: 1 });
-      expect(last.shape).toEqual([1, 1, vocab]);
-      expectClose(last.floatsSync(), whole.subarray(23 * vocab), { atol: 1e-4, rtol: 0 });
       model.dispose();
     });
 

@@ -4,6 +4,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
+import { KvPages } from "../../src/generation/index.js";
 import {
   attention,
   dequantize4bit,
@@ -12,7 +13,6 @@ import {
   linear4bitSwiglu,
   matmul,
   matmul4bit,
-  noGrad,
   quantize4bit,
   synchronize,
   tensor,
@@ -24,6 +24,7 @@ import { int8LinearMatmul } from "../../src/ops/int8.js";
 import { AdamW8bit } from "../../src/optim/index.js";
 import { addon } from "../../src/tensor/addon.js";
 import { noise } from "../helpers/noise.js";
+import { rowsOf, step } from "../helpers/step.js";
 
 const emulated = devices().find((device) => device.name === "emulated GPU");
 // Counting needs every access to be reported; the build with AddressSanitizer reports vectors only.
@@ -220,10 +221,9 @@ describe.runIf(counts)("shared memory on the emulated GPU", () => {
       { dtype: "bfloat16", device },
     ).eval();
     replaceLinear(model, (k, n, bias) => new LinearNF4(k, n, { bias, dtype: "bfloat16", device }).quantize());
-    const cache = model.createCache(1, 4);
-    const ids = tensor([3], { shape: [1, 1], dtype: "int32", device });
-    const launches = await launchesOf(() => noGrad(() => model.forward(ids, { cache })));
-    // Norm, q k v, rope into the cache, attention, sum with the residual; norm, SwiGLU, sum with the residual.
+    using kv = new KvPages(model.kvLayout(), { pages: 1, dtype: "bfloat16", device });
+    const launches = await launchesOf(() => step(model, kv, [rowsOf([3], 0, 0)]));
+    // Norm, q k v, rope into the pages, attention, sum with the residual; norm, SwiGLU, sum with the residual.
     expect(launches).toHaveLength(8 * layers + 3);
   });
 });

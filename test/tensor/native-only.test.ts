@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import {
   capture,
   Generator,
-  KvCache,
+  KvPages,
   LoraLinear,
   nn,
   noGrad,
@@ -31,7 +31,7 @@ const things: [name: string, thing: object][] = [
   ["a Tensor", state.asDict({ packed: true })],
   ["a Quantized4Bit", state.quantized(packed)],
   ["a Graph", capture(() => noGrad(() => x.add(1)))],
-  ["a KvCache", new KvCache({ layers: 1, batch: 1, maxLength: 1, kvHeads: 1, headDim: 1 })],
+  ["a KvPages", new KvPages([{ kvHeads: 1, headDim: 1 }], { pages: 1 })],
   ["a Parameter", new optim.Adam([layer.weight]).paramGroups],
 ];
 

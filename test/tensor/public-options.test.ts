@@ -66,6 +66,14 @@ const optimizer = (Optimizer: unknown, needs?: Options): Entry => ({
 });
 const optimizers = Object.entries(optim).filter(([, value]) => value?.prototype instanceof optim.Optimizer8bit);
 const rates = { paramGroups: [{ lr: 1 }] };
+const rowOf = (value: number) => bnb.full([2], value);
+const samplingRows = {
+  ...{ temperature: rowOf(0), topP: rowOf(1), minP: rowOf(0), typicalP: rowOf(1) },
+  ...{ repetition: rowOf(1), presence: rowOf(0), frequency: rowOf(0) },
+  topK: bnb.zeros([2], { dtype: "int32" }),
+  seed: bnb.zeros([2, 2], { dtype: "int32" }),
+  step: bnb.zeros([2], { dtype: "int32" }),
+};
 const update = { beta1: 0.9, beta2: 0.9, eps: 1e-8, step: 1, lr: 0.1 };
 
 const withOptions: Record<string, Entry> = {
@@ -115,7 +123,12 @@ const withOptions: Record<string, Entry> = {
     applyLora: { call: (o) => bnb.applyLora(new bnb.LlamaForCausalLM(config), o), needs: { targetModules: ["q_proj"] } },
     LoraLinear: { call: (o) => new bnb.LoraLinear(new nn.Linear(4, 4), o) },
     generate: { call: (o) => bnb.generate(model, [1], o), needs: { maxNewTokens: 1 } },
-    KvCache: { call: (o) => new bnb.KvCache(o), needs: { layers: 1, batch: 1, maxLength: 2, kvHeads: 1, headDim: 4 } },
+    KvPages: { call: (o) => new bnb.KvPages(model.kvLayout(), o), needs: { pages: 1 } },
+    Engine: { call: (o) => new bnb.Engine(model, o) },
+    "Engine.submit": { call: (o) => new bnb.Engine(model).submit([1], o), needs: { maxNewTokens: 1 } },
+    "Engine.open": { call: (o) => new bnb.Engine(model).open([1], o) },
+    beamSearch: { call: (o) => bnb.beamSearch(new bnb.Engine(model), [1], o), needs: { maxNewTokens: 1 } },
+    sampleTokens: { call: (o) => bnb.sampleTokens(x, samplingRows, o) },
     LlamaConfig: { call: (o) => new bnb.LlamaConfig(o), needs: config },
     LlamaForCausalLM: llamaPart(bnb.LlamaForCausalLM), LlamaModel: llamaPart(bnb.LlamaModel),
     LlamaMLP: llamaPart(bnb.LlamaMLP), LlamaAttention: llamaPart(bnb.LlamaAttention, 0),
@@ -199,6 +212,7 @@ const withoutOptions = new Set(
   layerNorm linear linear4bit linear4bitEach linear4bitSwiglu log logSoftmax manualSeed maximum memory minimum mul neg noGrad
   permute pow reciprocal relu reshape rmsNorm rope ropeAppend rsqrt seededRandom setDefaultDevice sigmoid sign silu slice
   softmax softplus MatmulLtState Int8DoubleQuant unpackTensorToDict sqrt square sub swiglu synchronize tanh tidy to transpose BnbError Device Generator Graph Quantized4Bit Tensor
+  CausalLM
   linear4bitPlan linear4bitGpuPlan linear4bitGroupGpuPlan matmulGpuPlan
   nn.OutlierTracer nn.Bnb4bitParametrization nn.replaceParameter4bitPrequantized
   nn.Module nn.ModuleList nn.Sequential nn.snakeCase nn.uninitialized nn.linearEach nn.linearResidual nn.linearSwiglu

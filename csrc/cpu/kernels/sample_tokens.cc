@@ -20,7 +20,8 @@ void adjust_row(const SampleAdjustArgs& a, int64_t r) {
   const int32_t* counts = counts_of(a.counts, r, a.n);
   if (counts) {
     const float repetition = a.repetition[r], presence = a.presence[r], frequency = a.frequency[r];
-    for (int64_t i = 0; i < a.n; i++) y[i] = sample_penalized(to_float(x[i]), counts[i], repetition, presence, frequency);
+    for (int64_t i = 0; i < a.n; i++)
+      y[i] = sample_penalized(to_float(x[i]), counts[i], repetition, presence, frequency);
   } else {
     for (int64_t i = 0; i < a.n; i++) y[i] = to_float(x[i]);
   }

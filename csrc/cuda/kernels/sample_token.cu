@@ -61,10 +61,10 @@ struct Bins {
   }
 };
 
-// A bin, and the sums of those before it.
+// A bin, the sums of those before it, and its own.
 struct Place {
   int bin;
-  uint64_t weight, count;
+  uint64_t weight, count, bin_weight, bin_count;
 };
 
 // Where the sum of weights, or of counts, first exceeds the target. All threads, after a barrier.
@@ -87,7 +87,7 @@ __device__ __forceinline__ Place find_bin(const Bins<N>& bins, bool counting, ui
       weights += bins.weight[bin];
       counts += bins.count[bin];
     }
-    found = {bin, weights, counts};
+    found = {bin, weights, counts, bins.weight[bin], bins.count[bin]};
   }
   __syncthreads();
   const Place place = found;
@@ -95,10 +95,11 @@ __device__ __forceinline__ Place find_bin(const Bins<N>& bins, bool counting, ui
   return place;
 }
 
-// An element: its key, its number among those of the same key, and the sum of weights up to it and with it.
+// An element: its key, its number among those of the same key, the sum of weights up to it and with it, and that with
+// all of the same key.
 struct Element {
   uint32_t key, tie;
-  uint64_t weight;
+  uint64_t weight, weight_of_equals;
 };
 
 // What the parts of a row share.
@@ -106,6 +107,7 @@ struct RowSpace {
   uint64_t* best;  // [parts]: key and index of the largest
   Bins<kSampleBins>* bins;
   int32_t* candidates;  // [n]: indices, in no order
+  uint64_t* above;      // sum of the weights that min_p keeps
   uint32_t* count;      // of candidates
   int32_t* last_bin;    // of a candidate
 };
@@ -115,6 +117,7 @@ struct Space {
   uint64_t* best;
   Bins<kSampleBins>* bins;
   int32_t* candidates;
+  uint64_t* above;
   uint32_t* count;
   int32_t* last_bin;
 
@@ -122,7 +125,8 @@ struct Space {
   static size_t bytes(int64_t rows, int64_t parts, int64_t n) {
     const auto r = static_cast<size_t>(rows);
     return round_up(r * static_cast<size_t>(parts) * sizeof(uint64_t)) + round_up(r * sizeof(Bins<kSampleBins>)) +
-           round_up(r * static_cast<size_t>(n) * sizeof(int32_t)) + 2 * round_up(r * sizeof(int32_t));
+           round_up(r * static_cast<size_t>(n) * sizeof(int32_t)) + round_up(r * sizeof(uint64_t)) +
+           2 * round_up(r * sizeof(int32_t));
   }
   Space(void* memory, int64_t rows, int64_t parts, int64_t n) {
     auto* at = static_cast<unsigned char*>(memory);
@@ -134,11 +138,12 @@ struct Space {
     take(best, r * static_cast<size_t>(parts));
     take(bins, r);
     take(candidates, r * static_cast<size_t>(n));
+    take(above, r);
     take(count, r);
     take(last_bin, r);
   }
   __device__ __forceinline__ RowSpace of(int64_t row, int64_t parts, int64_t n) const {
-    return {best + row * parts, bins + row, candidates + row * n, count + row, last_bin + row};
+    return {best + row * parts, bins + row, candidates + row * n, above + row, count + row, last_bin + row};
   }
 };
 
@@ -151,6 +156,7 @@ struct Part {
   const T* logits;
   RowSpace space;
   int32_t* finished;  // parts of this row
+  RowSampling sampling;
 
   __device__ __forceinline__ Part(const SampleTokenArgs& args, int64_t first_row, int part_count, const Space& all,
                                   int32_t* counters)
@@ -160,7 +166,8 @@ struct Part {
         part(static_cast<int>(blockIdx.x % part_count)),
         logits(static_cast<const T*>(args.logits) + (first_row + row) * args.n),
         space(all.of(row, part_count, args.n)),
-        finished(counters + row) {}
+        finished(counters + row),
+        sampling(sampling_of(args, first_row + row)) {}
 
   // f(logit, index) for this thread's elements of the part.
   template <class F>
@@ -188,7 +195,7 @@ __device__ __forceinline__ bool can_draw(uint64_t best) { return best != ~uint64
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
     largest_kernel(SampleTokenArgs a, int64_t first_row, int parts, Space all, int32_t* counters, const char* op) {
-  int64_t step = a.step;
+  int64_t step = 0;
   if (!resolve(a.position, op, step)) return;
   const Part<T> part(a, first_row, parts, all, counters);
   uint64_t best = 0;
@@ -204,24 +211,20 @@ __global__ void __launch_bounds__(kThreads, 2)
     part.space.bins->weight[i] = 0;
     part.space.bins->count[i] = 0;
   }
-  if (mine == 0) *part.space.count = 0;
+  if (mine == 0) {
+    *part.space.count = 0;
+    *part.space.above = 0;
+  }
   if (!part.is_last()) return;
   best = part.best();
-  if (threadIdx.x == 0 && (a.sharpness == 0 || !can_draw(best)))
+  if (threadIdx.x == 0 && (part.sampling.sharpness == 0 || !can_draw(best)))
     a.y[first_row + part.row] = can_draw(best) ? static_cast<int32_t>(~static_cast<uint32_t>(best)) : -1;
 }
 
-// The cut to top_k, the cut to top_p, the draw: those that there are to do.
-__device__ __forceinline__ bool has_turn(const SampleTokenArgs& a, int turn) {
-  return turn == 0 ? a.top_k < a.n : turn == 1 ? a.top_p < 1 : true;
-}
-// The sum of counts (turn 0) or of weights that the last element of a turn is the first to exceed.
-__device__ __forceinline__ uint64_t target_of(const SampleTokenArgs& a, int turn, int64_t step, int64_t row,
-                                              uint64_t total) {
-  return turn == 0   ? static_cast<uint64_t>(a.top_k) - 1
-         : turn == 1 ? sample_nucleus(a.top_p, total)
-                     : sample_target(a.seed, step, row, total);
-}
+// The cuts by a sum over the ranking that a row has.
+__device__ __forceinline__ bool cuts_count(const RowSampling& s, int64_t n) { return s.top_k < n; }
+__device__ __forceinline__ bool cuts_mass(const RowSampling& s) { return s.top_p < 1; }
+__device__ __forceinline__ bool is_typical(const RowSampling& s) { return s.typical_p < 1; }
 
 // All bins of a row, and the sum of their weights. All threads.
 __device__ __forceinline__ uint64_t load_bins(const Bins<kSampleBins>& from, Bins<kSampleBins>& bins) {
@@ -237,25 +240,42 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
     bins_kernel(SampleTokenArgs a, int64_t first_row, int parts, Space all, int32_t* counters, const char* op) {
   BNB_SHARED(Bins<kSampleBins>, bins);
-  int64_t step = a.step;
+  int64_t step = 0;
   if (!resolve(a.position, op, step)) return;
-  const Part<T> part(a, first_row, parts, all, counters);
+  Part<T> part(a, first_row, parts, all, counters);
+  RowSampling& sampling = part.sampling;
+  sampling.step += step;
   const uint64_t best = part.best();
-  if (!can_draw(best)) return;
+  if (sampling.sharpness == 0 || !can_draw(best)) return;
   const float top = top_of(best);
+  const uint64_t least = sample_least(sampling.min_p);
+  uint64_t above = 0;
   bins.clear();
   __syncthreads();
   part.each([&](float logit, int) {
-    const float d = sample_distance(top, logit, a.sharpness);
-    bins.add(sample_bin(d), sample_weight(d));
+    const float d = sample_distance(top, logit, sampling.sharpness);
+    const uint64_t weight = sample_weight(d);
+    bins.add(sample_bin(d), weight);
+    above += weight >= least ? weight : 0;
   });
-  __syncthreads();
+  above = block_sum(above);  // a barrier, too
   for (int i = static_cast<int>(threadIdx.x); i < kSampleBins; i += kThreads)
     if (bins.count[i] > 0) part.space.bins->add(i, bins.weight[i], bins.count[i]);
+  if (threadIdx.x == 0)
+    atomicAdd(reinterpret_cast<unsigned long long*>(part.space.above), static_cast<unsigned long long>(above));
   if (!part.is_last()) return;
-  const uint64_t total = load_bins(*part.space.bins, bins);
-  const int turn = has_turn(a, 0) ? 0 : has_turn(a, 1) ? 1 : 2;
-  const Place place = find_bin(bins, turn == 0, target_of(a, turn, step, first_row + part.row, total));
+  uint64_t total = load_bins(*part.space.bins, bins);
+  const bool counting = cuts_count(sampling, a.n);
+  uint64_t target;
+  if (counting) {
+    target = static_cast<uint64_t>(sampling.top_k) - 1;
+  } else if (cuts_mass(sampling)) {
+    target = sample_nucleus(sampling.top_p, total);
+  } else {
+    total = min(total, *part.space.above);
+    target = is_typical(sampling) ? total - 1 : sample_target(sampling, total);
+  }
+  const Place place = find_bin(bins, counting, target);
   if (threadIdx.x == 0) *part.space.last_bin = place.bin;
 }
 
@@ -289,19 +309,25 @@ struct Candidates {
   // of all.
   __device__ __forceinline__ Element find(const Bins<kSampleBins>& bins, Bins<kDigits>& digits, bool counting,
                                           uint64_t target) const {
-    Place place = find_bin(bins, counting, target);
+    const Place place = find_bin(bins, counting, target);
     const int bin = place.bin;
-    uint64_t weight = place.weight;
-    target -= counting ? place.count : place.weight;
+    return find_among(digits, counting, target - (counting ? place.count : place.weight), place.weight,
+                      [&](float logit, int32_t) { return sample_bin(distance(logit)) == bin; });
+  }
+
+  // Likewise, of the candidates that `among(logit, index)` holds for; `weight` is that of those before them.
+  template <class F>
+  __device__ __forceinline__ Element find_among(Bins<kDigits>& digits, bool counting, uint64_t target, uint64_t weight,
+                                                const F& among) const {
     uint32_t key = 0;
+    Place place{};
 #pragma unroll 1
     for (int shift = 32 - kDigitBits; shift >= 0; shift -= kDigitBits) {
-      place = pass(digits, counting, target, [&](float logit, int32_t) {
+      place = pass(digits, counting, target, [&](float logit, int32_t index) {
         const uint32_t k = sample_key(logit);
         // The digits before this one: none at first.
         const bool same = shift == 32 - kDigitBits || (k ^ key) >> (shift + kDigitBits) == 0;
-        return same && sample_bin(distance(logit)) == bin ? static_cast<int>(kDigits - 1 - (k >> shift & (kDigits - 1)))
-                                                          : -1;
+        return same && among(logit, index) ? static_cast<int>(kDigits - 1 - (k >> shift & (kDigits - 1))) : -1;
       });
       weight += place.weight;
       target -= counting ? place.count : place.weight;
@@ -309,11 +335,12 @@ struct Candidates {
     }
     const uint64_t each_weight = sample_weight(distance(sample_logit(key)));
     const uint64_t tie = counting ? target : target / each_weight;
-    return {key, static_cast<uint32_t>(tie), weight + (tie + 1) * each_weight};
+    return {key, static_cast<uint32_t>(tie), weight + (tie + 1) * each_weight, weight + place.bin_weight};
   }
 
   // Which element that is.
-  __device__ __forceinline__ int32_t locate(Bins<kDigits>& digits, const Element& e) const {
+  template <class F>
+  __device__ __forceinline__ int32_t locate(Bins<kDigits>& digits, const Element& e, const F& among) const {
     static_assert(kSampleMost <= int64_t{1} << (3 * kDigitBits));
     uint64_t target = e.tie;
     int32_t found = 0;
@@ -321,12 +348,50 @@ struct Candidates {
     for (int shift = 2 * kDigitBits; shift >= 0; shift -= kDigitBits) {
       const Place place = pass(digits, true, target, [&](float logit, int32_t index) {
         const bool same = sample_key(logit) == e.key && (index ^ found) >> (shift + kDigitBits) == 0;
-        return same ? index >> shift & (kDigits - 1) : -1;
+        return same && among(logit, index) ? index >> shift & (kDigits - 1) : -1;
       });
       target -= place.count;
       found |= place.bin << shift;
     }
     return found;
+  }
+
+  // A draw from those of the first `total` whose distance is nearest to its mean, the fewest that reach typical_p and
+  // all as near as the last of them.
+  __device__ __forceinline__ int32_t draw_typical(const Bins<kSampleBins>& bins, Bins<kDigits>& digits, uint64_t total,
+                                                  const RowSampling& sampling) const {
+    const auto all = [](float, int32_t) { return true; };
+    const Element last = find(bins, digits, false, total - 1);
+    const int32_t last_index = locate(digits, last, all);
+    const auto is_in = [&](float logit, int32_t index) {
+      const uint32_t key = sample_key(logit);
+      return (key > last.key || (key == last.key && index <= last_index)) && sample_weight(distance(logit)) > 0;
+    };
+    double mean = 0;
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
+      const float logit = widen(logits[list[i]]);
+      const float d = distance(logit);
+      if (is_in(logit, list[i]))
+        mean += static_cast<double>(sample_weight(d)) / static_cast<double>(total) * static_cast<double>(d);
+    }
+    const auto center = static_cast<float>(block_sum(mean));
+    const auto off = [&](float logit) { return float_bits(fabsf(distance(logit) - center)); };
+    uint64_t target = sample_nucleus(sampling.typical_p, total), kept = 0;
+    uint32_t farthest = 0;
+#pragma unroll 1
+    for (int shift = 32 - kDigitBits; shift >= 0; shift -= kDigitBits) {
+      const Place place = pass(digits, false, target, [&](float logit, int32_t index) {
+        const uint32_t o = off(logit);
+        const bool same = shift == 32 - kDigitBits || (o ^ farthest) >> (shift + kDigitBits) == 0;
+        return same && is_in(logit, index) ? static_cast<int>(o >> shift & (kDigits - 1)) : -1;
+      });
+      kept += place.weight + (shift == 0 ? place.bin_weight : 0);
+      target -= place.weight;
+      farthest |= static_cast<uint32_t>(place.bin) << shift;
+    }
+    const auto is_kept = [&](float logit, int32_t index) { return is_in(logit, index) && off(logit) <= farthest; };
+    return locate(digits, find_among(digits, false, sample_target(sampling, kept), 0, is_kept), is_kept);
   }
 };
 
@@ -336,16 +401,19 @@ __global__ void __launch_bounds__(kThreads, 2)
   BNB_SHARED(Bins<kSampleBins>, bins);
   BNB_SHARED(Bins<kDigits>, digits);
   BNB_SHARED(uint32_t, first);
-  int64_t step = a.step;
+  int64_t step = 0;
   if (!resolve(a.position, op, step)) return;
-  const Part<T> part(a, first_row, parts, all, counters);
+  Part<T> part(a, first_row, parts, all, counters);
+  RowSampling& sampling = part.sampling;
+  sampling.step += step;
   const uint64_t best = part.best();
-  if (!can_draw(best)) return;
+  if (sampling.sharpness == 0 || !can_draw(best)) return;
   const float top = top_of(best);
   // Where only the draw is left, its own bin is enough.
-  const int last_bin = *part.space.last_bin, first_bin = has_turn(a, 0) || has_turn(a, 1) ? 0 : last_bin;
+  const bool is_cut = cuts_count(sampling, a.n) || cuts_mass(sampling) || is_typical(sampling);
+  const int last_bin = *part.space.last_bin, first_bin = is_cut ? 0 : last_bin;
   const auto belongs = [&](float logit) {
-    const int bin = sample_bin(sample_distance(top, logit, a.sharpness));
+    const int bin = sample_bin(sample_distance(top, logit, sampling.sharpness));
     return bin >= first_bin && bin <= last_bin;
   };
   uint64_t mine = 0;
@@ -359,17 +427,20 @@ __global__ void __launch_bounds__(kThreads, 2)
   });
   if (!part.is_last()) return;
   const Candidates<T> candidates = {part.logits, part.space.candidates, static_cast<int>(*part.space.count), top,
-                                    a.sharpness};
+                                    sampling.sharpness};
   uint64_t total = load_bins(*part.space.bins, bins);
-  Element element{};
-#pragma unroll 1
-  for (int turn = 0; turn < 3; turn++) {
-    if (!has_turn(a, turn)) continue;
-    element = candidates.find(bins, digits, turn == 0, target_of(a, turn, step, first_row + part.row, total));
-    total = element.weight;
+  if (cuts_count(sampling, a.n))
+    total = candidates.find(bins, digits, true, static_cast<uint64_t>(sampling.top_k) - 1).weight_of_equals;
+  if (cuts_mass(sampling)) total = candidates.find(bins, digits, false, sample_nucleus(sampling.top_p, total)).weight;
+  total = min(total, *part.space.above);
+  int32_t drawn;
+  if (is_typical(sampling)) {
+    drawn = candidates.draw_typical(bins, digits, total, sampling);
+  } else {
+    const Element element = candidates.find(bins, digits, false, sample_target(sampling, total));
+    drawn = candidates.locate(digits, element, [](float, int32_t) { return true; });
   }
-  const int32_t found = candidates.locate(digits, element);
-  if (threadIdx.x == 0) a.y[first_row + part.row] = found;
+  if (threadIdx.x == 0) a.y[first_row + part.row] = drawn;
 }
 
 }  // namespace
@@ -391,7 +462,7 @@ void sample_token(const SampleTokenArgs& a, CudaStream& s) {
                kernels::sample_token.name);
       };
       queue(largest_kernel<T>);
-      if (a.sharpness == 0) continue;
+      if (!a.each.temperature && a.all.sharpness == 0) continue;
       queue(bins_kernel<T>);
       queue(draw_kernel<T>);
     }

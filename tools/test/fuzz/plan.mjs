@@ -247,11 +247,23 @@ const scenarios = {
           context,
           "Llama.forward",
           (...a) => model.forward(...a),
-          vary(context, [ids(B, r, [1, 1 + r.int(4)], 16), r.some({ logitsToKeep: 1 })]),
+          vary(context, [ids(B, r, [1, 1 + r.int(4)], 16), {}]),
         );
       else {
         const prompt = r.pick([[1, 2, 3], Int32Array.of(1, 2), new Uint8Array(3), [0]]);
-        const generation = r.some({ temperature: 0.7, topK: 3, topP: 0.9, seed: 1, stop: [2], graph: r.chance(0.5) });
+        const generation = r.some({
+          ...{
+            temperature: 0.7,
+            topK: 3,
+            topP: 0.9,
+            minP: 0.1,
+            typicalP: 0.9,
+            repetitionPenalty: 1.2,
+            seed: 1,
+            stop: [2],
+          },
+          ...{ promptLookup: r.chance(0.5), kvDtype: r.pick(["float32", "int8"]), graph: r.chance(0.5) },
+        });
         await call(context, "generate", B.generate, vary(context, [model, prompt, { maxNewTokens: 3, ...generation }]));
       }
     }

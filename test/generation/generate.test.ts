@@ -1,6 +1,7 @@
 // generate(): seeds, stops, limits, abort, memory, and an event loop that keeps turning.
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
-import type { GenerateOptions } from "../../src/models/index.js";
+import type { GenerateOptions } from "../../src/generation/index.js";
+import "../../src/generation/index.js";
 import { LlamaForCausalLM } from "../../src/models/index.js";
 import { Generator } from "../../src/ops/index.js";
 import { toDevice } from "../../src/tensor/device.js";
@@ -179,10 +180,10 @@ describe.each(testDevices())("on %s", (name) => {
   });
 
   describe("a model that does more than call ops", () => {
-    // Reads a value once its step has counted its position, which no recording can do.
+    // Reads a value, which no recording can do.
     class Curious extends LlamaForCausalLM {
-      override forward(...args: Parameters<LlamaForCausalLM["forward"]>): Tensor {
-        const logits = super.forward(...args);
+      override step(...args: Parameters<LlamaForCausalLM["step"]>): Tensor {
+        const logits = super.step(...args);
         logits.floatsSync();
         return logits;
       }
@@ -201,7 +202,7 @@ describe.each(testDevices())("on %s", (name) => {
   describe("errors", () => {
     it.each([
       [{ maxNewTokens: -1 }, "generate: maxNewTokens must be an integer of at least 0, got -1"],
-      [{ temperature: -2 }, "sampleToken: temperature must be a number of at least 0, got -2"],
+      [{ temperature: -2 }, "generate: temperature must be a finite number of at least 0, got -2"],
     ])("rejects %o", async (options, message) => {
       await expect(text(options)).rejects.toThrow(expect.objectContaining({ code: "ERR_BNB_OPTION", message }));
     });

@@ -1,0 +1,135 @@
+// A text that an engine continues. Whoever holds it asks for the tokens that may follow, says which one does, and may
+// fork it or take tokens back; the engine computes those who ask together.
+import { BnbError } from "../tensor/errors.js";
+import type { BlockSequence } from "./block-pool.js";
+import type { RowDraw } from "./sampling.js";
+import type { Job } from "./scheduler.js";
+
+/** What may follow one token. */
+export interface Next {
+  /** The token drawn. */
+  readonly id: number;
+  /** Its natural log-probability before temperature and cuts; NaN where none were asked for. */
+  readonly logprob: number;
+  /** The most likely tokens, as many as asked for, best first. */
+  readonly bestIds: Int32Array;
+  readonly bestLogprobs: Float32Array;
+}
+
+/** What a branch tells its engine. */
+interface Owner {
+  /** Somebody waits. */
+  wake(): void;
+  fork(branch: Branch): Branch;
+  close(branch: Branch): void;
+}
+
+/** How much is told of each token. */
+export interface Telling {
+  /** Whether log-probabilities are wanted. */
+  readonly logprobs: boolean;
+  /** How many of the most likely tokens, 0 to 20. */
+  readonly best: number;
+}
+
+export class Branch implements Job, Disposable {
+  readonly order: number;
+  readonly ids: number[];
+  readonly sequence: BlockSequence;
+  readonly draw: RowDraw;
+  readonly telling: Telling;
+  readonly #maxLength: number;
+  readonly #owner: Owner;
+  #waiting: { wanted: number; resolve: (next: Next[]) => void; reject: (reason: unknown) => void } | null = null;
+  #closed = false;
+
+  /** @internal */
+  constructor(init: {
+    order: number;
+    ids: number[];
+    sequence: BlockSequence;
+    draw: RowDraw;
+    telling: Telling;
+    maxLength: number;
+    owner: Owner;
+  }) {
+    this.order = init.order;
+    this.ids = init.ids;
+    this.sequence = init.sequence;
+    this.draw = init.draw;
+    this.telling = init.telling;
+    this.#maxLength = init.maxLength;
+    this.#owner = init.owner;
+  }
+
+  /** Tokens it may have at most, the one to be drawn last not counted. */
+  get maxLength(): number {
+    return this.#maxLength;
+  }
+
+  get wanted(): number {
+    return this.#waiting?.wanted ?? 0;
+  }
+
+  /**
+   * What may follow each of the last `rows` tokens. Several where the last ones are guesses: those that turn out wrong are
+   * taken back with `truncate`.
+   */
+  next(rows = 1): Promise<Next[]> {
+    return new Promise((resolve, reject) => {
+      if (this.#closed) throw new BnbError("ERR_BNB_DISPOSED", "generate: the text was disposed");
+      if (this.#waiting) throw new BnbError("ERR_BNB_ARGUMENT", "next: its last answer must have come before the next");
+      // Tokens computed before but wanted again are computed again.
+      const known = this.ids.length - rows;
+      if (this.sequence.length > known) this.sequence.truncate(known);
+      this.#waiting = { wanted: rows, resolve, reject };
+      this.#owner.wake();
+    });
+  }
+
+  /** Adds tokens. */
+  push(...ids: readonly number[]): void {
+    if (this.ids.length + ids.length > this.#maxLength) {
+      const sizes = `${this.ids.length} and ${ids.length}`;
+      throw new BnbError("ERR_BNB_ARGUMENT", `push: at most ${this.#maxLength} tokens have room, got ${sizes} more`);
+    }
+    this.ids.push(...ids);
+  }
+
+  /** Takes back all tokens but the first `length`. */
+  truncate(length: number): void {
+    this.ids.length = Math.min(length, this.ids.length);
+    this.sequence.truncate(Math.min(length, this.sequence.length));
+  }
+
+  /** Another text with the same tokens, which shares what has been computed. Drawn from alike; not with penalties. */
+  fork(): Branch {
+    return this.#owner.fork(this);
+  }
+
+  /** @internal */
+  answer(next: Next[]): void {
+    const waiting = this.#waiting;
+    this.#waiting = null;
+    waiting?.resolve(next);
+  }
+
+  /** @internal */
+  fail(reason: unknown): void {
+    const waiting = this.#waiting;
+    this.#waiting = null;
+    waiting?.reject(reason);
+  }
+
+  dispose(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.fail(new BnbError("ERR_BNB_DISPOSED", "generate: the text was disposed"));
+    this.sequence.dispose();
+    this.#owner.close(this);
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}

@@ -1,0 +1,313 @@
+// The engine of sequences: many texts over one model, computed together. Who waits for a token takes part in the next step;
+// nobody runs ahead of those who take the tokens, so a slow reader holds up nobody but himself.
+import type { CausalLM } from "../models/causal-lm.js";
+import { pageSize } from "../models/step-plan.js";
+import { copyInto, slice } from "../ops/index.js";
+import { aBoolean, anInteger, anObject, anObjectWith, aString, checkArgument } from "../tensor/checks.js";
+import { tensor, zeros } from "../tensor/create.js";
+import { BnbError } from "../tensor/errors.js";
+import { notCloneable, refuseJson } from "../tensor/native-only.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
+import { keep, tidy } from "../tensor/scope.js";
+import type { Tensor } from "../tensor/tensor.js";
+import { BlockPool } from "./block-pool.js";
+import type { Next, Telling } from "./branch.js";
+import { Branch } from "./branch.js";
+import type { KvDType } from "./kv-pages.js";
+import { KvPages, kvDtypeCheck } from "./kv-pages.js";
+import type { DrawOptions } from "./sampling.js";
+import { drawChecks, hasPenalties } from "./sampling.js";
+import type { Part } from "./scheduler.js";
+import { schedule } from "./scheduler.js";
+import type { StepOutputs } from "./steps.js";
+import { Steps } from "./steps.js";
+import { continueText } from "./text.js";
+import type { Prompt, TextOptions } from "./text-options.js";
+import { newTokens, promptIds, textChecks, throwIfAborted } from "./text-options.js";
+
+/** Sizes of an engine. */
+export interface EngineOptions {
+  /** Tokens whose keys and values have room, of all texts together. Default: those of one text. */
+  kvTokens?: number;
+  /** What keys and values are stored as. Default: the dtype of the model. */
+  kvDtype?: KvDType;
+  /** Tokens of a text, its last one not counted. Default: the model's `maxPositionEmbeddings`. */
+  maxLength?: number;
+  /** Texts in one step; others wait. Default 64. */
+  maxSequences?: number;
+  /** Tokens of one step: how much of a prompt is computed before others have their turn. Default 512. */
+  stepTokens?: number;
+  /** Whether texts that begin alike share what has been computed of it. Default true. */
+  sharePrefixes?: boolean;
+  /** Whether steps of one token a text are recorded and replayed as graphs. Default: on a GPU. */
+  graph?: boolean;
+}
+
+/** A wanted draft leaves at least as much of a step to prompts. */
+const leastStep = 64;
+
+const submitOptions = optionTable<TextOptions>(textChecks);
+
+const engineOptions = optionTable<EngineOptions>({
+  kvTokens: anInteger(1),
+  kvDtype: kvDtypeCheck,
+  maxLength: anInteger(1),
+  maxSequences: anInteger(1, 1024),
+  stepTokens: anInteger(leastStep),
+  sharePrefixes: aBoolean,
+  graph: aBoolean,
+});
+
+/** How a text is opened. */
+export interface OpenOptions extends DrawOptions {
+  /** Tokens it may have, its last one not counted. Default: the engine's `maxLength`. */
+  maxLength?: number;
+  /** Default: no log-probabilities. */
+  telling?: Telling;
+  /** Only texts of one salt share what has been computed. */
+  salt?: string;
+}
+
+const openOptions = optionTable<OpenOptions>({
+  ...drawChecks,
+  maxLength: anInteger(1),
+  telling: anObject,
+  salt: aString,
+});
+
+const silent: Telling = { logprobs: false, best: 0 };
+
+/** @internal */
+export const aModel = anObjectWith("a language model", "step", "kvLayout");
+
+/**
+ * Continues any number of texts with one model.
+ *
+ * Owns the pages of keys and values; `dispose()` frees them and ends all texts with ERR_BNB_DISPOSED. The model stays the
+ * caller's; put it in `eval()` first.
+ */
+export class Engine implements Disposable {
+  readonly model: CausalLM;
+  readonly maxLength: number;
+  /** @internal */
+  readonly transfer: typeof notCloneable = notCloneable;
+  readonly #pool: BlockPool;
+  readonly #kv: KvPages;
+  readonly #steps: Steps;
+  readonly #limits: { tokens: number; sequences: number };
+  readonly #branches = new Set<Branch>();
+  #counts: Tensor | null = null;
+  readonly #freeCounts: number[] = [];
+  #order = 0;
+  #isRunning = false;
+  #disposed = false;
+
+  constructor(model: CausalLM, options: EngineOptions = {}) {
+    checkArgument("Engine", "model", model, aModel);
+    checkOptions("Engine", options, engineOptions);
+    const { maxPositionEmbeddings } = model.config;
+    this.model = model;
+    this.maxLength = Math.min(options.maxLength ?? maxPositionEmbeddings, maxPositionEmbeddings);
+    const pages = Math.ceil((options.kvTokens ?? this.maxLength) / pageSize);
+    const { maxSequences = 64, stepTokens = 512, sharePrefixes = true } = options;
+    const { graph = model.device.type === "cuda" } = options;
+    this.#limits = { tokens: Math.max(stepTokens, maxSequences + pageSize), sequences: maxSequences };
+    const dtype = options.kvDtype ?? (model.dtype as KvDType);
+    this.#pool = new BlockPool(pages, { sharePrefixes });
+    this.#kv = new KvPages(model.kvLayout(), { pages, dtype, device: model.device });
+    this.#steps = new Steps(model, this.#kv, { width: Math.ceil(this.maxLength / pageSize), graph });
+  }
+
+  /** Texts that are open. */
+  get size(): number {
+    return this.#branches.size;
+  }
+
+  /** Pages that no text uses. */
+  get freePages(): number {
+    return this.#pool.available;
+  }
+
+  /** A text that begins with `prompt`, whose ids lie in the vocabulary. Dispose it. */
+  open(prompt: ArrayLike<number>, options: OpenOptions = {}): Branch {
+    if (this.#disposed) throw new BnbError("ERR_BNB_DISPOSED", "generate: the engine was disposed");
+    checkOptions("open", options, openOptions);
+    const { maxLength = this.maxLength, telling = silent, salt } = options;
+    const ids = Array.from(prompt);
+    const most = Math.min(maxLength, this.maxLength, this.#pool.size * pageSize);
+    if (ids.length < 1 || ids.length > most) {
+      const range = `between 1 and ${most} tokens`;
+      throw new BnbError("ERR_BNB_ARGUMENT", `generate: the prompt must have ${range}, got ${ids.length}`);
+    }
+    const slot = hasPenalties(options) ? this.#openCounts(ids) : -1;
+    return this.#add(new Branch(this.#init(ids, most, { options, slot }, telling, this.#pool.open(salt))));
+  }
+
+  /**
+   * Yields the tokens that follow `prompt`, as `generate` does, computed together with those of the other texts. To stop
+   * early, leave the loop.
+   */
+  async *submit(prompt: Prompt, options: TextOptions = {}): AsyncGenerator<number, void, undefined> {
+    checkOptions("generate", options, submitOptions);
+    const ids = promptIds(prompt, this.model.config);
+    throwIfAborted(options.signal);
+    const { maxNewTokens = 128, stop: _stop, signal: _signal, promptLookup: _lookup, ...draw } = options;
+    const count = newTokens(ids.length, maxNewTokens, this.maxLength);
+    if (count > 0) yield* continueText(this.open(ids, { ...draw, maxLength: ids.length + count - 1 }), options);
+  }
+
+  /** Throws ERR_BNB_UNSUPPORTED: JSON would hold no element. */
+  toJSON(): never {
+    refuseJson("an Engine");
+  }
+
+  dispose(): void {
+    if (this.#disposed) return;
+    this.#disposed = true;
+    for (const branch of [...this.#branches]) branch.dispose();
+    this.#steps.dispose();
+    this.#kv.dispose();
+    this.#counts?.dispose();
+    this.#counts = null;
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  #init(ids: number[], maxLength: number, draw: Branch["draw"], telling: Telling, sequence: Branch["sequence"]) {
+    return { order: this.#order++, ids, sequence, draw, telling, maxLength, owner: this.#owner };
+  }
+
+  readonly #owner = {
+    wake: () => {
+      if (!this.#isRunning) void this.#run();
+    },
+    fork: (branch: Branch): Branch => {
+      if (branch.draw.slot >= 0) throw new BnbError("ERR_BNB_UNSUPPORTED", "fork: a text must have no penalties");
+      const { ids, maxLength, draw, telling, sequence } = branch;
+      return this.#add(new Branch(this.#init([...ids], maxLength, draw, telling, sequence.fork())));
+    },
+    close: (branch: Branch) => {
+      this.#branches.delete(branch);
+      if (branch.draw.slot >= 0) this.#freeCounts.push(branch.draw.slot);
+    },
+  };
+
+  #add(branch: Branch): Branch {
+    this.#branches.add(branch);
+    return branch;
+  }
+
+  /** Steps until nobody waits. Never rejects: failures are those of the texts in the step. */
+  async #run(): Promise<void> {
+    this.#isRunning = true;
+    // All who ask in this turn of the event loop take part in the first step.
+    await Promise.resolve();
+    while (!this.#disposed) {
+      if (this.#branches.size > 1) await new Promise((resolve) => setImmediate(resolve));
+      const branches = [...this.#branches];
+      if (!branches.some(({ wanted }) => wanted > 0)) break;
+      const parts = schedule(branches, this.#limits);
+      const answering = parts.filter(({ answers }) => answers).map(({ job }) => job);
+      // Cannot be: each text alone has room.
+      if (parts.length === 0)
+        for (const branch of branches) branch.fail(new BnbError("ERR_BNB_OOM", "generate: no room"));
+      try {
+        const answers = await this.#step(parts);
+        answering.forEach((branch, i) => {
+          branch.answer(answers[i] as Next[]);
+        });
+      } catch (error) {
+        // What the step should have written is not there.
+        this.#pool.forget();
+        for (const { job } of parts) {
+          job.sequence.truncate(0);
+          job.fail(error);
+        }
+      }
+      // Those who were answered may ask again before the next step.
+      await Promise.resolve();
+    }
+    this.#isRunning = false;
+  }
+
+  /** Computes parts, and reads what follows those that answer. */
+  async #step(parts: readonly Part<Branch>[]): Promise<Next[][]> {
+    const rows = parts.map(({ job, count, answers }) => {
+      const { sequence, draw, wanted } = job;
+      const start = sequence.length;
+      const ids = job.ids.slice(start, start + count);
+      sequence.append(ids);
+      const slots = ids.map((_, i) => sequence.slot(start + i));
+      return { ids, slots, length: start + count, pages: sequence.pages, wanted: answers ? wanted : 0, draw };
+    });
+    for (const [from, to] of this.#pool.takeCopies()) this.#kv.copy(from, to);
+    const answering = parts.filter(({ answers }) => answers).map(({ job }) => job);
+    const telling = {
+      logprobs: answering.some((branch) => branch.telling.logprobs),
+      best: Math.max(0, ...answering.map((branch) => branch.telling.best)),
+    };
+    const counts = answering.some(({ draw }) => draw.slot >= 0) ? this.#counts : null;
+    const outputs = this.#steps.run(rows, counts, telling);
+    try {
+      return await this.#read(answering, outputs);
+    } finally {
+      if (!outputs.isRecorded) for (const output of tensorsOf(outputs)) output.dispose();
+    }
+  }
+
+  async #read(answering: readonly Branch[], outputs: StepOutputs): Promise<Next[][]> {
+    const wanted = answering.map((branch) => branch.wanted);
+    const [ids, logprobs, bestIds, bestLogprobs] = await Promise.all([
+      outputs.ids.data(),
+      outputs.logprobs?.data(),
+      outputs.bestIds?.data(),
+      outputs.bestLogprobs?.data(),
+    ]);
+    const best = outputs.bestIds?.shape[1] ?? 0;
+    let row = 0;
+    return answering.map((_, i) =>
+      Array.from({ length: wanted[i] as number }, () => {
+        const at = row++;
+        return {
+          id: Number(ids[at]),
+          logprob: Number(logprobs?.[at] ?? NaN),
+          bestIds: Int32Array.from((bestIds ?? []).slice(at * best, (at + 1) * best)),
+          bestLogprobs: Float32Array.from((bestLogprobs ?? []).slice(at * best, (at + 1) * best)),
+        };
+      }),
+    );
+  }
+
+  /** A row of the table of counts that knows the prompt. */
+  #openCounts(prompt: readonly number[]): number {
+    const { vocabSize } = this.model.config;
+    const { device } = this.model;
+    if (this.#freeCounts.length === 0) {
+      const rows = this.#counts?.shape[0] ?? 0;
+      const more = Math.max(1, rows);
+      const table = keep(zeros([rows + more, vocabSize], { dtype: "int32", device }));
+      if (this.#counts) copyInto(table, this.#counts);
+      this.#counts?.dispose();
+      this.#counts = table;
+      for (let row = rows + more - 1; row >= rows; row--) this.#freeCounts.push(row);
+    }
+    const slot = this.#freeCounts.pop() as number;
+    const row = new Int32Array(vocabSize);
+    for (const id of prompt) row[id] = inPrompt;
+    tidy(() => {
+      const target = slice(this.#counts as Tensor, 0, slot, slot + 1);
+      copyInto(target, tensor(row, { shape: [1, vocabSize], device }));
+    });
+    return slot;
+  }
+}
+
+/** The bit of a count that says that the prompt has the token. */
+const inPrompt = 2 ** 30;
+
+function tensorsOf(outputs: StepOutputs): Tensor[] {
+  const { ids, logprobs, bestIds, bestLogprobs } = outputs;
+  return [ids, logprobs, bestIds, bestLogprobs].filter((output) => output !== null);
+}
