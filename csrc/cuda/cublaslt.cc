@@ -59,6 +59,7 @@ constexpr size_t kTestBytes = size_t{64} << 10;  // before the workspace
 
 struct Library {
   Status (*create)(Handle*);
+  Status (*destroy)(Handle);
   Status (*desc_create)(Desc*, int32_t compute, int32_t scale);
   Status (*desc_destroy)(Desc);
   Status (*desc_set)(Desc, int32_t attribute, const void* value, size_t size);
@@ -112,7 +113,8 @@ bool load_from(void* file, Library& lib) {
     status() = "version " + std::to_string(version) + " is not known";
     return false;
   }
-  lib.open = find(file, "cublasLtCreate", lib.create) && find(file, "cublasLtMatmulDescCreate", lib.desc_create) &&
+  lib.open = find(file, "cublasLtCreate", lib.create) && find(file, "cublasLtDestroy", lib.destroy) &&
+             find(file, "cublasLtMatmulDescCreate", lib.desc_create) &&
              find(file, "cublasLtMatmulDescDestroy", lib.desc_destroy) &&
              find(file, "cublasLtMatmulDescSetAttribute", lib.desc_set) &&
              find(file, "cublasLtMatrixLayoutCreate", lib.layout_create) &&
@@ -186,9 +188,9 @@ Library& library() {
 }
 
 // By the stream, of which each device has one.
-DeviceState& state_of(const CudaStream& s) {
-  static auto* states = new std::map<void*, DeviceState>;
-  return (*states)[s.handle];
+std::map<const CudaStream*, DeviceState>& states() {
+  static auto* states = new std::map<const CudaStream*, DeviceState>;
+  return *states;
 }
 
 // The descriptors of one product, freed at its end. Row-major c = a b is column-major c^T = b^T a^T: the library's A
@@ -367,13 +369,21 @@ bool cublaslt_matmul(const MatmulArgs& a, CudaStream& s) {
   const std::lock_guard lock(mutex);
   Library& lib = library();
   if (!lib.open || disabled || a.batch > INT32_MAX || a.row_c % 8 != 0) return false;
-  DeviceState& state = state_of(s);
+  DeviceState& state = states()[&s];
   // A test reads its results, which a graph cannot do while it is recorded.
   if (s.capturing && !state.tested[a.dtype_c == DType::bfloat16]) return false;
   CudaStream& inner = s.inner();
   auto* memory = static_cast<unsigned char*>(inner.scratch(kTestBytes + kWorkspace));
   if (!ready(lib, state, a.dtype_c, memory, inner)) return false;
   return multiply(lib, state, a, memory + kTestBytes, s);
+}
+
+void cublaslt_forget(const CudaStream& s) {
+  const std::lock_guard lock(mutex);
+  const auto found = states().find(&s);
+  if (found == states().end()) return;
+  if (found->second.handle) library().destroy(found->second.handle);
+  states().erase(found);
 }
 
 }  // namespace bnb::cuda

@@ -12,6 +12,9 @@ const char* cublaslt_status();
 // Queues the product and returns true, or returns false: then the project's own kernel does it.
 bool cublaslt_matmul(const MatmulArgs& a, CudaStream& s);
 
+// Frees what the library holds for a stream that ends.
+void cublaslt_forget(const CudaStream& s);
+
 // What `plan` says of this card. Loading the library takes its time, so it is looked for only where it decides.
 template <class Plan>
 auto plan_with_library(GpuInfo gpu, const Plan& plan) {

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "core/error.h"
+#include "cuda/cublaslt.h"
 #include "cuda/runtime.h"
 
 namespace bnb::cuda {
@@ -59,7 +60,10 @@ std::string make_stream(RuntimeStream& s) {
 }
 
 void free_stream(RuntimeStream& s) {
-  if (s.handle) cudaStreamSynchronize(s.stream());
+  if (s.handle) {
+    cudaStreamSynchronize(s.stream());
+    cublaslt_forget(s);
+  }
   for (cudaEvent_t& event : s.staging.copied) {
     if (event) cudaEventDestroy(event);
     event = nullptr;

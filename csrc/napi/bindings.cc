@@ -40,6 +40,11 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::rope>("rope(x, cos, sin, offset, inverse, position)");
   b.bind<&ops::rope_append>("ropeAppend(q, k, v, cos, sin, keys, values, offset, position)");
 
+  // pages of keys and values
+  b.bind<&ops::kv_append>("kvAppend(q, k, v, keys, values, keyScales, valueScales, slots, cos, sin, positions)");
+  b.bind<&ops::paged_attention>(
+      "pagedAttention(q, keys, values, keyScales, valueScales, starts, lengths, pages, scale, window, softcap, sinks)");
+
   // clamp
   b.bind<&ops::clamp>("clamp(x, low, high)");
   b.bind<&ops::clamp_backward>("clampBackward(dy, x, low, high)");

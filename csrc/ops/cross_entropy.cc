@@ -12,7 +12,7 @@ namespace {
 void check_arguments(const char* op, const Tensor& logits, const Tensor& targets) {
   check_float(op, "logits", logits);
   check_same_device(op, logits, targets);
-  check_dtype_is(op, "targets", targets, DType::int32);
+  check_indices(op, "targets", targets);
   Shape expected = targets.shape();
   expected.push_back(logits.ndim() > 0 ? logits.shape()[-1] : 0);
   check_shape(logits.shape() == expected, op, "targets must have the shape of logits without the last axis, got ",

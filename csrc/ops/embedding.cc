@@ -17,7 +17,7 @@ void check_table(const char* op, const Tensor& weight) {
 }  // namespace
 
 Tensor embedding(const Tensor& ids, const Tensor& weight) {
-  check_dtype_is("embedding", "ids", ids, DType::int32);
+  check_indices("embedding", "ids", ids);
   check_table("embedding", weight);
   check_same_device("embedding", ids, weight);
   const int64_t cols = weight.shape()[1];
@@ -39,7 +39,7 @@ Tensor embedding(const Tensor& ids, const Tensor& weight) {
 
 Tensor embedding_backward(const Tensor& dy, const Tensor& ids, int64_t rows, int64_t padding, bool scale_by_frequency) {
   constexpr const char* op = "embeddingBackward";
-  check_dtype_is(op, "ids", ids, DType::int32);
+  check_indices(op, "ids", ids);
   check_float(op, "dy", dy);
   check_same_device(op, dy, ids);
   Shape expected = ids.shape();
@@ -66,7 +66,7 @@ Tensor embedding_backward(const Tensor& dy, const Tensor& ids, int64_t rows, int
 
 void embedding_renorm(const Tensor& ids, const Tensor& weight, float max_norm, float p) {
   constexpr const char* op = "embeddingRenorm";
-  check_dtype_is(op, "ids", ids, DType::int32);
+  check_indices(op, "ids", ids);
   check_table(op, weight);
   check_same_device(op, ids, weight);
   check_option(max_norm >= 0, op, "maxNorm must not be negative, got ", max_norm);

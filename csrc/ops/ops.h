@@ -74,13 +74,27 @@ std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> layer_norm_back
     bool wants_weight, bool wants_bias);
 
 // ---- rotary embedding (ops/rope.cc)
-// The pairs (i, i + D/2) of x [B, T, H, D] turned by the angles of rows offset + t of cos and sin [positions, D/2].
+// The pairs (i, i + R/2) of x [B, T, H, D] or [T, H, D] turned by the angles in rows offset + t of cos and sin
+// [positions, R/2], or in those that the int32 tensor `position` names: of the first token, or of every one.
 Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t offset, bool inverse,
             const std::optional<Tensor>& position);
 
 // The same for q, and for k on its way into row offset + t of keys, where values takes v.
 Tensor rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos, const Tensor& sin,
                    const Tensor& keys, const Tensor& values, int64_t offset, const std::optional<Tensor>& position);
+
+// ---- pages of keys and values (ops/kv_append.cc, ops/paged_attention.cc)
+// q [tokens, H, D] turned; k turned and v go to the slots of keys and values [pages, Hkv, 16, D], with scales [pages,
+// Hkv, 16] for int8. Without cos, sin and positions nothing turns.
+Tensor kv_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& keys, const Tensor& values,
+                 const std::optional<Tensor>& key_scales, const std::optional<Tensor>& value_scales,
+                 const Tensor& slots, const std::optional<Tensor>& cos, const std::optional<Tensor>& sin,
+                 const std::optional<Tensor>& positions);
+// Causal attention of the last tokens of sequences over their pages; starts [S + 1], lengths [S], pages [S, maxPages].
+Tensor paged_attention(const Tensor& q, const Tensor& keys, const Tensor& values,
+                       const std::optional<Tensor>& key_scales, const std::optional<Tensor>& value_scales,
+                       const Tensor& starts, const Tensor& lengths, const Tensor& pages, float scale, int64_t window,
+                       float softcap, const std::optional<Tensor>& sinks);
 
 // ---- clamp (ops/clamp.cc)
 // min(max(x, low), high).

@@ -4,6 +4,7 @@
 
 #include "core/tensor.h"
 #include "kernels/position.h"
+#include "kernels/rope.h"
 
 namespace bnb::ops {
 
@@ -25,6 +26,12 @@ inline void check_float(const char* op, const char* name, const Tensor& t) {
 
 inline void check_dtype_is(const char* op, const char* name, const Tensor& t, DType dtype) {
   check_dtype(t.dtype() == dtype, op, name, " must be ", name_of(dtype), ", got ", name_of(t.dtype()));
+}
+
+// Numbers of rows, as token ids: lists of numbers become float32 unless told otherwise, so the error says how.
+inline void check_indices(const char* op, const char* name, const Tensor& t) {
+  check_dtype(t.dtype() == DType::int32, op, name, " must be int32, got ", name_of(t.dtype()),
+              "; write tensor(values, { dtype: \"int32\" }) or cast(", name, ", \"int32\")");
 }
 
 inline void check_same_dtype(const char* op, const char* name_a, const Tensor& a, const char* name_b, const Tensor& b) {
@@ -60,5 +67,8 @@ inline Position position_arg(const char* op, const Tensor& x, const std::optiona
   check_shape(position->numel() == 1, op, "position must have 1 element, got ", position->shape());
   return {position->ptr<int32_t>(), limit, x.device().fault()};
 }
+
+// Tables of angles [positions, pairs] for heads of `dim` elements, of which the first 2 * pairs turn (ops/rope.cc).
+Angles check_angles(const char* op, const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t dim);
 
 }  // namespace bnb::ops

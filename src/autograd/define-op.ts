@@ -57,7 +57,7 @@ class Recorder implements OpContext {
   }
 
   #keep(value: unknown): unknown {
-    if (!(value instanceof NativeObject)) return value;
+    if (!NativeObject.is(value)) return value;
     const object = value instanceof Tensor ? value.alias(false) : value;
     this.objects.push({ object, argument: this.#args.indexOf(value) });
     return object;

@@ -69,6 +69,7 @@ export abstract class Module implements Disposable, Owner {
   /** Whether layers such as dropout behave as in training; see {@link train} and {@link eval}. */
   training = true;
 
+  #disposing = false;
   readonly #parametrized = new Map<string, Module>();
 
   /** Computes the module's output. Each class states its own arguments. */
@@ -167,6 +168,7 @@ export abstract class Module implements Disposable, Owner {
 
   /** All parameters and buffers under their names on disk. The tensors are the module's own, not copies. */
   stateDict(): StateDict {
+    this.#checkTree("stateDict");
     const dict: StateDict = new Map();
     // JSON.stringify would make {} of any Map.
     Object.defineProperty(dict, "toJSON", { value: () => refuseJson("a state dict") });
@@ -184,6 +186,7 @@ export abstract class Module implements Disposable, Owner {
     if (typeof dict !== "object" || dict === null) {
       throw new BnbError("ERR_BNB_ARGUMENT", `loadStateDict: the dict must be a Map or an object, got ${String(dict)}`);
     }
+    this.#checkTree("loadStateDict");
     const entries = dict instanceof Map ? dict : new Map(Object.entries(dict as Readonly<Record<string, Tensor>>));
     const loader = new StateLoader(entries);
     this.loadFrom(loader, "");
@@ -262,7 +265,34 @@ export abstract class Module implements Disposable, Owner {
 
   /** Frees every parameter and buffer of the tree. The module cannot be used afterwards. */
   dispose(): void {
-    for (const { value } of this.members()) value.dispose();
+    if (this.#disposing) return; // it contains itself
+    this.#disposing = true;
+    try {
+      for (const { value } of this.members()) value.dispose();
+    } finally {
+      this.#disposing = false;
+    }
+  }
+
+  // Names on disk would have no end. Sharing a module is fine.
+  #checkTree(op: string): void {
+    const above = new Map<Module, string>();
+    const done = new Set<Module>();
+    const visit = (path: string, module: Module): void => {
+      const first = above.get(module);
+      if (first !== undefined) {
+        const [inner, outer] = [path, first].map((name) => (name === "" ? "the module" : name));
+        throw new BnbError("ERR_BNB_ARGUMENT", `${op}: a module must not contain itself, but ${inner} is ${outer}`);
+      }
+      if (done.has(module)) return;
+      above.set(module, path);
+      for (const { field, name, value } of module.members()) {
+        if (value instanceof Module) visit(joinPath(path, name ?? snakeCase(field)), value);
+      }
+      above.delete(module);
+      done.add(module);
+    };
+    visit("", this);
   }
 
   [Symbol.dispose](): void {

@@ -31,6 +31,7 @@ export {
   matmul8bit,
 } from "./int8.js";
 export * from "./int8-double-quant.js";
+export { type KvLayer, kvAppend, type TokenRotary } from "./kv-append.js";
 export * from "./layer-norm.js";
 export {
   type ActivationQuant,
@@ -44,6 +45,7 @@ export {
 export * from "./matmul.js";
 export { type MatmulLtOptions, MatmulLtState } from "./matmul-lt.js";
 export * from "./packed-dict.js";
+export * from "./paged-attention.js";
 export { type PackedQuantState, QuantState, type QuantStateDict, type QuantStateInit } from "./quant-state.js";
 export {
   type Dequantize4bitOptions,

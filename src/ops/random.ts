@@ -10,6 +10,7 @@ import { dtypeCode, isFloat } from "../tensor/dtype.js";
 import type { Distribution } from "../tensor/enums.js";
 import { distributions } from "../tensor/enums.js";
 import { BnbError } from "../tensor/errors.js";
+import { generatorNotCloneable } from "../tensor/native-only.js";
 import type { OptionTable } from "../tensor/options.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
@@ -31,6 +32,8 @@ export interface GeneratorState {
  * randn([2, 3], { generator });
  */
 export class Generator {
+  /** @internal By it `structuredClone` refuses. */
+  readonly transfer: typeof generatorNotCloneable = generatorNotCloneable;
   #seed = 0;
   #offset = 0;
 
@@ -51,6 +54,11 @@ export class Generator {
     }
     this.#seed = seed;
     this.#offset = offset;
+  }
+
+  /** The state: what `new Generator().state` takes. */
+  toJSON(): GeneratorState {
+    return this.state;
   }
 
   /** Starts the stream of another seed. */

@@ -9,34 +9,37 @@ import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 
 /**
- * Turns each pair `(x[i], x[i + D/2])` of every head by the angle of its position `offset + t`:
- * `y[i] = x[i] cos - x[i + D/2] sin`, `y[i + D/2] = x[i + D/2] cos + x[i] sin`.
+ * Turns each pair `(x[i], x[i + R/2])` of every head by the angle of its token's position:
+ * `y[i] = x[i] cos - x[i + R/2] sin`, `y[i + R/2] = x[i + R/2] cos + x[i] sin`. What follows the first R of a head's D
+ * elements passes.
  *
- * The tables are float32 [positions, D/2] and get no gradient; `y` has the dtype of `x`. An int32 tensor [1] as
- * `offset` is read by the kernel, so that a recorded graph finds its position anew at each replay.
+ * x is [B, T, H, D] or [tokens, H, D], `y` has its dtype. The tables are float32 [positions, R/2], R <= D, and get no
+ * gradient. A number is the position of t = 0. An int32 tensor is read by the kernel, so that a recorded graph finds its
+ * positions anew at each replay: a position for every token, or, with one element, that of t = 0. Positions outside
+ * the tables are reported at the next read.
  *
  * @example
- * const q = rope(x, cos, sin, cache.length); // x [batch, seq, heads, dim]
+ * const q = rope(x, cos, sin, positions); // x [tokens, heads, dim]
  */
 export const rope = defineOp({
   name: "rope",
 
   forward(
-    ctx: OpContext<[cos: Tensor, sin: Tensor, offset: number | Tensor]>,
+    ctx: OpContext<[cos: Tensor, sin: Tensor, positions: number | Tensor]>,
     x: Tensor,
     cos: Tensor,
     sin: Tensor,
-    offset: number | Tensor = 0,
+    positions: number | Tensor = 0,
   ) {
-    const [y] = run(addon.rope, x, cos, sin, ...turn(offset, false));
-    ctx.save(cos, sin, offset);
+    const [y] = run(addon.rope, x, cos, sin, ...turn(positions, false));
+    ctx.save(cos, sin, positions);
     return y;
   },
 
   // A rotation is undone by its inverse, which is also its transpose.
   backward(ctx, dy) {
-    const [cos, sin, offset] = ctx.saved;
-    const [dx] = run(addon.rope, dy, cos, sin, ...turn(offset, true));
+    const [cos, sin, positions] = ctx.saved;
+    const [dx] = run(addon.rope, dy, cos, sin, ...turn(positions, true));
     return [dx, null, null];
   },
 });

@@ -47,7 +47,11 @@ export class LambdaLR {
     checkFunction("LambdaLR", "factor", factor);
     this.#optimizer = optimizer;
     this.#factor = factor;
-    this.#baseRates = optimizer.paramGroups.map((group) => group.lr);
+    this.#baseRates = optimizer.paramGroups.map(({ lr }, i) => {
+      if (isRate(lr)) return lr;
+      const rule = `lr of group ${i} must be a number of at least 0`;
+      throw new BnbError("ERR_BNB_OPTION", `LambdaLR: ${rule}, got ${describe(lr)}`);
+    });
     this.#moveTo(0);
   }
 

@@ -137,6 +137,41 @@ export interface NativeOps {
     [y: Tensor]
   >;
 
+  // pages of keys and values
+  kvAppend: NativeOp<
+    [
+      q: Tensor,
+      k: Tensor,
+      v: Tensor,
+      keys: Tensor,
+      values: Tensor,
+      keyScales: Tensor | null,
+      valueScales: Tensor | null,
+      slots: Tensor,
+      cos: Tensor | null,
+      sin: Tensor | null,
+      positions: Tensor | null,
+    ],
+    [turned: Tensor]
+  >;
+  pagedAttention: NativeOp<
+    [
+      q: Tensor,
+      keys: Tensor,
+      values: Tensor,
+      keyScales: Tensor | null,
+      valueScales: Tensor | null,
+      starts: Tensor,
+      lengths: Tensor,
+      pages: Tensor,
+      scale: number,
+      window: number,
+      softcap: number,
+      sinks: Tensor | null,
+    ],
+    [y: Tensor]
+  >;
+
   // clamp
   clamp: NativeOp<[x: Tensor, low: number, high: number], [y: Tensor]>;
   clampBackward: NativeOp<[dy: Tensor, x: Tensor, low: number, high: number], [dx: Tensor]>;

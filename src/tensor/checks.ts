@@ -4,6 +4,7 @@ import { Device } from "./device.js";
 import { dtypes } from "./dtype.js";
 import type { ErrorCode } from "./errors.js";
 import { BnbError } from "./errors.js";
+import { NativeObject } from "./native-object.js";
 import { Tensor } from "./tensor.js";
 
 /** What a value must be. `rule` completes "must be ...". */
@@ -116,9 +117,8 @@ export function checkTensor(op: string, name: string, x: unknown): asserts x is 
   if (!isTensor(x)) failCheck(op, name, x, aTensor, "ERR_BNB_ARGUMENT");
 }
 
-// What only has the prototype has no shape.
 function isTensor(x: unknown): x is Tensor {
-  return x instanceof Tensor && x.shape !== undefined;
+  return NativeObject.is(x) && x instanceof Tensor;
 }
 
 /** Throws ERR_BNB_ARGUMENT unless it is a function. */

@@ -27,11 +27,14 @@ export function isFloat(dtype: DType): boolean {
 /** The number that stands for the dtype in the addon. Throws ERR_BNB_DTYPE for an unknown name. */
 export function dtypeCode(dtype: DType): number {
   const code = dtypes.indexOf(dtype);
-  if (code < 0) throw new BnbError("ERR_BNB_DTYPE", `dtype: must be one of ${dtypes.join(", ")}, got ${shown(dtype)}`);
-  return code;
+  return code < 0 ? unknown(dtype) : code;
 }
 
-/** A typed view of a whole buffer. */
+function unknown(dtype: unknown): never {
+  throw new BnbError("ERR_BNB_DTYPE", `dtype: must be one of ${dtypes.join(", ")}, got ${shown(dtype)}`);
+}
+
+/** A typed view of a whole buffer. Throws ERR_BNB_DTYPE for an unknown name. */
 export function typedArray(dtype: DType, buffer: ArrayBuffer): TypedArray {
   switch (dtype) {
     case "float32":
@@ -48,6 +51,7 @@ export function typedArray(dtype: DType, buffer: ArrayBuffer): TypedArray {
     case "float64":
       return new Float64Array(buffer);
   }
+  return unknown(dtype);
 }
 
 /** Numbers of any array converted to the elements of a dtype, rounding to nearest even. */

@@ -1,5 +1,6 @@
 // NativeObject: the life of everything that holds native memory behind one handle, written once: in a scope from its
 // making, under the garbage collector's net when it leaves, freed by dispose().
+import { BnbError } from "./errors.js";
 import type { Handle } from "./handle.js";
 import { Claim, forgetCollected, releaseWhenCollected } from "./handle.js";
 import { refuseJson } from "./native-only.js";
@@ -21,6 +22,14 @@ export abstract class NativeObject implements Scoped {
     if (scoped && !enterScope(this)) this.escape();
   }
 
+  /**
+   * @internal Whether `value` was made by the constructor: neither a Proxy of such an object, which has none of its
+   * private fields, nor what only has the prototype.
+   */
+  static is(value: unknown): value is NativeObject {
+    return typeof value === "object" && value !== null && #registered in value;
+  }
+
   get disposed(): boolean {
     return !this.claim?.handle; // nor does one that only has the prototype hold memory
   }
@@ -33,6 +42,7 @@ export abstract class NativeObject implements Scoped {
   /** Frees the memory at once, also while queued work still reads it: what reuses the memory is queued behind. */
   dispose(): void {
     if (this.disposed) return;
+    this.checkOwn("dispose");
     this.#leave();
     this.claim.release();
   }
@@ -48,6 +58,7 @@ export abstract class NativeObject implements Scoped {
 
   /** @internal */
   escape(): void {
+    this.checkOwn("keep");
     if (this.#registered || this.disposed) return;
     this.#registered = true;
     releaseWhenCollected(this, this.claim);
@@ -57,6 +68,12 @@ export abstract class NativeObject implements Scoped {
   protected takeClaim(): Handle | null {
     this.#leave();
     return this.claim.take();
+  }
+
+  /** @internal Throws ERR_BNB_ARGUMENT when `this` is a Proxy. */
+  protected checkOwn(op: string): void {
+    if (NativeObject.is(this)) return;
+    throw new BnbError("ERR_BNB_ARGUMENT", `${op}: it must be the object itself, got a Proxy of it`);
   }
 
   #leave(): void {

@@ -10,6 +10,11 @@ export const notCloneable: unique symbol = Symbol(
   "a tensor's elements are in native memory: send await x.data() with x.shape and x.dtype, and make a tensor of them there",
 );
 
+/** As `notCloneable`, for a generator. */
+export const generatorNotCloneable: unique symbol = Symbol(
+  "a Generator would arrive empty: send generator.state, and set it there",
+);
+
 /** What `toJSON` does. Throws ERR_BNB_UNSUPPORTED. */
 export function refuseJson(what: string): never {
   const advice = "write Array.from(await x.data()), x.shape and x.dtype of its tensors";

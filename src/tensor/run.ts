@@ -19,6 +19,8 @@ const QUANTIZED = -1;
 const NUMBER = -2;
 const SCALES = -3;
 
+const MOST_ITEMS = 1 << 20;
+
 // [now]; the addon counts it up with every change of a tensor in place.
 const clock = new Float64Array(1);
 
@@ -64,11 +66,11 @@ export function run<Args extends readonly unknown[], Outputs extends readonly Ou
     if (arg === null || arg === undefined) {
       crossing[i] = 0;
       handles |= 1 << i;
-    } else if (arg instanceof NativeObject) {
+    } else if (NativeObject.is(arg)) {
       crossing[i] = arg.slot;
       handles |= 1 << i;
     } else if (Array.isArray(arg)) {
-      const items = Array.from(arg as readonly unknown[]);
+      const items = copyOf(arg);
       if (items.length > 0 && items.every(isHandle)) {
         for (let at = 0; at < items.length; at++) items[at] = (items[at] as NativeObject | null)?.slot ?? 0;
         handles |= 1 << i;
@@ -83,8 +85,20 @@ export function run<Args extends readonly unknown[], Outputs extends readonly Ou
   return outputs as unknown as Outputs;
 }
 
+// A list of tensors or a shape; a Proxy of an array may claim any length.
+function copyOf(list: readonly unknown[]): unknown[] {
+  const { length } = list;
+  if (length > MOST_ITEMS) {
+    const rule = `run: an array among the arguments must have at most ${MOST_ITEMS} items`;
+    throw new BnbError("ERR_BNB_ARGUMENT", `${rule}, got ${length}`);
+  }
+  const items: unknown[] = [];
+  for (let i = 0; i < length; i++) items.push(list[i]);
+  return items;
+}
+
 function isHandle(item: unknown): boolean {
-  return item === null || item instanceof NativeObject;
+  return item === null || NativeObject.is(item);
 }
 
 function wrap(handle: Handle, dtype: number, shape: readonly number[], device: Device): Output {

@@ -82,7 +82,12 @@ function scopedIn(value: unknown): Scoped[] {
   // Grows while it is gone through; a container that holds itself is looked into once.
   const containers = new Set<object>([value]);
   for (const container of containers) {
-    for (const item of itemsOf(container)) {
+    const items = itemsOf(container);
+    if (typeof items?.[Symbol.iterator] !== "function") {
+      const rule = "tidy: what fn returns must be made of values, arrays, Maps, plain objects and owners of tensors";
+      throw new BnbError("ERR_BNB_ARGUMENT", `${rule}, got ${describe(container)}, which cannot be gone through`);
+    }
+    for (const item of items) {
       if (typeof item !== "object" || item === null) continue;
       if (isScoped(item)) found.push(item);
       else containers.add(item);

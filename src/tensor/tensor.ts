@@ -1,14 +1,16 @@
 // Tensor: a handle on native memory with a dtype, a shape and a device. No arithmetic here: src/ops adds it.
 import { inspect } from "node:util";
 import { runtime } from "../native/runtime.js";
+import { describe } from "./describe.js";
 import type { Device } from "./device.js";
 import type { DType, TypedArray } from "./dtype.js";
 import { decode, sizeOf, typedArray } from "./dtype.js";
+import type { ErrorCode } from "./errors.js";
 import { BnbError } from "./errors.js";
 import type { Handle, NodeOwner } from "./handle.js";
 import { hostBuffer } from "./host-buffer.js";
 import { NativeObject } from "./native-object.js";
-import { elementCount } from "./shape.js";
+import { elementCount, sameShape } from "./shape.js";
 
 /**
  * An n-dimensional array on a device, contiguous and row-major.
@@ -23,8 +25,7 @@ export class Tensor extends NativeObject {
   readonly device: Device;
   /** Whether `backward()` computes a gradient for it. Set on leaves; results of ops on such tensors have it, too. */
   requiresGrad = false;
-  /** The gradient that `backward()` accumulated; only on leaves. Disposed with the tensor. */
-  grad: Tensor | null = null;
+  private gradient: Tensor | null = null;
 
   /** @internal Takes over one holder of the handle. */
   constructor(handle: Handle, dtype: DType, shape: readonly number[], device: Device, scoped = true) {
@@ -32,6 +33,18 @@ export class Tensor extends NativeObject {
     this.dtype = dtype;
     this.shape = shape;
     this.device = device;
+  }
+
+  /**
+   * The gradient that `backward()` accumulated; only on leaves. Disposed with the tensor. One that is set must have the
+   * shape and the device of the tensor: throws ERR_BNB_SHAPE, ERR_BNB_DEVICE, and ERR_BNB_ARGUMENT for what is no tensor.
+   */
+  get grad(): Tensor | null {
+    return this.gradient;
+  }
+  set grad(grad: Tensor | null) {
+    if (grad !== null) this.checkGradient(grad);
+    this.gradient = grad;
   }
 
   get ndim(): number {
@@ -74,6 +87,7 @@ export class Tensor extends NativeObject {
    */
   override dispose(): void {
     if (this.disposed) return;
+    this.checkOwn("dispose");
     this.grad?.dispose();
     this.grad = null;
     super.dispose();
@@ -86,12 +100,12 @@ export class Tensor extends NativeObject {
 
   /** @internal Another tensor on the same handle. */
   alias(scoped: boolean): Tensor {
-    return new Tensor(this.#held("detach").retain(), this.dtype, this.shape, this.device, scoped);
+    return new Tensor(this.held("detach").retain(), this.dtype, this.shape, this.device, scoped);
   }
 
   /** @internal Moves the handle out; this tensor is then disposed. */
   takeHandle(): Handle {
-    this.#held("takeHandle");
+    this.held("takeHandle");
     const handle = this.takeClaim() as Handle;
     this.claim.node?.release();
     this.claim.node = null;
@@ -106,7 +120,7 @@ export class Tensor extends NativeObject {
 
   /** @internal Holds another handle, of a tensor that is alike, from now on. */
   replaceHandle(handle: Handle): void {
-    this.#held("replaceHandle");
+    this.held("replaceHandle");
     this.claim.replace(handle);
   }
 
@@ -116,13 +130,13 @@ export class Tensor extends NativeObject {
    * copy has no room.
    */
   async data(): Promise<TypedArray> {
-    return typedArray(this.dtype, await runtime.read(this.#held("data").slot, this.#buffer("data")));
+    return typedArray(this.dtype, await runtime.read(this.held("data").slot, this.buffer("data")));
   }
 
   /** As `data()`, but blocks the event loop: for tests and the REPL. */
   dataSync(): TypedArray {
-    const { slot } = this.#held("dataSync");
-    const buffer = this.#buffer("dataSync");
+    const { slot } = this.held("dataSync");
+    const buffer = this.buffer("dataSync");
     runtime.readSync(slot, buffer);
     return typedArray(this.dtype, buffer);
   }
@@ -139,17 +153,18 @@ export class Tensor extends NativeObject {
 
   /** The value of a tensor with one element. */
   async item(): Promise<number> {
-    this.#single("item");
+    this.single("item");
     return (await this.floats())[0] as number;
   }
 
   /** As `item()`, but blocks the event loop. */
   itemSync(): number {
-    this.#single("itemSync");
+    this.single("itemSync");
     return this.floatsSync()[0] as number;
   }
 
   override toString(): string {
+    if (!Tensor.is(this)) return "a Proxy or heir of a Tensor"; // without a shape, perhaps
     const state = this.disposed ? "disposed" : this.device.toString();
     return `Tensor(${this.dtype} [${this.shape.join(", ")}], ${state}${this.requiresGrad ? ", requiresGrad" : ""})`;
   }
@@ -158,17 +173,34 @@ export class Tensor extends NativeObject {
     return this.toString();
   }
 
-  #held(op: string): Handle {
+  private held(op: string): Handle {
+    this.checkOwn(op);
     const handle = this.claim.handle;
     if (!handle) throw new BnbError("ERR_BNB_DISPOSED", `${op}: x was disposed`);
     return handle;
   }
 
-  #buffer(op: string): ArrayBuffer {
+  private checkGradient(grad: Tensor): void {
+    const refuse = (code: ErrorCode, rule: string): never => {
+      throw new BnbError(code, `grad: ${rule}`);
+    };
+    if (!(Tensor.is(grad) && grad instanceof Tensor)) {
+      refuse("ERR_BNB_ARGUMENT", `it must be a Tensor or null, got ${describe(grad)}`);
+    }
+    if (!sameShape(grad.shape, this.shape)) {
+      const [wanted, got] = [this.shape, grad.shape].map((shape) => `[${shape.join(", ")}]`);
+      refuse("ERR_BNB_SHAPE", `it must have the shape ${wanted} of its tensor, got ${got}`);
+    }
+    if (grad.device !== this.device) {
+      refuse("ERR_BNB_DEVICE", `it must be on the device ${this.device} of its tensor, got ${grad.device}`);
+    }
+  }
+
+  private buffer(op: string): ArrayBuffer {
     return hostBuffer(op, this.nbytes);
   }
 
-  #single(op: string): void {
+  private single(op: string): void {
     if (this.size !== 1) {
       throw new BnbError("ERR_BNB_SHAPE", `${op}: the tensor must have one element, got [${this.shape.join(", ")}]`);
     }

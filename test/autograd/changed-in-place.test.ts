@@ -10,6 +10,7 @@ import {
   dequantize4bit,
   dequantizeBlockwise,
   embeddingRenorm,
+  kvAppend,
   linear,
   linear4bit,
   matmul,
@@ -64,6 +65,11 @@ describe.each(testDevices())("backward after a change in place on %s", (device) 
         const cache = reshape(x, [1, 4, 1, 64]);
         const [q, tables] = [random([1, 1, 1, 64]), [random([4, 32]), random([4, 32])] as const];
         noGrad(() => ropeAppend(q, q, q, ...tables, cache, zeros([1, 4, 1, 64], { device })));
+      },
+      "keys into pages": (x) => {
+        const [q, slots] = [random([1, 1, 4]), tensor([2], { dtype: "int32", device })];
+        const layer = { keys: reshape(x, [4, 1, 16, 4]), values: zeros([4, 1, 16, 4], { device }) };
+        noGrad(() => kvAppend(q, q, q, layer, slots, null));
       },
       "embedding renorm": (x) => embeddingRenorm(tensor([1], { dtype: "int32", device }), x, 0.1),
       "out of dequantize4bit": (x) => {

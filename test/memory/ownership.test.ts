@@ -9,6 +9,7 @@ import {
   embeddingRenorm,
   expandAbsmax,
   gemv4bit,
+  kvAppend,
   linear4bit,
   matmul4bit,
   memory,
@@ -182,6 +183,14 @@ describe.each(testDevices())("ownership on %s", (device) => {
         const [q, k, v] = [random(1, 2, 2, 8), random(1, 2, 1, 8), random(1, 2, 1, 8)];
         const [cos, sin] = [zeros([4, 4], { device }), zeros([4, 4], { device })];
         return [[keys, values], () => ropeAppend(q, k, v, cos, sin, keys, values)];
+      },
+      kvAppend() {
+        const pages = () => tensor(new Int8Array(128), { shape: [1, 1, 16, 8], device });
+        const scales = () => zeros([1, 1, 16], { device });
+        const layer = { keys: pages(), values: pages(), keyScales: scales(), valueScales: scales() };
+        const [q, k, v] = [random(2, 2, 8), random(2, 1, 8), random(2, 1, 8)];
+        const slots = tensor([3, -1], { dtype: "int32", device });
+        return [Object.values(layer), () => kvAppend(q, k, v, layer, slots, null)];
       },
       embeddingRenorm() {
         const weight = random(4, 8);

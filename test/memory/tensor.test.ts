@@ -1,7 +1,18 @@
 // Tensors without any op: upload, read, views of lifetimes, errors.
 import { describe, expect, it } from "vitest";
-import type { BnbError, Tensor } from "../../src/index.js";
-import { devices, emptyCache, keep, memory, synchronize, tensor, tidy } from "../../src/index.js";
+import type { BnbError } from "../../src/index.js";
+import {
+  concat,
+  devices,
+  embedding,
+  emptyCache,
+  keep,
+  memory,
+  synchronize,
+  Tensor,
+  tensor,
+  tidy,
+} from "../../src/index.js";
 import { addon } from "../../src/tensor/addon.js";
 import { run } from "../../src/tensor/run.js";
 import { testDevices } from "../helpers/devices.js";
@@ -126,6 +137,53 @@ describe("errors", () => {
     expect(failure(() => run(addon.view, t, [1], 0, 0))).toMatchObject({
       code: "ERR_BNB_DISPOSED",
       message: "view: x was disposed",
+    });
+  });
+
+  it("takes no Proxy of a tensor for it, nor what only has the prototype", async () => {
+    const t = tensor([1, 2]);
+    const proxy = new Proxy(t, {});
+    const own = "it must be the object itself, got a Proxy of it";
+    expect(failure(() => proxy.dispose())).toMatchObject({ code: "ERR_BNB_ARGUMENT", message: `dispose: ${own}` });
+    expect(failure(() => keep(proxy)).message).toBe(`keep: ${own}`);
+    expect(failure(() => proxy.detach()).message).toBe(`detach: ${own}`);
+    await expect(proxy.data()).rejects.toThrow(`data: ${own}`);
+    expect(failure(() => run(addon.view, proxy, [1], 0, 0)).message).toBe("view: x must be a Tensor, got an object");
+    expect(failure(() => concat([t, proxy])).message).toMatch(/^concat: .* must be .*Tensor/);
+    const heir = Object.create(Tensor.prototype) as Tensor;
+    expect(String(heir)).toBe("a Proxy or heir of a Tensor");
+    expect(failure(() => run(addon.view, heir, [1], 0, 0)).message).toBe("view: x must be a Tensor, got an object");
+    expect(await t.data()).toEqual(Float32Array.of(1, 2));
+  });
+
+  it("refuses arrays and iterables that are none", () => {
+    const endless = new Proxy([], { get: (_, key) => (key === "length" ? 2 ** 32 - 1 : undefined) });
+    expect(failure(() => run(addon.empty, endless, 0, 0)).message).toBe(
+      "run: an array among the arguments must have at most 1048576 items, got 4294967295",
+    );
+    expect(failure(() => tidy(() => endless)).message).toMatch(/^tidy: what fn returns .* cannot be gone through$/);
+  });
+
+  it("sets as gradient only a tensor of the shape and device", () => {
+    const t = tensor([[1, 2]]);
+    expect(failure(() => (t.grad = tensor([1, 2])))).toMatchObject({
+      code: "ERR_BNB_SHAPE",
+      message: "grad: it must have the shape [1, 2] of its tensor, got [2]",
+    });
+    expect(failure(() => (t.grad = 3 as never)).message).toBe("grad: it must be a Tensor or null, got 3");
+    expect(failure(() => (t.grad = new Proxy(t, {}))).message).toMatch(/^grad: it must be a Tensor or null, got /);
+    expect(t.grad).toBeNull();
+    t.grad = tensor([[3, 4]]);
+    expect(t.grad.shape).toEqual([1, 2]);
+    t.grad = null;
+    expect(t.grad).toBeNull();
+  });
+
+  it("says how numbers become ids", () => {
+    expect(failure(() => embedding(tensor([0, 1]), tensor([[1], [2]])))).toMatchObject({
+      code: "ERR_BNB_DTYPE",
+      message:
+        'embedding: ids must be int32, got float32; write tensor(values, { dtype: "int32" }) or cast(ids, "int32")',
     });
   });
 

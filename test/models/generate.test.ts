@@ -1,5 +1,5 @@
 // generate(): seeds, stops, limits, abort, memory, and an event loop that keeps turning.
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import type { GenerateOptions } from "../../src/models/index.js";
 import { LlamaForCausalLM } from "../../src/models/index.js";
 import { Generator } from "../../src/ops/index.js";
@@ -101,6 +101,25 @@ describe.each(testDevices())("on %s", (name) => {
       await expect(run()).rejects.toThrow(expect.objectContaining({ code: "ERR_BNB_ABORTED", cause: "enough" }));
       expect(made).toHaveLength(3);
       expect(memory().liveBytes).toBe(before.liveBytes);
+    });
+
+    it("is noticed while a token is made, and before the next one is begun", async () => {
+      const control = new AbortController();
+      const tokens = model.generate([1, 2], { maxNewTokens: 20, signal: control.signal });
+      await tokens.next();
+      const underway = tokens.next();
+      control.abort();
+      await expect(underway).rejects.toThrow(aborted);
+
+      const second = new AbortController();
+      const forward = vi.spyOn(model, "forward");
+      const more = model.generate([1, 2], { maxNewTokens: 20, signal: second.signal, graph: false });
+      await more.next();
+      second.abort();
+      const begun = forward.mock.calls.length;
+      await expect(more.next()).rejects.toThrow(aborted);
+      expect(forward.mock.calls.length).toBe(begun);
+      forward.mockRestore();
     });
   });
 

@@ -182,6 +182,19 @@ describe("errors", () => {
     expect(() => new LlamaConfig(options)).toThrow(expect.objectContaining({ code: "ERR_BNB_OPTION", message }));
   });
 
+  it("takes Hugging Face's defaults, and rope_theta where newer files keep it", () => {
+    const { rms_norm_eps: _eps, rope_theta: _theta, rope_parameters: _rope, ...bare } = json as Record<string, unknown>;
+    expect(LlamaConfig.fromJSON(bare)).toMatchObject({ rmsNormEps: 1e-6, ropeTheta: 10000 });
+    expect(new LlamaConfig(sizes)).toMatchObject({ rmsNormEps: 1e-6, ropeTheta: 10000, maxPositionEmbeddings: 2048 });
+    const newer = { ...bare, rope_parameters: { rope_type: "default", rope_theta: 5e5 } };
+    expect(LlamaConfig.fromJSON(newer).ropeTheta).toBe(5e5);
+    expect(LlamaConfig.fromJSON({ ...newer, rope_theta: 3 }).ropeTheta).toBe(5e5);
+    expect(LlamaConfig.fromJSON({ ...bare, rope_theta: 1e6, rms_norm_eps: 1e-5 })).toMatchObject({
+      ropeTheta: 1e6,
+      rmsNormEps: 1e-5,
+    });
+  });
+
   it.each([
     [{ model_type: "gpt2" }, 'config.json: model_type must be "llama", got "gpt2"'],
     [{ attention_bias: true }, "config.json: attention_bias must be false, got true"],

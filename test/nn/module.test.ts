@@ -190,6 +190,38 @@ describe("state dicts", () => {
   });
 });
 
+describe("a module that contains itself", () => {
+  class Ring extends Module {
+    weight = new Parameter(ones([2]));
+    next: Module | null = null;
+    forward(): void {}
+  }
+
+  it("has no state dict, and says where; it is gone through and disposed all the same", () => {
+    const before = memory().tensors;
+    const [outer, inner] = [new Ring(), new Ring()];
+    outer.next = inner;
+    const dict = outer.stateDict();
+    inner.next = outer;
+    const message = "a module must not contain itself, but next.next is the module";
+    expect(() => outer.stateDict()).toThrow(
+      expect.objectContaining({ code: "ERR_BNB_ARGUMENT", message: `stateDict: ${message}` }),
+    );
+    expect(() => outer.loadStateDict(dict)).toThrow(`loadStateDict: ${message}`);
+    expect(outer.parameters()).toHaveLength(2);
+    expect(outer.eval().training).toBe(false);
+    outer.dispose();
+    expect(memory().tensors).toBe(before);
+  });
+
+  it("is another thing than one that is held twice", () => {
+    const [outer, shared] = [new Ring(), new Ring()];
+    outer.next = new Sequential(shared as never, shared as never);
+    expect([...outer.stateDict().keys()]).toEqual(["weight", "next.0.weight", "next.1.weight"]);
+    outer.dispose();
+  });
+});
+
 describe("modes", () => {
   it("train and eval reach every module", () => {
     const model = new Sequential(new Linear(2, 2), new Sequential(new Dropout()));

@@ -149,6 +149,29 @@ describe.each(testDevices())("LLM.int8() on %s", (device) => {
       }
     });
 
+    it("fills `out`, gives it back, and refuses one of another dtype or shape", () => {
+      const [a, b] = [integers(6, 200, 1), integers(8, 200, 2)].map((v) => Int8Array.from(v, (x) => x - 100));
+      const [A, B] = [bytes(a as Int8Array, [3, 2]), bytes(b as Int8Array, [4, 2])];
+      const out = tensor(new Int32Array(12).fill(7), { shape: [3, 4], device });
+      const before = memory().tensors;
+      expect(int8LinearMatmul(A, B, { out })).toBe(out);
+      expect(out.dataSync()).toEqual(Int32Array.from(integerProduct(a as Int8Array, b as Int8Array, 3, 4, 2)));
+      const [rows, cols] = [put([1, 2, 3], [3]), put([4, 5, 6, 7], [4])];
+      const half = tensor(new Float32Array(12), { shape: [3, 4], dtype: "bfloat16", device });
+      expect(int8MmDequant(out, rows, cols, { out: half })).toBe(half);
+      using same = int8MmDequant(out, rows, cols, { dtype: "bfloat16" });
+      expect(half.dataSync()).toEqual(same.dataSync());
+      expect(() => int8LinearMatmul(A, B, { out: half })).toThrow(
+        "int8LinearMatmul: out must be int32 [3, 4], got bfloat16 [3, 4]",
+      );
+      using wide = tensor(new Int32Array(12), { shape: [4, 3], device });
+      expect(() => int8LinearMatmul(A, B, { out: wide })).toThrow("out must be int32 [3, 4], got int32 [4, 3]");
+      for (const t of [rows, cols, half]) t.dispose();
+      same.dispose();
+      wide.dispose();
+      expect(memory().tensors).toBe(before);
+    });
+
     it("shows rows that hold NaN or infinity, and takes infinity as an outlier", () => {
       const x = [1, NaN, 2, Infinity, 1, 3, -Infinity, 2, 4, 1e-42, -3e-42, 0];
       using plain = int8VectorwiseQuant(put(x, [4, 3]));

@@ -78,6 +78,73 @@ describe.each(testDevices())("rope on %s", (device) => {
     });
   });
 
+  describe("a position a token", () => {
+    it.each([
+      [4, 2, 8],
+      [1, 4, 2, 8],
+      [2, 2, 2, 8],
+    ])("of x [%i, %i, %i, ...]", (...dims) => {
+      const shape = dims.filter((n) => n !== undefined);
+      const positions = [7, 0, 3, 3];
+      const { cos, sin, c, s } = tables(9, 8);
+      const x = normals(sizeOf(shape), 8);
+      const y = rope(make(x, shape), c, s, tensor(positions, { dtype: "int32", device }));
+      expect(y.shape).toEqual(shape);
+      expectClose(y.floatsSync(), ropeReference(x, [1, 4, 2, 8], cos, sin, positions), tolerance("float32"));
+    });
+    it("has a gradient", () => {
+      const { cos, sin, c, s } = tables(9, 6);
+      const positions = [5, 1, 8];
+      gradcheck(
+        (x) => rope(x, c, s, tensor(positions, { dtype: "int32", device })),
+        [{ data: normals(36, 3), shape: [3, 2, 6] }],
+        { device, reference: (x) => ropeReference(x!, [1, 3, 2, 6], cos, sin, positions) },
+      );
+    });
+    it.each([-1, 9])("that is not in the tables is reported: %i", async (position) => {
+      const { c, s } = tables(9, 8);
+      const y = rope(make(normals(32, 8), [2, 2, 8]), c, s, tensor([1, position], { dtype: "int32", device }));
+      await expect(y.data()).rejects.toThrow(`rope: index ${position} is out of range, it must be in [0, 9)`);
+    });
+    it("there must be as many as tokens", () => {
+      const { c, s } = tables(9, 8);
+      const positions = tensor([1, 2], { dtype: "int32", device });
+      expect(() => rope(make(normals(48, 8), [3, 2, 8]), c, s, positions)).toThrow(
+        "rope: positions must have 3 elements, got 2",
+      );
+    });
+  });
+
+  describe("heads that turn in part", () => {
+    const dtypes = ["float32", "float16", "bfloat16"] as const;
+    const sizes = [
+      { dim: 16, turned: 8 },
+      { dim: 32, turned: 32 },
+      { dim: 64, turned: 16 },
+      { dim: 80, turned: 32 },
+      { dim: 7, turned: 4 },
+      { dim: 9, turned: 0 },
+    ];
+    it.each(dtypes.flatMap((dtype) => sizes.map((size) => ({ dtype, ...size }))))(
+      "$turned of $dim, $dtype",
+      ({ dtype, dim, turned }) => {
+        const shape: Shape4 = [2, 3, 2, dim];
+        const { cos, sin, c, s } = tables(5, turned);
+        const x = make(normals(sizeOf(shape), 4), shape, dtype);
+        const y = rope(x, c, s, 2).floatsSync();
+        expectClose(y, ropeReference(x.floatsSync(), shape, cos, sin, 2, turned / 2), tolerance(dtype));
+      },
+    );
+    it("have a gradient", () => {
+      const shape: Shape4 = [1, 3, 2, 7];
+      const { cos, sin, c, s } = tables(7, 4);
+      gradcheck((x) => rope(x, c, s, 4), [{ data: normals(sizeOf(shape), 3), shape }], {
+        device,
+        reference: (x) => ropeReference(x!, shape, cos, sin, 4, 2),
+      });
+    });
+  });
+
   describe("shapes", () => {
     it("a view that starts between two vectors", () => {
       const shape: Shape4 = [1, 2, 3, 16];
@@ -111,12 +178,14 @@ describe.each(testDevices())("rope on %s", (device) => {
       );
       expect(() => rope(x(), c, s, -1)).toThrow("got -1 + 2");
     });
-    it("names tables of the wrong width and an odd dim", () => {
-      const { c, s } = tables(4, 6);
+    it("names tables that are too wide, and x of two axes", () => {
+      const { c, s } = tables(4, 10);
       expect(() => rope(x(), c, s)).toThrow(
-        "rope: cos and sin must have the shape [positions, 4], got [4, 3] and [4, 3]",
+        "rope: cos and sin must have the shape [positions, at most 4], got [4, 5] and [4, 5]",
       );
-      expect(() => rope(make(normals(6, 1), [1, 1, 2, 3]), c, s)).toThrow("with an even dim, got [1, 1, 2, 3]");
+      expect(() => rope(make(normals(6, 1), [2, 3]), c, s)).toThrow(
+        "rope: x must have the shape [batch, length, heads, dim] or [tokens, heads, dim], got [2, 3]",
+      );
     });
     it("wants float32 tables", () => {
       const { s } = tables(4, 8);

@@ -1,26 +1,29 @@
-// rope in float64, as a product of complex numbers: pair (i, i + D/2) times cos + i sin of its position.
+// rope in float64, as a product of complex numbers: pair (i, i + R/2) times cos + i sin of its position.
 
 export function ropeReference(
   x: ArrayLike<number>,
   shape: readonly [batch: number, length: number, heads: number, dim: number],
   cos: ArrayLike<number>,
   sin: ArrayLike<number>,
-  offset: number,
+  /** Of the first token of each batch entry, or of every token. */
+  positions: number | readonly number[],
+  /** R/2. */
+  pairs = shape[3] / 2,
 ): Float64Array {
   const [batch, length, heads, dim] = shape;
-  const half = dim / 2;
-  const y = new Float64Array(x.length);
+  const y = Float64Array.from(x);
   for (let b = 0; b < batch; b++) {
     for (let t = 0; t < length; t++) {
+      const position = typeof positions === "number" ? positions + t : positions[b * length + t]!;
       for (let h = 0; h < heads; h++) {
         const at = ((b * length + t) * heads + h) * dim;
-        for (let i = 0; i < half; i++) {
-          const c = cos[(offset + t) * half + i]!;
-          const s = sin[(offset + t) * half + i]!;
+        for (let i = 0; i < pairs; i++) {
+          const c = cos[position * pairs + i]!;
+          const s = sin[position * pairs + i]!;
           const real = x[at + i]!;
-          const imaginary = x[at + half + i]!;
+          const imaginary = x[at + pairs + i]!;
           y[at + i] = real * c - imaginary * s;
-          y[at + half + i] = real * s + imaginary * c;
+          y[at + pairs + i] = real * s + imaginary * c;
         }
       }
     }

@@ -1,6 +1,18 @@
 // JSON and structured clones of what lives in native memory fail, with advice, where they would succeed without data.
 import { describe, expect, it } from "vitest";
-import { capture, KvCache, LoraLinear, nn, noGrad, ones, optim, quantize4bit, tensor } from "../../src/index.js";
+import {
+  capture,
+  Generator,
+  KvCache,
+  LoraLinear,
+  nn,
+  noGrad,
+  ones,
+  optim,
+  quantize4bit,
+  randn,
+  tensor,
+} from "../../src/index.js";
 
 const x = tensor([[1, 2]]);
 const layer = new nn.Linear(2, 2);
@@ -38,6 +50,16 @@ describe.each(things)("%s", (name, thing) => {
       /elements are in native memory: send await x\.data\(\).* could not be cloned/,
     );
   });
+});
+
+it("a Generator is written by its state, and refuses to be cloned without it", async () => {
+  const generator = new Generator(5);
+  randn([8], { generator });
+  expect(JSON.parse(JSON.stringify({ generator }))).toEqual({ generator: { seed: 5, offset: 2 } });
+  expect(() => structuredClone(generator)).toThrow("a Generator would arrive empty: send generator.state");
+  const there = new Generator();
+  there.state = structuredClone(generator.state);
+  expect(await randn([3], { generator: there }).data()).toEqual(await randn([3], { generator }).data());
 });
 
 it("what is sent instead arrives", async () => {

@@ -22,6 +22,13 @@ const keep = bnb.keep;
 const x = keep(bnb.rand([2, 64]));
 const ids = keep(bnb.tensor([[0, 1]], { dtype: "int32" }));
 const heads = keep(bnb.rand([1, 2, 1, 4]));
+const pages = keep(bnb.zeros([1, 1, 16, 4]));
+const kv = { keys: pages, values: pages };
+const table = {
+  starts: keep(bnb.tensor([0, 2], { dtype: "int32" })),
+  lengths: keep(bnb.tensor([2], { dtype: "int32" })),
+  pages: keep(bnb.tensor([[0]], { dtype: "int32" })),
+};
 const [packed, state] = bnb.quantize4bit(x);
 const [codes, state8] = bnb.quantizeBlockwise(x);
 const rows = bnb.int8VectorwiseQuant(x);
@@ -41,7 +48,9 @@ const zeros = (dtype: "float32" | "uint8") => bnb.zeros(dtype === "uint8" ? [4] 
 afterAll(async () => {
   await source.close();
   rmSync(folder, { recursive: true });
-  for (const used of [x, ids, heads, packed, state, codes, state8, rows, product, model]) used.dispose();
+  const plan = Object.values(table);
+  for (const used of [x, ids, heads, pages, packed, state, codes, state8, rows, product, model, ...plan])
+    used.dispose();
 });
 
 const ofShape = (make: unknown): Entry => ({ call: (o) => (make as (s: number[], o: Options) => unknown)([2, 2], o) });
@@ -72,6 +81,7 @@ const withOptions: Record<string, Entry> = {
     capture: { call: (o) => bnb.capture(() => bnb.add(x, 1), o) },
     matmul: { call: (o) => bnb.matmul(x, x, o), needs: { transposeB: true } },
     attention: { call: (o) => bnb.attention(heads, heads, heads, o) },
+    pagedAttention: { call: (o) => bnb.pagedAttention(heads.reshape([2, 1, 4]), kv, table, o) },
     crossEntropy: { call: (o) => bnb.crossEntropy(bnb.rand([2, 4]), bnb.tensor([0, 1], { dtype: "int32" }), o) },
     dropout: { call: (o) => bnb.dropout(x, 0.5, o) },
     embedding: { call: (o) => bnb.embedding(ids, x, o) },
@@ -184,7 +194,7 @@ const withOptions: Record<string, Entry> = {
 
 const withoutOptions = new Set(
   `abs add backward cast clamp clone concat broadcastTo defineOp defaultDevice devices div embedding4bit embedding8bit
-  embeddingRenorm emptyCache exp expandAbsmax fmaPeak gelu gpuStatus int8VectorwiseDequant Int8Rows isGradEnabled keep
+  embeddingRenorm emptyCache exp expandAbsmax fmaPeak gelu gpuStatus int8VectorwiseDequant Int8Rows isGradEnabled keep kvAppend
   layerNorm linear linear4bit linear4bitEach linear4bitSwiglu log logSoftmax manualSeed maximum memory minimum mul neg noGrad
   permute pow reciprocal relu reshape rmsNorm rope ropeAppend rsqrt seededRandom setDefaultDevice sigmoid sign silu slice
   softmax softplus MatmulLtState Int8DoubleQuant unpackTensorToDict sqrt square sub swiglu synchronize tanh tidy to transpose BnbError Device Generator Graph Quantized4Bit Tensor

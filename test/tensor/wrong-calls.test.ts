@@ -65,11 +65,14 @@ it("methods", async () => {
     "dispose",
     "takeHandle",
     "escape",
-    "markChanged",
     "alias",
     "isHeldBy",
     "replaceHandle",
     "backward",
+    "held",
+    "buffer",
+    "single",
+    "checkGradient",
   ];
   const methods = (prototype: object, ...without: string[]) =>
     Object.entries(Object.getOwnPropertyDescriptors(prototype)).flatMap(([name, { value }]) =>

@@ -1,7 +1,9 @@
-// npm run gates [-- --write] [-- --arch 80,90] [-- <part of a path> ...]: compiles every CUDA kernel for every
+// npm run gates [-- --write] [-- --all] [-- --arch 80,90] [-- <part of a path> ...]: compiles the CUDA kernels for every
 // architecture and compares registers, spills, shared memory, code and main loops with tools/cuda/budget.tsv. Fails when one
 // does not compile without warnings, spills, or grows by more than 5 %; --write puts the new figures into the table.
-// What has not changed since the last run is not compiled again (build-gates). Skipped where nvcc is missing.
+// A file is not compiled again when nothing that the compiler reads has changed since its rows were written
+// (tools/cuda/inputs.tsv; --all compiles it nevertheless), or since the last run here (build-gates). Skipped where nvcc is
+// missing.
 import { spawn, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
@@ -14,10 +16,16 @@ import { compare, figures, formatTable, instructionsPerElement, measure, parseTa
 // The PTX of the newest is what later GPUs compile; its cubin is made from it, so it is checked too.
 const allArchs = ["75", "80", "86", "89", "90", "100", "120"];
 const table = "tools/cuda/budget.tsv";
+const inputsTable = "tools/cuda/inputs.tsv";
 const cache = "build-gates";
 
 const { values: options, positionals: filters } = parseArgs({
-  options: { write: { type: "boolean" }, arch: { type: "string" }, report: { type: "string" } },
+  options: {
+    write: { type: "boolean" },
+    all: { type: "boolean" },
+    arch: { type: "string" },
+    report: { type: "string" },
+  },
   allowPositionals: true,
 });
 const archs = options.arch?.split(",") ?? allArchs;
@@ -143,14 +151,41 @@ async function compile({ source, arch }) {
   return { kernels: withShortNames(kernels), seconds };
 }
 
+const committed = existsSync(table) ? parseTable(readFileSync(table, "utf8")) : parseTable("");
+/** @typedef {Map<string, Map<string, Figures>>} Rows */
+/** @type {(source: string, rows: Rows) => Rows} */
+const rowsOf = (source, rows) => new Map([...rows].filter(([key]) => key.split("\t")[0] === source));
+
+/**
+ * What the rows of a source were made from, and the rows themselves: both must be as they were when they were written.
+ * @type {(source: string, rows: Rows) => string}
+ */
+function seal(source, rows) {
+  const hash = createHash("sha256").update(allArchs.map((arch) => fingerprint(source, arch)).join("\n"));
+  for (const [key, cells] of [...rowsOf(source, rows)].sort()) hash.update(JSON.stringify([key, [...cells].sort()]));
+  return hash.digest("hex");
+}
+const sealed = new Map(
+  (existsSync(inputsTable) ? readFileSync(inputsTable, "utf8") : "")
+    .split("\n")
+    .filter((line) => line !== "")
+    .map((line) => /** @type {[string, string]} */ (line.split("\t"))),
+);
+/** @type {(source: string) => boolean} */
+const isUnchanged = (source) => sealed.get(source) === seal(source, committed.rows);
+const unchanged = options.all || filters.length > 0 ? [] : sources.filter(isUnchanged);
+
 for (const arch of archs) mkdirSync(join(cache, arch), { recursive: true });
 /** @type {(source: string) => number} */
 const size = (source) => statSync(join("csrc/cuda", source)).size;
 // The long ones first, so that none is waited for at the end.
-const tasks = archs.flatMap((arch) => sources.map((source) => ({ source, arch })));
+const changed = sources.filter((source) => !unchanged.includes(source));
+const tasks = archs.flatMap((arch) => changed.map((source) => ({ source, arch })));
 tasks.sort((a, b) => size(b.source) - size(a.source));
 /** @type {import("./cubin.mjs").Table} */
 const measured = { compiler, archs, rows: new Map() };
+for (const source of unchanged)
+  for (const [key, cells] of rowsOf(source, committed.rows)) measured.rows.set(key, cells);
 /** @type {import("./cubin.mjs").Finding[]} */
 const problems = [];
 const times = new Map();
@@ -174,12 +209,11 @@ async function worker() {
 const jobs = Number(process.env.BNB_JOBS ?? availableParallelism());
 await Promise.all(Array.from({ length: jobs }, worker));
 
-const committed = existsSync(table) ? parseTable(readFileSync(table, "utf8")) : parseTable("");
 const total = sources.length * archs.length;
 const seconds = ((performance.now() - began) / 1000).toFixed(0);
 console.log(
   `gates: ${measured.rows.size} kernels in ${sources.length} files for sm_${archs.join(" ")}, ${compiler}; ` +
-    `${compiled} of ${total} compiled, ${seconds} s`,
+    `${compiled} of ${total} compiled, ${seconds} s; ${unchanged.length} files are as when their rows were written`,
 );
 const slow = [...times].sort((a, b) => b[1] - a[1]).filter(([, time]) => time > 20);
 if (slow.length > 0) console.log(slow.map(([source, time]) => `  ${time.toFixed(0)} s in ${source}`).join("\n"));
@@ -198,8 +232,12 @@ if (options.write && problems.length === 0) {
     if (filters.length > 0 && committed.rows.size > 0 && committed.compiler !== compiler) {
       throw new Error(`the table was made with ${committed.compiler}: write all of it, not a part`);
     }
-    writeFileSync(table, formatTable(measured));
-    console.log(`gates: wrote ${table}`);
+    const text = formatTable(measured);
+    writeFileSync(table, text);
+    for (const source of changed) sealed.set(source, seal(source, parseTable(text).rows));
+    const lines = [...sealed].filter(([source]) => existsSync(join("csrc/cuda", source))).sort();
+    writeFileSync(inputsTable, `${lines.map((line) => line.join("\t")).join("\n")}\n`);
+    console.log(`gates: wrote ${table} and ${inputsTable}`);
   } else {
     throw new Error("--write needs all architectures");
   }

@@ -1,15 +1,14 @@
 // Rotary position embedding on half-split pairs, forward and inverse, alone or on the way into a cache.
 //
-// Layout    x [batch, length, heads, dim]; a pair is (i, i + dim/2), its angle in row offset + t.
-// Work      an item is a run of (batch, t) positions; all heads of one share the loaded cosines.
+// Layout    x [batch, length, heads, dim]; a pair is (i, i + pairs), its angle in the row of the token's position.
+// Work      an item is a run of tokens; all heads of one share the loaded cosines.
 // Numerics  float32, rounded once to the dtype of x.
-// Needs     dim even.
+// Needs     nothing.
 #include "kernels/rope.h"
 
-#include "cpu/lanes.h"
 #include "cpu/parallel.h"
 #include "cpu/position.h"
-#include "cpu/simd.h"
+#include "cpu/turn.h"
 
 namespace bnb::BNB_ISA {
 namespace {
@@ -20,29 +19,14 @@ BNB_INLINE int64_t grain_of(int64_t elements) {
   return elements < kChunkElements ? kChunkElements / (elements < 1 ? 1 : elements) : 1;
 }
 
-// The heads of one position, `elements` in all; direction 1 or -1.
-template <class T>
-BNB_INLINE void turn(const T* x, T* y, int64_t elements, int64_t dim, const float* cos, const float* sin,
-                     float direction) {
-  const int64_t half = dim / 2;
-  for_lanes(half, [&](int64_t i, auto lanes) {
-    const F32 c = lanes.load(cos + i), s = lanes.load(sin + i) * set1(direction);
-    for (int64_t h = 0; h < elements; h += dim) {
-      const F32 first = lanes.load(x + h + i), second = lanes.load(x + h + half + i);
-      lanes.store(y + h + i, first * c - second * s);
-      lanes.store(y + h + half + i, second * c + first * s);
-    }
-  });
-}
-
 template <class T>
 void rotate(const RopeArgs& a) {
-  const int64_t half = a.dim / 2, elements = a.heads * a.dim;
+  const int64_t elements = a.heads * a.dim;
   parallel_for(a.batch * a.length, grain_of(elements), [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; p++) {
-      const int64_t row = (a.offset + p % a.length) * half;
-      turn(static_cast<const T*>(a.x) + p * elements, static_cast<T*>(a.y) + p * elements, elements, a.dim, a.cos + row,
-           a.sin + row, a.inverse ? -1.0f : 1.0f);
+      const int64_t at = a.positions ? a.positions[p] : a.offset + p % a.length;
+      turn_heads(turn_at(a.angles, at, a.fault), static_cast<const T*>(a.x) + p * elements,
+                 static_cast<T*>(a.y) + p * elements, a.heads, a.dim, a.inverse ? -1.0f : 1.0f);
     }
   });
 }
@@ -53,10 +37,11 @@ void append(const RopeAppendArgs& a) {
   parallel_for(a.batch * a.length, grain_of(q_elements), [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; p++) {
       const int64_t at = a.offset + p % a.length, slot = (p / a.length * a.capacity + at) * elements;
-      const float *cos = a.cos + at * half, *sin = a.sin + at * half;
-      turn(static_cast<const T*>(a.q) + p * q_elements, static_cast<T*>(a.y) + p * q_elements, q_elements, a.dim, cos,
-           sin, 1.0f);
-      turn(static_cast<const T*>(a.k) + p * elements, static_cast<T*>(a.keys) + slot, elements, a.dim, cos, sin, 1.0f);
+      const Turn turn = {a.cos + at * half, a.sin + at * half, half};
+      turn_heads(turn, static_cast<const T*>(a.q) + p * q_elements, static_cast<T*>(a.y) + p * q_elements, a.heads,
+                 a.dim, 1.0f);
+      turn_heads(turn, static_cast<const T*>(a.k) + p * elements, static_cast<T*>(a.keys) + slot, a.kv_heads, a.dim,
+                 1.0f);
       const T* v = static_cast<const T*>(a.v) + p * elements;
       T* values = static_cast<T*>(a.values) + slot;
       for (int64_t i = 0; i < elements; i++) values[i] = v[i];

@@ -65,6 +65,7 @@ void poison(Device&, void* block, size_t nbytes, size_t capacity) {
 void stop(Device& device) {
   CudaStream* s = device.cuda();
   if (!s) return;  // it was never made
+  cuda::cublaslt_forget(*s);
   for (CudaStream* t : {s, s->inner_stream})
     if (t && t->eager.block) cuda::arena_release(t->eager.block);
   delete s->inner_stream;

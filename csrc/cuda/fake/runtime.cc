@@ -169,6 +169,7 @@ void launch_emulated(CudaStream& s, const void* kernel, dim3 grid, dim3 block, s
 bool cublaslt_present() { return false; }
 bool cublaslt_matmul(const MatmulArgs&, CudaStream&) { return false; }
 // How a test looks inside: there is no library to tell of.
+void cublaslt_forget(const CudaStream&) {}
 const char* cublaslt_status() {
   static thread_local std::string text;
   const Lock lock(state().mutex);

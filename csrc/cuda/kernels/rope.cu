@@ -1,10 +1,10 @@
 // Rotary position embedding on half-split pairs, forward and inverse, alone or on the way into a cache.
 //
-// Layout    x [batch, length, heads, dim]; a pair is (i, i + dim/2), its angle in row offset + t of the tables.
-// Work      a thread turns a run of 16 bytes of a head's first half with its partners, grid-stride. The heads of a
-//           position read the same angles from the cache.
+// Layout    x [batch, length, heads, dim]; a pair is (i, i + pairs), its angle in the row of the token's position.
+// Work      a thread turns a run of 16 bytes of the first elements of pairs with their partners, or copies one of those
+//           that no pair has, grid-stride. The heads of a token read the same angles from the cache.
 // Numerics  float32, rounded once to the dtype of x.
-// Needs     dim even. Halves that are no multiple of a vector, and misaligned views, go element by element.
+// Needs     nothing. Pairs that are no multiple of a vector, and misaligned views, go element by element.
 #include "cuda/map.cuh"
 #include "cuda/position.cuh"
 #include "kernels/rope.h"
@@ -33,17 +33,30 @@ __device__ __forceinline__ void turn(const T* x, T* y, const float* cos, const f
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMapThreads)
-    rope_kernel(const T* x, const float* cos, const float* sin, T* y, int64_t positions, int64_t length, int64_t heads,
-                int64_t half, int64_t offset, Position position, float direction, bool vectors, const char* op) {
+__global__ void __launch_bounds__(kMapThreads) rope_kernel(RopeArgs a, bool vectors, const char* op) {
   constexpr int V = kVector<T>;
-  if (!resolve(position, op, offset)) return;
-  const int64_t runs = ceil_div(half, V), n = positions * heads * runs;
+  if (!resolve(a.position, op, a.offset)) return;
+  const int64_t pairs = a.angles.pairs, turning = ceil_div(pairs, V), runs = turning + ceil_div(a.dim - 2 * pairs, V);
+  const int64_t n = a.batch * a.length * a.heads * runs;
+  const auto* x = static_cast<const T*>(a.x);
+  auto* y = static_cast<T*>(a.y);
   for (int64_t item = global_thread(); item < n; item += global_threads()) {
-    const int64_t head = item / runs, i = (item - head * runs) * V, count = half - i;
-    const int64_t row = (offset + head / heads % length) * half + i, at = head * 2 * half + i;
-    const bool whole = vectors && count >= V;
-    turn(x + at, y + at, cos + row, sin + row, half, count, whole, direction);
+    const int64_t head = item / runs, run = item - head * runs, token = head / a.heads;
+    const int64_t position = a.positions ? a.positions[token] : a.offset + token % a.length;
+    const float direction = a.inverse ? -1.0f : 1.0f;
+    if (run < turning) {
+      if (position < 0 || position >= a.angles.positions) {
+        report_out_of_range(a.fault, op, position, a.angles.positions);
+        continue;
+      }
+      const int64_t i = run * V, count = pairs - i, at = head * a.dim + i, row = position * pairs + i;
+      turn(x + at, y + at, a.angles.cos + row, a.angles.sin + row, pairs, count, vectors && count >= V, direction);
+    } else {
+      const int64_t i = 2 * pairs + (run - turning) * V, count = a.dim - i, at = head * a.dim + i;
+      T passed[V];
+      load_run(x + at, count, vectors && count >= V, passed);
+      store_run(y + at, count, vectors && count >= V, passed);
+    }
   }
 }
 
@@ -86,16 +99,14 @@ __global__ void __launch_bounds__(kMapThreads) rope_append_kernel(RopeAppendArgs
 }  // namespace
 
 void rope(const RopeArgs& a, CudaStream& s) {
-  const int64_t half = a.dim / 2, positions = a.batch * a.length;
+  const int64_t pairs = a.angles.pairs, heads = a.batch * a.length * a.heads;
   visit_float(a.dtype, [&](auto t) {
     using T = decltype(t);
     constexpr int V = kVector<T>;
-    const auto* x = static_cast<const T*>(a.x);
-    auto* y = static_cast<T*>(a.y);
-    const bool vectors = half % V == 0 && vectors_fit<T, V>(x, y) && vectors_fit<float, V>(a.cos, a.sin);
-    launch(s, rope_kernel<T>, map_grid(s, positions * a.heads * ceil_div(half, V), 1), dim3(kMapThreads), 0, x, a.cos,
-           a.sin, y, positions, a.length, a.heads, half, a.offset, a.position, a.inverse ? -1.0f : 1.0f, vectors,
-           "rope");
+    const bool vectors = pairs % V == 0 && a.dim % V == 0 && aligned_for(sizeof(T) * V, a.x, a.y) &&
+                         vectors_fit<float, V>(a.angles.cos, a.angles.sin);
+    const int64_t runs = ceil_div(pairs, V) + ceil_div(a.dim - 2 * pairs, V);
+    launch(s, rope_kernel<T>, map_grid(s, heads * runs, 1), dim3(kMapThreads), 0, a, vectors, "rope");
   });
 }
 

@@ -29,7 +29,7 @@ function spoil(/** @type {Context} */ { B, r }, /** @type {unknown[]} */ args) {
   const what = r.int(8);
   if (what === 0) args.splice(at);
   else if (what === 1) args.reverse();
-  else if (what === 2 && Array.isArray(target) && target.length)
+  else if (what === 2 && Array.isArray(target) && !types.isProxy(target) && target.length)
     args[at] = put(target, r.int(target.length), hostile(B, r));
   else args[at] = replace({ B, r }, target);
 }
@@ -317,7 +317,18 @@ const scenarios = {
 // Classes that others extend, and one that is no optimizer.
 const bases = new Set(["LambdaLR", "Optimizer8bit", "Optimizer1State", "Optimizer2State"]);
 // What the classes share with the rest of the library and nobody else calls.
-const internal = new Set(["constructor", "alias", "takeHandle", "markChanged", "escape", "slot", "node"]);
+const internal = new Set([
+  "constructor",
+  "alias",
+  "takeHandle",
+  "escape",
+  "slot",
+  "node",
+  "held",
+  "buffer",
+  "single",
+  "checkGradient",
+]);
 
 /** Saves, changes and loads. @param {Context} context @param {string} name @param {any} owner */
 async function stateDict(context, name, owner) {

@@ -33,6 +33,14 @@ const rows8bit = (B, dims) => {
   return [codes, stats];
 };
 
+/** Three pages of 16 tokens for one head, perhaps in int8. @param {any} B @param {Random} r @param {number} d */
+const kvLayer = (B, r, d) => {
+  const dtype = r.pick(["float32", "float16", "bfloat16", "int8"]);
+  const make = () => B.zeros([3, 1, 16, d], { dtype });
+  const scales = () => B.zeros([3, 1, 16]);
+  return { keys: make(), values: make(), ...(dtype === "int8" && { keyScales: scales(), valueScales: scales() }) };
+};
+
 export const unary = [
   ...["neg", "abs", "sign", "square", "reciprocal", "sqrt", "rsqrt", "exp", "log", "sigmoid", "tanh", "relu", "silu"],
   ...["gelu", "softmax", "logSoftmax", "clone", "softplus"],
@@ -210,6 +218,25 @@ export const functions = {
     const [q, k, v] = [0, 0, 0].map(() => B.randn([1, t, 2, d], { dtype }));
     const caches = [0, 0].map(() => B.zeros([1, 8, 2, d], { dtype }));
     return [q, k, v, B.ones([8, d]), B.zeros([8, d]), ...caches, r.int(4)];
+  },
+  kvAppend: (B, r) => {
+    const [t, d, dtype] = [1 + r.int(3), 4, float(r)];
+    const [q, k, v] = [2, 1, 1].map((h) => B.randn([t, h, d], { dtype }));
+    const ids = (/** @type {number} */ n) => B.tensor(Int32Array.from({ length: t }, () => r.int(n)));
+    const rotary = { cos: B.ones([8, 2]), sin: B.zeros([8, 2]), positions: ids(8) };
+    return [q, k, v, kvLayer(B, r, d), ids(48), r.pick([null, rotary])];
+  },
+  pagedAttention: (B, r) => {
+    const [t, d, heads] = [1 + r.int(4), 4, r.pick([1, 2])];
+    /** @param {number[]} values @param {number[]} dims */
+    const int = (values, dims) => B.tensor(values, { shape: dims, dtype: "int32" });
+    const table = { starts: int([0, t], [2]), lengths: int([t + r.int(20)], [1]), pages: int([1, 2], [1, 2]) };
+    return [
+      tensor(B, r, [t, heads, d], float(r)),
+      kvLayer(B, r, d),
+      table,
+      r.some({ window: 1 + r.int(9), softcap: 2 }),
+    ];
   },
   sampleToken: (B, r) => [
     floatTensor(B, r, [1 + r.int(3), 1 + r.int(40)]),

@@ -9,84 +9,15 @@
 // Numerics  the online softmax of Milakov and Gimelshein; backward recomputes scores from lse. All sums run in a fixed
 //           order: dq over keys, dk and dv over queries, in separate kernels without atomics.
 // Needs     room for one row of results per warp in shared memory: dim up to about 1400 (64 KB) or 6500 (227 KB).
-#include <type_traits>
-
-#include "core/error.h"
 #include "cuda/kernels/attention/heads.cuh"
+#include "cuda/kernels/attention/stage.cuh"
 
 namespace bnb::cuda {
 namespace {
 
-constexpr int kWarps = 4, kThreads = kWarps * kWarp;
-constexpr int kSlice = 64;  // of the head size
-
-// Rows, own ones and others, that the dot products are taken of. Offsets are in elements; -1 is a row of zeros.
-template <int kRows>
-struct Stage {
-  static constexpr int kOwn = kWarps * kRows;
-  int64_t own_at[kOwn];
-  int64_t other_at[kWarp];
-  float own[kOwn][kSlice];
-  float other[kWarp][kSlice + 1];
-  float weight[2][kWarps][kWarp][kRows];
-};
-
 template <class T>
-__device__ __forceinline__ void stage_row(const T* from, int64_t at, int64_t d0, int64_t dim, float* to) {
-  for (int i = threadIdx.x % kWarp; i < kSlice; i += kWarp)
-    to[i] = at >= 0 && d0 + i < dim ? widen(from[at + d0 + i]) : 0.0f;
-}
-
-// dot[i] = own row i of this warp times the other row of this lane. The whole block calls it.
-template <class T, int kRows>
-__device__ __forceinline__ void dots(Stage<kRows>& stage, const void* own, const void* other, int64_t dim,
-                                     float (&dot)[kRows]) {
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-#pragma unroll
-  for (int i = 0; i < kRows; i++) dot[i] = 0;
-  for (int64_t d0 = 0; d0 < dim; d0 += kSlice) {
-    __syncthreads();
-    for (int i = 0; i < kRows; i++) {
-      const int row = warp * kRows + i;
-      stage_row(static_cast<const T*>(own), stage.own_at[row], d0, dim, stage.own[row]);
-    }
-    for (int row = warp; row < kWarp; row += kWarps)
-      stage_row(static_cast<const T*>(other), stage.other_at[row], d0, dim, stage.other[row]);
-    __syncthreads();
-    const int n = static_cast<int>(min(dim - d0, int64_t{kSlice}));
-#pragma unroll 8
-    for (int d = 0; d < n; d++) {
-      const float x = stage.other[lane][d];
-#pragma unroll
-      for (int i = 0; i < kRows; i++) dot[i] = fmaf(stage.own[warp * kRows + i][d], x, dot[i]);
-    }
-  }
-}
-
-// sums[i, :] = sums[i, :] * factor[i] + sum over the first n others of weight * row.
-template <class T, int kRows>
-__device__ __forceinline__ void accumulate(const Stage<kRows>& stage, const float (&weight)[kWarp][kRows],
-                                           const void* other, int n, int64_t dim, const float (&factor)[kRows],
-                                           float* sums) {
-  for (int64_t d = threadIdx.x % kWarp; d < dim; d += kWarp) {
-    float sum[kRows];
-#pragma unroll
-    for (int i = 0; i < kRows; i++) sum[i] = sums[i * dim + d] * factor[i];
-#pragma unroll 4
-    for (int j = 0; j < n; j++) {
-      const float x = widen(static_cast<const T*>(other)[stage.other_at[j] + d]);
-#pragma unroll
-      for (int i = 0; i < kRows; i++) sum[i] = fmaf(weight[j][i], x, sum[i]);
-    }
-#pragma unroll
-    for (int i = 0; i < kRows; i++) sums[i * dim + d] = sum[i];
-  }
-}
-
-template <int kRows>
-__device__ __forceinline__ void clear(float* sums, int64_t dim) {
-  for (int64_t d = threadIdx.x % kWarp; d < dim; d += kWarp)
-    for (int i = 0; i < kRows; i++) sums[i * dim + d] = 0;
+__device__ __forceinline__ Elements<T> elements(const void* p) {
+  return {static_cast<const T*>(p)};
 }
 
 // The rows [first, first + kOwn) of a head become the block's own.
@@ -125,22 +56,14 @@ __global__ void __launch_bounds__(kThreads, 4)
       const int n = static_cast<int>(min(last - j0, int64_t{kWarp}));
       if (threadIdx.x < kWarp) stage.other_at[lane] = lane < n ? h.key_at(a, j0 + lane) : -1;
       float dot[kRows], factor[kRows];
-      dots<T>(stage, a.q, a.k, a.dim, dot);
+      dots(stage, elements<T>(a.q), elements<T>(a.k), a.dim, dot);
 #pragma unroll
       for (int i = 0; i < kRows; i++) {
         const bool sees = j0 + lane < seen[i];
-        const float x = sees ? dot[i] * a.scale : kLowest;
-        const float before = top[i];
-        top[i] = fmaxf(before, warp_reduce(x, [](float u, float v) { return fmaxf(u, v); }));
-        // With nothing but -inf so far, any finite shift keeps the exponentials 0.
-        const float shift = top[i] == kLowest ? 0.0f : top[i];
-        const float e = sees ? expf(x - shift) : 0.0f;
-        factor[i] = before == kLowest ? 1.0f : expf(before - shift);
-        sum[i] = sum[i] * factor[i] + warp_sum(e);
-        stage.weight[0][warp][lane][i] = e;
+        stage.weight[0][warp][lane][i] = fold_score(dot[i] * a.scale, sees, top[i], sum[i], factor[i]);
       }
       __syncwarp();
-      accumulate<T>(stage, stage.weight[0][warp], a.v, n, a.dim, factor, sums);
+      accumulate(stage, stage.weight[0][warp], elements<T>(a.v), n, a.dim, factor, sums);
       __syncthreads();
     }
     for (int i = 0; i < kRows; i++) {
@@ -197,8 +120,8 @@ __global__ void __launch_bounds__(kThreads, 4)
       const int n = static_cast<int>(min(last - j0, int64_t{kWarp}));
       if (threadIdx.x < kWarp) stage.other_at[lane] = lane < n ? h.key_at(a, j0 + lane) : -1;
       float score[kRows], dp[kRows];
-      dots<T>(stage, a.q, a.k, a.dim, score);
-      dots<T>(stage, b.dy, a.v, a.dim, dp);
+      dots(stage, elements<T>(a.q), elements<T>(a.k), a.dim, score);
+      dots(stage, elements<T>(b.dy), elements<T>(a.v), a.dim, dp);
 #pragma unroll
       for (int i = 0; i < kRows; i++) {
         const bool sees = j0 + lane < seen[i];
@@ -206,7 +129,7 @@ __global__ void __launch_bounds__(kThreads, 4)
         stage.weight[0][warp][lane][i] = sees ? p * (dp[i] - common[i]) : 0.0f;
       }
       __syncwarp();
-      accumulate<T>(stage, stage.weight[0][warp], a.k, n, a.dim, one, sums);
+      accumulate(stage, stage.weight[0][warp], elements<T>(a.k), n, a.dim, one, sums);
       __syncthreads();
     }
     for (int i = 0; i < kRows; i++) {
@@ -249,8 +172,8 @@ __global__ void __launch_bounds__(kThreads, 4)
       const int64_t seen = lane < n ? min(h.seen(a, r0 + lane), a.length) : 0;
       const float lse = lane < n ? a.lse[at] : 0.0f, common = lane < n ? delta[at] : 0.0f;
       float score[kRows], dp[kRows];
-      dots<T>(stage, a.k, a.q, a.dim, score);
-      dots<T>(stage, a.v, b.dy, a.dim, dp);
+      dots(stage, elements<T>(a.k), elements<T>(a.q), a.dim, score);
+      dots(stage, elements<T>(a.v), elements<T>(b.dy), a.dim, dp);
 #pragma unroll
       for (int i = 0; i < kRows; i++) {
         const bool sees = first + warp * kRows + i < seen;
@@ -259,8 +182,8 @@ __global__ void __launch_bounds__(kThreads, 4)
         stage.weight[1][warp][lane][i] = sees ? p * (dp[i] - common) : 0.0f;
       }
       __syncwarp();
-      accumulate<T>(stage, stage.weight[0][warp], b.dy, n, a.dim, one, dv);
-      accumulate<T>(stage, stage.weight[1][warp], a.q, n, a.dim, one, dk);
+      accumulate(stage, stage.weight[0][warp], elements<T>(b.dy), n, a.dim, one, dv);
+      accumulate(stage, stage.weight[1][warp], elements<T>(a.q), n, a.dim, one, dk);
       __syncthreads();
     }
     for (int i = 0; i < kRows; i++) {
@@ -273,22 +196,6 @@ __global__ void __launch_bounds__(kThreads, 4)
       }
     }
     __syncthreads();
-  }
-}
-
-// Calls f(number of rows per warp) with 4, or 1 where the results of 4 do not fit: `sets` results per row.
-template <class F>
-void choose_rows(const char* op, int64_t dim, int64_t sets, const CudaStream& s, const F& f) {
-  const int64_t row = sets * dim * kWarps * static_cast<int64_t>(sizeof(float));
-  const auto fits = [&](int64_t rows, size_t stage) {
-    return rows * row + static_cast<int64_t>(stage) <= s.gpu.shared_per_block;
-  };
-  if (fits(4, sizeof(Stage<4>))) {
-    f(std::integral_constant<int, 4>{}, static_cast<size_t>(4 * row));
-  } else if (fits(1, sizeof(Stage<1>))) {
-    f(std::integral_constant<int, 1>{}, static_cast<size_t>(row));
-  } else {
-    fail(Code::unsupported, op, "a head of ", dim, " elements does not fit into the shared memory of this GPU");
   }
 }
 
@@ -305,7 +212,7 @@ void launch_heads(CudaStream& s, const AttentionArgs& a, int64_t count, size_t s
 
 void attention_simt(const AttentionArgs& a, CudaStream& s) {
   const int64_t rows = a.queries * (a.heads / a.kv_heads);
-  choose_rows("attention", a.dim, 1, s, [&](auto rows_per_warp, size_t shared) {
+  choose_rows("attention", a.dim, 1, 4, s, [&](auto rows_per_warp, size_t shared) {
     constexpr int kRows = decltype(rows_per_warp)::value;
     visit_float(a.dtype, [&](auto t) {
       launch_heads<kRows>(s, a, rows, shared, forward_kernel<decltype(t), kRows>, a, "attention");
@@ -326,7 +233,7 @@ void attention_delta(const AttentionBackwardArgs& b, float* delta, CudaStream& s
 void attention_backward_simt(const AttentionBackwardArgs& b, const float* delta, CudaStream& s) {
   const AttentionArgs& a = b.forward;
   const int64_t rows = a.queries * (a.heads / a.kv_heads);
-  choose_rows("attention_backward", a.dim, 2, s, [&](auto rows_per_warp, size_t shared) {
+  choose_rows("attention_backward", a.dim, 2, 4, s, [&](auto rows_per_warp, size_t shared) {
     constexpr int kRows = decltype(rows_per_warp)::value;
     visit_float(a.dtype, [&](auto t) {
       using T = decltype(t);
