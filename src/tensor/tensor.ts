@@ -120,7 +120,7 @@ export class Tensor extends NativeObject {
 
   /** @internal Holds another handle, of a tensor that is alike, from now on. */
   replaceHandle(handle: Handle): void {
-    this.#held("replaceHandle");
+    this.held("replaceHandle");
     this.claim.replace(handle);
   }
 

@@ -1,6 +1,6 @@
 // Models whose weights are not drawn: they have shapes and no memory until they are loaded, and then those of the dict.
 import { describe, expect, it } from "vitest";
-import { LlamaForCausalLM, manualSeed, memory, nn, rand, tensor } from "../../src/index.js";
+import { LlamaForCausalLM, manualSeed, memory, nn, rand, tensor, tidy } from "../../src/index.js";
 
 const sizes = { vocabSize: 64, hiddenSize: 32, intermediateSize: 48, numHiddenLayers: 2, numAttentionHeads: 2 };
 
@@ -14,9 +14,10 @@ describe("uninitialized", () => {
     expect(memory().liveBytes - before).toBeLessThanOrEqual(norms + 64 * (memory().tensors - tensors));
     expect(model.model.embedTokens.weight.shape).toEqual([64, 32]);
     expect(model.model.embedTokens.weight.dtype).toBe("bfloat16");
-    const drawn = rand([4]).floatsSync();
+    const draw = () => tidy(() => rand([4]).floatsSync());
+    const drawn = draw();
     manualSeed(7);
-    expect(drawn).toEqual(rand([4]).floatsSync());
+    expect(drawn).toEqual(draw());
     model.dispose();
     expect(memory().liveBytes).toBe(before);
   });
