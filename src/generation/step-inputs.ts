@@ -153,6 +153,7 @@ export class StepInputs implements Disposable {
       lengths: int("lengths"),
       pages: int("pages", [sequences, width]),
       logitRows: rows === tokens ? null : int("logitRows"),
+      longest: parts.reduce((most, { length }) => Math.max(most, length), 0),
     };
     this.sampling = {
       temperature: float(0),

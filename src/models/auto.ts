@@ -3,18 +3,10 @@ import type { JsonObject } from "../hub/config-text.js";
 import { aString, checkArgument } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions } from "../tensor/options.js";
-import { LlamaForCausalLM } from "./llama.js";
-import { LlamaConfig } from "./llama-config.js";
+import type { CausalLM } from "./causal-lm.js";
+import { causalFamilies } from "./families/index.js";
 import type { Family, FromPretrainedOptions } from "./load.js";
 import { fromPretrainedOptions, loadPretrained } from "./load.js";
-
-/** Models by the `model_type` of their config.json. */
-const families: Readonly<Record<string, Family<LlamaForCausalLM>>> = {
-  llama: {
-    create: (config, options) => new LlamaForCausalLM(LlamaConfig.fromJSON(config), options),
-    embedding: "model.embed_tokens.weight",
-  },
-};
 
 /**
  * Language models from checkpoints as transformers writes them.
@@ -31,16 +23,16 @@ export const AutoModelForCausalLM = {
    * Rejects with ERR_BNB_UNSUPPORTED for an architecture that is not known, ERR_BNB_FILE and ERR_BNB_FORMAT for files that
    * cannot be read, ERR_BNB_ABORTED when the signal is.
    */
-  async fromPretrained(path: string, options: FromPretrainedOptions = {}): Promise<LlamaForCausalLM> {
+  async fromPretrained(path: string, options: FromPretrainedOptions = {}): Promise<CausalLM> {
     checkArgument("fromPretrained", "path", path, aString);
     checkOptions("fromPretrained", options, fromPretrainedOptions);
     return loadPretrained(path, familyOf, options);
   },
 };
 
-function familyOf(config: JsonObject): Family<LlamaForCausalLM> {
+function familyOf(config: JsonObject): Family<CausalLM> {
   const type = config["model_type"];
-  if (typeof type === "string" && Object.hasOwn(families, type)) return families[type] as Family<LlamaForCausalLM>;
-  const rule = `config.json: model_type must be one of ${Object.keys(families).join(", ")}`;
+  if (typeof type === "string" && Object.hasOwn(causalFamilies, type)) return causalFamilies[type] as Family<CausalLM>;
+  const rule = `config.json: model_type must be one of ${Object.keys(causalFamilies).join(", ")}`;
   throw new BnbError("ERR_BNB_UNSUPPORTED", `${rule}, got ${JSON.stringify(type)}`);
 }

@@ -3,7 +3,21 @@
 // choice, at the cost of the experts that nobody chose.
 import type { UnaryModule } from "../../nn/index.js";
 import { Linear, Module, ModuleList } from "../../nn/index.js";
-import { add, div, max, maximum, minimum, mul, reshape, sign, slice, softmax, sub, sum } from "../../ops/index.js";
+import {
+  add,
+  cast,
+  div,
+  max,
+  maximum,
+  minimum,
+  mul,
+  reshape,
+  sign,
+  slice,
+  softmax,
+  sub,
+  sum,
+} from "../../ops/index.js";
 import { BnbError } from "../../tensor/errors.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import type { Family } from "../load.js";
@@ -51,7 +65,7 @@ class Experts extends Module {
     let y = reshape(residual, rows.shape);
     let e = 0;
     for (const expert of this.experts) {
-      const share = slice(shares, 1, e, ++e).to(rows.dtype);
+      const share = cast(slice(shares, 1, e, ++e), rows.dtype);
       y = add(y, mul(expert.forward(rows), share));
     }
     return reshape(y, x.shape);
@@ -59,7 +73,7 @@ class Experts extends Module {
 
   /** The weight of every expert for every token, zero where it was not chosen: float32 [tokens, experts]. */
   #shares(logits: Tensor): Tensor {
-    const likely = softmax(logits.to("float32"));
+    const likely = softmax(cast(logits, "float32"));
     // Passes over the largest one until the last that is chosen: equal ones are chosen together.
     let left = likely;
     let least = max(left, { axis: 1, keepDims: true });

@@ -95,6 +95,8 @@ export function readDecoderConfig(keys: ConfigKeys, defaults: DecoderDefaults = 
   const maxPositionEmbeddings = keys.size("max_position_embeddings", defaults.maxPositionEmbeddings ?? 2048);
   const headDim = keys.size("head_dim", defaults.headDim ?? hiddenSize / numAttentionHeads);
   checkHeads(numAttentionHeads, numKeyValueHeads);
+  const theta = { rope_theta: defaults.ropeTheta ?? 10_000 };
+  const rope = readRope({ ...theta, ...withoutNulls(keys.json) }, maxPositionEmbeddings);
   return {
     vocabSize: keys.size("vocab_size"),
     hiddenSize,
@@ -104,12 +106,15 @@ export function readDecoderConfig(keys: ConfigKeys, defaults: DecoderDefaults = 
     numKeyValueHeads,
     headDim,
     normEps: keys.number("rms_norm_eps", defaults.normEps ?? 1e-6),
-    maxPositionEmbeddings,
+    // Dynamic positions stretch with the text.
+    maxPositionEmbeddings: rope.type === "dynamic" ? STRETCHED : maxPositionEmbeddings,
     tieWordEmbeddings: keys.flag("tie_word_embeddings", defaults.tieWordEmbeddings ?? false),
-    rope: readRope({ rope_theta: defaults.ropeTheta ?? 10_000, ...withoutNulls(keys.json) }, maxPositionEmbeddings),
+    rope,
     windows: readWindows(keys, numHiddenLayers, defaults.window),
   };
 }
+
+const STRETCHED = 1 << 20;
 
 /** Throws ERR_BNB_FORMAT unless each head of keys serves a whole number of query heads. */
 export function checkHeads(heads: number, kvHeads: number): void {

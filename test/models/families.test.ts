@@ -1,0 +1,79 @@
+// Every family against transformers: the logits of whole prompts, and the greedy texts of the engine, with a config.json as
+// transformers 5 writes it and as checkpoints on the hub have it.
+import { cpSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, describe, expect, it } from "vitest";
+import { noGrad } from "../../src/autograd/no-grad.js";
+import type { CausalLM } from "../../src/index.js";
+import { AutoModelForCausalLM, generate, memory, tensor, tidy } from "../../src/index.js";
+import { fixturePath, readSafetensors, toNumbers } from "../helpers/safetensors.js";
+
+const root = mkdtempSync(join(tmpdir(), "bnb-families-"));
+afterAll(() => rmSync(root, { recursive: true }));
+
+const names = [
+  ...[
+    "llama-plain",
+    "llama-linear",
+    "llama-dynamic-ntk",
+    "llama-yarn",
+    "llama31",
+    "mistral-window",
+    "mixtral",
+    "qwen3",
+  ],
+  ...["qwen3-moe", "smollm3", "gemma2", "gemma3-text", "phi3-longrope", "olmo2", "granite", "gpt2", "gpt-neox", "opt"],
+  ...["falcon"],
+];
+
+interface Expected {
+  prompts: { margins: number[] }[];
+}
+
+describe.each(names)("%s", (name) => {
+  const expected = readSafetensors(`families/${name}/expected.safetensors`);
+  const { prompts } = JSON.parse(readFileSync(fixturePath(`families/${name}/expected.json`), "utf8")) as Expected;
+  const folder = fixturePath(`families/${name}/fp32`);
+  const older = join(root, name);
+  cpSync(folder, older, { recursive: true });
+  cpSync(fixturePath(`families/${name}/config_transformers4.json`), join(older, "config.json"));
+  const idsOf = (i: number): Int32Array => Int32Array.from(toNumbers(expected.get(`input_ids.${i}`)!));
+
+  it.each([
+    ["as transformers 5 describes it", folder],
+    ["as checkpoints on the hub do", older],
+  ])("%s, has the logits of transformers", async (_, path) => {
+    const before = memory().tensors;
+    const model = await AutoModelForCausalLM.fromPretrained(path);
+    for (const i of [0, 1, 2]) {
+      const want = toNumbers(expected.get(`logits.${i}`)!);
+      const largest = want.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+      const got = logitsOf(model, idsOf(i));
+      expect(got).toHaveLength(want.length);
+      const apart = want.reduce((most, value, at) => Math.max(most, Math.abs(value - got[at]!)), 0);
+      expect(apart / largest, `prompt ${i}`).toBeLessThan(1e-4);
+    }
+    model.dispose();
+    expect(memory().tensors).toBe(before);
+  });
+
+  it("continues prompts as transformers does", async () => {
+    const model = await AutoModelForCausalLM.fromPretrained(folder);
+    for (const i of [0, 1, 2]) {
+      const want = [...toNumbers(expected.get(`generated.${i}`)!)];
+      const got: number[] = [];
+      for await (const token of generate(model, idsOf(i), { maxNewTokens: want.length })) got.push(token);
+      expect(prompts[i]?.margins.every((margin) => margin > 1e-3)).toBe(true); // no near tie
+      expect(got, `prompt ${i}`).toEqual(want);
+    }
+    model.dispose();
+  });
+});
+
+function logitsOf(model: CausalLM, ids: Int32Array): Float32Array {
+  const logits = tidy(() => noGrad(() => model.forward(tensor(ids, { shape: [1, ids.length] }))));
+  const values = logits.floatsSync();
+  logits.dispose();
+  return values;
+}
