@@ -1,7 +1,6 @@
 // One key head of one batch entry of attention, and where its tensors begin: a problem of cpu/attention_rows.h.
 #pragma once
 #include "cpu/attention_rows.h"
-#include "cpu/lanes.h"
 #include "kernels/attention.h"
 
 namespace bnb::BNB_ISA {

@@ -1,5 +1,5 @@
-// Scaled dot-product attention with grouped key and value heads. Query i sits at position length - queries + i and, when
-// causal, sees the keys up to that position.
+// Scaled dot-product attention with grouped key and value heads. Query i sits at position length - queries + i and,
+// when causal, sees the keys up to that position.
 #pragma once
 #include "core/kernel.h"
 #include "kernels/position.h"
@@ -13,8 +13,8 @@ struct AttentionArgs {
   const void* v;          // as k
   void* y;                // as q
   float* lse;             // [batch, queries, heads], log of the sum of exponentials, for the backward pass; or null
-  const int32_t* starts;  // [samples + 1], or null: the tokens of a sample see each other only; batch is 1, and queries,
-                          // keys and length are one number
+  const int32_t* starts;  // [samples + 1], or null: the tokens of a sample see each other only; batch is 1, and
+                          // queries, keys and length are one number
   ScoreRule rule;
   int64_t batch, queries, keys, length;
   int64_t heads, kv_heads, dim, samples;
@@ -78,7 +78,8 @@ BNB_INLINE Span queries_of(const AttentionArgs& a, int64_t j) {
   return s;
 }
 
-// What is wrong with starts[i], as a value that is not in [0, queries]: the place, or the size of the sample that it ends.
+// What is wrong with starts[i], as a value that is not in [0, queries]: the place, or the size of the sample that it
+// ends.
 BNB_INLINE bool is_wrong_start(const AttentionArgs& a, int64_t i, int64_t& value) {
   value = a.starts[i];
   if (value < 0 || value > a.queries) return true;
