@@ -19,6 +19,7 @@ import { anInstance, anInteger, checkArgument, checkTensor, orNull } from "../te
 import type { Device } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
+import { isUninitialized } from "../tensor/placeholder.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { GenerateOptions, Prompt } from "./generate.js";
@@ -165,7 +166,7 @@ export class LlamaModel extends Module {
   forward(ids: Tensor, cache: KvCache | null = null): Tensor {
     checkIds("LlamaModel", ids);
     let h = this.embedTokens.forward(ids);
-    const rotary = this.#rotaryTables(ids.device);
+    const rotary = this.#rotaryTables(ids.device, (cache?.length ?? 0) + (ids.shape[1] as number));
     for (const layer of this.layers) h = layer.forward(h, rotary, cache);
     cache?.advance(ids.shape[1] as number);
     return this.norm.forward(h);
@@ -177,14 +178,15 @@ export class LlamaModel extends Module {
     super.dispose();
   }
 
-  /** Made at the first use on a device, so that moving the model takes them along. */
-  #rotaryTables(device: Device): RotaryTables {
-    if (this.#rotary?.cos.device !== device) {
+  /** For a sequence of `length`. Made at the first use on a device, so that moving the model takes them along. */
+  #rotaryTables(device: Device, length: number): RotaryTables {
+    const { headDim, maxPositionEmbeddings, rope } = this.#config;
+    const maxLength = RotaryTables.lengthFor(rope, maxPositionEmbeddings, length);
+    if (this.#rotary?.cos.device !== device || this.#rotary.maxLength !== maxLength) {
       this.#rotary?.dispose();
-      const { headDim, maxPositionEmbeddings, ropeTheta } = this.#config;
-      this.#rotary = new RotaryTables(headDim, maxPositionEmbeddings, ropeTheta, device);
+      this.#rotary = new RotaryTables(headDim, maxLength, rope, device);
     }
-    return this.#rotary as RotaryTables;
+    return this.#rotary;
   }
 }
 
@@ -210,7 +212,7 @@ export class LlamaForCausalLM extends Module {
     const { hiddenSize, vocabSize, tieWordEmbeddings, initializerRange } = this.config;
     this.model = new LlamaModel(this.config, options);
     this.lmHead = tieWordEmbeddings ? null : new Linear(hiddenSize, vocabSize, { bias: false, ...options });
-    initialize(this, initializerRange, options);
+    if (!isUninitialized()) initialize(this, initializerRange, options);
   }
 
   get device(): Device {
