@@ -112,7 +112,7 @@ describe.each(testDevices())("pagedAttention on %s", (device) => {
     check(seq([600, 1]), { heads: 4, kvHeads: 1, dim: 16 }, {}, { dtype, pageType: "int8" });
   });
 
-  it("gives the same bits alone and beside others", () => {
+  it("gives the same alone and beside others: on a CPU to the bit, on a GPU the keys are cut elsewhere", () => {
     const together = inputs(seq([530, 1], [37, 20], [600, 2]), base, 0, "float32", "float32");
     const y = pagedAttention(together.q, together.layer, together.table).floatsSync();
     const [starts, lengths, pages] = (["starts", "lengths", "pages"] as const).map((name) =>
@@ -133,7 +133,9 @@ describe.each(testDevices())("pagedAttention on %s", (device) => {
         lengths: int([lengths![s]!], [1]),
         pages: int(pages!.subarray(s * most, (s + 1) * most), [1, most]),
       };
-      expect(pagedAttention(q, together.layer, table).floatsSync()).toEqual(y.subarray(from * row, to * row));
+      const alone = pagedAttention(q, together.layer, table).floatsSync();
+      const beside = y.subarray(from * row, to * row);
+      expectClose(alone, beside, device === "cpu" ? tolerance("float32", "exact") : tolerance("float32", "reduction"));
     }
   });
 
