@@ -1,14 +1,7 @@
 // Scaled dot-product attention with grouped key and value heads.
 import { defineOp } from "../autograd/define-op.js";
 import { addon } from "../tensor/addon.js";
-import {
-  aBoolean,
-  aFiniteNumber,
-  aNumberAbove,
-  anInteger,
-  aTensor,
-  checkTensor,
-} from "../tensor/checks.js";
+import { aBoolean, aFiniteNumber, aNumberAbove, anInteger, aTensor, checkTensor } from "../tensor/checks.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
