@@ -5,7 +5,6 @@ import {
   capture,
   copyInto,
   KvPages,
-  LlamaDecoderLayer,
   LlamaForCausalLM,
   noGrad,
   reshape,
@@ -80,14 +79,8 @@ const quantize = <M extends Module>(module: M): M =>
     }).quantize(),
   );
 
-/** Layer by layer, so that only one is ever there in 16 bits. */
 function build(context: Context, config: LlamaConfigOptions): LlamaForCausalLM {
-  const options = { dtype: "bfloat16", device: context.device } as const;
-  const model = quantize(new LlamaForCausalLM({ ...config, numHiddenLayers: 1 }, options)).eval();
-  for (let i = 1; i < config.numHiddenLayers; i++) {
-    model.model.layers.push(quantize(new LlamaDecoderLayer(model.config, i, options)).eval());
-  }
-  return model;
+  return quantize(new LlamaForCausalLM(config, { dtype: "bfloat16", device: context.device })).eval();
 }
 
 function requiredBytes({ config }: Model, batch: number, length: number): number {

@@ -1,7 +1,9 @@
 // The sizes of a Llama model under Hugging Face's names, in camelCase; `fromJSON` reads its `config.json`.
-import { aBoolean, aNumber, aNumberAbove, aNumberIn, aPlainObject, checkArgument } from "../tensor/checks.js";
+import { aBoolean, aNumber, aNumberAbove, aNumberIn, aPlainObject, aString, checkArgument } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
+import type { DecoderConfig } from "./parts/config-keys.js";
+import { reachOf } from "./parts/config-keys.js";
 import type { RopeParameters } from "./rope-scaling.js";
 import { plainRope, readRope } from "./rope-scaling.js";
 
@@ -28,6 +30,12 @@ export interface LlamaConfigOptions {
   tieWordEmbeddings?: boolean | undefined;
   /** Standard deviation of new weights. Default 0.02. */
   initializerRange?: number | undefined;
+  /** Default "silu". */
+  hiddenAct?: string | undefined;
+  /** Whether the projections of attention have biases. Default false. */
+  attentionBias?: boolean | undefined;
+  /** Whether the layers of the MLP have biases. Default false. */
+  mlpBias?: boolean | undefined;
 }
 
 // The sizes are checked with their defaults in place, since some follow from others.
@@ -45,10 +53,13 @@ const configOptions = optionTable<LlamaConfigOptions>({
   maxPositionEmbeddings: aNumber,
   tieWordEmbeddings: aBoolean,
   initializerRange: aNumberIn(0),
+  hiddenAct: aString,
+  attentionBias: aBoolean,
+  mlpBias: aBoolean,
 });
 
 /** A complete, checked configuration: throws `ERR_BNB_OPTION` on sizes that do not fit together. */
-export class LlamaConfig {
+export class LlamaConfig implements DecoderConfig {
   readonly vocabSize: number;
   readonly hiddenSize: number;
   readonly intermediateSize: number;
@@ -62,6 +73,13 @@ export class LlamaConfig {
   readonly maxPositionEmbeddings: number;
   readonly tieWordEmbeddings: boolean;
   readonly initializerRange: number;
+  readonly hiddenAct: string;
+  readonly attentionBias: boolean;
+  readonly mlpBias: boolean;
+  /** @internal */
+  readonly normEps: number;
+  /** @internal */
+  readonly windows: readonly undefined[];
 
   constructor(options: LlamaConfigOptions) {
     checkOptions("llamaConfig", options ?? null, configOptions);
@@ -78,6 +96,11 @@ export class LlamaConfig {
     this.ropeTheta = this.rope.theta;
     this.tieWordEmbeddings = options.tieWordEmbeddings ?? false;
     this.initializerRange = options.initializerRange ?? 0.02;
+    this.hiddenAct = options.hiddenAct ?? "silu";
+    this.attentionBias = options.attentionBias ?? false;
+    this.mlpBias = options.mlpBias ?? false;
+    this.normEps = this.rmsNormEps;
+    this.windows = new Array<undefined>(this.numHiddenLayers).fill(undefined);
     if (this.numAttentionHeads % this.numKeyValueHeads !== 0) {
       const heads = `numAttentionHeads (${this.numAttentionHeads})`;
       throw new BnbError(
@@ -93,19 +116,12 @@ export class LlamaConfig {
   /** Reads the object of a Hugging Face `config.json` of model type "llama". */
   static fromJSON(json: Record<string, unknown>): LlamaConfig {
     checkArgument("config.json", "the document", json, aPlainObject);
-    const unsupported: [key: string, value: unknown, wanted: unknown][] = [
-      ["model_type", json.model_type ?? "llama", "llama"],
-      ["hidden_act", json.hidden_act ?? "silu", "silu"],
-      ["attention_bias", json.attention_bias ?? false, false],
-      ["mlp_bias", json.mlp_bias ?? false, false],
-    ];
-    for (const [key, value, wanted] of unsupported) {
-      if (value === wanted) continue;
-      throw new BnbError(
-        "ERR_BNB_UNSUPPORTED",
-        `config.json: ${key} must be ${JSON.stringify(wanted)}, got ${JSON.stringify(value)}`,
-      );
+    if ((json.model_type ?? "llama") !== "llama") {
+      const rule = 'config.json: model_type must be "llama"';
+      throw new BnbError("ERR_BNB_UNSUPPORTED", `${rule}, got ${JSON.stringify(json.model_type)}`);
     }
+    const maxPositions = typeof json.max_position_embeddings === "number" ? json.max_position_embeddings : 2048;
+    const rope = readRope(json, maxPositions);
     return new LlamaConfig({
       vocabSize: json.vocab_size as number,
       hiddenSize: json.hidden_size as number,
@@ -115,10 +131,13 @@ export class LlamaConfig {
       numKeyValueHeads: (json.num_key_value_heads ?? undefined) as number | undefined,
       headDim: (json.head_dim ?? undefined) as number | undefined,
       rmsNormEps: (json.rms_norm_eps ?? undefined) as number | undefined,
-      rope: readRope(json, typeof json.max_position_embeddings === "number" ? json.max_position_embeddings : 2048),
-      maxPositionEmbeddings: (json.max_position_embeddings ?? undefined) as number | undefined,
+      rope,
+      maxPositionEmbeddings: reachOf(rope, maxPositions),
       tieWordEmbeddings: (json.tie_word_embeddings ?? undefined) as boolean | undefined,
       initializerRange: (json.initializer_range ?? undefined) as number | undefined,
+      hiddenAct: (json.hidden_act ?? undefined) as string | undefined,
+      attentionBias: (json.attention_bias ?? undefined) as boolean | undefined,
+      mlpBias: (json.mlp_bias ?? undefined) as boolean | undefined,
     });
   }
 }

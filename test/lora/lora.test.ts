@@ -286,7 +286,7 @@ describe.each(testDevices())("on %s", (name) => {
       const alpha = { lora_alpha: 32, targetModules: ["q_proj"] } as object as { targetModules: string[] };
       expect(() => applyLora(model, alpha)).toThrow("got lora_alpha (did you mean loraAlpha?)");
       expect(() => applyLora(model, { targetModules: ["mlp"] })).toThrow(
-        option("applyLora: a target must be a linear layer, got LlamaMLP at model.layers.0.mlp"),
+        option("applyLora: a target must be a linear layer, got GatedMlp at model.layers.0.mlp"),
       );
       expect(() => applyLora(model, { r: 0, targetModules: ["q_proj"] })).toThrow(
         option("applyLora: r must be an integer of at least 1, got 0"),

@@ -204,8 +204,10 @@ describe("errors", () => {
 
   it.each([
     [{ model_type: "gpt2" }, 'config.json: model_type must be "llama", got "gpt2"'],
-    [{ attention_bias: true }, "config.json: attention_bias must be false, got true"],
-    [{ rope_parameters: { rope_type: "llama3" } }, 'config.json: rope_type must be "default", got "llama3"'],
+    [
+      { rope_parameters: { rope_type: "ntk" } },
+      'config.json: rope_type must be one of default, linear, dynamic, llama3, yarn, longrope, got "ntk"',
+    ],
   ])("says which part of a config.json it does not support: %o", (change, message) => {
     expect(() => LlamaConfig.fromJSON({ ...json, ...change })).toThrow(
       expect.objectContaining({ code: "ERR_BNB_UNSUPPORTED", message }),

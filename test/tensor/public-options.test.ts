@@ -57,9 +57,6 @@ const ofShape = (make: unknown): Entry => ({ call: (o) => (make as (s: number[],
 const layer = (Layer: unknown): Entry => ({
   call: (o) => new (Layer as new (i: number, o: number, options: Options) => unknown)(64, 64, o),
 });
-const llamaPart = (Part: unknown, ...between: unknown[]): Entry => ({
-  call: (o) => new (Part as new (...args: unknown[]) => unknown)(llama, ...between, o),
-});
 const optimizer = (Optimizer: unknown, needs?: Options): Entry => ({
   call: (o) => new (Optimizer as new (p: Tensor[], o: Options) => unknown)(parameter(), o),
   ...(needs && { needs }),
@@ -130,9 +127,7 @@ const withOptions: Record<string, Entry> = {
     beamSearch: { call: (o) => bnb.beamSearch(new bnb.Engine(model), [1], o), needs: { maxNewTokens: 1 } },
     sampleTokens: { call: (o) => bnb.sampleTokens(x, samplingRows, o) },
     LlamaConfig: { call: (o) => new bnb.LlamaConfig(o), needs: config },
-    LlamaForCausalLM: llamaPart(bnb.LlamaForCausalLM), LlamaModel: llamaPart(bnb.LlamaModel),
-    LlamaMLP: llamaPart(bnb.LlamaMLP), LlamaAttention: llamaPart(bnb.LlamaAttention, 0),
-    LlamaDecoderLayer: llamaPart(bnb.LlamaDecoderLayer, 0),
+    LlamaForCausalLM: { call: (o) => new bnb.LlamaForCausalLM(llama, o as never) },
     "nn.Linear": layer(nn.Linear), "nn.Linear8bitLt": layer(nn.Linear8bitLt), "nn.Linear4bit": layer(nn.Linear4bit),
     "nn.LinearNF4": layer(nn.LinearNF4), "nn.LinearFP4": layer(nn.LinearFP4),
     "nn.Embedding": layer(nn.Embedding), "nn.StableEmbedding": layer(nn.StableEmbedding),

@@ -26,7 +26,8 @@ import { ConfigKeys, readDecoderConfig } from "../parts/config-keys.js";
 import type { DecoderForCausalLM } from "../parts/decoder.js";
 import { GatedMlp } from "../parts/gated-mlp.js";
 import type { ModelOptions } from "../parts/model-options.js";
-import { PreNormLayer, preNormModel, qwen3Layer, qwenWindows } from "./llama-like.js";
+import { qwen3Layer, qwenWindows } from "./llama-like.js";
+import { PreNormLayer, preNormModel } from "./pre-norm.js";
 
 interface ExpertsOptions {
   experts: number;

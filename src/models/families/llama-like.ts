@@ -1,85 +1,23 @@
 // Llama (Touvron et al., 2023), Mistral (Jiang et al., 2023), Qwen2 (Yang et al., 2024), Qwen3 (2025) and SmolLM 3 (2025):
 // pre-norm blocks of grouped-query attention and a SwiGLU MLP. They differ in biases, windows, norms of queries and
 // keys, and in layers without positions.
-import { Module, RMSNorm } from "../../nn/index.js";
-import type { Tensor } from "../../tensor/tensor.js";
+import { RMSNorm } from "../../nn/index.js";
+import { LlamaForCausalLM } from "../llama.js";
+import { LlamaConfig } from "../llama-config.js";
 import type { Family } from "../load.js";
 import type { DecoderConfig } from "../parts/config-keys.js";
 import { ConfigKeys, readDecoderConfig } from "../parts/config-keys.js";
-import { DecoderForCausalLM, DecoderModel } from "../parts/decoder.js";
-import { GatedMlp } from "../parts/gated-mlp.js";
+import type { DecoderForCausalLM } from "../parts/decoder.js";
 import type { ModelOptions } from "../parts/model-options.js";
 import { place } from "../parts/model-options.js";
-import type { SelfAttentionOptions } from "../parts/self-attention.js";
-import { SelfAttention } from "../parts/self-attention.js";
-import type { Pass, Rotary } from "../pass.js";
-
-/** What one layer of these families has. */
-export interface PreNormLayerOptions extends SelfAttentionOptions {
-  activation?: string;
-  mlpBias?: boolean;
-  /** Whether queries and keys are turned. Default true. */
-  hasRope?: boolean;
-}
-
-/** `h = x + attention(norm(x))`, then `h + mlp(norm(h))`. */
-export class PreNormLayer extends Module {
-  selfAttn: SelfAttention;
-  mlp: Module & { forward(x: Tensor, residual: Tensor): Tensor };
-  inputLayernorm: RMSNorm;
-  postAttentionLayernorm: RMSNorm;
-  readonly #window: number | undefined;
-  readonly #hasRope: boolean;
-
-  constructor(
-    c: DecoderConfig,
-    index: number,
-    options: ModelOptions,
-    own: PreNormLayerOptions = {},
-    mlp?: PreNormLayer["mlp"],
-  ) {
-    super();
-    const { activation, mlpBias: bias, hasRope = true, ...attention } = own;
-    this.selfAttn = new SelfAttention(c, index, options, attention);
-    this.mlp = mlp ?? new GatedMlp({ ...c, ...(activation && { activation }), ...(bias && { bias }) }, options);
-    this.inputLayernorm = new RMSNorm(c.hiddenSize, { eps: c.normEps, ...place(options) });
-    this.postAttentionLayernorm = new RMSNorm(c.hiddenSize, { eps: c.normEps, ...place(options) });
-    this.#window = c.windows[index];
-    this.#hasRope = hasRope;
-  }
-
-  forward(x: Tensor, pass: Pass, rotary: Rotary): Tensor {
-    const scores = this.#window === undefined ? {} : { window: this.#window };
-    const turn = this.#hasRope ? rotary : null;
-    const h = this.selfAttn.forward(this.inputLayernorm.forward(x), pass, turn, scores, x);
-    return this.mlp.forward(this.postAttentionLayernorm.forward(h), h);
-  }
-}
-
-/** A model of such layers. */
-export function preNormModel(
-  c: DecoderConfig,
-  options: ModelOptions,
-  layer: (index: number) => PreNormLayer,
-): DecoderForCausalLM {
-  const norm = new RMSNorm(c.hiddenSize, { eps: c.normEps, ...place(options) });
-  return new DecoderForCausalLM(c, options, new DecoderModel(c, options, { layer, norm }));
-}
+import type { PreNormLayerOptions } from "./pre-norm.js";
+import { PreNormLayer, preNormModel } from "./pre-norm.js";
 
 const embedding = "model.embed_tokens.weight";
 type Json = Readonly<Record<string, unknown>>;
 
-export const llama: Family<DecoderForCausalLM> = {
-  create(json: Json, options) {
-    const keys = new ConfigKeys(json);
-    const c = readDecoderConfig(keys);
-    const own = {
-      bias: keys.flag("attention_bias", false),
-      mlpBias: keys.flag("mlp_bias", false),
-      activation: keys.text("hidden_act", "silu"),
-    };
-    return preNormModel(c, options, (i) => new PreNormLayer(c, i, options, own));
-  },
+export const llama: Family<LlamaForCausalLM> = {
+  create: (json, options) => new LlamaForCausalLM(LlamaConfig.fromJSON(json), options),
   embedding,
 };
 

@@ -106,15 +106,17 @@ export function readDecoderConfig(keys: ConfigKeys, defaults: DecoderDefaults = 
     numKeyValueHeads,
     headDim,
     normEps: keys.number("rms_norm_eps", defaults.normEps ?? 1e-6),
-    // Dynamic positions stretch with the text.
-    maxPositionEmbeddings: rope.type === "dynamic" ? STRETCHED : maxPositionEmbeddings,
+    maxPositionEmbeddings: reachOf(rope, maxPositionEmbeddings),
     tieWordEmbeddings: keys.flag("tie_word_embeddings", defaults.tieWordEmbeddings ?? false),
     rope,
     windows: readWindows(keys, numHiddenLayers, defaults.window),
   };
 }
 
-const STRETCHED = 1 << 20;
+/** How many positions a text may have: dynamic ones stretch with it. */
+export function reachOf(rope: RopeParameters, maxPositions: number): number {
+  return rope.type === "dynamic" ? 1 << 20 : maxPositions;
+}
 
 /** Throws ERR_BNB_FORMAT unless each head of keys serves a whole number of query heads. */
 export function checkHeads(heads: number, kvHeads: number): void {

@@ -8,7 +8,6 @@ import type { DType } from "../../tensor/dtype.js";
 import { isUninitialized } from "../../tensor/placeholder.js";
 import { tidy } from "../../tensor/scope.js";
 import type { Tensor } from "../../tensor/tensor.js";
-import type { ModelConfig } from "../causal-lm.js";
 import { CausalLM } from "../causal-lm.js";
 import type { Pass, Rotary } from "../pass.js";
 import type { LayerLayout } from "../step-plan.js";
@@ -22,8 +21,8 @@ export interface DecoderLayer extends Module {
 }
 
 /** What a family adds to its layers. */
-export interface DecoderParts {
-  layer(index: number): DecoderLayer;
+export interface DecoderParts<L extends DecoderLayer> {
+  layer(index: number): L;
   norm: UnaryModule;
   /** Of the hidden states that the embedding gives. */
   embeddingScale?: number;
@@ -32,14 +31,14 @@ export interface DecoderParts {
 }
 
 /** Embedding, blocks and the final norm: the ids of a pass to hidden states [..., hidden]. */
-export class DecoderModel extends Module {
+export class DecoderModel<L extends DecoderLayer = DecoderLayer> extends Module {
   embedTokens: Embedding;
-  layers: ModuleList<DecoderLayer>;
+  layers: ModuleList<L>;
   norm: UnaryModule;
   readonly #scale: (x: Tensor) => Tensor;
   readonly #rotaries: readonly RotaryCache[];
 
-  constructor(c: DecoderConfig, options: ModelOptions, parts: DecoderParts) {
+  constructor(c: DecoderConfig, options: ModelOptions, parts: DecoderParts<L>) {
     super();
     this.embedTokens = new Embedding(c.vocabSize, c.hiddenSize, options);
     this.layers = new ModuleList(Array.from({ length: c.numHiddenLayers }, (_, i) => parts.layer(i)));
@@ -64,13 +63,16 @@ export class DecoderModel extends Module {
 }
 
 /** A decoder with a head over the vocabulary, which may be the embedding's weight. */
-export class DecoderForCausalLM<C extends DecoderConfig & ModelConfig = DecoderConfig> extends CausalLM<C> {
-  model: DecoderModel;
+export class DecoderForCausalLM<
+  C extends DecoderConfig = DecoderConfig,
+  L extends DecoderLayer = DecoderLayer,
+> extends CausalLM<C> {
+  model: DecoderModel<L>;
   lmHead: UnaryModule | null;
   readonly #logits: (x: Tensor) => Tensor;
 
   /** `logits` is what becomes of the head's output. */
-  constructor(config: C, options: ModelOptions, model: DecoderModel, logits: (x: Tensor) => Tensor = (x) => x) {
+  constructor(config: C, options: ModelOptions, model: DecoderModel<L>, logits: (x: Tensor) => Tensor = (x) => x) {
     super(config);
     this.model = model;
     const { hiddenSize, vocabSize, tieWordEmbeddings } = config;
