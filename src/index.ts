@@ -5,6 +5,7 @@ export { isGradEnabled, noGrad } from "./autograd/no-grad.js";
 export * as functional from "./functional.js";
 export * from "./generation/index.js";
 export * as hub from "./hub/index.js";
+export { BitsAndBytesConfig, type BitsAndBytesConfigOptions } from "./hub/index.js";
 export * from "./lora/index.js";
 export * from "./models/index.js";
 export * as nn from "./nn/index.js";

@@ -39,31 +39,38 @@ async function readFileIfAny(path: string): Promise<string | undefined> {
   return readFile(path, "utf8");
 }
 
+/** The files that an index names. */
+export function shardsOfIndex(text: string, file = INDEX): string[] {
+  return [...parseIndex(text, file).keys()];
+}
+
 /** Names of tensors by the file that holds them. */
-function parseIndex(text: string): Map<string, string[]> {
+function parseIndex(text: string, index = INDEX): Map<string, string[]> {
+  const ending = index === INDEX ? ".safetensors" : ".bin";
   let document: unknown;
   try {
     document = parseStrictJson(text.trimEnd(), 8);
   } catch (cause) {
-    throw formatError(INDEX, `is not JSON: ${(cause as Error).message}`, cause);
+    throw formatError(index, `is not JSON: ${(cause as Error).message}`, cause);
   }
   const weightMap = document instanceof Map ? (document as StrictObject).get("weight_map") : undefined;
-  if (!(weightMap instanceof Map)) throw formatError(INDEX, "must have an object weight_map");
+  if (!(weightMap instanceof Map)) throw formatError(index, "must have an object weight_map");
   const shards = new Map<string, string[]>();
   for (const [name, file] of weightMap as StrictObject) {
-    if (typeof file !== "string" || !isPlainName(file)) {
-      const rule = "must lie in a file of the same folder that ends in .safetensors";
-      throw formatError(INDEX, `tensor ${JSON.stringify(name)} ${rule}, got ${JSON.stringify(file)}`);
+    if (typeof file !== "string" || !isPlainName(file, ending)) {
+      const rule = `must lie in a file of the same folder that ends in ${ending}`;
+      throw formatError(index, `tensor ${JSON.stringify(name)} ${rule}, got ${JSON.stringify(file)}`);
     }
     const names = shards.get(file);
     if (names) names.push(name);
     else shards.set(file, [name]);
   }
-  if (shards.size === 0) throw formatError(INDEX, "weight_map is empty");
+  if (shards.size === 0) throw formatError(index, "weight_map is empty");
   return shards;
 }
 
-const isPlainName = (file: string): boolean => /^(?!\.)[^/\\:\0]+\.safetensors$/.test(file) && file.length <= 255;
+const isPlainName = (file: string, ending: string): boolean =>
+  /^(?!\.)[^/\\:\0]+$/.test(file) && file.endsWith(ending) && file.length > ending.length && file.length <= 255;
 
 async function openShards(folder: string, shards: ReadonlyMap<string, readonly string[]>): Promise<TensorSource> {
   const roots = await rootsOf(folder);

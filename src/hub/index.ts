@@ -1,6 +1,12 @@
 // The public names of bitsandbytes-node/hub: what lies on disk.
+export {
+  BitsAndBytesConfig,
+  type BitsAndBytesConfigOptions,
+  type QuantizationConfigJson,
+} from "./bits-and-bytes-config.js";
 export { openCheckpoint } from "./checkpoint.js";
 export { type FileDType, fileTypes } from "./file-dtype.js";
+export { type LoadCheckpointOptions, type LoadProgress, loadCheckpoint } from "./load-checkpoint.js";
 export type { SafetensorsFile } from "./safetensors.js";
 export {
   type FileTensor,

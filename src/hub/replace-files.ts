@@ -2,7 +2,7 @@
 // as a full disk, leaves what was there.
 import { randomBytes } from "node:crypto";
 import type { FileHandle } from "node:fs/promises";
-import { mkdir, open, rename, rm } from "node:fs/promises";
+import { mkdir, open, readFile, rename, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { BnbError } from "../tensor/errors.js";
 
@@ -25,6 +25,12 @@ export class Replacement {
         await file.close();
       }
     });
+  }
+
+  /** Stages the bytes of another file. */
+  async copy(from: string, path: string): Promise<void> {
+    const bytes = await readFile(from);
+    await this.write(path, (file) => file.writeFile(bytes));
   }
 
   /** Removes `path`, where it exists, after the files have their names. */

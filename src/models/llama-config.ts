@@ -2,6 +2,8 @@
 import { aBoolean, aNumber, aNumberAbove, aNumberIn, aPlainObject, checkArgument } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
+import type { RopeParameters } from "./rope-scaling.js";
+import { plainRope, readRope } from "./rope-scaling.js";
 
 /** What can be given; everything has Hugging Face's default but the sizes that make no sense to guess. */
 export interface LlamaConfigOptions {
@@ -18,6 +20,8 @@ export interface LlamaConfigOptions {
   rmsNormEps?: number | undefined;
   /** Default 10000. */
   ropeTheta?: number | undefined;
+  /** How positions beyond those of training are reached; its theta counts. Default: not at all. */
+  rope?: RopeParameters | undefined;
   /** Default 2048. */
   maxPositionEmbeddings?: number | undefined;
   /** The head shares the weight of the embedding. Default false. */
@@ -37,6 +41,7 @@ const configOptions = optionTable<LlamaConfigOptions>({
   headDim: aNumber,
   rmsNormEps: aNumberAbove(0),
   ropeTheta: aNumberAbove(0),
+  rope: aPlainObject,
   maxPositionEmbeddings: aNumber,
   tieWordEmbeddings: aBoolean,
   initializerRange: aNumberIn(0),
@@ -53,6 +58,7 @@ export class LlamaConfig {
   readonly headDim: number;
   readonly rmsNormEps: number;
   readonly ropeTheta: number;
+  readonly rope: RopeParameters;
   readonly maxPositionEmbeddings: number;
   readonly tieWordEmbeddings: boolean;
   readonly initializerRange: number;
@@ -67,8 +73,9 @@ export class LlamaConfig {
     this.numKeyValueHeads = positiveInteger(options, "numKeyValueHeads", this.numAttentionHeads);
     this.headDim = positiveInteger(options, "headDim", this.hiddenSize / this.numAttentionHeads);
     this.rmsNormEps = options.rmsNormEps ?? 1e-6;
-    this.ropeTheta = options.ropeTheta ?? 10000;
     this.maxPositionEmbeddings = positiveInteger(options, "maxPositionEmbeddings", 2048);
+    this.rope = options.rope ?? plainRope(options.ropeTheta ?? 10000, this.maxPositionEmbeddings);
+    this.ropeTheta = this.rope.theta;
     this.tieWordEmbeddings = options.tieWordEmbeddings ?? false;
     this.initializerRange = options.initializerRange ?? 0.02;
     if (this.numAttentionHeads % this.numKeyValueHeads !== 0) {
@@ -86,14 +93,11 @@ export class LlamaConfig {
   /** Reads the object of a Hugging Face `config.json` of model type "llama". */
   static fromJSON(json: Record<string, unknown>): LlamaConfig {
     checkArgument("config.json", "the document", json, aPlainObject);
-    const rope = (json.rope_parameters ?? json.rope_scaling ?? {}) as Record<string, unknown>;
-    const ropeType = rope.rope_type ?? rope.type ?? "default";
     const unsupported: [key: string, value: unknown, wanted: unknown][] = [
       ["model_type", json.model_type ?? "llama", "llama"],
       ["hidden_act", json.hidden_act ?? "silu", "silu"],
       ["attention_bias", json.attention_bias ?? false, false],
       ["mlp_bias", json.mlp_bias ?? false, false],
-      ["rope_type", ropeType, "default"],
     ];
     for (const [key, value, wanted] of unsupported) {
       if (value === wanted) continue;
@@ -111,7 +115,7 @@ export class LlamaConfig {
       numKeyValueHeads: (json.num_key_value_heads ?? undefined) as number | undefined,
       headDim: (json.head_dim ?? undefined) as number | undefined,
       rmsNormEps: (json.rms_norm_eps ?? undefined) as number | undefined,
-      ropeTheta: (rope.rope_theta ?? json.rope_theta ?? undefined) as number | undefined,
+      rope: readRope(json, typeof json.max_position_embeddings === "number" ? json.max_position_embeddings : 2048),
       maxPositionEmbeddings: (json.max_position_embeddings ?? undefined) as number | undefined,
       tieWordEmbeddings: (json.tie_word_embeddings ?? undefined) as boolean | undefined,
       initializerRange: (json.initializer_range ?? undefined) as number | undefined,

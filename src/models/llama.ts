@@ -19,6 +19,7 @@ import { anInstance, anObjectWith, checkArgument } from "../tensor/checks.js";
 import type { Device } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
+import { isUninitialized } from "../tensor/placeholder.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { CausalLM } from "./causal-lm.js";
@@ -138,7 +139,7 @@ export class LlamaModel extends Module {
   forward(pass: Pass): Tensor {
     checkArgument("LlamaModel", "pass", pass, aPass);
     let h = this.embedTokens.forward(pass.ids);
-    const rotary = this.#rotaryTables(pass.ids.device);
+    const rotary = this.#rotaryTables(pass);
     for (const layer of this.layers) h = layer.forward(h, pass, rotary);
     return this.norm.forward(h);
   }
@@ -150,13 +151,14 @@ export class LlamaModel extends Module {
   }
 
   /** Made at the first use on a device, so that moving the model takes them along. */
-  #rotaryTables(device: Device): RotaryTables {
-    if (this.#rotary?.cos.device !== device) {
+  #rotaryTables({ ids: { device }, longest }: Pass): RotaryTables {
+    const { headDim, maxPositionEmbeddings, rope } = this.#config;
+    const maxLength = RotaryTables.lengthFor(rope, maxPositionEmbeddings, longest);
+    if (this.#rotary?.cos.device !== device || this.#rotary.maxLength !== maxLength) {
       this.#rotary?.dispose();
-      const { headDim, maxPositionEmbeddings, ropeTheta } = this.#config;
-      this.#rotary = new RotaryTables(headDim, maxPositionEmbeddings, ropeTheta, device);
+      this.#rotary = new RotaryTables(headDim, maxLength, rope, device);
     }
-    return this.#rotary as RotaryTables;
+    return this.#rotary;
   }
 }
 
@@ -180,7 +182,7 @@ export class LlamaForCausalLM extends CausalLM<LlamaConfig> {
     const { hiddenSize, vocabSize, tieWordEmbeddings, initializerRange } = this.config;
     this.model = new LlamaModel(this.config, options);
     this.lmHead = tieWordEmbeddings ? null : new Linear(hiddenSize, vocabSize, { bias: false, ...options });
-    initialize(this, initializerRange, options);
+    if (!isUninitialized()) initialize(this, initializerRange, options);
   }
 
   override get device(): Device {

@@ -27,6 +27,8 @@ export interface Pass {
   readonly ids: Tensor; // [batch, t] or [tokens], int32
   /** Where the tokens sit, int32 [tokens]; null where every row of `ids` counts from 0. */
   readonly positions: Tensor | null;
+  /** Tokens of the longest text, for position rules that look at it; null where a recorded step does not know. */
+  readonly longest: number | null;
   /**
    * Turns q and k (unless `rotary` is null), remembers k and v where the pass has a memory, and attends.
    *
@@ -47,11 +49,13 @@ export interface TrainingPassOptions {
 export class TrainingPass implements Pass {
   readonly ids: Tensor;
   readonly positions: Tensor | null;
+  readonly longest: number;
   readonly #starts: Tensor | undefined;
   readonly #causal: boolean;
 
   constructor(ids: Tensor, { starts, causal = true }: TrainingPassOptions = {}) {
     this.ids = ids;
+    this.longest = ids.shape.at(-1) as number;
     this.#starts = starts;
     this.#causal = causal;
     this.positions = starts ? positionsIn(ids, starts) : null;
@@ -68,12 +72,14 @@ export class TrainingPass implements Pass {
 export class StepPass implements Pass {
   readonly ids: Tensor;
   readonly positions: Tensor;
+  readonly longest: number | null;
   readonly #plan: StepPlan;
   readonly #kv: KvStore;
 
   constructor(plan: StepPlan, kv: KvStore) {
     this.ids = plan.ids;
     this.positions = plan.positions;
+    this.longest = plan.longest;
     this.#plan = plan;
     this.#kv = kv;
   }

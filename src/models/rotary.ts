@@ -1,33 +1,57 @@
-// Rotary position embedding tables: the cosine and sine of every position's angles, computed once per model.
+// Rotary position embedding tables: the cosine and sine of every position's angles.
 import { tensor } from "../tensor/create.js";
 import type { Device } from "../tensor/device.js";
+import { BnbError } from "../tensor/errors.js";
 import { keep } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
+import type { RopeParameters } from "./rope-scaling.js";
+import { plainRope, ropeFrequencies } from "./rope-scaling.js";
 
 /**
- * Angles `position / theta^(2i / headDim)` for i < headDim / 2, as float32 tables.
+ * Angles `position * frequency[i]` for i < headDim / 2, as float32 tables; frequencies follow from the rope's parameters,
+ * or are `theta^(-2i / headDim)` for a number.
  *
  * Not a module: the tables follow from the configuration and are in no state dict.
  */
 export class RotaryTables {
   readonly cos: Tensor; // [maxLength, headDim / 2] float32
   readonly sin: Tensor; // [maxLength, headDim / 2] float32
+  readonly maxLength: number;
 
-  constructor(headDim: number, maxLength: number, theta: number, device?: Device) {
+  constructor(headDim: number, maxLength: number, rope: number | RopeParameters, device?: Device) {
+    this.maxLength = maxLength;
     const half = headDim / 2;
     const cos = new Float32Array(maxLength * half);
     const sin = new Float32Array(maxLength * half);
-    // Frequencies and angles are rounded to float32, as models were trained with them.
-    const frequencies = Float32Array.from({ length: half }, (_, i) => 1 / Math.fround(theta ** ((2 * i) / headDim)));
+    const parameters = typeof rope === "number" ? plainRope(rope, maxLength) : rope;
+    const { frequencies, scale } = ropeFrequencies(parameters, headDim, maxLength);
     for (let position = 0; position < maxLength; position++) {
       for (let i = 0; i < half; i++) {
+        // Angles are rounded to float32, as models were trained with them.
         const angle = Math.fround(position * (frequencies[i] as number));
-        cos[position * half + i] = Math.cos(angle);
-        sin[position * half + i] = Math.sin(angle);
+        cos[position * half + i] = Math.cos(angle) * scale;
+        sin[position * half + i] = Math.sin(angle) * scale;
       }
     }
     this.cos = keep(tensor(cos, { shape: [maxLength, half], device }));
     this.sin = keep(tensor(sin, { shape: [maxLength, half], device }));
+  }
+
+  /**
+   * How many positions the tables for texts of up to `longest` tokens have: where the rule looks at the length, they are
+   * its own. Throws ERR_BNB_UNSUPPORTED where such a rule is not told the length.
+   */
+  static lengthFor(rope: RopeParameters, maxPositions: number, longest: number | null): number {
+    const { type, originalMaxPositions } = rope;
+    if (type !== "dynamic" && type !== "longrope") return maxPositions;
+    if (longest === null) {
+      throw new BnbError(
+        "ERR_BNB_UNSUPPORTED",
+        `rope: a step of ${type} positions must know its length to be recorded`,
+      );
+    }
+    if (type === "dynamic") return Math.max(longest, originalMaxPositions);
+    return longest <= originalMaxPositions ? originalMaxPositions : maxPositions;
   }
 
   dispose(): void {

@@ -12,6 +12,7 @@ import type { DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
+import { isUninitialized } from "../tensor/placeholder.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { xavierUniform } from "./init.js";
@@ -79,7 +80,7 @@ export class Embedding extends Module {
     this.weight = new Parameter(xavierUniform([numEmbeddings, embeddingDim], place(options)));
     this.weight.optimConfig = { optimBits: 32 };
     const padding = this.paddingIdx;
-    if (padding !== null) clearRow(this.weight, padding);
+    if (padding !== null && !isUninitialized()) clearRow(this.weight, padding);
   }
 
   forward(ids: Tensor): Tensor {

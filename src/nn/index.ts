@@ -1,5 +1,6 @@
 // The public names of bitsandbytes-node/nn.
 
+export { uninitialized } from "../tensor/placeholder.js";
 export * from "./containers.js";
 export * from "./dropout.js";
 export * from "./embedding.js";

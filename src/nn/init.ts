@@ -5,6 +5,7 @@ import { rand, randn } from "../ops/random.js";
 import { aFiniteNumber, aShape, checkArgument } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
+import { isUninitialized, placeholder } from "../tensor/placeholder.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { InitOptions } from "./layer-options.js";
 import { initChecks, place } from "./layer-options.js";
@@ -18,12 +19,14 @@ const xavierOptions = optionTable<InitOptions & { gain?: number }>({ ...initChec
 /** Uniform values in [low, high). */
 export function uniform(shape: readonly number[], low: number, high: number, options: InitOptions = {}): Tensor {
   checkOptions("uniform", options, initOptions);
+  if (isUninitialized()) return absent("uniform", shape, options);
   return rand(shape, { ...source(options), low, high });
 }
 
 /** Normal values with the given mean and standard deviation. */
 export function normal(shape: readonly number[], mean: number, std: number, options: InitOptions = {}): Tensor {
   checkOptions("normal", options, initOptions);
+  if (isUninitialized()) return absent("normal", shape, options);
   return randn(shape, { ...source(options), mean, std });
 }
 
@@ -45,6 +48,12 @@ export function xavierUniform(shape: readonly number[], options: InitOptions & {
   const { fanIn, fanOut } = fans(shape);
   const bound = (options.gain ?? 1) * Math.sqrt(6 / Math.max(fanIn + fanOut, 1));
   return uniform(shape, -bound, bound, place(options));
+}
+
+/** What stands in for values that are not to be drawn. */
+function absent(op: string, shape: readonly number[], options: InitOptions): Tensor {
+  checkArgument(op, "shape", shape, aShape);
+  return placeholder(shape, { dtype: options.dtype, device: options.device });
 }
 
 /** The options that are given. */

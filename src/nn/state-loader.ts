@@ -4,11 +4,12 @@
 import { cast } from "../ops/cast.js";
 import { firstNonFinite } from "../ops/non-finite.js";
 import { copyInto, reshape } from "../ops/shape.js";
-import { to } from "../ops/to-device.js";
+import { clone, to } from "../ops/to-device.js";
 import type { DType } from "../tensor/dtype.js";
 import { isFloat } from "../tensor/dtype.js";
 import type { ErrorCode } from "../tensor/errors.js";
 import { BnbError } from "../tensor/errors.js";
+import { isPlaceholder, materialize } from "../tensor/placeholder.js";
 import { tidy } from "../tensor/scope.js";
 import { sameShape } from "../tensor/shape.js";
 import type { Tensor } from "../tensor/tensor.js";
@@ -47,8 +48,12 @@ export class StateLoader implements StateSource {
   readonly #problems: { code: ErrorCode; problem: string }[] = [];
   readonly #actions: (() => void)[] = [];
 
-  constructor(entries: ReadonlyMap<string, Tensor>) {
+  readonly #takesOver: boolean;
+
+  /** `takesOver`: the caller disposes the entries, so that weights without memory may share theirs. */
+  constructor(entries: ReadonlyMap<string, Tensor>, takesOver = false) {
     this.#entries = entries;
+    this.#takesOver = takesOver;
   }
 
   has(key: string): boolean {
@@ -74,7 +79,7 @@ export class StateLoader implements StateSource {
       this.reject("ERR_BNB_DTYPE", `"${key}" must be ${convertible(into.dtype)}, got ${from.dtype}`);
       return;
     }
-    this.plan(() => copyValues(into, from));
+    this.plan(() => copyValues(into, from, this.#takesOver));
   }
 
   takeFinite(key: string, shape: readonly number[], dtype?: DType): Tensor | undefined {
@@ -105,8 +110,11 @@ export class StateLoader implements StateSource {
     return false;
   }
 
-  /** Runs the plan, or throws with everything that is wrong. */
-  finish(strict: boolean): { missing: string[]; unexpected: string[] } {
+  /** Runs the plan, or throws with everything that is wrong, after the rule that is broken. */
+  finish(
+    strict: boolean,
+    rule = "loadStateDict: the dict must fit the module",
+  ): { missing: string[]; unexpected: string[] } {
     const unexpected = [...this.#entries.keys()].filter((key) => !this.#used.has(key));
     const names = [
       ...this.#missing.map((key) => `"${key}" is missing`),
@@ -115,7 +123,7 @@ export class StateLoader implements StateSource {
     const problems = [...this.#problems.map(({ problem }) => problem), ...(strict ? names : [])];
     if (problems.length > 0) {
       const code = this.#problems[0]?.code ?? "ERR_BNB_FORMAT";
-      throw new BnbError(code, `loadStateDict: the dict must fit the module, got: ${problems.join("; ")}`);
+      throw new BnbError(code, `${rule}, got: ${problems.join("; ")}`);
     }
     for (const action of this.#actions) action();
     return { missing: [...this.#missing], unexpected };
@@ -127,11 +135,15 @@ function convertible(dtype: DType): string {
 }
 
 /** Overwrites the elements of `into` in place, from any device, so that views, optimizers and ties of it stay valid. */
-function copyValues(into: Tensor, from: Tensor): void {
-  if (into.size === 0) return;
+function copyValues(into: Tensor, from: Tensor, takesOver: boolean): void {
+  if (into.size === 0 && !isPlaceholder(into)) return;
   tidy(() => {
     const here = from.device === into.device ? from : to(from, into.device);
     const values = here.dtype === into.dtype ? here : cast(here, into.dtype);
+    if (isPlaceholder(into)) {
+      materialize(into, values !== from ? values : takesOver ? from.detach() : clone(from));
+      return;
+    }
     copyInto(reshape(into, [into.size]), reshape(values, [into.size]));
   });
 }

@@ -30,17 +30,24 @@ export function pythonFloat(value: number): string {
 }
 
 /**
- * As `json.dumps(value)`: ", " and ": " between items, everything beyond ASCII escaped, keys in given order. NaN and
- * infinity, which JSON does not have, throw ERR_BNB_NONFINITE.
+ * As `json.dumps(value)`: ", " and ": " between items, everything beyond ASCII escaped, keys in given order; with
+ * `indent`, an item a line, `depth` levels deep. NaN and infinity, which JSON does not have, throw ERR_BNB_NONFINITE.
  */
-export function pythonJson(value: PythonValue): string {
+export function pythonJson(value: PythonValue, indent?: number, depth = 0): string {
   if (value instanceof PythonFloat) return pythonFloat(value.value);
   if (typeof value === "string") return pythonString(value);
   if (typeof value === "number") return pythonNumber(value);
-  if (Array.isArray(value)) return `[${value.map(pythonJson).join(", ")}]`;
+  const inner = (item: PythonValue): string => pythonJson(item, indent, depth + 1);
+  const line = (levels: number): string => (indent === undefined ? "" : `\n${" ".repeat(levels * indent)}`);
+  const group = (open: string, items: string[], close: string): string => {
+    if (items.length === 0) return open + close;
+    const comma = indent === undefined ? ", " : ",";
+    return `${open}${line(depth + 1)}${items.join(comma + line(depth + 1))}${line(depth)}${close}`;
+  };
+  if (Array.isArray(value)) return group("[", value.map(inner), "]");
   if (typeof value === "object" && value !== null) {
-    const items = Object.entries(value as PythonObject);
-    return `{${items.map(([key, item]) => `${pythonString(key)}: ${pythonJson(item)}`).join(", ")}}`;
+    const items = Object.entries(value as PythonObject).map(([key, item]) => `${pythonString(key)}: ${inner(item)}`);
+    return group("{", items, "}");
   }
   return String(value);
 }

@@ -61,6 +61,12 @@ export class Claim {
     return handle;
   }
 
+  /** Releases the handle and owns another from now on. */
+  replace(handle: Handle): void {
+    this.#handle?.release();
+    this.#handle = handle;
+  }
+
   release(fromFinalizer = false): void {
     const handle = this.#handle;
     if (!handle) return;

@@ -112,6 +112,18 @@ export class Tensor extends NativeObject {
     return handle;
   }
 
+  /** @internal Whether its handle is among these. */
+  isHeldBy(handles: WeakSet<Handle>): boolean {
+    const handle = this.claim.handle;
+    return handle !== null && handles.has(handle);
+  }
+
+  /** @internal Holds another handle, of a tensor that is alike, from now on. */
+  replaceHandle(handle: Handle): void {
+    this.held("replaceHandle");
+    this.claim.replace(handle);
+  }
+
   /**
    * The elements, copied, when everything queued before has run. float16 and bfloat16 come as their bits in a
    * Uint16Array; `floats()` decodes. Rejects with the first error of the queued work, and with ERR_BNB_OOM where the

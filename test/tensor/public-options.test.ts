@@ -1,7 +1,7 @@
 // Every public function and class, in two tables: those that take options, each with a call, and those that take none.
 // An unknown key, or something else in place of the object, is refused by each of the first; a new export that is in no
 // table fails.
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
@@ -36,12 +36,17 @@ const product = bnb.int8LinearMatmul(rows.codes, rows.codes);
 const config = { vocabSize: 8, hiddenSize: 4, intermediateSize: 4, numHiddenLayers: 1, numAttentionHeads: 1 };
 const model = new bnb.LlamaForCausalLM(config);
 const llama = model.config;
+const llamaFixture = bnb.LlamaConfig.fromJSON(
+  JSON.parse(readFileSync("test/fixtures/models/llama/nf4/config.json", "utf8")),
+);
+const source = await hub.openCheckpoint("test/fixtures/models/llama/nf4");
 const parameter = () => [new nn.Parameter(bnb.rand([4]))];
 const bytes = new Uint8Array(64);
 const batch = { batchSize: 1, sequenceLength: 4 };
 const zeros = (dtype: "float32" | "uint8") => bnb.zeros(dtype === "uint8" ? [4] : [1], { dtype });
 
-afterAll(() => {
+afterAll(async () => {
+  await source.close();
   rmSync(folder, { recursive: true });
   const plan = Object.values(table);
   for (const used of [x, ids, heads, pages, packed, state, codes, state8, rows, product, model, ...plan])
@@ -168,8 +173,17 @@ const withOptions: Record<string, Entry> = {
     },
     "hub.saveSafetensors": { call: (o) => hub.saveSafetensors(`${folder}/x.safetensors`, { x }, o) },
     "hub.saveCheckpoint": { call: (o) => hub.saveCheckpoint(folder, { x }, o) },
+    "hub.loadCheckpoint": {
+      call: (o) => hub.loadCheckpoint(new bnb.LlamaForCausalLM(llamaFixture), source, o),
+    },
+    BitsAndBytesConfig: { call: (o) => new bnb.BitsAndBytesConfig(o) },
+    "hub.BitsAndBytesConfig": { call: (o) => new hub.BitsAndBytesConfig(o) },
+    "AutoModelForCausalLM.fromPretrained": { call: (o) => bnb.AutoModelForCausalLM.fromPretrained("test/fixtures/models/llama/nf4", o) },
+    savePretrained: {
+      call: async (o) => bnb.savePretrained(await bnb.AutoModelForCausalLM.fromPretrained("test/fixtures/models/llama/nf4"), folder, o),
+    },
     // Methods.
-    "TensorSource.load": { call: async (o) => (await hub.openCheckpoint("test/fixtures/models/llama/nf4")).load("model.norm.weight", o) },
+    "TensorSource.load": { call: (o) => source.load("model.norm.weight", o) },
     "x.sum": { call: (o) => x.sum(o) }, "x.mean": { call: (o) => x.mean(o) }, "x.max": { call: (o) => x.max(o) },
     "x.min": { call: (o) => x.min(o) }, "x.argmax": { call: (o) => x.argmax(o) },
     "x.matmul": { call: (o) => x.matmul(x, o), needs: { transposeB: true } },
@@ -200,7 +214,7 @@ const withoutOptions = new Set(
   CausalLM
   linear4bitPlan linear4bitGpuPlan linear4bitGroupGpuPlan matmulGpuPlan
   nn.OutlierTracer nn.Bnb4bitParametrization nn.replaceParameter4bitPrequantized
-  nn.Module nn.ModuleList nn.Sequential nn.snakeCase nn.linearEach nn.linearResidual nn.linearSwiglu
+  nn.Module nn.ModuleList nn.Sequential nn.snakeCase nn.uninitialized nn.linearEach nn.linearResidual nn.linearSwiglu
   optim.GlobalOptimManager optim.LambdaLR optim.clipGradValue optim.Optimizer8bit optim.Optimizer1State
   optim.Optimizer2State train.evaluate hub.openCheckpoint`.split(/\s+/),
 );

@@ -66,6 +66,8 @@ it("methods", async () => {
     "takeHandle",
     "escape",
     "alias",
+    "isHeldBy",
+    "replaceHandle",
     "backward",
     "held",
     "buffer",
@@ -105,6 +107,8 @@ it("methods", async () => {
     ].map((module): [object, string[]] => [module, ofModules]),
     [bnb.QuantState, ["fromDict"]],
     [bnb.LlamaConfig, ["fromJSON"]],
+    [bnb.BitsAndBytesConfig, ["fromJSON"]],
+    [bnb.AutoModelForCausalLM, ["fromPretrained"]],
     [nn.Params4bit, ["fromPrequantized"]],
     [await hub.openCheckpoint(join(before, "test/fixtures/models/llama/nf4")), ["info", "load", "bytes"]],
   ];

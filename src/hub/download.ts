@@ -1,0 +1,159 @@
+// One file from the hub into the cache: resumed where it broke off, checked against the hash that the hub knows, and named
+// only then.
+import type { Hash } from "node:crypto";
+import { createHash } from "node:crypto";
+import { createReadStream } from "node:fs";
+import { copyFile, mkdir, open, rename, rm, stat, symlink } from "node:fs/promises";
+import { dirname, join, relative } from "node:path";
+import { BnbError } from "../tensor/errors.js";
+import type { ModelCache } from "./cache.js";
+import { exists } from "./cache.js";
+import type { HubRequests } from "./http.js";
+import { bodyOf, request, withRetries } from "./http.js";
+
+export interface RemoteFile {
+  readonly id: string;
+  readonly commit: string;
+  readonly name: string;
+}
+
+/** Called with the bytes of the file that are there, of how many. */
+export type OnBytes = (bytes: number, total: number) => void;
+
+/** Brings a file into the snapshot of its commit; nothing is transferred that is there. Throws ERR_BNB_FILE. */
+export async function downloadFile(
+  cache: ModelCache,
+  file: RemoteFile,
+  requests: HubRequests,
+  onBytes: OnBytes = () => undefined,
+): Promise<string> {
+  const target = join(cache.snapshot(file.commit), file.name);
+  if (await exists(target)) return target;
+  const url = `${requests.endpoint}/${file.id}/resolve/${file.commit}/${file.name}`;
+  const { hash, size } = await withRetries(url, requests, () => describe(url, requests));
+  const blob = cache.blob(hash);
+  if (!(await exists(blob))) {
+    await mkdir(dirname(blob), { recursive: true });
+    await withRetries(url, requests, (progress) =>
+      transfer(url, `${blob}.incomplete`, { hash, size }, requests, (bytes) => {
+        progress();
+        onBytes(bytes, size);
+      }),
+    );
+    await rename(`${blob}.incomplete`, blob);
+  }
+  onBytes(size, size);
+  await link(blob, target);
+  return target;
+}
+
+interface Content {
+  readonly hash: string;
+  readonly size: number;
+}
+
+/** Hash and size of a file, which the hub knows without sending it. */
+async function describe(url: string, requests: HubRequests): Promise<Content> {
+  const response = await request(url, requests, { method: "HEAD", follow: false });
+  const header = (name: string): string | null => response.headers.get(name);
+  const hash = (header("x-linked-etag") ?? header("etag") ?? "").replace(/^W\/|"/g, "");
+  const size = Number(header("x-linked-size") ?? header("content-length") ?? Number.NaN);
+  if (!/^([0-9a-f]{40}|[0-9a-f]{64})$/.test(hash) || !Number.isSafeInteger(size) || size < 0) {
+    const rule = "the server must give the hash (etag) and the size of a file";
+    throw new BnbError("ERR_BNB_FILE", `${url}: ${rule}, got ${JSON.stringify(hash)} and ${size}`);
+  }
+  return { hash, size };
+}
+
+/** Completes `part`. A failure that may pass leaves what came for the next attempt. */
+async function transfer(
+  url: string,
+  part: string,
+  content: Content,
+  requests: HubRequests,
+  onBytes: (bytes: number) => void,
+): Promise<void> {
+  const { hash, size } = content;
+  let have = await stat(part).then(
+    (found) => found.size,
+    () => 0,
+  );
+  if (have > size) {
+    await rm(part, { force: true });
+    have = 0;
+  }
+  const digest = hashFor(content);
+  if (have > 0) for await (const piece of createReadStream(part)) digest.update(piece as Buffer);
+  if (have < size) {
+    const range: Record<string, string> = have > 0 ? { range: `bytes=${have}-` } : {};
+    const response = await request(url, requests, { headers: range, accepted: [416] });
+    if (!continues(response, have)) {
+      // The server sends all of it, or knows nothing of such a range: from the beginning.
+      await response.body?.cancel();
+      await rm(part, { force: true });
+      if (have === 0) throw new Error(`the answer to a request for all bytes was HTTP ${response.status}`);
+      return transfer(url, part, content, requests, onBytes);
+    }
+    have = await append(part, response, have, size, digest, onBytes);
+  }
+  if (have < size) throw new Error(`the connection ended at byte ${have} of ${size}`);
+  const found = digest.digest("hex");
+  if (have === size && found === hash) return;
+  await rm(part, { force: true });
+  if (have > size) throw new Error(`more than ${size} bytes came, which the file has`);
+  throw new Error(`the bytes that came have the hash ${found}, and ${hash} was expected`);
+}
+
+/** Whether the body of a response begins at byte `have`. */
+function continues(response: Response, have: number): boolean {
+  if (have === 0) return response.status === 200;
+  const begin = /^bytes (\d+)-/.exec(response.headers.get("content-range") ?? "")?.[1];
+  return response.status === 206 && Number(begin) === have;
+}
+
+async function append(
+  part: string,
+  response: Response,
+  have: number,
+  size: number,
+  digest: Hash,
+  onBytes: (bytes: number) => void,
+): Promise<number> {
+  const file = await open(part, "a");
+  let at = have;
+  try {
+    for await (const piece of bodyOf(response)) {
+      at += piece.byteLength;
+      if (at > size) break;
+      await file.appendFile(piece);
+      digest.update(piece);
+      onBytes(at);
+    }
+    await file.sync();
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException;
+    if (code !== "ENOSPC" && code !== "EDQUOT" && code !== "EFBIG") throw cause;
+    throw new BnbError("ERR_BNB_FILE", `${part}: could not be written: ${(cause as Error).message}`, { cause });
+  } finally {
+    await file.close();
+  }
+  return at;
+}
+
+/** Large files are known by their SHA-256, others by git's SHA-1 of a blob. */
+function hashFor({ hash, size }: Content): Hash {
+  return hash.length === 64 ? createHash("sha256") : createHash("sha1").update(`blob ${size}\0`);
+}
+
+/** Names a blob in a snapshot; by a copy where there are no links. */
+async function link(blob: string, target: string): Promise<void> {
+  await mkdir(dirname(target), { recursive: true });
+  try {
+    await symlink(relative(dirname(target), blob), target);
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException;
+    if (code === "EEXIST") return;
+    if (code !== "EPERM" && code !== "ENOSYS" && code !== "EOPNOTSUPP") throw cause;
+    await copyFile(blob, target);
+  }
+}

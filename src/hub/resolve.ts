@@ -1,0 +1,130 @@
+// From what names a model to a folder with its files: a folder as it is, an id from the cache, or from the hub.
+import { mkdir, readFile, stat, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { BnbError } from "../tensor/errors.js";
+import { checkRepoId, checkRevision, exists, hubSettings, ModelCache } from "./cache.js";
+import { INDEX, SINGLE, shardsOfIndex } from "./checkpoint.js";
+import { downloadFile } from "./download.js";
+import type { HubRequests } from "./http.js";
+import { request, withRetries } from "./http.js";
+
+/** What of a model is wanted. */
+export type Needs = "model" | "tokenizer";
+
+export interface ResolveOptions {
+  /** Branch, tag or commit. Default "main". */
+  readonly revision?: string | undefined;
+  /** For private and gated models. Default HF_TOKEN, or what `hf auth login` left. */
+  readonly token?: string | undefined;
+  readonly signal?: AbortSignal | undefined;
+  readonly onDownload?: ((file: string, bytes: number, total: number) => void) | undefined;
+  /** Milliseconds before the first retry. */
+  readonly retryDelay?: number | undefined;
+}
+
+const tokenizerFiles =
+  /^(tokenizer.*\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|chat_template\.(jinja|json))$/;
+const modelFiles = /^(config|generation_config)\.json$/;
+const PICKLE = "pytorch_model.bin";
+const PICKLE_INDEX = "pytorch_model.bin.index.json";
+
+/**
+ * A folder that holds what is needed of the model `name`: `name` itself where it is a folder, else a snapshot in the
+ * cache of Hugging Face's libraries, into which missing files are brought. HF_HUB_OFFLINE keeps it to the cache.
+ *
+ * Throws ERR_BNB_ARGUMENT for what is neither, ERR_BNB_FILE for what cannot be had.
+ */
+export async function resolveModel(name: string, needs: Needs, options: ResolveOptions = {}): Promise<string> {
+  const local = await stat(name).catch(() => undefined);
+  if (local?.isDirectory()) return name;
+  if (/^[./~\\]|\\|\.(safetensors|gguf|bin)$/.test(name) || local) refusePath(name, local !== undefined);
+  checkRepoId(name);
+  const { revision = "main" } = options;
+  checkRevision(revision);
+  const settings = await hubSettings();
+  const cache = new ModelCache(settings.cache, name);
+  const known = await cache.commitOf(revision);
+  if (known !== undefined && (await isComplete(cache.snapshot(known), needs))) return cache.snapshot(known);
+  if (settings.offline) {
+    const rule = `the cache at ${settings.cache} must hold it, as HF_HUB_OFFLINE is set`;
+    throw new BnbError("ERR_BNB_FILE", `${name}: ${rule}, and files of revision ${revision} are missing there`);
+  }
+  const { signal, retryDelay } = options;
+  const requests: HubRequests = {
+    endpoint: settings.endpoint,
+    token: options.token ?? settings.token,
+    signal,
+    ...(retryDelay !== undefined && { retryDelay }),
+  };
+  return fetchSnapshot(cache, name, revision, needs, requests, options);
+}
+
+function refusePath(name: string, isFile: boolean): never {
+  const hint = name.endsWith(".gguf") ? ": GGUF files are llama.cpp's own, use the model's safetensors files" : "";
+  const what = isFile ? "is a file, not the folder of a model" : "is no folder";
+  throw new BnbError("ERR_BNB_FILE", `${name}: ${what}${hint}`);
+}
+
+async function isComplete(snapshot: string, needs: Needs): Promise<boolean> {
+  const has = (name: string): Promise<boolean> => exists(join(snapshot, name));
+  if (needs === "tokenizer") return has("tokenizer.json");
+  if (!(await has("config.json"))) return false;
+  for (const index of [INDEX, PICKLE_INDEX]) {
+    const text = await readFile(join(snapshot, index), "utf8").catch(() => undefined);
+    if (text === undefined) continue;
+    for (const shard of shardsOfIndex(text, index)) if (!(await has(shard))) return false;
+    return true;
+  }
+  return (await has(SINGLE)) || has(PICKLE);
+}
+
+async function fetchSnapshot(
+  cache: ModelCache,
+  id: string,
+  revision: string,
+  needs: Needs,
+  requests: HubRequests,
+  { onDownload }: ResolveOptions,
+): Promise<string> {
+  const { commit, files } = await listFiles(id, revision, requests);
+  const download = (name: string): Promise<string> =>
+    downloadFile(cache, { id, commit, name }, requests, (bytes, total) => onDownload?.(name, bytes, total));
+  // Weights last: a snapshot that has them is complete.
+  for (const name of files.filter((file) => tokenizerFiles.test(file))) await download(name);
+  if (needs === "model") {
+    for (const name of files.filter((file) => modelFiles.test(file))) await download(name);
+    const index = [INDEX, SINGLE, PICKLE_INDEX, PICKLE].find((name) => files.includes(name));
+    if (index === undefined) {
+      const gguf = files.some((file) => file.endsWith(".gguf")) ? "; its GGUF files are llama.cpp's own" : "";
+      throw new BnbError("ERR_BNB_FILE", `${id}: must hold ${SINGLE} or ${INDEX}, has neither${gguf}`);
+    }
+    const path = await download(index);
+    if (index.endsWith(".json")) {
+      for (const shard of shardsOfIndex(await readFile(path, "utf8"), index)) await download(shard);
+    }
+  }
+  if (commit !== revision) {
+    await mkdir(dirname(cache.ref(revision)), { recursive: true });
+    await writeFile(cache.ref(revision), commit);
+  }
+  return cache.snapshot(commit);
+}
+
+/** The commit that a revision is at, and the files of its top folder. */
+async function listFiles(
+  id: string,
+  revision: string,
+  requests: HubRequests,
+): Promise<{ commit: string; files: string[] }> {
+  const url = `${requests.endpoint}/api/models/${id}/revision/${encodeURIComponent(revision)}`;
+  const json = await withRetries(url, requests, async () => {
+    const text = await (await request(url, requests)).text();
+    return JSON.parse(text) as { sha?: unknown; siblings?: { rfilename?: unknown }[] };
+  });
+  const { sha, siblings } = json ?? {};
+  if (typeof sha !== "string" || !/^[0-9a-f]{40}$/.test(sha) || !Array.isArray(siblings)) {
+    throw new BnbError("ERR_BNB_FILE", `${url}: the server must give a commit and a list of files`);
+  }
+  const files = siblings.flatMap((file) => (typeof file?.rfilename === "string" ? [file.rfilename] : []));
+  return { commit: sha, files };
+}

@@ -1,0 +1,77 @@
+// Which modules stay unquantized, as transformers resolves it: a module stays if a pattern matches its path from the
+// start, as a regular expression, or if its path ends with the pattern as it stands.
+import { BnbError } from "../tensor/errors.js";
+
+const MAX_PATTERN = 256;
+
+/**
+ * Throws ERR_BNB_FORMAT for a pattern that a file must not bring along: a long one, or one with a quantifier on a group
+ * that contains a quantifier, whose matching may take for ever.
+ */
+export function checkFilePattern(pattern: string): void {
+  const fail = (what: string): never => {
+    const shown = JSON.stringify(pattern.slice(0, 40));
+    throw new BnbError("ERR_BNB_FORMAT", `quantization_config: the pattern ${shown} of llm_int8_skip_modules ${what}`);
+  };
+  if (pattern.length > MAX_PATTERN) fail(`has ${pattern.length} characters, at most ${MAX_PATTERN} may be`);
+  if (hasNestedQuantifier(pattern)) fail("must have no quantifier on a group that contains one");
+  if (regexOf(pattern) === undefined) fail("must be a regular expression");
+}
+
+/** Whether a group such as `(a+)` is itself repeated. */
+function hasNestedQuantifier(pattern: string): boolean {
+  const bare = pattern.replace(/\\./gs, "_").replace(/\[\^?\]?[^\]]*\]/g, "_");
+  const inside: boolean[] = [];
+  for (let i = 0; i < bare.length; i++) {
+    const character = bare[i] as string;
+    if (character === "(") inside.push(false);
+    else if (character === ")") {
+      const found = inside.pop() ?? false;
+      const repeats = /[*+{?]/.test(bare[i + 1] ?? "");
+      if (found && repeats) return true;
+      if ((found || repeats) && inside.length > 0) inside[inside.length - 1] = true;
+    } else if (/[*+{]/.test(character) || (character === "?" && bare[i - 1] !== "(")) {
+      if (inside.length > 0) inside[inside.length - 1] = true;
+    }
+  }
+  return false;
+}
+
+function regexOf(pattern: string): RegExp | undefined {
+  try {
+    return new RegExp(`^(?:${pattern})`);
+  } catch {
+    return undefined;
+  }
+}
+
+/** A test of module paths, and of what the patterns matched. */
+export class SkipList {
+  readonly #patterns: { text: string; regex: RegExp; matched: boolean }[];
+
+  /** Throws ERR_BNB_OPTION for a pattern that is no regular expression. */
+  constructor(patterns: readonly string[]) {
+    this.#patterns = patterns.map((text) => {
+      const regex = regexOf(text);
+      if (regex) return { text, regex, matched: false };
+      const rule = "BitsAndBytesConfig: each of llmInt8SkipModules must be a regular expression";
+      throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${JSON.stringify(text)}`);
+    });
+  }
+
+  /** Whether the module at `path` stays unquantized. */
+  skips(path: string): boolean {
+    let skipped = false;
+    for (const pattern of this.#patterns) {
+      if (!pattern.regex.test(path) && !path.endsWith(pattern.text)) continue;
+      pattern.matched = true;
+      skipped = true;
+    }
+    return skipped;
+  }
+
+  /** Patterns that no path so far was skipped by. */
+  get unmatched(): string[] {
+    return this.#patterns.flatMap(({ text, matched }) => (matched ? [] : [text]));
+  }
+}

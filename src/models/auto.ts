@@ -1,0 +1,46 @@
+// AutoModelForCausalLM: opens a checkpoint by what its config.json calls itself. A family is one line here.
+import type { JsonObject } from "../hub/config-text.js";
+import { aString, checkArgument } from "../tensor/checks.js";
+import { BnbError } from "../tensor/errors.js";
+import { checkOptions } from "../tensor/options.js";
+import { LlamaForCausalLM } from "./llama.js";
+import { LlamaConfig } from "./llama-config.js";
+import type { Family, FromPretrainedOptions } from "./load.js";
+import { fromPretrainedOptions, loadPretrained } from "./load.js";
+
+/** Models by the `model_type` of their config.json. */
+const families: Readonly<Record<string, Family<LlamaForCausalLM>>> = {
+  llama: {
+    create: (config, options) => new LlamaForCausalLM(LlamaConfig.fromJSON(config), options),
+    embedding: "model.embed_tokens.weight",
+  },
+};
+
+/**
+ * Language models from checkpoints as transformers writes them.
+ *
+ * @example
+ * const quantizationConfig = new BitsAndBytesConfig({ loadIn4bit: true, bnb4bitQuantType: "nf4" });
+ * const model = await AutoModelForCausalLM.fromPretrained("./model", { quantizationConfig });
+ */
+export const AutoModelForCausalLM = {
+  /**
+   * Loads the model of a folder with config.json and its weights in safetensors files, quantized as they are there or as
+   * `quantizationConfig` says. The model is in evaluation mode.
+   *
+   * Rejects with ERR_BNB_UNSUPPORTED for an architecture that is not known, ERR_BNB_FILE and ERR_BNB_FORMAT for files that
+   * cannot be read, ERR_BNB_ABORTED when the signal is.
+   */
+  async fromPretrained(path: string, options: FromPretrainedOptions = {}): Promise<LlamaForCausalLM> {
+    checkArgument("fromPretrained", "path", path, aString);
+    checkOptions("fromPretrained", options, fromPretrainedOptions);
+    return loadPretrained(path, familyOf, options);
+  },
+};
+
+function familyOf(config: JsonObject): Family<LlamaForCausalLM> {
+  const type = config["model_type"];
+  if (typeof type === "string" && Object.hasOwn(families, type)) return families[type] as Family<LlamaForCausalLM>;
+  const rule = `config.json: model_type must be one of ${Object.keys(families).join(", ")}`;
+  throw new BnbError("ERR_BNB_UNSUPPORTED", `${rule}, got ${JSON.stringify(type)}`);
+}

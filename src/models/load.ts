@@ -1,0 +1,128 @@
+// fromPretrained without a family: from a folder with config.json and weights to a loaded model.
+import { readFile, stat } from "node:fs/promises";
+import { join } from "node:path";
+import type { JsonObject } from "../hub/config-text.js";
+import { parseConfig } from "../hub/config-text.js";
+import type { LoadProgress } from "../hub/index.js";
+import { BitsAndBytesConfig, loadCheckpoint, openCheckpoint } from "../hub/index.js";
+import { mergeConfigs } from "../hub/quantize-linears.js";
+import type { Module } from "../nn/index.js";
+import { aDevice, aFloatDType, aFunction, anAbortSignal, anInstance, either, oneOf, orNull } from "../tensor/checks.js";
+import type { DeviceLike } from "../tensor/device.js";
+import type { DType } from "../tensor/dtype.js";
+import { BnbError } from "../tensor/errors.js";
+import { optionTable } from "../tensor/options.js";
+import { uninitialized } from "../tensor/placeholder.js";
+import { rememberOrigin } from "./save.js";
+
+export interface FromPretrainedOptions {
+  /** How linear layers are quantized as they load. A checkpoint that is quantized already needs none. */
+  quantizationConfig?: BitsAndBytesConfig | null;
+  /** float32, float16 or bfloat16; default "auto": what config.json says, or float32. */
+  dtype?: DType | "auto";
+  /** The device that the model goes to. Default: the default device. */
+  deviceMap?: DeviceLike;
+  /** Called with each tensor that was read. */
+  onProgress?: (progress: LoadProgress) => void;
+  signal?: AbortSignal;
+}
+
+/** @internal */
+export const fromPretrainedOptions = optionTable<FromPretrainedOptions>({
+  quantizationConfig: orNull(anInstance(() => BitsAndBytesConfig, "a BitsAndBytesConfig")),
+  dtype: either(aFloatDType, oneOf(["auto"])),
+  deviceMap: aDevice,
+  onProgress: aFunction,
+  signal: anAbortSignal,
+});
+
+/** What loading must know of a family of models. */
+export interface Family<M extends Module = Module> {
+  /** The model of a config.json, with new weights. */
+  create(config: JsonObject, options: { dtype: DType; device?: DeviceLike }): M;
+  /** Path of the output embedding. Default "lm_head". */
+  readonly head?: string;
+  /** The name of the weight that the output embedding shares where the config ties them. */
+  readonly embedding: string;
+}
+
+/** @internal Loads the model of `folder` as its family makes it. */
+export async function loadPretrained<M extends Module>(
+  folder: string,
+  familyOf: (config: JsonObject) => Family<M>,
+  options: FromPretrainedOptions,
+): Promise<M> {
+  const configText = await readConfigText(folder);
+  const config = parseConfig(configText);
+  const family = familyOf(config);
+  const inFile = readQuantization(config);
+  const given = options.quantizationConfig ?? null;
+  if (given && !given.loadIn4bit && !given.loadIn8bit) {
+    const rule = "quantizationConfig must have loadIn4bit or loadIn8bit";
+    throw new BnbError("ERR_BNB_OPTION", `fromPretrained: ${rule}, got neither; leave it out to load floats`);
+  }
+  const quantizationConfig = mergeConfigs(given, inFile);
+  const dtype = dtypeOf(config, options.dtype);
+  const place = options.deviceMap === undefined ? {} : { device: options.deviceMap };
+  const source = await openCheckpoint(folder);
+  let model: M | undefined;
+  try {
+    model = uninitialized(() => family.create(config, { dtype, ...place }));
+    const { head = "lm_head", embedding } = family;
+    const isTied = model.namedParameters().every(([name]) => name !== `${head}.weight`);
+    const { unexpected } = await loadCheckpoint(model, source, {
+      quantizationConfig,
+      head,
+      tied: isTied ? { [`${head}.weight`]: embedding } : {},
+      ...(options.onProgress && { onProgress: options.onProgress }),
+      signal: options.signal,
+    });
+    warnOfUnused(unexpected);
+  } catch (error) {
+    model?.dispose();
+    throw error;
+  } finally {
+    await source.close();
+  }
+  rememberOrigin(model, { folder, configText, quantizationConfig, dtype });
+  return model.eval();
+}
+
+async function readConfigText(folder: string): Promise<string> {
+  const path = join(folder, "config.json");
+  const found = await stat(path).catch((cause: Error) => {
+    throw new BnbError("ERR_BNB_FILE", `${folder}: its config.json could not be read: ${cause.message}`, { cause });
+  });
+  if (found.size > MAX_CONFIG) {
+    throw new BnbError("ERR_BNB_FORMAT", `config.json: must have at most ${MAX_CONFIG} bytes, has ${found.size}`);
+  }
+  return readFile(path, "utf8");
+}
+
+const MAX_CONFIG = 16 << 20;
+
+function readQuantization(config: JsonObject): BitsAndBytesConfig | null {
+  const json = config["quantization_config"] ?? null;
+  return json === null ? null : BitsAndBytesConfig.fromJSON(json as JsonObject);
+}
+
+function dtypeOf(config: JsonObject, asked: DType | "auto" = "auto"): DType {
+  if (asked !== "auto") return asked;
+  const named = config["dtype"] ?? config["torch_dtype"] ?? "float32";
+  if (aFloatDType.holds(named)) return named as DType;
+  const rule = `config.json: dtype must be ${aFloatDType.rule}`;
+  throw new BnbError("ERR_BNB_FORMAT", `${rule}, got ${JSON.stringify(named)}; give dtype to choose another`);
+}
+
+/** Buffers that older versions saved, and that follow from the config. */
+const recomputed = /(^|\.)(rotary_emb\.inv_freq|attn\.masked_bias|attn\.bias|attention\.bias|attention\.masked_bias)$/;
+
+function warnOfUnused(names: readonly string[]): void {
+  const unused = names.filter((name) => !recomputed.test(name));
+  if (unused.length === 0) return;
+  const more = unused.length > 5 ? ` and ${unused.length - 5} more` : "";
+  process.emitWarning(`fromPretrained: the model has no use for ${unused.slice(0, 5).join(", ")}${more}`, {
+    type: "BnbWarning",
+    code: "BNB_UNUSED_TENSORS",
+  });
+}

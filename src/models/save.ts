@@ -1,0 +1,94 @@
+// savePretrained: a model as a folder that transformers reads. What was loaded and did not change is written as it was.
+import { readdir } from "node:fs/promises";
+import { join, resolve } from "node:path";
+import { quantizationText, withKeys } from "../hub/config-text.js";
+import type { BitsAndBytesConfig, SaveCheckpointOptions } from "../hub/index.js";
+import { replaceFiles } from "../hub/replace-files.js";
+import { stageCheckpoint } from "../hub/save-checkpoint.js";
+import { Module, Params4bit } from "../nn/index.js";
+import { aNumberAbove, anInstance, aString, checkArgument } from "../tensor/checks.js";
+import type { DType } from "../tensor/dtype.js";
+import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
+
+/** Where a model came from. */
+interface Origin {
+  readonly folder: string;
+  readonly configText: string;
+  readonly quantizationConfig: BitsAndBytesConfig | null;
+  readonly dtype: DType;
+}
+const origins = new WeakMap<Module, Origin>();
+
+/** @internal */
+export function rememberOrigin(model: Module, origin: Origin): void {
+  origins.set(model, origin);
+}
+
+export type SavePretrainedOptions = Pick<SaveCheckpointOptions, "maxShardSize">;
+const saveOptions = optionTable<SavePretrainedOptions>({ maxShardSize: aNumberAbove(0) });
+const aModel = anInstance(() => Module, "a model");
+
+/** Files of a model beside its weights, which are copied along. */
+const companions =
+  /^(generation_config\.json|tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|spiece\.model|chat_template\.(jinja|json))$/;
+
+/**
+ * Saves a model that `fromPretrained` loaded: weights as they are, quantized ones with their statistics, config.json with
+ * its quantization_config, and the files of the tokenizer. Files get their names when all are complete. A model that was
+ * only loaded gives the bytes that it came from.
+ *
+ * @example
+ * const model = await AutoModelForCausalLM.fromPretrained(folder, { quantizationConfig });
+ * await savePretrained(model, "model-nf4");
+ */
+export async function savePretrained(
+  model: Module,
+  folder: string,
+  options: SavePretrainedOptions = {},
+): Promise<void> {
+  checkArgument("savePretrained", "model", model, aModel);
+  checkArgument("savePretrained", "folder", folder, aString);
+  checkOptions("savePretrained", options, saveOptions);
+  const origin = origins.get(model);
+  if (!origin) {
+    const rule = "savePretrained: model must come from fromPretrained, which knows its config.json";
+    throw new BnbError("ERR_BNB_ARGUMENT", `${rule}; saveCheckpoint saves the weights of any model`);
+  }
+  const entries = [...model.stateDict()];
+  const isElsewhere = resolve(folder) !== resolve(origin.folder);
+  const others = isElsewhere ? (await readdir(origin.folder)).filter((name) => companions.test(name)) : [];
+  await replaceFiles(async (files) => {
+    await stageCheckpoint(files, folder, entries, { ...options, totalParameters: countParameters(model) });
+    await files.write(join(folder, "config.json"), (file) => file.writeFile(configOf(origin)));
+    for (const name of others) await files.copy(join(origin.folder, name), join(folder, name));
+  });
+}
+
+/** The config.json that the model came with, and in it how it was quantized and the dtype that it was loaded in. */
+function configOf({ configText, quantizationConfig, dtype }: Origin): string {
+  const config = JSON.parse(configText) as Record<string, unknown>;
+  const changes: Record<string, string | null> = {};
+  const dtypeKey = "torch_dtype" in config && !("dtype" in config) ? "torch_dtype" : "dtype";
+  if (config[dtypeKey] !== dtype) changes[dtypeKey] = JSON.stringify(dtype);
+  const before = JSON.stringify(config["quantization_config"] ?? null);
+  const isSame = quantizationConfig === null ? before === "null" : sameJson(config, quantizationConfig);
+  if (!isSame) changes["quantization_config"] = quantizationConfig && quantizationText(quantizationConfig);
+  return Object.keys(changes).length === 0 ? configText : withKeys(configText, changes);
+}
+
+/** Whether the file says already what the config does, by its own keys or by leaving them to their defaults. */
+function sameJson(config: Record<string, unknown>, now: BitsAndBytesConfig): boolean {
+  const before = config["quantization_config"] as Record<string, unknown> | undefined;
+  if (!before) return false;
+  const json = now.toJSON();
+  return Object.entries(json).every(([key, value]) => JSON.stringify(before[key]) === JSON.stringify(value));
+}
+
+/** Elements of all parameters, of packed ones those that they stand for. */
+function countParameters(model: Module): number {
+  return model.parameters().reduce((sum, parameter) => {
+    const shape = parameter instanceof Params4bit ? (parameter.quantState?.shape ?? parameter.shape) : parameter.shape;
+    return sum + shape.reduce((product, size) => product * size, 1);
+  }, 0);
+}
