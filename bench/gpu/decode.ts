@@ -142,6 +142,7 @@ async function timeToken(context: Context, what: Model, model: LlamaForCausalLM,
       [batch, width],
     ),
     logitRows: null,
+    longest: null,
   };
   const step = (): Tensor =>
     noGrad(() => {

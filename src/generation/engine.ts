@@ -240,7 +240,15 @@ export class Engine implements Disposable {
       const ids = job.ids.slice(start, start + count);
       sequence.append(ids);
       const slots = ids.map((_, i) => sequence.slot(start + i));
-      return { ids, slots, length: start + count, pages: sequence.pages, wanted: answers ? wanted : 0, draw };
+      return {
+        ids,
+        slots,
+        length: start + count,
+        total: job.ids.length,
+        pages: sequence.pages,
+        wanted: answers ? wanted : 0,
+        draw,
+      };
     });
     for (const [from, to] of this.#pool.takeCopies()) this.#kv.copy(from, to);
     const answering = parts.filter(({ answers }) => answers).map(({ job }) => job);

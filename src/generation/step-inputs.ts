@@ -16,6 +16,8 @@ export interface SequenceRows {
   readonly slots: readonly number[];
   /** Tokens before and with these. */
   readonly length: number;
+  /** All tokens known, those of later steps included. */
+  readonly total: number;
   readonly pages: readonly number[];
   /** How many of the last rows are drawn from. */
   readonly wanted: number;
@@ -126,8 +128,17 @@ export class StepInputs implements Disposable {
   readonly #fraction: Tensor;
   readonly #parts: Tensor[] = [];
 
-  /** `counts`: the table of what was seen, for rows that have a row in it. */
-  constructor(parts: readonly SequenceRows[], sizes: StepSizes, counts: Tensor | null, device: Device) {
+  /**
+   * `counts`: the table of what was seen, for rows that have a row in it. `changes`: whether `write` follows, so that
+   * nothing may depend on the values.
+   */
+  constructor(
+    parts: readonly SequenceRows[],
+    sizes: StepSizes,
+    counts: Tensor | null,
+    device: Device,
+    changes: boolean = false,
+  ) {
     this.#sizes = sizes;
     this.#device = device;
     const { whole, fraction } = pack(parts, sizes);
@@ -153,7 +164,7 @@ export class StepInputs implements Disposable {
       lengths: int("lengths"),
       pages: int("pages", [sequences, width]),
       logitRows: rows === tokens ? null : int("logitRows"),
-      longest: parts.reduce((most, { length }) => Math.max(most, length), 0),
+      longest: changes ? null : Math.max(0, ...parts.map(({ total }) => total)),
     };
     this.sampling = {
       temperature: float(0),

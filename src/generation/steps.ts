@@ -56,14 +56,18 @@ export class Steps implements Disposable {
     const key = counts ? -padded : padded;
     const known = this.#recorded.get(key);
     if (known) return this.#replay(known, parts);
-    const inputs = new StepInputs(parts, sizes, counts, this.#model.device);
+    const isFirst = !this.#warm.has(key);
+    const inputs = new StepInputs(parts, sizes, counts, this.#model.device, !isFirst);
     // The first step of its kind runs as it is: what ops allocate at their first use must be there for a recording.
-    if (!this.#warm.has(key)) {
+    if (isFirst) {
       this.#warm.add(key);
       return this.#once(inputs, telling);
     }
     const recorded = this.#record(inputs);
-    if (!recorded) return this.#once(inputs, telling);
+    if (!recorded) {
+      inputs.dispose();
+      return this.#once(new StepInputs(parts, sizes, counts, this.#model.device), telling);
+    }
     this.#recorded.set(key, recorded);
     return this.#replay(recorded, null);
   }

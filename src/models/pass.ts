@@ -5,7 +5,6 @@ import { arange } from "../tensor/create.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { KvStore, StepPlan } from "./step-plan.js";
-import { pageSize } from "./step-plan.js";
 
 /** What changes the scores of an attention layer; see `attention`. */
 export interface Scores {
@@ -28,8 +27,8 @@ export interface Pass {
   readonly ids: Tensor; // [batch, t] or [tokens], int32
   /** Where the tokens sit, int32 [tokens]; null where every row of `ids` counts from 0. */
   readonly positions: Tensor | null;
-  /** Keys of the longest sequence: what rules that stretch positions for long texts look at. */
-  readonly longest: number;
+  /** Tokens of the longest text, for position rules that look at it; null where a recorded step does not know. */
+  readonly longest: number | null;
   /**
    * Turns q and k (unless `rotary` is null), remembers k and v where the pass has a memory, and attends.
    *
@@ -56,9 +55,9 @@ export class TrainingPass implements Pass {
 
   constructor(ids: Tensor, { starts, causal = true }: TrainingPassOptions = {}) {
     this.ids = ids;
+    this.longest = ids.shape.at(-1) as number;
     this.#starts = starts;
     this.#causal = causal;
-    this.longest = ids.shape[1] as number;
     this.positions = starts ? positionsIn(ids, starts) : null;
   }
 
@@ -73,14 +72,14 @@ export class TrainingPass implements Pass {
 export class StepPass implements Pass {
   readonly ids: Tensor;
   readonly positions: Tensor;
-  readonly longest: number;
+  readonly longest: number | null;
   readonly #plan: StepPlan;
   readonly #kv: KvStore;
 
   constructor(plan: StepPlan, kv: KvStore) {
     this.ids = plan.ids;
     this.positions = plan.positions;
-    this.longest = plan.longest ?? (plan.pages.shape[1] as number) * pageSize;
+    this.longest = plan.longest;
     this.#plan = plan;
     this.#kv = kv;
   }

@@ -1,6 +1,7 @@
 // Rotary position embedding tables: the cosine and sine of every position's angles.
 import { tensor } from "../tensor/create.js";
 import type { Device } from "../tensor/device.js";
+import { BnbError } from "../tensor/errors.js";
 import { keep } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { RopeParameters } from "./rope-scaling.js";
@@ -36,11 +37,21 @@ export class RotaryTables {
     this.sin = keep(tensor(sin, { shape: [maxLength, half], device }));
   }
 
-  /** How many positions the tables for a sequence of `length` have: where the rule looks at the length, they are its own. */
-  static lengthFor(rope: RopeParameters, maxPositions: number, length: number): number {
+  /**
+   * How many positions the tables for texts of up to `longest` tokens have: where the rule looks at the length, they are
+   * its own. Throws ERR_BNB_UNSUPPORTED where such a rule is not told the length.
+   */
+  static lengthFor(rope: RopeParameters, maxPositions: number, longest: number | null): number {
     const { type, originalMaxPositions } = rope;
-    if (type === "dynamic") return Math.max(length, originalMaxPositions);
-    return type === "longrope" && length <= originalMaxPositions ? originalMaxPositions : maxPositions;
+    if (type !== "dynamic" && type !== "longrope") return maxPositions;
+    if (longest === null) {
+      throw new BnbError(
+        "ERR_BNB_UNSUPPORTED",
+        `rope: a step of ${type} positions must know its length to be recorded`,
+      );
+    }
+    if (type === "dynamic") return Math.max(longest, originalMaxPositions);
+    return longest <= originalMaxPositions ? originalMaxPositions : maxPositions;
   }
 
   dispose(): void {

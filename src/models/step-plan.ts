@@ -13,8 +13,8 @@ export interface StepPlan extends PageTable {
   readonly slots: Tensor; // [tokens]: page * 16 + row that takes a token's key and value; negative: none
   /** The rows of `ids` whose logits are wanted, [rows]; null: all. */
   readonly logitRows: Tensor | null;
-  /** Keys of its longest sequence, or more; default what a row of `pages` can hold. */
-  readonly longest?: number;
+  /** Tokens of the longest text, those to come included where they are known; null for a step to be recorded. */
+  readonly longest: number | null;
 }
 
 /** What one attention layer keeps of a token. */

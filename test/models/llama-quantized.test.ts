@@ -3,6 +3,7 @@
 import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { noGrad } from "../../src/autograd/no-grad.js";
+import "../../src/generation/index.js";
 import { LlamaConfig, LlamaForCausalLM } from "../../src/models/index.js";
 import { Linear4bit, Linear8bitLt, replaceLinear } from "../../src/nn/index.js";
 import {

@@ -1,5 +1,6 @@
 // A text streamed from a model, byte by byte, while a timer of the same process watches the event loop.
 import { monitorEventLoopDelay } from "node:perf_hooks";
+import { generate } from "../../generation/index.js";
 import type { LlamaForCausalLM } from "../../models/index.js";
 import type { SampleResult } from "./results.js";
 
@@ -29,7 +30,7 @@ export async function streamSample(model: LlamaForCausalLM, options: SampleOptio
   model.eval();
   delay.enable();
   const started = performance.now();
-  for await (const byte of model.generate(Buffer.from(prompt), {
+  for await (const byte of generate(model, Buffer.from(prompt), {
     maxNewTokens,
     seed,
     temperature: 0.7,
@@ -52,7 +53,7 @@ export async function generationSpeed(model: LlamaForCausalLM, prompt: string, t
   for (let run = 0; run < 2; run++) {
     let started = 0;
     let made = 0;
-    for await (const _ of model.generate(Buffer.from(prompt), { maxNewTokens: tokens + 1 })) {
+    for await (const _ of generate(model, Buffer.from(prompt), { maxNewTokens: tokens + 1 })) {
       if (made++ === 0) started = performance.now();
     }
     best = Math.max(best, ((made - 1) * 1000) / (performance.now() - started));

@@ -1,0 +1,259 @@
+// Many texts in one engine: each is what it is alone, whatever the others are, where their pages lie and who had to go.
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import type { EngineOptions, Next, TextOptions } from "../../src/generation/index.js";
+import { Engine, generate } from "../../src/generation/index.js";
+import { LlamaForCausalLM } from "../../src/models/index.js";
+import { Generator } from "../../src/ops/index.js";
+import { toDevice } from "../../src/tensor/device.js";
+import { memory } from "../../src/tensor/scope.js";
+import { testDevices } from "../helpers/devices.js";
+import { integers } from "../helpers/random.js";
+
+const vocabSize = 61;
+const positions = 80;
+
+describe.each(testDevices())("on %s", (name) => {
+  const device = toDevice(name);
+  let model: LlamaForCausalLM;
+  beforeAll(() => {
+    model = new LlamaForCausalLM(
+      {
+        vocabSize,
+        hiddenSize: 32,
+        intermediateSize: 48,
+        numHiddenLayers: 2,
+        numAttentionHeads: 4,
+        numKeyValueHeads: 2,
+        maxPositionEmbeddings: positions,
+        initializerRange: 0.4,
+      },
+      { device, generator: new Generator(5) },
+    ).eval();
+  });
+  afterAll(() => model.dispose());
+
+  // Wide logits: no two are so near that the rounding of another batch decides between them.
+  const prompts = [3, 17, 33, 1, 40, 16].map((length, i) => [...integers(length, vocabSize, 100 + i)]);
+  const new_ = 12;
+
+  async function take(tokens: AsyncIterable<number>): Promise<number[]> {
+    const made: number[] = [];
+    for await (const token of tokens) made.push(token);
+    return made;
+  }
+  const alone = (prompt: readonly number[], options: TextOptions) => take(generate(model, prompt, options));
+
+  async function together(texts: readonly [number[], TextOptions][], options: EngineOptions): Promise<number[][]> {
+    using engine = new Engine(model, options);
+    const made = await Promise.all(texts.map(([prompt, text]) => take(engine.submit(prompt, text))));
+    expect(engine.size).toBe(0);
+    expect(engine.freePages).toBe(Math.ceil((options.kvTokens ?? positions) / 16));
+    return made;
+  }
+
+  const ways: [string, EngineOptions][] = [
+    ["with room for all", { kvTokens: 1000 }],
+    ["as graphs", { kvTokens: 1000, graph: true }],
+    ["two at a time", { kvTokens: 1000, maxSequences: 2 }],
+    ["without sharing", { kvTokens: 1000, sharePrefixes: false }],
+    ["where some must go", { kvTokens: 144 }],
+    ["where some must go, as graphs", { kvTokens: 112, graph: true, maxSequences: 3 }],
+  ];
+  // On the emulated GPU each token takes its time.
+  const texts = device.type === "cpu" ? prompts : prompts.slice(0, 3);
+  const maxNewTokens = device.type === "cpu" ? new_ : 5;
+
+  describe("texts of any lengths", () => {
+    it.each(ways)("are what each is alone: %s", async (_, options) => {
+      const list = texts.map((prompt) => [prompt, { maxNewTokens }] as [number[], TextOptions]);
+      const expected = await Promise.all(list.map(([prompt, text]) => alone(prompt, text)));
+      expect(await together(list, options)).toEqual(expected);
+    });
+
+    it("draw, each in its own way, what they draw alone", async () => {
+      const each: TextOptions[] = [
+        { temperature: 1, seed: 1 },
+        { temperature: 0.7, topK: 9, seed: 2 ** 33 + 1 },
+        { temperature: 1.3, topP: 0.8, repetitionPenalty: 1.4 },
+        { temperature: 2, minP: 0.05, seed: 3 },
+        { frequencyPenalty: 0.5, presencePenalty: 0.3 },
+        { temperature: 1, typicalP: 0.8, seed: 4 },
+      ];
+      const list = texts.map((prompt, i) => [prompt, { maxNewTokens, ...each[i] }] as [number[], TextOptions]);
+      const expected = await Promise.all(list.map(([prompt, text]) => alone(prompt, text)));
+      for (const graph of [false, true]) expect(await together(list, { kvTokens: 600, graph })).toEqual(expected);
+    });
+
+    it("may come and go at any time", async () => {
+      using engine = new Engine(model, { kvTokens: 400 });
+      const expected = await Promise.all(texts.map((prompt) => alone(prompt, { maxNewTokens })));
+      const made = await Promise.all(
+        texts.map(async (prompt, i) => {
+          await new Promise((resolve) => setTimeout(resolve, 3 * i));
+          const tokens: number[] = [];
+          for await (const token of engine.submit(prompt, { maxNewTokens })) {
+            tokens.push(token);
+            if (i === 1 && tokens.length === 3) break;
+          }
+          return tokens;
+        }),
+      );
+      expected[1] = expected[1]?.slice(0, 3) as number[];
+      expect(made).toEqual(expected);
+      expect(engine.size).toBe(0);
+      expect(engine.freePages).toBe(25);
+    });
+  });
+
+  describe("texts that begin alike", () => {
+    it("compute their prompt once: n samples of one prompt", async () => {
+      const prompt = [...integers(37, vocabSize, 7)];
+      const list = [1, 2, 3, 4].map(
+        (seed) => [prompt, { temperature: 1.2, seed, maxNewTokens }] as [number[], TextOptions],
+      );
+      const expected = await Promise.all(list.map(([, text]) => alone(prompt, text)));
+      expect(new Set(expected.map(String)).size).toBe(4);
+      // Two pages shared, and for each the page or two that are its own.
+      expect(await together(list, { kvTokens: 16 * (2 + 4 * 2) })).toEqual(expected);
+    });
+
+    it("find what another left behind", async () => {
+      using engine = new Engine(model, { kvTokens: 160 });
+      const prompt = [...integers(50, vocabSize, 8)];
+      const steps: number[] = [];
+      const { step } = model;
+      model.step = function (plan, kv) {
+        steps.push(plan.ids.size);
+        return step.call(this, plan, kv);
+      };
+      try {
+        const first = await take(engine.submit(prompt, { maxNewTokens: 1 }));
+        const second = await take(engine.submit([...prompt, ...first, 9], { maxNewTokens: 1 }));
+        expect(steps).toEqual([50, 4]);
+        expect(second).toEqual(await alone([...prompt, ...first, 9], { maxNewTokens: 1 }));
+      } finally {
+        Reflect.deleteProperty(model, "step");
+      }
+    });
+  });
+
+  describe("branches", () => {
+    const logprobs = { logprobs: true, best: 3 };
+
+    it("fork, go different ways, and take tokens back", async () => {
+      using engine = new Engine(model, { kvTokens: 200 });
+      using trunk = engine.open(prompts[1] as number[], { telling: logprobs });
+      const [next] = (await trunk.next()) as [Next];
+      using other = trunk.fork();
+      trunk.push(next.bestIds[0] as number);
+      other.push(next.bestIds[1] as number);
+      const [[a], [b]] = (await Promise.all([trunk.next(), other.next()])) as [[Next], [Next]];
+      using fresh = engine.open([...(prompts[1] as number[]), next.bestIds[1] as number], {
+        telling: logprobs,
+        salt: "x",
+      });
+      const [c] = (await fresh.next()) as [Next];
+      expect([...b.bestIds]).toEqual([...c.bestIds]);
+      expect([...a.bestIds]).not.toEqual([...b.bestIds]);
+      other.truncate(prompts[1]?.length as number);
+      const [again] = (await other.next()) as [Next];
+      expect([...again.bestIds]).toEqual([...next.bestIds]);
+    });
+
+    it("answer for several tokens at once what they answer one by one", async () => {
+      using engine = new Engine(model, { kvTokens: 200 });
+      const text = prompts[2] as number[];
+      using whole = engine.open(text, { telling: logprobs });
+      const all = await whole.next(4);
+      for (let i = 0; i < 4; i++) {
+        using part = engine.open(text.slice(0, text.length - 3 + i), { telling: logprobs, salt: String(i) });
+        const [one] = (await part.next()) as [Next];
+        expect([...(all[i] as Next).bestIds]).toEqual([...one.bestIds]);
+        expect((all[i] as Next).logprob).toBeCloseTo(one.logprob, 4);
+      }
+    });
+
+    it("refuse what cannot be", async () => {
+      using engine = new Engine(model, { kvTokens: 32 });
+      expect(() => engine.open([])).toThrow("generate: the prompt must have between 1 and 32 tokens, got 0");
+      expect(() => engine.open(new Array<number>(33).fill(1))).toThrow(
+        "generate: the prompt must have between 1 and 32 tokens, got 33",
+      );
+      const branch = engine.open([1, 2], { maxLength: 3 });
+      expect(() => branch.push(1, 2)).toThrow("push: at most 3 tokens have room, got 2 and 2 more");
+      const waiting = branch.next();
+      await expect(branch.next()).rejects.toThrow("next: its last answer must have come before the next");
+      await waiting;
+      using penal = engine.open([1], { repetitionPenalty: 2 });
+      expect(() => penal.fork()).toThrow(expect.objectContaining({ code: "ERR_BNB_UNSUPPORTED" }));
+      branch.dispose();
+      await expect(branch.next()).rejects.toThrow(expect.objectContaining({ code: "ERR_BNB_DISPOSED" }));
+    });
+  });
+
+  describe("pages of other dtypes", () => {
+    it.each(["float16", "bfloat16", "int8"] as const)(
+      "%s: the logits of float32, but for its rounding",
+      async (kvDtype) => {
+        const telling = { logprobs: true, best: 20 };
+        const logprobsOf = async (options: EngineOptions) => {
+          using engine = new Engine(model, { kvTokens: 64, ...options });
+          using branch = engine.open(prompts[2] as number[], { telling });
+          const [next] = (await branch.next()) as [Next];
+          return new Map(Array.from(next.bestIds, (id, i) => [id, next.bestLogprobs[i] as number]));
+        };
+        const exact = await logprobsOf({});
+        const rounded = await logprobsOf({ kvDtype });
+        const common = [...exact].filter(([id]) => rounded.has(id));
+        expect(common.length).toBeGreaterThan(15);
+        const worst = Math.max(...common.map(([id, x]) => Math.abs(x - (rounded.get(id) as number))));
+        expect(worst).toBeLessThan(kvDtype === "float16" ? 0.01 : 0.15);
+        expect(worst).toBeGreaterThan(0);
+      },
+    );
+  });
+
+  describe("guesses from the text", () => {
+    it.each([{}, { temperature: 0.8, seed: 5 }])("give the same text: %o", async (draw) => {
+      const loop = [5, 6, 7, 8, 9];
+      const prompt = [...loop, ...loop, ...loop, 5];
+      const options = { ...draw, maxNewTokens: device.type === "cpu" ? 60 : 8 };
+      const expected = await alone(prompt, options);
+      expect(await alone(prompt, { ...options, promptLookup: true })).toEqual(expected);
+      expect(await together([[prompt, { ...options, promptLookup: true }]], {})).toEqual([expected]);
+    });
+  });
+
+  describe("ends", () => {
+    it("leave no memory behind, whoever disposes first", async () => {
+      await alone([1], { maxNewTokens: 2 });
+      const before = memory();
+      const engine = new Engine(model, { kvTokens: 320, graph: true });
+      const running = engine.submit([1, 2, 3], { maxNewTokens: 20, repetitionPenalty: 1.5 });
+      for (let i = 0; i < 4; i++) await running.next();
+      const other = engine.open([4, 5]);
+      const pending = other.next();
+      engine.dispose();
+      await expect(pending).rejects.toThrow(expect.objectContaining({ code: "ERR_BNB_DISPOSED" }));
+      await expect(running.next()).rejects.toThrow(expect.objectContaining({ code: "ERR_BNB_DISPOSED" }));
+      await expect(engine.submit([1]).next()).rejects.toThrow("generate: the engine was disposed");
+      expect(memory().tensors).toBe(before.tensors);
+      expect(memory().liveBytes).toBe(before.liveBytes);
+    });
+
+    it("a failure is that of the texts in the step; the engine goes on", async () => {
+      using engine = new Engine(model, { kvTokens: 320 });
+      const { step } = model;
+      const expected = await alone(prompts[0] as number[], { maxNewTokens: 4 });
+      const failing = take(engine.submit(prompts[0] as number[], { maxNewTokens: 4 }));
+      model.step = () => {
+        throw new Error("no luck");
+      };
+      await expect(failing).rejects.toThrow("no luck");
+      model.step = step;
+      Reflect.deleteProperty(model, "step");
+      expect(engine.size).toBe(0);
+      expect(await take(engine.submit(prompts[0] as number[], { maxNewTokens: 4 }))).toEqual(expected);
+    });
+  });
+});
