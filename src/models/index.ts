@@ -13,6 +13,6 @@ export {
   type LlamaOptions,
 } from "./llama.js";
 export { LlamaConfig, type LlamaConfigOptions } from "./llama-config.js";
-export type { Family, FromPretrainedOptions } from "./load.js";
+export type { Family, FromPretrainedOptions, FromPretrainedProgress } from "./load.js";
 export { type SavePretrainedOptions, savePretrained } from "./save.js";
 export { seededRandom, type Uniform } from "./seeded-random.js";
