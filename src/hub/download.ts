@@ -9,7 +9,7 @@ import { BnbError } from "../tensor/errors.js";
 import type { ModelCache } from "./cache.js";
 import { exists } from "./cache.js";
 import type { HubRequests } from "./http.js";
-import { bodyOf, request, withRetries } from "./http.js";
+import { bodyOf, request, WrongContent, withRetries } from "./http.js";
 
 export interface RemoteFile {
   readonly id: string;
@@ -88,11 +88,10 @@ async function transfer(
     const range: Record<string, string> = have > 0 ? { range: `bytes=${have}-` } : {};
     const response = await request(url, requests, { headers: range, accepted: [416] });
     if (!continues(response, have)) {
-      // The server sends all of it, or knows nothing of such a range: from the beginning.
+      // The server sends all of it, or knows no such range: the next attempt is from the beginning.
       await response.body?.cancel();
       await rm(part, { force: true });
-      if (have === 0) throw new Error(`the answer to a request for all bytes was HTTP ${response.status}`);
-      return transfer(url, part, content, requests, onBytes);
+      throw new WrongContent(`the answer to a request for the bytes from ${have} on was HTTP ${response.status}`);
     }
     have = await append(part, response, have, size, digest, onBytes);
   }
@@ -100,8 +99,8 @@ async function transfer(
   const found = digest.digest("hex");
   if (have === size && found === hash) return;
   await rm(part, { force: true });
-  if (have > size) throw new Error(`more than ${size} bytes came, which the file has`);
-  throw new Error(`the bytes that came have the hash ${found}, and ${hash} was expected`);
+  if (have > size) throw new WrongContent(`more than ${size} bytes came, which the file has`);
+  throw new WrongContent(`the bytes that came have the hash ${found}, and ${hash} was expected`);
 }
 
 /** Whether the body of a response begins at byte `have`. */

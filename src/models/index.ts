@@ -3,7 +3,7 @@ export { AutoModelForCausalLM } from "./auto.js";
 export { CausalLM, type ForwardOptions, type ModelConfig } from "./causal-lm.js";
 export { LlamaForCausalLM } from "./llama.js";
 export { LlamaConfig, type LlamaConfigOptions } from "./llama-config.js";
-export type { Family, FromPretrainedOptions } from "./load.js";
+export type { Family, FromPretrainedOptions, FromPretrainedProgress } from "./load.js";
 export type { ModelOptions } from "./parts/model-options.js";
 export type { Pass, Rotary, Scores } from "./pass.js";
 export { type SavePretrainedOptions, savePretrained } from "./save.js";
