@@ -13,7 +13,7 @@ export interface Seen {
 }
 
 /** What happens in the place of the usual answer; false: the usual answer after all. */
-export type Fault = (request: IncomingMessage, response: ServerResponse) => void | false;
+export type Fault = (request: IncomingMessage, response: ServerResponse) => unknown;
 
 export class HubServer {
   readonly id = "org/model";
