@@ -215,10 +215,13 @@ describe.each(testDevices())("backward after a change in place on %s", (device) 
     it("change what it made and what it wrote to, and nothing else", () => {
       const weight = leaf([4], 1);
       const [source, target, untouched] = [random([4], 2), random([4], 3), random([4], 4)];
-      const graph = capture(() => {
-        copyInto(target, mul(source, untouched));
-        return square(source);
-      });
+      const graph = capture(
+        () => {
+          copyInto(target, mul(source, untouched));
+          return square(source);
+        },
+        { device },
+      );
       graph.replay();
       const versions = () => [source, target, untouched, graph.outputs].map((t) => t.version);
       const before = versions();
@@ -245,7 +248,7 @@ describe.each(testDevices())("backward after a change in place on %s", (device) 
         const y = sum(mul(weight, target));
         const before = target.version;
         const zero = zeros([4], { device });
-        const graph = capture(() => copyInto(target, zero));
+        const graph = capture(() => copyInto(target, zero), { device });
         expect(target.version).toBe(before);
         backward(y);
         expect(weight.grad?.floatsSync()).toEqual(target.floatsSync());

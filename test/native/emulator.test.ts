@@ -73,11 +73,11 @@ const found = [
 
 // Runs a broken kernel in a process of its own, which prints the error.
 function provokeApart(which: number, order = "forward") {
-  const library = join(import.meta.dirname, "..", "..", "dist", "native", "addon.js");
+  const library = join(import.meta.dirname, "..", "..", "dist", "native", "runtime.js");
   const program = `
-    const { addon } = require(${JSON.stringify(library)});
-    addon.provoke(${emulated!.index}, ${which});
-    addon
+    const { runtime } = require(${JSON.stringify(library)});
+    runtime.provoke(${emulated!.index}, ${which});
+    runtime
       .synchronize(${emulated!.index}, new ArrayBuffer(0))
       .then(() => console.log("nothing"), (error) => console.log(error.message));`;
   const env = { ...process.env, BNB_SIMT_ORDER: order };

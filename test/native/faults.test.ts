@@ -25,7 +25,7 @@ const WAITS_FOR_BLOCKS = 17;
 
 const program = `
   const bnb = require(${JSON.stringify(join(dist, "index.js"))});
-  const { addon } = require(${JSON.stringify(join(dist, "native", "addon.js"))});
+  const { runtime } = require(${JSON.stringify(join(dist, "native", "runtime.js"))});
   const { add, embedding, empty, emptyCache, matmul, memory, ones, synchronize, tensor, tidy } = bnb;
   const on = (device, n = 3) => ones([n], { device });
   const errors = {}, values = {};
@@ -49,7 +49,7 @@ const program = `
     for (const t of [x, before, failed, after, other]) t?.dispose();
     await work(name + ", next", "cuda:0");
   };
-  const provoke = (which) => () => { addon.provoke(1, which); };
+  const provoke = (which) => () => { runtime.provoke(1, which); };
   const snapshot = async () => {
     await synchronize();
     emptyCache();
@@ -82,10 +82,10 @@ const program = `
     await failAmong("fault", provoke(${MISALIGNED}));
     await failAmong("grid", provoke(${GRID_TOO_LARGE}));
     await failAmong("hang", provoke(${WAITS_FOR_BLOCKS}));
-    await attempt("counters after a hang", () => { addon.provoke(1, 0); return synchronize("cuda:0"); });
+    await attempt("counters after a hang", () => { runtime.provoke(1, 0); return synchronize("cuda:0"); });
     // Nobody reads this one: it is printed at the end.
     console.log(JSON.stringify({ errors, values, memory: { start, end: await snapshot() } }));
-    addon.provoke(1, ${MISALIGNED});
+    runtime.provoke(1, ${MISALIGNED});
   })();`;
 
 describe.runIf(emulated)("bad input and faults on the emulated GPU", () => {

@@ -146,7 +146,9 @@ describe.each(testDevices())("sampleToken on %s", (device) => {
       }
     });
 
-    it.each([{ temperature: 0 }, { temperature: 1, topK: 2 }])(
+    // A block a row: an emulated GPU takes minutes for the second.
+    const isEmulated = devices().some((d) => String(d) === device && d.name === "emulated GPU");
+    it.each(isEmulated ? [{ temperature: 0 }] : [{ temperature: 0 }, { temperature: 1, topK: 2 }])(
       "more rows than there are counters: %o",
       async (options) => {
         await equal(normals(4100 * 3, 6), [4100, 3], options);

@@ -117,7 +117,7 @@ describe("arguments", () => {
   });
 
   it("are shown on one line of bounded length", () => {
-    expect(shown(tensor([1, 2]))).toBe("Tensor(float32 [2], cpu)");
+    expect(shown(tensor([1, 2], { device: "cpu" }))).toBe("Tensor(float32 [2], cpu)");
     expect(shown("a".repeat(1000)).length).toBe(80);
     expect(shown({ a: 1, b: { c: 2 } })).toBe("{ a: 1, b: [Object] }");
     expect(shown(Promise.resolve())).toBe("[Promise]");

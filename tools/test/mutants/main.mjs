@@ -64,9 +64,9 @@ console.log(`${mutants.length} mutants, ${staleOnes.length} stale`);
 process.exitCode = staleOnes.length > 0 ? 1 : 0;
 if (options.check) process.exit();
 
-/** @param {string} command @param {string[]} args @param {Record<string, string>} [env] */
-const run = (command, args, env = {}) =>
-  spawnSync(command, args, { cwd: copy, timeout, env: { ...process.env, ...env }, encoding: "utf8" });
+/** @param {string} command @param {string[]} args @param {Record<string, string>} [env] @param {number} [limit] */
+const run = (command, args, env = {}, limit = timeout) =>
+  spawnSync(command, args, { cwd: copy, timeout: limit, env: { ...process.env, ...env }, encoding: "utf8" });
 
 /** The tracked sources as they are now. */
 function refresh() {
@@ -89,8 +89,8 @@ function refresh() {
   if (!existsSync(join(copy, "node_modules"))) symlinkSync(join(root, "node_modules"), join(copy, "node_modules"));
 }
 
-const build = (/** @type {Record<string, string>} */ env = { CCACHE_DISABLE: "1" }) =>
-  run("npm", ["run", "--silent", "build:native"], { BNB_CUDA: "off", ...env });
+const build = (/** @type {number} */ limit = timeout) =>
+  run("npm", ["run", "--silent", "build:native"], { BNB_CUDA: "off" }, limit);
 
 /** @param {Mutant} mutant @returns {Result} */
 function judge({ file, search, replacement, tests }) {
@@ -124,7 +124,7 @@ const wanted = mutants.filter(
 const until = performance.now() + 60_000 * Number(options.minutes);
 if (wanted.length > 0) {
   refresh();
-  const first = build({});
+  const first = build(6 * timeout);
   if (first.status !== 0) throw new Error(`the copy does not build: ${first.error ?? first.stdout + first.stderr}`);
 }
 let isChanged = false; // whether the copy's addon has a mistake in it
