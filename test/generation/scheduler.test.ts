@@ -13,9 +13,11 @@ class Simulated implements Job {
   readonly order: number;
   readonly ids: number[];
   readonly sequence: BlockSequence;
+  readonly prompt: number;
   wanted = 0;
 
   constructor(order: number, ids: number[], sequence: BlockSequence) {
+    this.prompt = ids.length;
     this.order = order;
     this.ids = ids;
     this.sequence = sequence;
