@@ -41,9 +41,9 @@ export class BlockPool {
     return this.#empty.length + this.#idle.size;
   }
 
-  /** A sequence without tokens. Only those of one salt share pages. */
-  open(salt = ""): BlockSequence {
-    return new BlockSequence(this, `#${salt}`);
+  /** A sequence without tokens. Only those of one salt share pages, and only those of the first `shared` tokens. */
+  open(salt = "", shared = Infinity): BlockSequence {
+    return new BlockSequence(this, `#${salt}`, shared);
   }
 
   /** Pages to copy before the next step writes, in this order; each is told once. */
@@ -131,14 +131,16 @@ export class BlockPool {
 export class BlockSequence implements Disposable {
   readonly #pool: BlockPool;
   readonly #root: string;
+  readonly #shared: number;
   readonly #pages: number[] = [];
   readonly #serials: number[] = []; // of the full pages
   readonly #ids: number[] = [];
 
   /** @internal */
-  constructor(pool: BlockPool, root: string) {
+  constructor(pool: BlockPool, root: string, shared: number) {
     this.#pool = pool;
     this.#root = root;
+    this.#shared = shared;
   }
 
   /** Tokens whose keys and values are there. */
@@ -159,7 +161,8 @@ export class BlockSequence implements Disposable {
   /** By what the next page will be found once it holds the next 16 of `ids`; null where it will not be. */
   nextKey(ids: readonly number[]): string | null {
     const { length } = this;
-    if (!this.#pool.sharePrefixes || length % pageSize > 0 || ids.length < length + pageSize) return null;
+    const isShared = this.#pool.sharePrefixes && length + pageSize <= this.#shared;
+    if (!isShared || length % pageSize > 0 || ids.length < length + pageSize) return null;
     return this.#key(length / pageSize, ids);
   }
 
@@ -199,14 +202,15 @@ export class BlockSequence implements Disposable {
     }
     for (const id of ids) this.#ids.push(id);
     if (!this.#pool.sharePrefixes) return;
-    for (let i = this.#serials.length; i < Math.floor(this.length / pageSize); i++) {
+    const end = Math.floor(Math.min(this.length, this.#shared) / pageSize);
+    for (let i = this.#serials.length; i < end; i++) {
       this.#serials.push(this.#pool.remember(this.#pages[i] as number, this.#key(i, this.#ids)));
     }
   }
 
   /** Another sequence with the same tokens, on the same pages until one of the two writes. */
   fork(): BlockSequence {
-    const other = new BlockSequence(this.#pool, this.#root);
+    const other = new BlockSequence(this.#pool, this.#root, this.#shared);
     for (const page of this.#pages.slice(0, Math.ceil(this.length / pageSize))) {
       this.#pool.retain(page);
       other.#pages.push(page);

@@ -16,8 +16,9 @@ export interface Next {
   readonly bestLogprobs: Float32Array;
 }
 
-/** What a branch tells its engine. */
-interface Owner {
+/** @internal What a branch tells its engine. */
+export interface BranchOwner {
+  readonly deterministic: boolean;
   /** Somebody waits. */
   wake(): void;
   fork(branch: Branch): Branch;
@@ -38,8 +39,9 @@ export class Branch implements Job, Disposable {
   readonly sequence: BlockSequence;
   readonly draw: RowDraw;
   readonly telling: Telling;
+  readonly prompt: number;
   readonly #maxLength: number;
-  readonly #owner: Owner;
+  readonly #owner: BranchOwner;
   #waiting: { wanted: number; resolve: (next: Next[]) => void; reject: (reason: unknown) => void } | null = null;
   #closed = false;
 
@@ -50,14 +52,16 @@ export class Branch implements Job, Disposable {
     sequence: BlockSequence;
     draw: RowDraw;
     telling: Telling;
+    prompt: number;
     maxLength: number;
-    owner: Owner;
+    owner: BranchOwner;
   }) {
     this.order = init.order;
     this.ids = init.ids;
     this.sequence = init.sequence;
     this.draw = init.draw;
     this.telling = init.telling;
+    this.prompt = init.prompt;
     this.#maxLength = init.maxLength;
     this.#owner = init.owner;
   }
@@ -79,6 +83,10 @@ export class Branch implements Job, Disposable {
     return new Promise((resolve, reject) => {
       if (this.#closed) throw new BnbError("ERR_BNB_DISPOSED", "generate: the text was disposed");
       if (this.#waiting) throw new BnbError("ERR_BNB_ARGUMENT", "next: its last answer must have come before the next");
+      if (rows > 1 && this.#owner.deterministic) {
+        const rule = "a deterministic engine answers for one token at a time";
+        throw new BnbError("ERR_BNB_UNSUPPORTED", `next: ${rule}, got ${rows}`);
+      }
       // Tokens computed before but wanted again are computed again.
       const known = this.ids.length - rows;
       if (this.sequence.length > known) this.sequence.truncate(known);

@@ -11,14 +11,15 @@ import { checkOptions, optionTable } from "../tensor/options.js";
 import { keep, tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { BlockPool } from "./block-pool.js";
-import type { Next, Telling } from "./branch.js";
+import type { BranchOwner, Next, Telling } from "./branch.js";
 import { Branch } from "./branch.js";
 import type { KvDType } from "./kv-pages.js";
 import { KvPages, kvDtypeCheck } from "./kv-pages.js";
-import type { DrawOptions } from "./sampling.js";
+import type { DrawOptions, RowDraw } from "./sampling.js";
 import { drawChecks, hasPenalties } from "./sampling.js";
-import type { Part } from "./scheduler.js";
+import type { Limits, Part } from "./scheduler.js";
 import { schedule } from "./scheduler.js";
+import type { SequenceRows } from "./step-inputs.js";
 import type { StepOutputs } from "./steps.js";
 import { Steps } from "./steps.js";
 import { continueText } from "./text.js";
@@ -39,6 +40,12 @@ export interface EngineOptions {
   stepTokens?: number;
   /** Whether texts that begin alike share what has been computed of it. Default true. */
   sharePrefixes?: boolean;
+  /**
+   * Whether the numbers of a text are the same to the bit whatever else the engine computes. Then texts of a step are
+   * computed one by one and prompts a page at a time, which is slow; guesses are not made. Default false: sums may go in
+   * another order, so that another token follows where the best two are as good as equal.
+   */
+  deterministic?: boolean;
   /** Whether steps of one token a text are recorded and replayed as graphs. Default: on a GPU. */
   graph?: boolean;
 }
@@ -55,6 +62,7 @@ const engineOptions = optionTable<EngineOptions>({
   maxSequences: anInteger(1, 1024),
   stepTokens: anInteger(leastStep),
   sharePrefixes: aBoolean,
+  deterministic: aBoolean,
   graph: aBoolean,
 });
 
@@ -89,12 +97,14 @@ export const aModel = anObjectWith("a language model", "step", "kvLayout");
 export class Engine implements Disposable {
   readonly model: CausalLM;
   readonly maxLength: number;
+  readonly deterministic: boolean;
   /** @internal */
   readonly transfer: typeof notCloneable = notCloneable;
   readonly #pool: BlockPool;
   readonly #kv: KvPages;
   readonly #steps: Steps;
-  readonly #limits: { tokens: number; sequences: number };
+  readonly #limits: Limits;
+  readonly #owner: BranchOwner;
   readonly #branches = new Set<Branch>();
   #counts: Tensor | null = null;
   readonly #freeCounts: number[] = [];
@@ -111,7 +121,10 @@ export class Engine implements Disposable {
     const pages = Math.ceil((options.kvTokens ?? this.maxLength) / pageSize);
     const { maxSequences = 64, stepTokens = 512, sharePrefixes = true } = options;
     const { graph = model.device.type === "cuda" } = options;
-    this.#limits = { tokens: Math.max(stepTokens, maxSequences + pageSize), sequences: maxSequences };
+    this.deterministic = options.deterministic ?? false;
+    const tokens = Math.max(stepTokens, maxSequences + pageSize);
+    this.#owner = this.#makeOwner();
+    this.#limits = { tokens, sequences: maxSequences, steady: this.deterministic };
     const dtype = options.kvDtype ?? (model.dtype as KvDType);
     this.#pool = new BlockPool(pages, { sharePrefixes });
     this.#kv = new KvPages(model.kvLayout(), { pages, dtype, device: model.device });
@@ -140,7 +153,8 @@ export class Engine implements Disposable {
       throw new BnbError("ERR_BNB_ARGUMENT", `generate: the prompt must have ${range}, got ${ids.length}`);
     }
     const slot = hasPenalties(options) ? this.#openCounts(ids) : -1;
-    return this.#add(new Branch(this.#init(ids, most, { options, slot }, telling, this.#pool.open(salt))));
+    const sequence = this.#pool.open(salt, this.deterministic ? ids.length : Infinity);
+    return this.#add(new Branch(this.#init(ids, ids.length, most, { options, slot }, telling, sequence)));
   }
 
   /**
@@ -153,7 +167,8 @@ export class Engine implements Disposable {
     throwIfAborted(options.signal);
     const { maxNewTokens = 128, stop: _stop, signal: _signal, promptLookup: _lookup, ...draw } = options;
     const count = newTokens(ids.length, maxNewTokens, this.maxLength);
-    if (count > 0) yield* continueText(this.open(ids, { ...draw, maxLength: ids.length + count - 1 }), options);
+    const rest = this.deterministic ? { ...options, promptLookup: false } : options;
+    if (count > 0) yield* continueText(this.open(ids, { ...draw, maxLength: ids.length + count - 1 }), rest);
   }
 
   /** Throws ERR_BNB_UNSUPPORTED: JSON would hold no element. */
@@ -175,24 +190,35 @@ export class Engine implements Disposable {
     this.dispose();
   }
 
-  #init(ids: number[], maxLength: number, draw: Branch["draw"], telling: Telling, sequence: Branch["sequence"]) {
-    return { order: this.#order++, ids, sequence, draw, telling, maxLength, owner: this.#owner };
+  #init(
+    ids: number[],
+    prompt: number,
+    maxLength: number,
+    draw: RowDraw,
+    telling: Telling,
+    sequence: Branch["sequence"],
+  ) {
+    return { order: this.#order++, ids, prompt, sequence, draw, telling, maxLength, owner: this.#owner };
   }
 
-  readonly #owner = {
-    wake: () => {
-      if (!this.#isRunning) void this.#run();
-    },
-    fork: (branch: Branch): Branch => {
-      if (branch.draw.slot >= 0) throw new BnbError("ERR_BNB_UNSUPPORTED", "fork: a text must have no penalties");
-      const { ids, maxLength, draw, telling, sequence } = branch;
-      return this.#add(new Branch(this.#init([...ids], maxLength, draw, telling, sequence.fork())));
-    },
-    close: (branch: Branch) => {
-      this.#branches.delete(branch);
-      if (branch.draw.slot >= 0) this.#freeCounts.push(branch.draw.slot);
-    },
-  };
+  /** What branches ask of it. */
+  #makeOwner(): BranchOwner {
+    return {
+      deterministic: this.deterministic,
+      wake: () => {
+        if (!this.#isRunning) void this.#run();
+      },
+      fork: (branch) => {
+        if (branch.draw.slot >= 0) throw new BnbError("ERR_BNB_UNSUPPORTED", "fork: a text must have no penalties");
+        const { ids, prompt, maxLength, draw, telling, sequence } = branch;
+        return this.#add(new Branch(this.#init([...ids], prompt, maxLength, draw, telling, sequence.fork())));
+      },
+      close: (branch) => {
+        this.#branches.delete(branch);
+        if (branch.draw.slot >= 0) this.#freeCounts.push(branch.draw.slot);
+      },
+    };
+  }
 
   #add(branch: Branch): Branch {
     this.#branches.add(branch);
@@ -240,17 +266,17 @@ export class Engine implements Disposable {
       const ids = job.ids.slice(start, start + count);
       sequence.append(ids);
       const slots = ids.map((_, i) => sequence.slot(start + i));
-      return {
-        ids,
-        slots,
-        length: start + count,
-        total: job.ids.length,
-        pages: sequence.pages,
-        wanted: answers ? wanted : 0,
-        draw,
-      };
+      const { pages } = sequence;
+      return { ids, slots, length: start + count, total: job.ids.length, pages, wanted: answers ? wanted : 0, draw };
     });
     for (const [from, to] of this.#pool.takeCopies()) this.#kv.copy(from, to);
+    if (!this.deterministic) return await this.#compute(parts, rows);
+    // All are queued before the first is awaited.
+    const answers = await Promise.all(parts.map((part, i) => this.#compute([part], [rows[i] as SequenceRows])));
+    return answers.flat();
+  }
+
+  async #compute(parts: readonly Part<Branch>[], rows: readonly SequenceRows[]): Promise<Next[][]> {
     const answering = parts.filter(({ answers }) => answers).map(({ job }) => job);
     const telling = {
       logprobs: answering.some((branch) => branch.telling.logprobs),

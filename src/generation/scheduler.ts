@@ -11,6 +11,8 @@ export interface Job {
   readonly sequence: BlockSequence;
   /** How many of the last tokens must be in the step that answers; 0 when nobody waits for an answer. */
   readonly wanted: number;
+  /** Tokens that were there from the start: computed in parts. Those behind come one by one. */
+  readonly prompt: number;
 }
 
 /** The next `count` tokens of a job. */
@@ -26,6 +28,11 @@ export interface Limits {
   tokens: number;
   /** Sequences of a step. */
   sequences: number;
+  /**
+   * Whether the parts of a sequence are the same however much room there is and whatever it lost: one page of the prompt,
+   * then one token.
+   */
+  steady?: boolean;
 }
 
 /**
@@ -70,7 +77,8 @@ export function schedule<J extends Job>(jobs: readonly J[], limits: Limits): Par
     const key = job.sequence.nextKey(job.ids);
     // An older one computes the same tokens right now: wait for its pages.
     if (key !== null && coming.has(key)) continue;
-    const count = partOf(pending(job), job.sequence.length, job.wanted, parts.size === 0 ? limits.tokens : left());
+    const room = parts.size === 0 ? limits.tokens : left();
+    const count = limits.steady ? steadyPart(job, room) : partOf(pending(job), job.sequence.length, job.wanted, room);
     if (count === 0 || !secure(job, count)) continue;
     parts.set(job, { job, count, answers: count === pending(job) });
     if (key !== null) coming.add(key);
@@ -84,6 +92,12 @@ function partOf(pending: number, length: number, wanted: number, room: number): 
   const most = Math.min(room, pending - wanted);
   const end = Math.floor((length + most) / pageSize) * pageSize;
   return Math.max(0, end - length);
+}
+
+function steadyPart({ sequence: { length }, ids, prompt }: Job, room: number): number {
+  const end =
+    length < prompt ? Math.min(prompt, ids.length, (Math.floor(length / pageSize) + 1) * pageSize) : length + 1;
+  return end - length <= room ? end - length : 0;
 }
 
 function victim<J extends Job>(byAge: readonly J[], job: J): J | undefined {

@@ -14,6 +14,8 @@ export async function* continueText(branch: Branch, options: TextOptions): Async
   const count = newTokens(branch.ids.length, maxNewTokens, branch.maxLength);
   // The counts of penalties would remember guesses that were wrong.
   const lookup = options.promptLookup === true && !hasPenalties(options) ? new PromptLookup() : null;
+  const abort = () => branch.dispose();
+  signal?.addEventListener?.("abort", abort, { once: true });
   try {
     while (made.length < count) {
       for (const token of await nextTokens(branch, count - made.length, lookup)) {
@@ -24,7 +26,12 @@ export async function* continueText(branch: Branch, options: TextOptions): Async
         throwIfAborted(signal);
       }
     }
+  } catch (error) {
+    // Aborted while it waited for its turn.
+    throwIfAborted(signal);
+    throw error;
   } finally {
+    signal?.removeEventListener?.("abort", abort);
     branch.dispose();
   }
 }

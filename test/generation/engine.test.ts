@@ -213,6 +213,48 @@ describe.each(testDevices())("on %s", (name) => {
     );
   });
 
+  describe("a deterministic engine", () => {
+    it("gives the same numbers to the bit, whoever else is there and whoever had to go", async () => {
+      const telling = { logprobs: true, best: 4 };
+      const options = { deterministic: true, maxLength: 64 };
+      const run = async (engine: Engine, prompt: readonly number[]) => {
+        using branch = engine.open(prompt, { telling, temperature: 1, seed: 9 });
+        const bits: number[][] = [];
+        for (let i = 0; i < maxNewTokens; i++) {
+          const [next] = (await branch.next()) as [Next];
+          bits.push([next.id, next.logprob, ...next.bestIds, ...next.bestLogprobs]);
+          branch.push(next.id);
+        }
+        return bits;
+      };
+      const expected: number[][][] = [];
+      for (const prompt of texts) {
+        using engine = new Engine(model, { ...options, kvTokens: 512 });
+        expected.push(await run(engine, prompt));
+      }
+      for (const kvTokens of [512, 96]) {
+        using engine = new Engine(model, { ...options, kvTokens });
+        const made = await Promise.all(texts.map((prompt) => run(engine, prompt)));
+        expect(made).toEqual(expected);
+        // Once more: now prefixes are found.
+        expect(await run(engine, texts[2] as number[])).toEqual(expected[2]);
+      }
+    });
+
+    it("answers for one token at a time", async () => {
+      using engine = new Engine(model, { deterministic: true });
+      using branch = engine.open([1, 2, 3]);
+      await expect(branch.next(2)).rejects.toThrow(
+        expect.objectContaining({
+          code: "ERR_BNB_UNSUPPORTED",
+          message: "next: a deterministic engine answers for one token at a time, got 2",
+        }),
+      );
+      const options = { maxNewTokens: 6, promptLookup: true };
+      expect(await take(engine.submit([1, 2, 1, 2, 1], options))).toEqual(await alone([1, 2, 1, 2, 1], options));
+    });
+  });
+
   describe("guesses from the text", () => {
     it.each([{}, { temperature: 0.8, seed: 5 }])("give the same text: %o", async (draw) => {
       const loop = [5, 6, 7, 8, 9];
@@ -239,6 +281,19 @@ describe.each(testDevices())("on %s", (name) => {
       await expect(engine.submit([1]).next()).rejects.toThrow("generate: the engine was disposed");
       expect(memory().tensors).toBe(before.tensors);
       expect(memory().liveBytes).toBe(before.liveBytes);
+    });
+
+    it("come at once to a text that is aborted while others have their turn", async () => {
+      using engine = new Engine(model, { kvTokens: 320, maxSequences: 1 });
+      const first = take(engine.submit(prompts[0] as number[], { maxNewTokens }));
+      const control = new AbortController();
+      const second = engine.submit(prompts[1] as number[], { signal: control.signal }).next();
+      control.abort("changed my mind");
+      await expect(second).rejects.toThrow(
+        expect.objectContaining({ code: "ERR_BNB_ABORTED", cause: "changed my mind" }),
+      );
+      expect(engine.size).toBe(1);
+      expect(await first).toHaveLength(maxNewTokens);
     });
 
     it("a failure is that of the texts in the step; the engine goes on", async () => {

@@ -181,9 +181,11 @@ describe.each(testDevices())("on %s", (name) => {
 
   describe("a model that does more than call ops", () => {
     // Reads a value, which no recording can do.
+    let steps = 0;
     class Curious extends LlamaForCausalLM {
       override step(...args: Parameters<LlamaForCausalLM["step"]>): Tensor {
         const logits = super.step(...args);
+        steps++;
         logits.floatsSync();
         return logits;
       }
@@ -195,6 +197,8 @@ describe.each(testDevices())("on %s", (name) => {
       for await (const token of curious.generate([3, 1, 4], { ...options, graph: true })) made.push(token);
       expect(made).toEqual(await text({ ...options, graph: false }));
       expect(made).toHaveLength(22);
+      // One of them was tried as a recording, and none after it.
+      expect(steps).toBe(22 + 1);
       curious.dispose();
     });
   });

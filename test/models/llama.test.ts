@@ -108,6 +108,34 @@ describe.each(testDevices())("on %s", (name) => {
       model.dispose();
     });
 
+    it("gives packed samples the logits and gradients of each alone", () => {
+      const model = tiny(device);
+      const texts = [[1, 7, 3], [9], [2, 2, 8, 5, 0]];
+      const ids = tensor([texts.flat()], { dtype: "int32", device });
+      const starts = tensor([0, 3, 4, 9], { dtype: "int32", device });
+      const packed = tidy(() => {
+        const logits = model.forward(ids, { starts });
+        backward(logits.square().sum());
+        return logits.floatsSync();
+      });
+      const gradients = () => [...model.parameters()].map((parameter) => (parameter.grad as Tensor).floatsSync());
+      const fromPacked = gradients();
+      for (const parameter of model.parameters()) parameter.grad = null;
+      const alone = tidy(() =>
+        texts.flatMap((text) => {
+          const logits = model.forward(tensor([text], { dtype: "int32", device }));
+          backward(logits.square().sum());
+          return [...logits.floatsSync()];
+        }),
+      );
+      expectClose(packed, alone, { atol: 1e-5, rtol: 1e-5 });
+      gradients().forEach((gradient, i) => {
+        expectClose(fromPacked[i] as Float32Array, gradient, { atol: 1e-4, rtol: 1e-4 });
+      });
+      for (const tensor of [ids, starts]) tensor.dispose();
+      model.dispose();
+    });
+
     it("shares the embedding as the head when tied", () => {
       const model = tiny(device, { tieWordEmbeddings: true });
       expect(model.lmHead).toBeNull();

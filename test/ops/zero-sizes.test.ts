@@ -206,6 +206,25 @@ const cases: Record<string, Case> = {
     refuses: /^sampleToken: the last axis of logits must have 1 to \d+ elements/,
     discrete: true,
   },
+  sampleTokens: {
+    run: (make, a, b, c) => {
+      const rows = (value: number) => bnb.full([a * b], value);
+      const ints = (shape: number[]) => zeros(shape, { dtype: "int32" });
+      const { ids, logprobs } = bnb.sampleTokens(
+        make([a, b, c])
+          .detach()
+          .reshape([a * b, c]),
+        {
+          ...{ temperature: rows(1), topP: rows(0.9), minP: rows(0), typicalP: rows(0.9) },
+          ...{ repetition: rows(2), presence: rows(1), frequency: rows(1), counts: ints([a * b, c]) },
+          ...{ topK: ints([a * b]), seed: ints([a * b, 2]), step: ints([a * b]) },
+        },
+      );
+      return [ids, logprobs as Tensor];
+    },
+    refuses: /^sampleTokens: the last axis of logits must have 1 to \d+ elements/,
+    discrete: true,
+  },
   to: { run: (make, a, b, c) => bnb.to(make([a, b, c]), "cpu") },
   clone: { run: (make, a, b, c) => bnb.clone(make([a, b, c])) },
   rand: { run: (_, a, b, c) => [bnb.rand([a, b, c]), bnb.randn([a, b, c])], discrete: true },

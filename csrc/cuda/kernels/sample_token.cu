@@ -358,8 +358,9 @@ struct Candidates {
 
   // A draw from those of the first `total` whose distance is nearest to its mean, the fewest that reach typical_p and
   // all as near as the last of them.
-  __device__ __forceinline__ int32_t draw_typical(const Bins<kSampleBins>& bins, Bins<kDigits>& digits, uint64_t total,
-                                                  const RowSampling& sampling) const {
+  // Out of line: it is rare, and would take registers from the draws that are not.
+  BNB_OUT_OF_LINE int32_t draw_typical(const Bins<kSampleBins>& bins, Bins<kDigits>& digits, uint64_t total,
+                                       const RowSampling& sampling) const {
     const auto all = [](float, int32_t) { return true; };
     const Element last = find(bins, digits, false, total - 1);
     const int32_t last_index = locate(digits, last, all);

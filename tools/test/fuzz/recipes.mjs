@@ -250,6 +250,26 @@ export const functions = {
     floatTensor(B, r, [1 + r.int(3), 1 + r.int(40)]),
     r.some({ temperature: r.pick([0, 1, 0.1]), topK: 1 + r.int(5), topP: r.next(), seed: r.int(9), step: r.int(9) }),
   ],
+  sampleTokens: (B, r) => {
+    const rows = 1 + r.int(3);
+    const vocabulary = 1 + r.int(70);
+    const value = (/** @type {number[]} */ choices) => B.full([rows], r.pick(choices));
+    const ints = (/** @type {number[]} */ shape, most = 3) => ids(B, r, shape, most);
+    return [
+      floatTensor(B, r, [rows, vocabulary]),
+      {
+        ...{ temperature: value([0, 1, 0.1]), topP: value([1, 0.5]), minP: value([0, 0.3]), typicalP: value([1, 0.4]) },
+        ...{ repetition: value([1, 2]), presence: value([0, 1]), frequency: value([0, 0.5]) },
+        ...{ topK: ints([rows]), seed: ints([rows, 2]), step: ints([rows]) },
+        ...r.some({
+          counts: ints([rows, vocabulary]),
+          mask: ints([rows, Math.ceil(vocabulary / 32)]),
+          bias: { offsets: B.tensor(new Int32Array(rows + 1).fill(1, 1)), ids: ints([1], 1), values: B.rand([1]) },
+        }),
+      },
+      r.some({ best: r.int(21), logprobs: r.chance(0.5) }),
+    ];
+  },
   reshape: (B, r) => [tensor(B, r, [4, 6]), r.pick([[24], [-1], [2, -1], [6, 4], [1, 24, 1]])],
   permute: (B, r) => [
     tensor(B, r, shape(r, 3)),
