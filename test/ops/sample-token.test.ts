@@ -2,6 +2,7 @@
 import { describe, expect, it } from "vitest";
 import { sampleToken } from "../../src/ops/sample-token.js";
 import { tensor } from "../../src/tensor/create.js";
+import { devices } from "../../src/tensor/device.js";
 import type { DType } from "../../src/tensor/dtype.js";
 import { testDevices } from "../helpers/devices.js";
 import { normals } from "../helpers/random.js";
