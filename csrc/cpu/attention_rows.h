@@ -9,6 +9,7 @@
 //   finish(r, out, factor, lse)         the result of row r
 #pragma once
 #include "cpu/gemm.h"
+#include "cpu/lanes.h"
 #include "cpu/math.h"
 #include "cpu/parallel.h"
 #include "kernels/score_rule.h"
@@ -31,11 +32,13 @@ struct Run {
   const float* scales;
 };
 
-BNB_INLINE F32 load_key(const int8_t* p, int64_t n) { return to_f32(n == I32::width ? load_i8(p) : load_i8_n(p, n)); }
-template <class T>
-BNB_INLINE F32 load_key(const T* p, int64_t n) {
-  return load_part(p, n);
+// Elements of keys and values, in the lanes of for_lanes.
+template <class Lanes, class T>
+BNB_INLINE F32 load_key(const Lanes& lanes, const T* p) {
+  return lanes.load(p);
 }
+BNB_INLINE F32 load_key(const WholeVector&, const int8_t* p) { return to_f32(load_i8(p)); }
+BNB_INLINE F32 load_key(const PartOfVector& part, const int8_t* p) { return to_f32(load_i8_n(p, part.n)); }
 
 // Hands out pieces of one scratch buffer, each on its own cache lines.
 struct Carver {
@@ -80,18 +83,12 @@ BNB_INLINE float exp_of(float x) {
 BNB_INLINE float shift_of(float top) { return top == kLowest ? 0.0f : top; }
 
 BNB_INLINE void multiply_row(float* x, int64_t n, float factor) {
-  for (int64_t d = 0; d < n; d += F32::width) {
-    const int64_t count = smaller<int64_t>(F32::width, n - d);
-    store_part(x + d, load_part(x + d, count) * set1(factor), count);
-  }
+  for_lanes(n, [&](int64_t i, auto lanes) { lanes.store(x + i, lanes.load(x + i) * set1(factor)); });
 }
 
 BNB_INLINE F32 capped(F32 s, float softcap) { return tanh(s / set1(softcap)) * set1(softcap); }
 BNB_INLINE void cap_scores(float* s, int64_t n, float softcap) {
-  for (int64_t j = 0; j < n; j += F32::width) {
-    const int64_t count = smaller<int64_t>(F32::width, n - j);
-    store_part(s + j, capped(load_part(s + j, count), softcap), count);
-  }
+  for_lanes(n, [&](int64_t j, auto lanes) { lanes.store(s + j, capped(lanes.load(s + j), softcap)); });
 }
 
 BNB_INLINE Mask lanes_within(int64_t j, Span seen) {
@@ -136,11 +133,11 @@ BNB_INLINE void gather_keys(const Rows& run_at, int64_t j0, int64_t n, int64_t d
     const int64_t end = smaller(n, j + run.count);
     for (int64_t i = 0; j < end; i++, j++) {
       const F32 scale = set1(run.scales ? run.scales[i] : 1.0f);
-      for (int64_t d = 0; d < dim; d += F32::width) {
-        const int64_t count = smaller<int64_t>(F32::width, dim - d);
-        const F32 x = load_key(run.row + i * run.stride + d, count);
-        store_part(to + j * dim + d, run.scales ? x * scale : x, count);
-      }
+      const T* from = run.row + i * run.stride;
+      for_lanes(dim, [&](int64_t d, auto lanes) {
+        const F32 x = load_key(lanes, from + d);
+        lanes.store(to + j * dim + d, run.scales ? x * scale : x);
+      });
     }
   }
 }
@@ -203,12 +200,11 @@ void attend_few(const P& p, int64_t begin, int64_t end, Span keys, const Partial
         F32 dot[R];
 #pragma GCC unroll 8
         for (int i = 0; i < R; i++) dot[i] = zero();
-        for (int64_t d = 0; d < dim; d += F32::width) {
-          const int64_t count = smaller<int64_t>(F32::width, dim - d);
-          const F32 x = load_key(key + d, count);
+        for_lanes(dim, [&](int64_t d, auto lanes) {
+          const F32 x = load_key(lanes, key + d);
 #pragma GCC unroll 8
-          for (int i = 0; i < R; i++) dot[i] = fma(x, load_part(q + i * dim + d, count), dot[i]);
-        }
+          for (int i = 0; i < R; i++) dot[i] = fma(x, lanes.load(q + i * dim + d), dot[i]);
+        });
         const float scale = run.scales ? run.scales[at] : 1.0f;
 #pragma GCC unroll 8
         for (int i = 0; i < R; i++) s[i * kKeys + j] = reduce_add(dot[i]) * scale;
@@ -227,19 +223,18 @@ void attend_few(const P& p, int64_t begin, int64_t end, Span keys, const Partial
         for (int64_t i = 0; i < rows; i++)
           for (int64_t at = 0; at < count; at++) s[i * kKeys + j + at] *= run.scales[at];
       }
-      for (int64_t d = 0; d < dim; d += F32::width) {
-        const int64_t lanes = smaller<int64_t>(F32::width, dim - d);
+      for_lanes(dim, [&](int64_t d, auto lanes) {
         F32 acc[R];
 #pragma GCC unroll 8
-        for (int i = 0; i < R; i++) acc[i] = load_part(out + i * dim + d, lanes);
+        for (int i = 0; i < R; i++) acc[i] = lanes.load(out + i * dim + d);
         for (int64_t at = 0; at < count; at++) {
-          const F32 x = load_key(run.row + at * run.stride + d, lanes);
+          const F32 x = load_key(lanes, run.row + at * run.stride + d);
 #pragma GCC unroll 8
           for (int i = 0; i < R; i++) acc[i] = fma(set1(s[i * kKeys + j + at]), x, acc[i]);
         }
 #pragma GCC unroll 8
-        for (int i = 0; i < R; i++) store_part(out + i * dim + d, acc[i], lanes);
-      }
+        for (int i = 0; i < R; i++) lanes.store(out + i * dim + d, acc[i]);
+      });
       j += count;
     }
   }
@@ -280,11 +275,11 @@ BNB_INLINE void merge_row(const Partial& into, const Partial& from, int64_t i, i
   const float mine = exp_of(before - shift_of(top)), other = exp_of(from.top[i] - shift_of(top));
   into.top[i] = top;
   into.sum[i] = into.sum[i] * mine + from.sum[i] * other;
-  for (int64_t d = 0; d < dim; d += F32::width) {
-    const int64_t n = smaller<int64_t>(F32::width, dim - d);
-    float* to = into.out + i * dim + d;
-    store_part(to, fma(load_part(from.out + i * dim + d, n), set1(other), load_part(to, n) * set1(mine)), n);
-  }
+  float* to = into.out + i * dim;
+  const float* add = from.out + i * dim;
+  for_lanes(dim, [&](int64_t d, auto lanes) {
+    lanes.store(to + d, fma(lanes.load(add + d), set1(other), lanes.load(to + d) * set1(mine)));
+  });
 }
 
 // Divides by the sums, in which a sink takes part, and hands the rows over. A row that sees no key becomes 0.

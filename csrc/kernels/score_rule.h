@@ -15,6 +15,7 @@ struct ScoreRule {
 struct Span {
   int64_t from, to;
   BNB_INLINE bool empty() const { return from >= to; }
+  BNB_INLINE bool has(int64_t j) const { return j >= from && j < to; }
 };
 
 // What a causal query at position p sees.

@@ -25,8 +25,10 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::softmax_backward>("softmaxBackward(y, dy, log)");
 
   // attention
-  b.bind<&ops::attention>("attention(q, k, v, scale, causal, length, keepLse, position)");
-  b.bind<&ops::attention_backward>("attentionBackward(q, k, v, y, lse, dy, scale, causal, length)");
+  b.bind<&ops::attention>(
+      "attention(q, k, v, scale, causal, length, window, softcap, sinks, starts, keepLse, position)");
+  b.bind<&ops::attention_backward>(
+      "attentionBackward(q, k, v, y, lse, dy, scale, causal, length, window, softcap, sinks, starts)");
 
   // rms_norm
   b.bind<&ops::rms_norm>("rmsNorm(x, weight, eps)");

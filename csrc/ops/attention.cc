@@ -2,13 +2,15 @@
 #include "kernels/attention.h"
 
 #include "ops/ops.h"
-#include "ops/validate.h"
+#include "ops/pages.h"
 
 namespace bnb::ops {
 namespace {
 
 AttentionArgs check_attention(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, float scale,
-                              bool causal, int64_t length, const std::optional<Tensor>& position = {}) {
+                              bool causal, int64_t length, int64_t window, float softcap,
+                              const std::optional<Tensor>& sinks, const std::optional<Tensor>& starts,
+                              const std::optional<Tensor>& position = {}) {
   check_same_device(op, q, k, v);
   check_float(op, "q", q);
   check_same_dtype(op, "q", q, "k", k);
@@ -24,11 +26,24 @@ AttentionArgs check_attention(const char* op, const Tensor& q, const Tensor& k, 
   check_option(length >= 0 && length <= k.shape()[1], op, "length must be from 0 to ", k.shape()[1], ", got ", length);
   check_option(!causal || length >= q.shape()[1], op, "a causal length must be at least the ", q.shape()[1],
                " queries, got ", length);
+  if (starts) {
+    check_same_device(op, q, *starts);
+    check_dtype_is(op, "starts", *starts, DType::int32);
+    check_shape(starts->ndim() == 1 && starts->numel() >= 1, op, "starts must have the shape [samples + 1], got ",
+                starts->shape());
+    check_shape(q.shape()[0] == 1 && q.shape()[1] == k.shape()[1], op,
+                "with starts, q and k must be one batch entry of as many queries as keys, got ", q.shape(), " and ",
+                k.shape());
+    check_option(length == k.shape()[1] && !position, op, "starts must not come with a length or a position");
+  }
+  const ScoreRule rule = check_rule(op, q, heads, scale, window, softcap, sinks);
   return {.q = q.data(),
           .k = k.data(),
           .v = v.data(),
           .y = nullptr,
           .lse = nullptr,
+          .starts = starts ? starts->ptr<int32_t>() : nullptr,
+          .rule = rule,
           .batch = q.shape()[0],
           .queries = q.shape()[1],
           .keys = k.shape()[1],
@@ -36,8 +51,9 @@ AttentionArgs check_attention(const char* op, const Tensor& q, const Tensor& k, 
           .heads = heads,
           .kv_heads = kv_heads,
           .dim = dim,
+          .samples = starts ? starts->numel() - 1 : 0,
           .position = position_arg(op, q, position, k.shape()[1] - length + 1),
-          .scale = scale,
+          .fault = q.device().fault(),
           .dtype = q.dtype(),
           .causal = causal};
 }
@@ -45,9 +61,12 @@ AttentionArgs check_attention(const char* op, const Tensor& q, const Tensor& k, 
 }  // namespace
 
 std::tuple<Tensor, std::optional<Tensor>> attention(const Tensor& q, const Tensor& k, const Tensor& v, float scale,
-                                                    bool causal, int64_t length, bool keep_lse,
+                                                    bool causal, int64_t length, int64_t window, float softcap,
+                                                    const std::optional<Tensor>& sinks,
+                                                    const std::optional<Tensor>& starts, bool keep_lse,
                                                     const std::optional<Tensor>& position) {
-  AttentionArgs args = check_attention("attention", q, k, v, scale, causal, length, position);
+  AttentionArgs args =
+      check_attention("attention", q, k, v, scale, causal, length, window, softcap, sinks, starts, position);
   check_unsupported(!position || !keep_lse, "attention",
                     "a position on the device is for inference: it has no gradient");
   Tensor y = Tensor::empty(q.shape(), q.dtype(), q.device());
@@ -60,11 +79,12 @@ std::tuple<Tensor, std::optional<Tensor>> attention(const Tensor& q, const Tenso
   return {y, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& q, const Tensor& k, const Tensor& v,
-                                                      const Tensor& y, const Tensor& lse, const Tensor& dy, float scale,
-                                                      bool causal, int64_t length) {
+std::tuple<Tensor, Tensor, Tensor, std::optional<Tensor>> attention_backward(
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& y, const Tensor& lse, const Tensor& dy,
+    float scale, bool causal, int64_t length, int64_t window, float softcap, const std::optional<Tensor>& sinks,
+    const std::optional<Tensor>& starts) {
   constexpr const char* op = "attentionBackward";
-  AttentionArgs args = check_attention(op, q, k, v, scale, causal, length);
+  AttentionArgs args = check_attention(op, q, k, v, scale, causal, length, window, softcap, sinks, starts);
   check_same_device(op, q, y, lse, dy);
   check_same_dtype(op, "q", q, "y", y);
   check_same_dtype(op, "q", q, "dy", dy);
@@ -75,11 +95,18 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& q, const Ten
   Tensor dq = Tensor::empty(q.shape(), q.dtype(), q.device());
   Tensor dk = Tensor::empty(k.shape(), q.dtype(), q.device());
   Tensor dv = Tensor::empty(k.shape(), q.dtype(), q.device());
+  std::optional<Tensor> dsinks;
+  if (sinks) dsinks = Tensor::empty({args.heads}, DType::float32, q.device());
   args.y = y.data();
   args.lse = lse.ptr<float>();
   enqueue(kernels::attention_backward, q.device(),
-          AttentionBackwardArgs{.forward = args, .dy = dy.data(), .dq = dq.data(), .dk = dk.data(), .dv = dv.data()});
-  return {dq, dk, dv};
+          AttentionBackwardArgs{.forward = args,
+                                .dy = dy.data(),
+                                .dq = dq.data(),
+                                .dk = dk.data(),
+                                .dv = dv.data(),
+                                .dsinks = dsinks ? dsinks->ptr<float>() : nullptr});
+  return {dq, dk, dv, dsinks};
 }
 
 }  // namespace bnb::ops

@@ -50,14 +50,17 @@ Tensor softmax_backward(const Tensor& y, const Tensor& dy, bool log);
 
 // ---- attention (ops/attention.cc)
 // softmax(scale q k^T) v for q[B, T, H, D], k and v[B, S, Hkv, D] of which the first `length` keys count; gives y and
-// on request lse[B, T, H] for the backward pass.
+// on request lse[B, T, H] for the backward pass. A window and a softcap of 0 are none; sinks [H], starts [samples + 1].
 std::tuple<Tensor, std::optional<Tensor>> attention(const Tensor& q, const Tensor& k, const Tensor& v, float scale,
-                                                    bool causal, int64_t length, bool keep_lse,
+                                                    bool causal, int64_t length, int64_t window, float softcap,
+                                                    const std::optional<Tensor>& sinks,
+                                                    const std::optional<Tensor>& starts, bool keep_lse,
                                                     const std::optional<Tensor>& position);
-// The gradients of q, k and v.
-std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& q, const Tensor& k, const Tensor& v,
-                                                      const Tensor& y, const Tensor& lse, const Tensor& dy, float scale,
-                                                      bool causal, int64_t length);
+// The gradients of q, k and v, and of sinks where there are any.
+std::tuple<Tensor, Tensor, Tensor, std::optional<Tensor>> attention_backward(
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& y, const Tensor& lse, const Tensor& dy,
+    float scale, bool causal, int64_t length, int64_t window, float softcap, const std::optional<Tensor>& sinks,
+    const std::optional<Tensor>& starts);
 
 // ---- norms (ops/rms_norm.cc, ops/layer_norm.cc)
 // y = x / sqrt(mean(x^2) + eps) * weight over the last axis, and 1 / sqrt(...) per row.

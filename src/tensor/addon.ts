@@ -72,6 +72,10 @@ export interface NativeOps {
       scale: number,
       causal: boolean,
       length: number,
+      window: number,
+      softcap: number,
+      sinks: Tensor | null,
+      starts: Tensor | null,
       keepLse: boolean,
       position: Tensor | null,
     ],
@@ -88,8 +92,12 @@ export interface NativeOps {
       scale: number,
       causal: boolean,
       length: number,
+      window: number,
+      softcap: number,
+      sinks: Tensor | null,
+      starts: Tensor | null,
     ],
-    [dq: Tensor, dk: Tensor, dv: Tensor]
+    [dq: Tensor, dk: Tensor, dv: Tensor, dsinks: Tensor | null]
   >;
 
   // rms_norm

@@ -50,29 +50,53 @@ export function pageTable(sequences: readonly SequenceSizes[], pageOf: number[][
   };
 }
 
+export type PageType = FloatDType | "int8";
+
 /** A layer full of noise, the table of a step over it, and each sequence's keys and values [keys, heads, dim]. */
 export function pagedLayer(
   sequences: readonly SequenceSizes[],
   { kvHeads, dim }: { kvHeads: number; dim: number },
-  dtype: FloatDType,
+  dtype: PageType,
   device: string,
 ): { layer: KvLayer; table: PageTable; keys: Float64Array[]; values: Float64Array[] } {
   const { pages, pageOf } = shuffledPages(sequences);
+  const rows = pages * kvHeads * pageRows;
   const shape = [pages, kvHeads, pageRows, dim];
-  const make = (seed: number): Tensor =>
-    tensor(noise(pages * kvHeads * pageRows * dim, seed), { shape, dtype, device });
-  const layer = { keys: make(11), values: make(12) };
-  const read = (x: Tensor): Float64Array[] => {
-    const data = x.floatsSync();
+  const make = (seed: number): Tensor => {
+    const data = noise(rows * dim, seed);
+    if (dtype !== "int8") return tensor(data, { shape, dtype, device });
+    return tensor(
+      Int8Array.from(data, (x) => Math.max(-127, Math.min(127, Math.round(40 * x)))),
+      { shape, device },
+    );
+  };
+  const scales = (seed: number): Tensor =>
+    tensor(
+      noise(rows, seed).map((x) => (1 + x * x) / 80),
+      { shape: shape.slice(0, 3), device },
+    );
+  const layer: KvLayer = {
+    keys: make(11),
+    values: make(12),
+    ...(dtype === "int8" && { keyScales: scales(13), valueScales: scales(14) }),
+  };
+  const read = (x: Tensor, by?: Tensor): Float64Array[] => {
+    const [data, scale] = [x.floatsSync(), by?.floatsSync()];
     return sequences.map(({ keys }, s) => {
-      const rows = new Float64Array(keys * kvHeads * dim);
+      const out = new Float64Array(keys * kvHeads * dim);
       for (let j = 0; j < keys; j++)
         for (let h = 0; h < kvHeads; h++) {
-          const from = ((pageOf[s]![Math.floor(j / pageRows)]! * kvHeads + h) * pageRows + (j % pageRows)) * dim;
-          rows.set(data.subarray(from, from + dim), (j * kvHeads + h) * dim);
+          const row = (pageOf[s]![Math.floor(j / pageRows)]! * kvHeads + h) * pageRows + (j % pageRows);
+          for (let d = 0; d < dim; d++)
+            out[(j * kvHeads + h) * dim + d] = data[row * dim + d]! * (scale === undefined ? 1 : scale[row]!);
         }
-      return rows;
+      return out;
     });
   };
-  return { layer, table: pageTable(sequences, pageOf, device), keys: read(layer.keys), values: read(layer.values) };
+  return {
+    layer,
+    table: pageTable(sequences, pageOf, device),
+    keys: read(layer.keys, layer.keyScales),
+    values: read(layer.values, layer.valueScales),
+  };
 }

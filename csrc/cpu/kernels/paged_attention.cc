@@ -10,7 +10,6 @@
 #include "kernels/paged_attention.h"
 
 #include "cpu/attention_rows.h"
-#include "cpu/lanes.h"
 
 namespace bnb::BNB_ISA {
 namespace {

@@ -106,9 +106,9 @@ struct Block {
       dots(stage, AnyElements{a.q, a.dtype}, keys, a.layer.dim, dot);
 #pragma unroll
       for (int i = 0; i < kRows; i++) {
-        float score = dot[i] * key_scale;
-        if (a.rule.softcap > 0) score = a.rule.softcap * tanhf(score / a.rule.softcap);
-        const bool sees = at >= 0 && j0 + lane() >= seen[i].from && j0 + lane() < seen[i].to;
+        float slope;
+        const float score = capped(a.rule, dot[i] * key_scale, slope);
+        const bool sees = at >= 0 && seen[i].has(j0 + lane());
         stage.weight[0][warp()][lane()][i] = fold_score(score, sees, top[i], sum[i], factor[i]) * value_scale;
       }
       __syncwarp();
@@ -118,12 +118,7 @@ struct Block {
   }
 
   __device__ __forceinline__ void store(int64_t r, const float* out, float most, float total) const {
-    float factor = 1.0f;
-    if (a.rule.sinks) {
-      const float sink = a.rule.sinks[head(r)], high = fmaxf(sink, most);
-      factor = expf(most - finite_shift(high));
-      total = total * factor + expf(sink - finite_shift(high));
-    }
+    float factor = a.rule.sinks ? add_sink(a.rule.sinks[head(r)], most, total) : 1.0f;
     factor = total == 0.0f ? 0.0f : factor / total;
     for (int64_t d = lane(); d < a.layer.dim; d += kWarp) {
       const float y = out[d] * factor;

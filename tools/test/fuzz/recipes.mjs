@@ -207,7 +207,15 @@ export const functions = {
   attention: (B, r) => {
     const [t, s, heads, d, dtype] = [1 + r.int(5), 5 + r.int(8), r.pick([1, 2, 4]), r.pick([4, 8, 33]), float(r)];
     const [k, v] = [0, 0].map(() => tensor(B, r, [2, s, 1, d], dtype));
-    return [tensor(B, r, [2, t, heads, d], dtype), k, v, r.some({ causal: r.chance(0.5), scale: 0.3, length: s })];
+    const rules = r.some({
+      causal: r.chance(0.5),
+      scale: 0.3,
+      length: s,
+      window: 1 + r.int(9),
+      softcap: 3,
+      sinks: B.ones([heads]),
+    });
+    return [tensor(B, r, [2, t, heads, d], dtype), k, v, rules];
   },
   rope: (B, r) => {
     const [t, d] = [1 + r.int(5), r.pick([4, 8])];

@@ -12,6 +12,7 @@ void attention_backward(const AttentionBackwardArgs& b, CudaStream& s) {
   const int64_t rows = a.batch * a.queries * a.heads;
   auto* delta = rows == 0 ? nullptr : static_cast<float*>(s.scratch(static_cast<size_t>(rows) * sizeof(float)));
   attention_delta(b, delta, s);
+  if (b.dsinks) attention_sink_gradient(b, delta, s);
   if (!attention_backward_mma(b, delta, s)) attention_backward_simt(b, delta, s);
 }
 

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads)
     copy_queries<kOwn, kThreads>(dy, b.dy, a, h, first, rows);
     load(0);
   }
-  const float scale = a.scale * kLog2E;
+  const float scale = a.rule.scale * kLog2E;
   int64_t at[2], seen[2];
   float lse[2], common[2];
   for (int i = 0; i < 2; i++) {
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 #pragma unroll
   for (int i = 0; i < 2; i++)
-    if (at[i] >= 0) store_row<T, kDim>(static_cast<T*>(b.dq) + at[i] * a.dim, dq, i, a.scale, a.dim);
+    if (at[i] >= 0) store_row<T, kDim>(static_cast<T*>(b.dq) + at[i] * a.dim, dq, i, a.rule.scale, a.dim);
 }
 
 template <class T, int kDim>
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kThreads)
     copy_keys<kOwn, kThreads>(v, a.v, a, h, first, a.length);
     load(0);
   }
-  const float scale = a.scale * kLog2E;
+  const float scale = a.rule.scale * kLog2E;
   float dk[kDim / 8][4] = {}, dv[kDim / 8][4] = {};
   for (int64_t tile = 0; tile < tiles; tile++) {
     cp_async_wait<0>();
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < 2; i++) {
     const int64_t j = first + row0 + lane / 4 + 8 * i;
     if (j >= a.keys) continue;
-    store_row<T, kDim>(static_cast<T*>(b.dk) + h.key_at(a, j), dk, i, a.scale, a.dim);
+    store_row<T, kDim>(static_cast<T*>(b.dk) + h.key_at(a, j), dk, i, a.rule.scale, a.dim);
     store_row<T, kDim>(static_cast<T*>(b.dv) + h.key_at(a, j), dv, i, 1.0f, a.dim);
   }
 }
@@ -227,7 +227,7 @@ bool choose_dim(const AttentionBackwardArgs& b, const float* delta, CudaStream& 
 
 bool attention_backward_mma(const AttentionBackwardArgs& b, const float* delta, CudaStream& s) {
   const AttentionArgs& a = b.forward;
-  if (a.dtype == DType::float32 || s.gpu.cc < 80 || a.dim % 8 != 0 || a.dim > 128 ||
+  if (!is_plain(a) || a.dtype == DType::float32 || s.gpu.cc < 80 || a.dim % 8 != 0 || a.dim > 128 ||
       !aligned_for(16, a.q, a.k, a.v, b.dy, b.dq, b.dk, b.dv))
     return false;
   return a.dtype == DType::float16 ? choose_dim<f16>(b, delta, s) : choose_dim<bf16>(b, delta, s);

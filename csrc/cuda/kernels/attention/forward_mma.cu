@@ -170,7 +170,7 @@ class Rows {
   // Scores become weights relative to the new maxima, and what is there follows those. The keys begin at j0.
   __device__ __forceinline__ void weigh(float (&s)[kWarpKeys / 8][4], State& state, const int64_t (&seen)[2],
                                         int64_t all_see, int64_t j0) const {
-    const float scale = a_.scale * kLog2E;
+    const float scale = a_.rule.scale * kLog2E;
     const bool all = j0 + kWarpKeys <= all_see;
     float factor[2];
 #pragma unroll
@@ -348,7 +348,7 @@ bool choose_dim(const AttentionArgs& a, CudaStream& s) {
 }  // namespace
 
 bool attention_mma(const AttentionArgs& a, CudaStream& s) {
-  if (a.dtype == DType::float32 || s.gpu.cc < 80 || a.dim % 8 != 0 || a.dim > 256 ||
+  if (!is_plain(a) || a.dtype == DType::float32 || s.gpu.cc < 80 || a.dim % 8 != 0 || a.dim > 256 ||
       !aligned_for(16, a.q, a.k, a.v, a.y))
     return false;
   return a.dtype == DType::float16 ? choose_dim<f16>(a, s) : choose_dim<bf16>(a, s);

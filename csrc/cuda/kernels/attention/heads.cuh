@@ -9,6 +9,18 @@ namespace bnb::cuda {
 
 constexpr float kLowest = -__builtin_inff();
 
+// From the first to the last of the spans that are not empty.
+template <class F>
+__device__ Span union_of(int64_t begin, int64_t end, const F& span_at) {
+  Span all = {0, 0};
+  for (int64_t i = begin; i < end; i++) {
+    const Span one = span_at(i);
+    if (one.empty()) continue;
+    all = all.empty() ? one : Span{min(all.from, one.from), max(all.to, one.to)};
+  }
+  return all;
+}
+
 // One key head of one batch entry.
 struct Head {
   int64_t batch, kv_head, group;
@@ -23,7 +35,18 @@ struct Head {
   __device__ int64_t key_at(const AttentionArgs& a, int64_t j) const {
     return ((batch * a.keys + j) * a.kv_heads + kv_head) * a.dim;
   }
-  // How many keys row r sees.
+  // The keys that row r sees, and that any of `count` rows from `first` on sees.
+  __device__ Span span(const AttentionArgs& a, int64_t r) const { return keys_of(a, r / group); }
+  __device__ Span span(const AttentionArgs& a, int64_t first, int64_t count) const {
+    return union_of(first / group, (min(first + count, rows(a)) - 1) / group + 1,
+                    [&](int64_t i) { return keys_of(a, i); });
+  }
+  // The rows that see any of `count` keys from `first` on.
+  __device__ Span rows_of(const AttentionArgs& a, int64_t first, int64_t count) const {
+    const Span s = union_of(first, min(first + count, a.length), [&](int64_t j) { return queries_of(a, j); });
+    return {s.from * group, s.to * group};
+  }
+  // Without samples and a window: how many keys row r sees.
   __device__ int64_t seen(const AttentionArgs& a, int64_t r) const {
     return a.causal ? a.length - a.queries + r / group + 1 : a.length;
   }
@@ -31,6 +54,11 @@ struct Head {
 
 // Keys that a launch must be prepared for; with a position, only the device knows how many there are.
 inline int64_t most_keys(const AttentionArgs& a) { return a.position.value ? a.keys : a.length; }
+
+// What the matrix units leave to the exact kernels.
+inline bool is_plain(const AttentionArgs& a) {
+  return !a.starts && !a.rule.sinks && a.rule.window == 0 && a.rule.softcap == 0;
+}
 
 // 16-bit dtypes on the matrix units; false where those cannot take the problem.
 bool attention_mma(const AttentionArgs& a, CudaStream& s);
@@ -40,5 +68,7 @@ void attention_simt(const AttentionArgs& a, CudaStream& s);
 void attention_backward_simt(const AttentionBackwardArgs& b, const float* delta, CudaStream& s);
 // delta[batch, queries, heads] = sum of y * dy, the part of the gradient of the softmax that a row has in common.
 void attention_delta(const AttentionBackwardArgs& b, float* delta, CudaStream& s);
+// dsinks[heads] from lse and delta.
+void attention_sink_gradient(const AttentionBackwardArgs& b, const float* delta, CudaStream& s);
 
 }  // namespace bnb::cuda

@@ -27,6 +27,14 @@ __device__ __forceinline__ void own_queries(Stage<kRows>& stage, const Attention
   if (t < Stage<kRows>::kOwn) stage.own_at[t] = first + t < h.rows(a) ? h.query_at(a, first + t) * a.dim : -1;
 }
 
+// Bounds of samples that make no sense are reported; they lead nowhere outside of the tensors.
+__device__ __forceinline__ void check_starts(const AttentionArgs& a, const char* op) {
+  for (int64_t i = threadIdx.x; i <= a.samples; i += blockDim.x) {
+    int64_t value;
+    if (is_wrong_start(a, i, value)) report_out_of_range(a.fault, op, value, a.queries + 1);
+  }
+}
+
 // Blocks of the last queries come first: those see the most keys.
 __device__ __forceinline__ int64_t last_first(int64_t item, int64_t blocks) { return blocks - 1 - item % blocks; }
 
@@ -34,6 +42,7 @@ template <class T, int kRows>
 __global__ void __launch_bounds__(kThreads, 4)
     forward_kernel(AttentionArgs a, const char* op, int64_t blocks, int64_t items) {
   if (!resolve(a.position, op, a.length)) return;
+  if (a.starts && blockIdx.x == 0) check_starts(a, op);
   BNB_DYNAMIC_SHARED(memory);
   BNB_SHARED(Stage<kRows>, stage);
   constexpr int kOwn = Stage<kRows>::kOwn;
@@ -45,22 +54,23 @@ __global__ void __launch_bounds__(kThreads, 4)
     own_queries(stage, a, h, first);
     clear<kRows>(sums, a.dim);
     float top[kRows], sum[kRows];
-    int64_t seen[kRows];
+    Span seen[kRows];
     for (int i = 0; i < kRows; i++) {
       top[i] = kLowest, sum[i] = 0;
       const int64_t r = first + warp * kRows + i;
-      seen[i] = r < rows ? min(h.seen(a, r), a.length) : 0;
+      seen[i] = r < rows ? h.span(a, r) : Span{0, 0};
     }
-    const int64_t last = min(a.length, h.seen(a, min(first + kOwn, rows) - 1));
-    for (int64_t j0 = 0; j0 < last; j0 += kWarp) {
-      const int n = static_cast<int>(min(last - j0, int64_t{kWarp}));
+    const Span keys = h.span(a, first, kOwn);
+    for (int64_t j0 = keys.from; j0 < keys.to; j0 += kWarp) {
+      const int n = static_cast<int>(min(keys.to - j0, int64_t{kWarp}));
       if (threadIdx.x < kWarp) stage.other_at[lane] = lane < n ? h.key_at(a, j0 + lane) : -1;
       float dot[kRows], factor[kRows];
       dots(stage, elements<T>(a.q), elements<T>(a.k), a.dim, dot);
 #pragma unroll
       for (int i = 0; i < kRows; i++) {
-        const bool sees = j0 + lane < seen[i];
-        stage.weight[0][warp][lane][i] = fold_score(dot[i] * a.scale, sees, top[i], sum[i], factor[i]);
+        float slope;
+        const float score = capped(a.rule, dot[i] * a.rule.scale, slope);
+        stage.weight[0][warp][lane][i] = fold_score(score, seen[i].has(j0 + lane), top[i], sum[i], factor[i]);
       }
       __syncwarp();
       accumulate(stage, stage.weight[0][warp], elements<T>(a.v), n, a.dim, factor, sums);
@@ -70,7 +80,8 @@ __global__ void __launch_bounds__(kThreads, 4)
       const int64_t r = first + warp * kRows + i;
       if (r >= rows) break;
       const int64_t at = h.query_at(a, r);
-      const float factor = sum[i] == 0.0f ? 0.0f : 1.0f / sum[i];
+      float factor = a.rule.sinks ? add_sink(a.rule.sinks[at % a.heads], top[i], sum[i]) : 1.0f;
+      factor = sum[i] == 0.0f ? 0.0f : factor / sum[i];
       for (int64_t d = lane; d < a.dim; d += kWarp)
         static_cast<T*>(a.y)[at * a.dim + d] = narrow<T>(sums[i * a.dim + d] * factor);
       if (a.lse && lane == 0) a.lse[at] = top[i] + logf(sum[i]);
@@ -91,6 +102,17 @@ __global__ void delta_kernel(const T* y, const T* dy, float* delta, int64_t rows
   }
 }
 
+// A sink has the weight exp(sink - lse) and no value. One block per head.
+__global__ void __launch_bounds__(256)
+    sink_gradient_kernel(const float* sinks, const float* lse, const float* delta, float* dsinks, int64_t rows) {
+  const int64_t heads = gridDim.x, head = blockIdx.x;
+  float sum = 0;
+  for (int64_t r = threadIdx.x; r < rows; r += blockDim.x)
+    sum = fmaf(-expf(sinks[head] - lse[r * heads + head]), delta[r * heads + head], sum);
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) dsinks[head] = sum;
+}
+
 template <class T, int kRows>
 __global__ void __launch_bounds__(kThreads, 4)
     query_gradient_kernel(AttentionBackwardArgs b, const float* delta, int64_t blocks, int64_t items) {
@@ -106,27 +128,28 @@ __global__ void __launch_bounds__(kThreads, 4)
     own_queries(stage, a, h, first);
     clear<kRows>(sums, a.dim);
     float lse[kRows], common[kRows], one[kRows];
-    int64_t seen[kRows];
+    Span seen[kRows];
     for (int i = 0; i < kRows; i++) {
       const int64_t r = first + warp * kRows + i;
       const int64_t at = r < rows ? h.query_at(a, r) : -1;
-      seen[i] = r < rows ? min(h.seen(a, r), a.length) : 0;
+      seen[i] = r < rows ? h.span(a, r) : Span{0, 0};
       lse[i] = at >= 0 ? a.lse[at] : 0.0f;
       common[i] = at >= 0 ? delta[at] : 0.0f;
       one[i] = 1.0f;
     }
-    const int64_t last = min(a.length, h.seen(a, min(first + kOwn, rows) - 1));
-    for (int64_t j0 = 0; j0 < last; j0 += kWarp) {
-      const int n = static_cast<int>(min(last - j0, int64_t{kWarp}));
+    const Span keys = h.span(a, first, kOwn);
+    for (int64_t j0 = keys.from; j0 < keys.to; j0 += kWarp) {
+      const int n = static_cast<int>(min(keys.to - j0, int64_t{kWarp}));
       if (threadIdx.x < kWarp) stage.other_at[lane] = lane < n ? h.key_at(a, j0 + lane) : -1;
       float score[kRows], dp[kRows];
       dots(stage, elements<T>(a.q), elements<T>(a.k), a.dim, score);
       dots(stage, elements<T>(b.dy), elements<T>(a.v), a.dim, dp);
 #pragma unroll
       for (int i = 0; i < kRows; i++) {
-        const bool sees = j0 + lane < seen[i];
-        const float p = sees ? expf(score[i] * a.scale - lse[i]) : 0.0f;
-        stage.weight[0][warp][lane][i] = sees ? p * (dp[i] - common[i]) : 0.0f;
+        const bool sees = seen[i].has(j0 + lane);
+        float slope;
+        const float s = capped(a.rule, score[i] * a.rule.scale, slope), p = sees ? expf(s - lse[i]) : 0.0f;
+        stage.weight[0][warp][lane][i] = sees ? p * (dp[i] - common[i]) * slope : 0.0f;
       }
       __syncwarp();
       accumulate(stage, stage.weight[0][warp], elements<T>(a.k), n, a.dim, one, sums);
@@ -137,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, 4)
       if (r >= rows) break;
       const int64_t at = h.query_at(a, r) * a.dim;
       for (int64_t d = lane; d < a.dim; d += kWarp)
-        static_cast<T*>(b.dq)[at + d] = narrow<T>(sums[i * a.dim + d] * a.scale);
+        static_cast<T*>(b.dq)[at + d] = narrow<T>(sums[i * a.dim + d] * a.rule.scale);
     }
     __syncthreads();
   }
@@ -155,31 +178,30 @@ __global__ void __launch_bounds__(kThreads, 4)
   float* dv = dk + kOwn * a.dim;
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
     const Head h(a, item / blocks);
-    const int64_t first = item % blocks * kOwn, rows = h.rows(a);
+    const int64_t first = item % blocks * kOwn;
     if (threadIdx.x < kOwn)
       stage.own_at[threadIdx.x] = first + threadIdx.x < a.keys ? h.key_at(a, first + threadIdx.x) : -1;
     clear<kRows>(dk, a.dim);
     clear<kRows>(dv, a.dim);
     float one[kRows];
     for (int i = 0; i < kRows; i++) one[i] = 1.0f;
-    // The first row that sees the first key.
-    const int64_t begin = a.causal ? max(int64_t{0}, first - (a.length - a.queries)) * h.group : 0;
-    const int64_t end = first < a.length ? rows : begin;
-    for (int64_t r0 = begin; r0 < end; r0 += kWarp) {
-      const int n = static_cast<int>(min(end - r0, int64_t{kWarp}));
+    const Span seeing = h.rows_of(a, first, kOwn);
+    for (int64_t r0 = seeing.from; r0 < seeing.to; r0 += kWarp) {
+      const int n = static_cast<int>(min(seeing.to - r0, int64_t{kWarp}));
       const int64_t at = lane < n ? h.query_at(a, r0 + lane) : -1;
       if (threadIdx.x < kWarp) stage.other_at[lane] = lane < n ? at * a.dim : -1;
-      const int64_t seen = lane < n ? min(h.seen(a, r0 + lane), a.length) : 0;
+      const Span seen = lane < n ? h.span(a, r0 + lane) : Span{0, 0};
       const float lse = lane < n ? a.lse[at] : 0.0f, common = lane < n ? delta[at] : 0.0f;
       float score[kRows], dp[kRows];
       dots(stage, elements<T>(a.k), elements<T>(a.q), a.dim, score);
       dots(stage, elements<T>(a.v), elements<T>(b.dy), a.dim, dp);
 #pragma unroll
       for (int i = 0; i < kRows; i++) {
-        const bool sees = first + warp * kRows + i < seen;
-        const float p = sees ? expf(score[i] * a.scale - lse) : 0.0f;
+        const bool sees = seen.has(first + warp * kRows + i);
+        float slope;
+        const float s = capped(a.rule, score[i] * a.rule.scale, slope), p = sees ? expf(s - lse) : 0.0f;
         stage.weight[0][warp][lane][i] = p;
-        stage.weight[1][warp][lane][i] = sees ? p * (dp[i] - common) : 0.0f;
+        stage.weight[1][warp][lane][i] = sees ? p * (dp[i] - common) * slope : 0.0f;
       }
       __syncwarp();
       accumulate(stage, stage.weight[0][warp], elements<T>(b.dy), n, a.dim, one, dv);
@@ -191,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, 4)
       if (j >= a.keys) break;
       const int64_t at = h.key_at(a, j);
       for (int64_t d = lane; d < a.dim; d += kWarp) {
-        static_cast<T*>(b.dk)[at + d] = narrow<T>(dk[i * a.dim + d] * a.scale);
+        static_cast<T*>(b.dk)[at + d] = narrow<T>(dk[i * a.dim + d] * a.rule.scale);
         static_cast<T*>(b.dv)[at + d] = narrow<T>(dv[i * a.dim + d]);
       }
     }
@@ -228,6 +250,12 @@ void attention_delta(const AttentionBackwardArgs& b, float* delta, CudaStream& s
     launch(s, delta_kernel<T>, stride_grid(s, rows, 8), 256, 0, static_cast<const T*>(a.y), static_cast<const T*>(b.dy),
            delta, rows, a.dim);
   });
+}
+
+void attention_sink_gradient(const AttentionBackwardArgs& b, const float* delta, CudaStream& s) {
+  const AttentionArgs& a = b.forward;
+  launch(s, sink_gradient_kernel, dim3(static_cast<unsigned>(a.heads)), 256, 0, a.rule.sinks, a.lse, delta, b.dsinks,
+         a.batch * a.queries);
 }
 
 void attention_backward_simt(const AttentionBackwardArgs& b, const float* delta, CudaStream& s) {

@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "cuda/kernel.cuh"
+#include "kernels/score_rule.h"
 
 namespace bnb::cuda {
 namespace {
@@ -112,6 +113,23 @@ __device__ __forceinline__ float fold_score(float score, bool sees, float& top, 
   factor = before == kNothing ? 1.0f : expf(before - shift);
   sum = sum * factor + warp_sum(e);
   return e;
+}
+
+// A sink joins the sum of a row: sums follow by the factor that comes back.
+__device__ __forceinline__ float add_sink(float sink, float& top, float& sum) {
+  const float high = fmaxf(sink, top), factor = expf(top - finite_shift(high));
+  sum = sum * factor + expf(sink - finite_shift(high));
+  top = high;
+  return factor;
+}
+
+// A scaled score under the rule's softcap, and what its gradient is multiplied by.
+__device__ __forceinline__ float capped(const ScoreRule& rule, float score, float& slope) {
+  slope = 1.0f;
+  if (rule.softcap <= 0) return score;
+  const float bent = tanhf(score / rule.softcap);
+  slope = fmaf(-bent, bent, 1.0f);
+  return rule.softcap * bent;
 }
 
 // Calls f(number of rows per warp) with `most` (4 or 1), or 1 where the results of 4 do not fit: `sets` results per
