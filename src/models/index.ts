@@ -1,6 +1,7 @@
 // Language models and their generation of text.
 export { AutoModelForCausalLM } from "./auto.js";
 export type { CausalLM } from "./causal-lm.js";
+export { type DequantizeOptions, dequantizeModel } from "./dequantize.js";
 export { type GenerateOptions, generate, type Prompt } from "./generate.js";
 export { KvCache, type KvCacheOptions } from "./kv-cache.js";
 export {

@@ -169,6 +169,7 @@ const withOptions: Record<string, Entry> = {
     BitsAndBytesConfig: { call: (o) => new bnb.BitsAndBytesConfig(o) },
     "hub.BitsAndBytesConfig": { call: (o) => new hub.BitsAndBytesConfig(o) },
     "AutoModelForCausalLM.fromPretrained": { call: (o) => bnb.AutoModelForCausalLM.fromPretrained("test/fixtures/models/llama/nf4", o) },
+    dequantizeModel: { call: (o) => bnb.dequantizeModel(new nn.Sequential(new nn.Linear(2, 2)), o) },
     savePretrained: {
       call: async (o) => bnb.savePretrained(await bnb.AutoModelForCausalLM.fromPretrained("test/fixtures/models/llama/nf4"), folder, o),
     },
