@@ -32,19 +32,35 @@ export async function downloadFile(
   const url = `${requests.endpoint}/${file.id}/resolve/${file.commit}/${file.name}`;
   const { hash, size } = await withRetries(url, requests, () => describe(url, requests));
   const blob = cache.blob(hash);
-  if (!(await exists(blob))) {
-    await mkdir(dirname(blob), { recursive: true });
-    await withRetries(url, requests, (progress) =>
-      transfer(url, `${blob}.incomplete`, { hash, size }, requests, (bytes) => {
-        progress();
-        onBytes(bytes, size);
-      }),
-    );
-    await rename(`${blob}.incomplete`, blob);
-  }
+  // Two loads of a model in one process share the transfer; if the other one fails, this one tries itself.
+  for (let other = running.get(blob); other; other = running.get(blob)) await other.catch(() => undefined);
+  const transferred = complete(url, blob, { hash, size }, requests, onBytes);
+  running.set(blob, transferred);
+  await transferred.finally(() => running.delete(blob));
   onBytes(size, size);
   await link(blob, target);
   return target;
+}
+
+const running = new Map<string, Promise<void>>();
+
+/** Transfers a blob that is not there, in as many attempts as it takes, and names it when it is whole. */
+async function complete(
+  url: string,
+  blob: string,
+  content: Content,
+  requests: HubRequests,
+  onBytes: OnBytes,
+): Promise<void> {
+  if (await exists(blob)) return;
+  await mkdir(dirname(blob), { recursive: true });
+  await withRetries(url, requests, (progress) =>
+    transfer(url, `${blob}.incomplete`, content, requests, (bytes) => {
+      progress();
+      onBytes(bytes, content.size);
+    }),
+  );
+  await rename(`${blob}.incomplete`, blob);
 }
 
 interface Content {

@@ -1,6 +1,7 @@
 // Language models: ids to logits, in one piece with gradients or step by step over pages.
 export { AutoModelForCausalLM } from "./auto.js";
 export { CausalLM, type ForwardOptions, type ModelConfig } from "./causal-lm.js";
+export { type DequantizeOptions, dequantizeModel } from "./dequantize.js";
 export { LlamaForCausalLM } from "./llama.js";
 export { LlamaConfig, type LlamaConfigOptions } from "./llama-config.js";
 export type { Family, FromPretrainedOptions, FromPretrainedProgress } from "./load.js";

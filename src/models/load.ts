@@ -3,7 +3,7 @@ import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { JsonObject } from "../hub/config-text.js";
 import { parseConfig } from "../hub/config-text.js";
-import type { LoadProgress } from "../hub/index.js";
+import type { LoadProgress, TensorSource } from "../hub/index.js";
 import { BitsAndBytesConfig, loadCheckpoint, openCheckpoint } from "../hub/index.js";
 import { mergeConfigs } from "../hub/quantize-linears.js";
 import { resolveModel } from "../hub/resolve.js";
@@ -93,6 +93,7 @@ export async function loadPretrained<M extends Module>(
   const source = await openCheckpoint(folder);
   let model: M | undefined;
   try {
+    checkLayers(config, source);
     model = uninitialized(() => family.create(config, { dtype, ...place }));
     const { head = "lm_head", embedding } = family;
     const isTied = model.namedParameters().every(([name]) => name !== `${head}.weight`);
@@ -112,6 +113,16 @@ export async function loadPretrained<M extends Module>(
   }
   rememberOrigin(model, { folder, configText, quantizationConfig, dtype });
   return model.eval();
+}
+
+/** A layer has tensors: a config that claims more layers than the checkpoint has tensors would only take memory. */
+function checkLayers(config: JsonObject, source: TensorSource): void {
+  const tensors = [...source.names()].length;
+  for (const key of ["num_hidden_layers", "n_layer", "num_layers"]) {
+    const layers = config[key];
+    if (typeof layers !== "number" || layers <= tensors) continue;
+    throw new BnbError("ERR_BNB_FORMAT", `config.json: ${key} is ${layers}, and the checkpoint has ${tensors} tensors`);
+  }
 }
 
 async function readConfigText(folder: string): Promise<string> {

@@ -12,8 +12,8 @@ export interface Seen {
   host: string | undefined;
 }
 
-/** What happens in the place of the usual answer; false: the usual answer after all. */
-export type Fault = (request: IncomingMessage, response: ServerResponse) => unknown;
+/** What happens in the place of the usual answer. */
+export type Fault = (request: IncomingMessage, response: ServerResponse) => void;
 
 export class HubServer {
   readonly id = "org/model";
@@ -61,7 +61,10 @@ export class HubServer {
     const { range, authorization, host } = request.headers;
     this.seen.push({ method, url, range, authorization, host });
     const at = this.faults.findIndex(({ match }) => match.test(`${method} ${url}`));
-    if (at >= 0 && this.faults.splice(at, 1)[0]!.fault(request, response) !== false) return;
+    if (at >= 0) {
+      this.faults.splice(at, 1)[0]!.fault(request, response);
+      return;
+    }
     if (url.startsWith(`/api/models/${this.id}/revision/`)) {
       const siblings = [...this.files.keys()].map((rfilename) => ({ rfilename }));
       response.end(JSON.stringify({ sha: this.commit, siblings }));

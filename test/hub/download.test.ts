@@ -106,6 +106,13 @@ describe("a model that the cache lacks", () => {
     expect(readdirSync(await resolve({}, "tokenizer"))).toEqual(["tokenizer.json"]);
   });
 
+  it("is transferred once for two who want it at the same time", async () => {
+    const [a, b] = await Promise.all([resolve(), resolve()]);
+    expect(a).toBe(b);
+    expect(readAll(a).equals(weights)).toBe(true);
+    expect(hub.takeSeen().filter((line) => getWeights.test(line))).toHaveLength(1);
+  });
+
   it("tells of its progress", async () => {
     const calls: [string, number, number][] = [];
     await resolve({ onDownload: (file, bytes, total) => calls.push([file, bytes, total]) });
