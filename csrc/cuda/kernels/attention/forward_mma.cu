@@ -49,9 +49,9 @@ struct Dense {
   }
 };
 
-// With rules, two blocks to a multiprocessor: left to itself, the compiler aims at four and spills.
+// Two blocks to a multiprocessor: left to itself, the compiler aims at three or four of some kernels and spills.
 template <class T, int kDim, bool kDecode, bool kRuled>
-__global__ void __launch_bounds__(kThreads, kRuled ? 2 : 0)
+__global__ void __launch_bounds__(kThreads, 2)
     forward_kernel(AttentionArgs a, Split split, const char* op) {
   if (!kSm80) return;
   if (!resolve(a.position, op, a.length)) return;
