@@ -51,8 +51,7 @@ struct Dense {
 
 // Two blocks to a multiprocessor: left to itself, the compiler aims at three or four of some kernels and spills.
 template <class T, int kDim, bool kDecode, bool kRuled>
-__global__ void __launch_bounds__(kThreads, 2)
-    forward_kernel(AttentionArgs a, Split split, const char* op) {
+__global__ void __launch_bounds__(kThreads, 2) forward_kernel(AttentionArgs a, Split split, const char* op) {
   if (!kSm80) return;
   if (!resolve(a.position, op, a.length)) return;
   if (kRuled && a.starts && blockIdx.x == 0) check_starts(a, op);
