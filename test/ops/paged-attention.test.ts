@@ -112,6 +112,55 @@ describe.each(testDevices())("pagedAttention on %s", (device) => {
     check(seq([600, 1]), { heads: 4, kvHeads: 1, dim: 16 }, {}, { dtype, pageType: "int8" });
   });
 
+  describe.each(["float16", "bfloat16"] as const)("%s over its own pages", (dtype) => {
+    it.each([8, 64, 72, 128, 256])("heads of %s, decoding and with chunks", (dim) => {
+      const sizes = { ...base, dim };
+      check(seq([1, 1], [70, 1], [16, 1]), sizes, {}, { dtype });
+      check(seq([70, 1], [50, 30], [9, 9]), sizes, {}, { dtype });
+    });
+
+    it("groups of heads, spare rows, sequences without rows", () => {
+      for (const [heads, kvHeads] of [
+        [2, 2],
+        [16, 1],
+        [20, 1],
+        [14, 2],
+      ] as const) {
+        check(seq([40, 1], [9, 0], [3, 1]), { heads, kvHeads, dim: 16 }, {}, { dtype, spare: 1 });
+        check(seq([40, 20], [9, 0], [33, 2]), { heads, kvHeads, dim: 16 }, {}, { dtype, spare: 3 });
+      }
+      check(Array(40).fill({ keys: 5, rows: 1 }), { heads: 2, kvHeads: 1, dim: 8 }, {}, { dtype, spare: 2 });
+    });
+
+    it("keys over several blocks, a window, a softcap and sinks", () => {
+      const sinks = tensor([0.5, -1, 2, 0], { device });
+      for (const options of [{}, { window: 70 }, { softcap: 2 }, { sinks }, { window: 100, softcap: 5, sinks }]) {
+        check(seq([300, 1], [90, 1]), { ...base, dim: 64 }, options, { dtype });
+        check(seq([200, 70], [90, 1]), { ...base, dim: 64 }, options, { dtype });
+      }
+    });
+
+    it("gives the same bits every time", () => {
+      const { q, layer, table } = inputs(seq([400, 1], [90, 1]), { ...base, dim: 64 }, 0, dtype, dtype);
+      const run = (): Float32Array => pagedAttention(q, layer, table).floatsSync();
+      expect(run()).toEqual(run());
+    });
+  });
+
+  it("reads no page before the window", () => {
+    for (const dtype of ["float32", "float16"] as const) {
+      const { q, layer, table } = inputs(seq([100, 1], [90, 2]), base, 0, dtype, dtype);
+      const pages = [...table.pages.floatsSync()];
+      const expected = pagedAttention(q, layer, table, { window: 20 }).floatsSync();
+      const most = pages.length / 2;
+      // Positions 80 to 99 and 69 to 89 are seen.
+      pages.fill(-1, 0, 5);
+      pages.fill(-1, most, most + 4);
+      const cut = { ...table, pages: tensor(pages, { shape: [2, most], dtype: "int32", device }) };
+      expect(pagedAttention(q, layer, cut, { window: 20 }).floatsSync()).toEqual(expected);
+    }
+  });
+
   it("gives the same alone and beside others: on a CPU to the bit, on a GPU the keys are cut elsewhere", () => {
     const together = inputs(seq([530, 1], [37, 20], [600, 2]), base, 0, "float32", "float32");
     const y = pagedAttention(together.q, together.layer, together.table).floatsSync();
@@ -186,8 +235,8 @@ describe.each(testDevices())("pagedAttention on %s", (device) => {
       expect(() => call({})).toThrow("pagedAttention: no gradient goes through pages, call it inside noGrad");
     });
 
-    it("reports a plan that makes no sense", () => {
-      const { q, layer, table } = make();
+    it.each(["float32", "float16"] as const)("reports a plan that makes no sense, %s", (dtype) => {
+      const { q, layer, table } = inputs(seq([20, 2], [30, 1]), base, 0, dtype, dtype);
       const pages = table.pages.floatsSync();
       const most = pages.length / 2;
       const say = (part: Partial<PageTable>, message: string): void => {

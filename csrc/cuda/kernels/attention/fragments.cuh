@@ -15,6 +15,7 @@ struct HalfTile {
   T* data;
   static constexpr int kPieces = kDim / 8;
   static_assert(kPieces % 8 == 0 && sizeof(T) == 2);
+  static __device__ __forceinline__ const T* data_of(const void* rows) { return static_cast<const T*>(rows); }
 
   __device__ __forceinline__ T* piece(int row, int index) const {
     // Multiples of 64 elements become constants in the instructions; else each piece's address takes a register.

@@ -13,9 +13,8 @@
 // the
 //           plan is reported, and gives zeros.
 #include "cuda/kernels/attention/stage.cuh"
+#include "cuda/kernels/paged_attention/paged.cuh"
 #include "cuda/last_block.cuh"
-#include "cuda/map.cuh"
-#include "kernels/paged_attention.h"
 
 namespace bnb::cuda {
 namespace {
@@ -28,20 +27,6 @@ struct Split {
   float* partials;    // [items * splits, own rows * (dim + 2)]: results, maxima, sums; null without splits
   int32_t* counters;  // [items]
 };
-
-// The last sequence that starts at or before a token, -1 without one.
-__device__ __forceinline__ int64_t sequence_at(const PagedAttentionArgs& a, int64_t token) {
-  int64_t low = 0, high = a.sequences;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (a.starts[middle] <= token) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low - 1;
-}
 
 // Elements of pages; those of a row that is not there are at negative offsets.
 template <class Page>
@@ -65,16 +50,6 @@ struct Block {
   __device__ __forceinline__ int64_t head(int64_t r) const { return kv_head * group + r % group; }
   __device__ __forceinline__ int64_t offset(int64_t r) const { return (r / group * a.heads + head(r)) * a.layer.dim; }
 
-  // Where key j of sequence s lies: the index of its row in the pages; -1 where there is no such page.
-  __device__ __forceinline__ int64_t place(int64_t s, int64_t j, const char* op) const {
-    const int64_t page = a.table[s * a.max_pages + j / kPageRows];
-    if (page < 0 || page >= a.layer.pages) {
-      report_out_of_range(a.fault, op, page, a.layer.pages);
-      return -1;
-    }
-    return a.layer.row_of(page * kPageRows + j % kPageRows, kv_head);
-  }
-
   // The part of sequence s that rows of this block see.
   __device__ __forceinline__ void attend(int64_t s, int part, int splits, const char* op) {
     const PagedSequence q = sequence_of(a, s);
@@ -83,7 +58,7 @@ struct Block {
     const int64_t end = min(q.first + q.rows, (min(first + kOwn, rows) - 1) / group + 1);
     if (begin >= end) return;
     const int64_t before = q.keys - q.rows - q.first;  // a token sits at before + token
-    const int64_t from = causal_span(a.rule, before + begin).from / kWarp * kWarp, to = before + end;
+    const int64_t from = causal_span(a.rule, before + begin).from, to = before + end;
     const int64_t share = ceil_div(ceil_div(to - from, splits), kWarp) * kWarp;
     const int64_t low = from + part * share, high = min(to, low + share);
     Span seen[kRows];
@@ -96,7 +71,7 @@ struct Block {
     const PageElements<Page> values{{static_cast<const Page*>(a.layer.values)}};
     for (int64_t j0 = low; j0 < high; j0 += kWarp) {
       const int n = static_cast<int>(min(high - j0, int64_t{kWarp}));
-      const int64_t at = lane() < n ? place(s, j0 + lane(), op) : -1;
+      const int64_t at = lane() < n ? place_of(a, s, j0 + lane(), kv_head, op) : -1;
       if (threadIdx.x < kWarp) stage.other_at[lane()] = at * a.layer.dim;
       float key_scale = a.rule.scale, value_scale = 1.0f;
       if constexpr (sizeof(Page) == 1) {
@@ -209,7 +184,7 @@ void run(const PagedAttentionArgs& a, CudaStream& s, size_t shared) {
 
 }  // namespace
 
-void paged_attention(const PagedAttentionArgs& a, CudaStream& s) {
+void paged_attention_simt(const PagedAttentionArgs& a, CudaStream& s) {
   // With a row a sequence at most, neighbours share no keys.
   const int rows_per_warp = a.tokens <= a.sequences ? 1 : 4;
   choose_rows("pagedAttention", a.layer.dim, 1, rows_per_warp, s, [&](auto rows, size_t shared) {
