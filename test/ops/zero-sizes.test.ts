@@ -206,6 +206,28 @@ const cases: Record<string, Case> = {
     refuses: /^sampleToken: the last axis of logits must have 1 to \d+ elements/,
     discrete: true,
   },
+  kvAppend: {
+    run: (make, a, b, c) => {
+      const [q, k, v] = [make([a * b, 4, 4]), make([a * b, c, 4]), make([a * b, c, 4])].map((t) => t.detach()) as [
+        Tensor,
+        Tensor,
+        Tensor,
+      ];
+      const pages = () => zeros([2, c, 16, 4]);
+      const slots = zeros([a * b], { dtype: "int32" });
+      return c === 0 ? undefined : bnb.kvAppend(q, k, v, { keys: pages(), values: pages() }, slots, null);
+    },
+    discrete: true,
+  },
+  pagedAttention: {
+    run: (make, a, b, c) => {
+      const table = { starts: zeros([2], { dtype: "int32" }), lengths: zeros([1], { dtype: "int32" }) };
+      const layer = { keys: zeros([2, 1, 16, 4]), values: zeros([2, 1, 16, 4]) };
+      const pages = zeros([1, 2], { dtype: "int32" });
+      return c === 0 ? undefined : bnb.pagedAttention(make([a * b, c, 4]).detach(), layer, { ...table, pages });
+    },
+    discrete: true,
+  },
   sampleTokens: {
     run: (make, a, b, c) => {
       const rows = (value: number) => bnb.full([a * b], value);

@@ -358,9 +358,8 @@ struct Candidates {
 
   // A draw from those of the first `total` whose distance is nearest to its mean, the fewest that reach typical_p and
   // all as near as the last of them.
-  // Out of line: it is rare, and would take registers from the draws that are not.
-  BNB_OUT_OF_LINE int32_t draw_typical(const Bins<kSampleBins>& bins, Bins<kDigits>& digits, uint64_t total,
-                                       const RowSampling& sampling) const {
+  __device__ __forceinline__ int32_t draw_typical(const Bins<kSampleBins>& bins, Bins<kDigits>& digits, uint64_t total,
+                                                  const RowSampling& sampling) const {
     const auto all = [](float, int32_t) { return true; };
     const Element last = find(bins, digits, false, total - 1);
     const int32_t last_index = locate(digits, last, all);
@@ -397,7 +396,7 @@ struct Candidates {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 1)
     draw_kernel(SampleTokenArgs a, int64_t first_row, int parts, Space all, int32_t* counters, const char* op) {
   BNB_SHARED(Bins<kSampleBins>, bins);
   BNB_SHARED(Bins<kDigits>, digits);
