@@ -152,21 +152,42 @@ describe.each(testDevices())("attention's rules on %s", (device) => {
     });
   });
 
-  it.each(["float16", "bfloat16"] as const)("dtypes: %s", (dtype) => {
-    const sizes = sized(70, { dim: 64, starts: [0, 30, 70], window: 20, softcap: 5, sinks });
-    check(sizes, dtype);
-    check({ ...base, queries: 1, keys: 90, dim: 64, window: 30, sinks }, dtype);
-    const tensors = inputs(sizes, dtype);
-    for (const t of tensors) t.requiresGrad = true;
-    const y = attention(...tensors, options(sizes));
-    const dy = tensor(noise(y.size, 5), { shape: y.shape, dtype, device });
-    backward(y, dy);
-    // The float32 gradients at the same (rounded) point; those are checked by differences above.
-    const exact = tensors.map((t) => tensor(t.floatsSync(), { shape: t.shape, device, requiresGrad: true }));
-    const same = attention(exact[0]!, exact[1]!, exact[2]!, options(sizes));
-    backward(same, tensor(dy.floatsSync(), { shape: y.shape, device }));
-    tensors.forEach((t, i) => {
-      expectClose(t.grad!.floatsSync(), exact[i]!.grad!.floatsSync(), tolerance(dtype, "gradient"));
+  describe.each(["float16", "bfloat16"] as const)("dtypes: %s", (dtype) => {
+    const all = { window: 20, softcap: 5, sinks };
+    it.each([16, 64, 72, 128, 256])("values with heads of %s", (dim) => {
+      for (const causal of [true, false]) {
+        check(sized(70, { dim, causal, starts: [0, 30, 70], ...all }), dtype);
+        check(sized(130, { dim, causal, window: 40 }), dtype);
+        check(sized(70, { dim, causal, starts: [3, 20, 20, 61] }), dtype);
+        check({ ...base, queries: 2, keys: 200, dim, causal, ...all }, dtype);
+      }
+    });
+
+    const cases: [string, AttentionSizes][] = [
+      ["all rules", sized(70, { dim: 64, starts: [0, 30, 70], ...all })],
+      ["both sides", sized(70, { dim: 64, starts: [0, 30, 70], ...all, causal: false })],
+      ["tokens of no sample", sized(90, { dim: 16, starts: [3, 20, 20, 77], heads: 6, kvHeads: 1 })],
+      ["a window over wide heads", sized(100, { dim: 128, window: 30 })],
+      ["sinks", sized(20, { dim: 72, batch: 2, sinks })],
+    ];
+    it.each(cases)("gradients: %s", (_, sizes) => {
+      const bound = sizes.sinks && tensor(Float32Array.from(sizes.sinks), { device });
+      const tensors = [...inputs(sizes, dtype), ...(bound ? [bound] : [])];
+      for (const t of tensors) t.requiresGrad = true;
+      const y = attention(tensors[0]!, tensors[1]!, tensors[2]!, options(sizes, tensors[3]));
+      const dy = tensor(noise(y.size, 5), { shape: y.shape, dtype, device });
+      backward(y, dy);
+      // The float32 gradients at the same (rounded) point; those are checked by differences above.
+      const exact = tensors.map((t) => tensor(t.floatsSync(), { shape: t.shape, device, requiresGrad: true }));
+      const same = attention(exact[0]!, exact[1]!, exact[2]!, options(sizes, exact[3]));
+      backward(same, tensor(dy.floatsSync(), { shape: y.shape, device }));
+      tensors.forEach((t, i) => {
+        const [actual, expected] = [t.grad!.floatsSync(), exact[i]!.grad!.floatsSync()];
+        // A sink's gradient is a sum over all rows, of which y is rounded.
+        const sum = tolerance(dtype, "gradient").atol as number;
+        const bounds = i < 3 ? tolerance(dtype, "gradient") : { atol: sum * Math.sqrt(sizes.queries), rtol: sum };
+        expectClose(actual, expected, bounds);
+      });
     });
   });
 

@@ -51,6 +51,7 @@ __global__ void __launch_bounds__(kMapThreads) kv_append_kernel(KvAppendArgs a, 
     const float *cos = a.angles.cos + position * pairs, *sin = a.angles.sin + position * pairs;
     if (is_query) {
       const int64_t at = (t * a.heads + h) * dim;
+#pragma unroll 1
       for (int64_t d = lane; d < dim; d += kWarp)
         static_cast<T*>(a.y)[at + d] = narrow<T>(turned(static_cast<const T*>(a.q) + at, d, pairs, cos, sin));
       continue;
@@ -62,10 +63,12 @@ __global__ void __launch_bounds__(kMapThreads) kv_append_kernel(KvAppendArgs a, 
     void* pages = is_value ? layer.values : layer.keys;
     const int64_t row = layer.row_of(slot, kv_head);
     if (layer.dtype != DType::int8) {
+#pragma unroll 1
       for (int64_t d = lane; d < dim; d += kWarp) put(pages, layer.dtype, row * dim + d, turned(x, d, pairs, cos, sin));
       continue;
     }
     float absmax = 0, poison = 0;
+#pragma unroll 1
     for (int64_t d = lane; d < dim; d += kWarp) {
       const float v = fabsf(turned(x, d, pairs, cos, sin));
       absmax = fmaxf(absmax, v);
@@ -73,6 +76,7 @@ __global__ void __launch_bounds__(kMapThreads) kv_append_kernel(KvAppendArgs a, 
     }
     absmax = warp_reduce(absmax, Max{}) + warp_sum(poison);
     const float factor = absmax > kSmallest ? 127.0f / absmax : 0.0f;
+#pragma unroll 1
     for (int64_t d = lane; d < dim; d += kWarp) {
       const int code = factor > 0 ? __float2int_rn(turned(x, d, pairs, cos, sin) * factor) : 0;
       static_cast<int8_t*>(pages)[row * dim + d] = static_cast<int8_t>(code);

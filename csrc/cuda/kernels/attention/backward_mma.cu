@@ -60,6 +60,26 @@ __device__ __forceinline__ void accumulate(const float (&w)[kColumns / 8][4], co
   }
 }
 
+// The weight of a score of the first product, and what the gradient of it is multiplied by.
+template <bool kRuled>
+__device__ __forceinline__ float weight_of(float score, float scale, const ScoreRule& rule, float lse, float& slope) {
+  slope = 1.0f;
+  if constexpr (kRuled) {
+    if (rule.softcap > 0) {
+      const float x = score * rule.scale / rule.softcap, e = exp2f(-2.0f * kLog2E * fabsf(x));
+      const float size = (1.0f - e) / (1.0f + e), bent = x < 0 ? -size : size;
+      slope = fmaf(-bent, bent, 1.0f);
+      return exp2f(fmaf(bent, rule.softcap * kLog2E, -lse));
+    }
+  }
+  return exp2f(fmaf(score, scale, -lse));
+}
+
+// Where key j lies in a tile of n that begins at j0.
+__device__ __forceinline__ int in_tile(int64_t j, int64_t j0, int n) {
+  return static_cast<int>(max(int64_t{0}, min(j - j0, int64_t{n})));
+}
+
 // Row i (0 or 1: 8 below) of this lane, times factor.
 template <class T, int kDim>
 __device__ __forceinline__ void store_row(T* to, const float (&sums)[kDim / 8][4], int i, float factor, int64_t dim) {
@@ -70,7 +90,7 @@ __device__ __forceinline__ void store_row(T* to, const float (&sums)[kDim / 8][4
   }
 }
 
-template <class T, int kDim>
+template <class T, int kDim, bool kRuled>
 __global__ void __launch_bounds__(kThreads)
     query_gradient_kernel(AttentionBackwardArgs b, const float* delta, int64_t blocks) {
   if (!kSm80) return;
@@ -83,30 +103,38 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = threadIdx.x % kWarp, row0 = threadIdx.x / kWarp * 16;
   const Head h(a, blockIdx.x / blocks);
   const int64_t first = (blocks - 1 - blockIdx.x % blocks) * kOwn, rows = h.rows(a);
-  const int64_t last = min(a.length, h.seen(a, min(first + kOwn, rows) - 1)), tiles = ceil_div(last, kKeys);
+  Span all = {0, 0};
+  if constexpr (kRuled) {
+    all = h.span(a, first, kOwn);
+  } else {
+    all.to = min(a.length, h.seen(a, min(first + kOwn, rows) - 1));
+  }
+  const int64_t first_tile = all.from / kKeys, last = all.to, tiles = ceil_div(last, kKeys);
   const auto load = [&](int64_t tile) {
     T* const stage = stages + tile % 2 * (2 * kKeys * kDim);
     copy_keys<kKeys, kThreads>(TileOf{stage}, a.k, a, h, tile * kKeys, last);
     copy_keys<kKeys, kThreads>(TileOf{stage + kKeys * kDim}, a.v, a, h, tile * kKeys, last);
     cp_async_commit();
   };
-  if (tiles > 0) {
+  if (first_tile < tiles) {
     copy_queries<kOwn, kThreads>(q, a.q, a, h, first, rows);
     copy_queries<kOwn, kThreads>(dy, b.dy, a, h, first, rows);
-    load(0);
+    load(first_tile);
   }
   const float scale = a.rule.scale * kLog2E;
-  int64_t at[2], seen[2];
+  int64_t at[2];
+  Span seen[2];
   float lse[2], common[2];
   for (int i = 0; i < 2; i++) {
     const int64_t r = first + row0 + lane / 4 + 8 * i;
     at[i] = r < rows ? h.query_at(a, r) : -1;
-    seen[i] = r < rows ? min(h.seen(a, r), a.length) : 0;
+    seen[i] = {0, 0};
+    if (r < rows) seen[i] = kRuled ? h.span(a, r) : Span{0, min(h.seen(a, r), a.length)};
     lse[i] = r < rows ? a.lse[at[i]] * kLog2E : 0.0f;
     common[i] = r < rows ? delta[at[i]] : 0.0f;
   }
   float dq[kDim / 8][4] = {};
-  for (int64_t tile = 0; tile < tiles; tile++) {
+  for (int64_t tile = first_tile; tile < tiles; tile++) {
     cp_async_wait<0>();
     __syncthreads();
     if (tile + 1 < tiles) load(tile + 1);
@@ -116,12 +144,16 @@ __global__ void __launch_bounds__(kThreads)
     multiply_rows<T, kDim, kKeys>(dy, row0, v, dp);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      const int visible = static_cast<int>(max(int64_t{0}, min(seen[i] - tile * kKeys, int64_t{kKeys})));
+      const int to = in_tile(seen[i].to, tile * kKeys, kKeys);
+      const int from = kRuled ? in_tile(seen[i].from, tile * kKeys, kKeys) : 0;
 #pragma unroll
       for (int n = 0; n < kKeys / 8; n++)
         for (int c = 2 * i; c < 2 * i + 2; c++) {
-          const float p = exp2f(fmaf(s[n][c], scale, -lse[i]));
-          dp[n][c] = n * 8 + lane % 4 * 2 + c % 2 < visible ? p * (dp[n][c] - common[i]) : 0.0f;
+          float slope;
+          const float p = weight_of<kRuled>(s[n][c], scale, a.rule, lse[i], slope);
+          const int key = n * 8 + lane % 4 * 2 + c % 2;
+          const float change = p * (dp[n][c] - common[i]);
+          dp[n][c] = key < to && (!kRuled || key >= from) ? (kRuled ? change * slope : change) : 0.0f;
         }
     }
     accumulate<T, kDim, kKeys>(dp, k, dq);
@@ -131,16 +163,17 @@ __global__ void __launch_bounds__(kThreads)
     if (at[i] >= 0) store_row<T, kDim>(static_cast<T*>(b.dq) + at[i] * a.dim, dq, i, a.rule.scale, a.dim);
 }
 
-template <class T, int kDim>
+template <class T, int kDim, bool kRuled>
 __global__ void __launch_bounds__(kThreads)
     key_gradient_kernel(AttentionBackwardArgs b, const float* delta, int64_t blocks) {
   if (!kSm80) return;
   BNB_DYNAMIC_SHARED(memory);
   constexpr int kRows = kOthers<kDim>;
-  // Of the rows of a stage: lse, delta, and how many of the block's keys they see.
+  // Of the rows of a stage: lse, delta, and which of the block's keys they see.
   BNB_SHARED(float[2][kRows], lse);
   BNB_SHARED(float[2][kRows], common);
-  BNB_SHARED(int[2][kRows], visible);
+  BNB_SHARED(int[2][kRows], sees_to);
+  BNB_SHARED(int[kRuled ? 2 : 1][kRuled ? kRows : 1], sees_from);
   using TileOf = HalfTile<T, kDim>;
   const AttentionArgs& a = b.forward;
   const TileOf k{reinterpret_cast<T*>(memory)}, v{k.data + kOwn * kDim};
@@ -148,9 +181,15 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = threadIdx.x % kWarp, row0 = threadIdx.x / kWarp * 16;
   const Head h(a, blockIdx.x / blocks);
   const int64_t first = blockIdx.x % blocks * kOwn, rows = h.rows(a);
-  // The first row that sees the first key.
-  const int64_t begin = a.causal ? max(int64_t{0}, first - (a.length - a.queries)) * h.group : 0;
-  const int64_t tiles = first < a.length && begin < rows ? ceil_div(rows - begin, kRows) : 0;
+  // From the first row that sees the first key.
+  int64_t begin, end = rows;
+  if constexpr (kRuled) {
+    const Span seeing = h.rows_of(a, first, kOwn);
+    begin = seeing.from, end = seeing.to;
+  } else {
+    begin = a.causal ? max(int64_t{0}, first - (a.length - a.queries)) * h.group : 0;
+  }
+  const int64_t tiles = first < a.length && begin < end ? ceil_div(end - begin, kRows) : 0;
   const auto load = [&](int64_t tile) {
     const int stage = static_cast<int>(tile % 2);
     T* const to = stages + stage * (2 * kRows * kDim);
@@ -163,8 +202,10 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t at = r < rows ? h.query_at(a, r) : 0;
       lse[stage][threadIdx.x] = r < rows ? a.lse[at] * kLog2E : 0.0f;
       common[stage][threadIdx.x] = r < rows ? delta[at] : 0.0f;
-      const int64_t sees = r < rows ? min(h.seen(a, r), a.length) - first : 0;
-      visible[stage][threadIdx.x] = static_cast<int>(max(int64_t{0}, min(sees, int64_t{kOwn})));
+      Span seen = {0, 0};
+      if (r < rows) seen = kRuled ? h.span(a, r) : Span{0, min(h.seen(a, r), a.length)};
+      sees_to[stage][threadIdx.x] = in_tile(seen.to, first, kOwn);
+      if constexpr (kRuled) sees_from[stage][threadIdx.x] = in_tile(seen.from, first, kOwn);
     }
   };
   if (tiles > 0) {
@@ -187,9 +228,11 @@ __global__ void __launch_bounds__(kThreads)
     for (int n = 0; n < kRows / 8; n++)
       for (int c = 0; c < 4; c++) {
         const int row = n * 8 + lane % 4 * 2 + c % 2, key = row0 + lane / 4 + c / 2 * 8;
-        const bool sees = key < visible[stage][row];
-        p[n][c] = sees ? exp2f(fmaf(p[n][c], scale, -lse[stage][row])) : 0.0f;
-        dp[n][c] = sees ? p[n][c] * (dp[n][c] - common[stage][row]) : 0.0f;
+        const bool sees = key < sees_to[stage][row] && (!kRuled || key >= sees_from[stage][row]);
+        float slope;
+        p[n][c] = sees ? weight_of<kRuled>(p[n][c], scale, a.rule, lse[stage][row], slope) : 0.0f;
+        const float change = sees ? p[n][c] * (dp[n][c] - common[stage][row]) : 0.0f;
+        dp[n][c] = kRuled && sees ? change * slope : change;
       }
     accumulate<T, kDim, kRows>(p, dy, dv);
     accumulate<T, kDim, kRows>(dp, q, dk);
@@ -203,7 +246,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class T, int kDim>
+template <class T, int kDim, bool kRuled>
 bool run(const AttentionBackwardArgs& b, const float* delta, CudaStream& s) {
   const AttentionArgs& a = b.forward;
   constexpr size_t kShared = kSharedBytes<kDim>;
@@ -211,23 +254,28 @@ bool run(const AttentionBackwardArgs& b, const float* delta, CudaStream& s) {
   const int64_t row_blocks = ceil_div(a.queries * (a.heads / a.kv_heads), kOwn), key_blocks = ceil_div(a.keys, kOwn);
   const int64_t heads = a.batch * a.kv_heads;
   if (heads * max(row_blocks, key_blocks) > 0x7fffffff) return false;
-  launch(s, query_gradient_kernel<T, kDim>, dim3(static_cast<unsigned>(heads * row_blocks)), kThreads, kShared, b,
-         delta, row_blocks);
-  launch(s, key_gradient_kernel<T, kDim>, dim3(static_cast<unsigned>(heads * key_blocks)), kThreads, kShared, b, delta,
-         key_blocks);
+  launch(s, query_gradient_kernel<T, kDim, kRuled>, dim3(static_cast<unsigned>(heads * row_blocks)), kThreads, kShared,
+         b, delta, row_blocks);
+  launch(s, key_gradient_kernel<T, kDim, kRuled>, dim3(static_cast<unsigned>(heads * key_blocks)), kThreads, kShared, b,
+         delta, key_blocks);
   return true;
+}
+
+template <class T, int kDim>
+bool choose_rules(const AttentionBackwardArgs& b, const float* delta, CudaStream& s) {
+  return is_plain(b.forward) ? run<T, kDim, false>(b, delta, s) : run<T, kDim, true>(b, delta, s);
 }
 
 template <class T>
 bool choose_dim(const AttentionBackwardArgs& b, const float* delta, CudaStream& s) {
-  return b.forward.dim <= 64 ? run<T, 64>(b, delta, s) : run<T, 128>(b, delta, s);
+  return b.forward.dim <= 64 ? choose_rules<T, 64>(b, delta, s) : choose_rules<T, 128>(b, delta, s);
 }
 
 }  // namespace
 
 bool attention_backward_mma(const AttentionBackwardArgs& b, const float* delta, CudaStream& s) {
   const AttentionArgs& a = b.forward;
-  if (!is_plain(a) || a.dtype == DType::float32 || s.gpu.cc < 80 || a.dim % 8 != 0 || a.dim > 128 ||
+  if (a.dtype == DType::float32 || s.gpu.cc < 80 || a.dim % 8 != 0 || a.dim > 128 ||
       !aligned_for(16, a.q, a.k, a.v, b.dy, b.dq, b.dk, b.dv))
     return false;
   return a.dtype == DType::float16 ? choose_dim<f16>(b, delta, s) : choose_dim<bf16>(b, delta, s);

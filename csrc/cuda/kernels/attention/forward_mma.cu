@@ -16,9 +16,9 @@ namespace bnb::cuda {
 namespace {
 
 // A block of rows of one key head of contiguous tensors.
-template <int kRows>
+template <int kRows, bool kHasRules>
 struct Dense {
-  static constexpr bool kRuled = false;
+  static constexpr bool kRuled = kHasRules;
   const AttentionArgs& a;
   Head h;
   int64_t first, rows;  // the block's first row, and how many the head has
@@ -29,8 +29,14 @@ struct Dense {
   __device__ __forceinline__ float* lse() const { return a.lse; }
   __device__ __forceinline__ int present() const { return static_cast<int>(min(rows - first, int64_t{kRows})); }
   __device__ __forceinline__ int64_t query_at(int row) const { return h.query_at(a, first + row); }
-  __device__ __forceinline__ Span span(int row) const { return {0, min(h.seen(a, first + row), a.length)}; }
-  __device__ __forceinline__ Span span() const { return span(present() - 1); }
+  __device__ __forceinline__ int64_t head(int row) const { return h.kv_head * h.group + (first + row) % h.group; }
+  // Of neighbouring rows, both ends rise; a row that sees nothing begins beyond all keys.
+  __device__ __forceinline__ Span span(int row) const {
+    if constexpr (!kRuled) return {0, min(h.seen(a, first + row), a.length)};
+    const Span s = h.span(a, first + row);
+    return s.empty() ? Span{a.length, 0} : s;
+  }
+  __device__ __forceinline__ Span span() const { return kRuled ? h.span(a, first, kRows) : span(present() - 1); }
 
   template <int kCount, int kThreadCount, class Tile>
   __device__ __forceinline__ void copy_queries(const Tile& tile) const {
@@ -43,33 +49,42 @@ struct Dense {
   }
 };
 
-template <class T, int kDim, bool kDecode>
-__global__ void __launch_bounds__(kThreads) forward_kernel(AttentionArgs a, Split split, const char* op) {
+// Two blocks to a multiprocessor: left to itself, the compiler aims at three or four of some kernels and spills.
+template <class T, int kDim, bool kDecode, bool kRuled>
+__global__ void __launch_bounds__(kThreads, 2) forward_kernel(AttentionArgs a, Split split, const char* op) {
   if (!kSm80) return;
   if (!resolve(a.position, op, a.length)) return;
+  if (kRuled && a.starts && blockIdx.x == 0) check_starts(a, op);
   BNB_DYNAMIC_SHARED(memory);
   constexpr int kRows = kBlockRows<kDecode>;
   const int64_t item = blockIdx.x / split.splits;
   const Head h(a, item / split.blocks);
   // Blocks of the last queries come first: those see the most keys.
-  const Dense<kRows> problem = {a, h, (split.blocks - 1 - item % split.blocks) * kRows, h.rows(a)};
-  Rows<Dense<kRows>, T, kDim, kDecode>(problem, split, memory).run();
+  using Problem = Dense<kRows, kRuled>;
+  const Problem problem = {a, h, (split.blocks - 1 - item % split.blocks) * kRows, h.rows(a)};
+  Rows<Problem, T, kDim, kDecode>(problem, split, memory).run();
 }
 
-template <class T, int kDim, bool kDecode>
+template <class T, int kDim, bool kDecode, bool kRuled>
 bool run(const AttentionArgs& a, CudaStream& s) {
   const int64_t rows = a.queries * (a.heads / a.kv_heads), blocks = ceil_div(rows, kBlockRows<kDecode>);
   const int64_t items = a.batch * a.kv_heads * blocks;
   Split split;
   if (!split_keys<kDim, kDecode>(s, blocks, items, most_keys(a), split)) return false;
-  launch(s, forward_kernel<T, kDim, kDecode>, dim3(static_cast<unsigned>(items * split.splits)), kThreads,
+  launch(s, forward_kernel<T, kDim, kDecode, kRuled>, dim3(static_cast<unsigned>(items * split.splits)), kThreads,
          kSharedBytes<kDim, kDecode>, a, split, "attention");
   return true;
 }
 
+template <class T, int kDim, bool kDecode>
+bool choose_rules(const AttentionArgs& a, CudaStream& s) {
+  return is_plain(a) ? run<T, kDim, kDecode, false>(a, s) : run<T, kDim, kDecode, true>(a, s);
+}
+
 template <class T, int kDim>
 bool choose(const AttentionArgs& a, CudaStream& s) {
-  return a.queries * (a.heads / a.kv_heads) <= 16 ? run<T, kDim, true>(a, s) : run<T, kDim, false>(a, s);
+  return a.queries * (a.heads / a.kv_heads) <= 16 ? choose_rules<T, kDim, true>(a, s)
+                                                  : choose_rules<T, kDim, false>(a, s);
 }
 
 template <class T>
@@ -80,7 +95,7 @@ bool choose_dim(const AttentionArgs& a, CudaStream& s) {
 }  // namespace
 
 bool attention_mma(const AttentionArgs& a, CudaStream& s) {
-  if (!is_plain(a) || a.dtype == DType::float32 || s.gpu.cc < 80 || a.dim % 8 != 0 || a.dim > 256 ||
+  if (a.dtype == DType::float32 || s.gpu.cc < 80 || a.dim % 8 != 0 || a.dim > 256 ||
       !aligned_for(16, a.q, a.k, a.v, a.y))
     return false;
   return a.dtype == DType::float16 ? choose_dim<f16>(a, s) : choose_dim<bf16>(a, s);

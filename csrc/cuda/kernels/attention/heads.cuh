@@ -9,16 +9,18 @@ namespace bnb::cuda {
 
 constexpr float kLowest = -__builtin_inff();
 
-// From the first to the last of the spans that are not empty.
+// From the first to the last of the spans that are not empty. All lanes of a warp call it and get the same.
 template <class F>
-__device__ Span union_of(int64_t begin, int64_t end, const F& span_at) {
-  Span all = {0, 0};
-  for (int64_t i = begin; i < end; i++) {
+__device__ __forceinline__ Span union_of(int64_t begin, int64_t end, const F& span_at) {
+  constexpr int64_t kFar = int64_t{1} << 60;
+  Span all = {kFar, 0};
+  for (int64_t i = begin + threadIdx.x % kWarp; i < end; i += kWarp) {
     const Span one = span_at(i);
-    if (one.empty()) continue;
-    all = all.empty() ? one : Span{min(all.from, one.from), max(all.to, one.to)};
+    if (!one.empty()) all = {min(all.from, one.from), max(all.to, one.to)};
   }
-  return all;
+  all.from = warp_reduce(all.from, [](int64_t a, int64_t b) { return a < b ? a : b; });
+  all.to = warp_reduce(all.to, [](int64_t a, int64_t b) { return a > b ? a : b; });
+  return all.empty() ? Span{0, 0} : all;
 }
 
 // One key head of one batch entry.
@@ -52,10 +54,18 @@ struct Head {
   }
 };
 
+// Bounds of samples that make no sense are reported; they lead nowhere outside of the tensors.
+__device__ __forceinline__ void check_starts(const AttentionArgs& a, const char* op) {
+  for (int64_t i = threadIdx.x; i <= a.samples; i += blockDim.x) {
+    int64_t value;
+    if (is_wrong_start(a, i, value)) report_out_of_range(a.fault, op, value, a.queries + 1);
+  }
+}
+
 // Keys that a launch must be prepared for; with a position, only the device knows how many there are.
 inline int64_t most_keys(const AttentionArgs& a) { return a.position.value ? a.keys : a.length; }
 
-// What the matrix units leave to the exact kernels.
+// Whether a query sees all keys, or all before its own, and scores are as they are.
 inline bool is_plain(const AttentionArgs& a) {
   return !a.starts && !a.rule.sinks && a.rule.window == 0 && a.rule.softcap == 0;
 }

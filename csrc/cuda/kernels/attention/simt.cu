@@ -27,14 +27,6 @@ __device__ __forceinline__ void own_queries(Stage<kRows>& stage, const Attention
   if (t < Stage<kRows>::kOwn) stage.own_at[t] = first + t < h.rows(a) ? h.query_at(a, first + t) * a.dim : -1;
 }
 
-// Bounds of samples that make no sense are reported; they lead nowhere outside of the tensors.
-__device__ __forceinline__ void check_starts(const AttentionArgs& a, const char* op) {
-  for (int64_t i = threadIdx.x; i <= a.samples; i += blockDim.x) {
-    int64_t value;
-    if (is_wrong_start(a, i, value)) report_out_of_range(a.fault, op, value, a.queries + 1);
-  }
-}
-
 // Blocks of the last queries come first: those see the most keys.
 __device__ __forceinline__ int64_t last_first(int64_t item, int64_t blocks) { return blocks - 1 - item % blocks; }
 
