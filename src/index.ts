@@ -4,7 +4,13 @@ export { defineOp, type GradsOf, type OpContext, type OpSpec } from "./autograd/
 export { isGradEnabled, noGrad } from "./autograd/no-grad.js";
 export * as functional from "./functional.js";
 export * as hub from "./hub/index.js";
-export { BitsAndBytesConfig, type BitsAndBytesConfigOptions } from "./hub/index.js";
+export {
+  AutoTokenizer,
+  BitsAndBytesConfig,
+  type BitsAndBytesConfigOptions,
+  type ChatMessage,
+  type Tokenizer,
+} from "./hub/index.js";
 export * from "./lora/index.js";
 export * from "./models/index.js";
 export * as nn from "./nn/index.js";

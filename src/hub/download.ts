@@ -9,7 +9,7 @@ import { BnbError } from "../tensor/errors.js";
 import type { ModelCache } from "./cache.js";
 import { exists } from "./cache.js";
 import type { HubRequests } from "./http.js";
-import { bodyOf, request, withRetries } from "./http.js";
+import { bodyOf, request, WrongContent, withRetries } from "./http.js";
 
 export interface RemoteFile {
   readonly id: string;
@@ -32,19 +32,35 @@ export async function downloadFile(
   const url = `${requests.endpoint}/${file.id}/resolve/${file.commit}/${file.name}`;
   const { hash, size } = await withRetries(url, requests, () => describe(url, requests));
   const blob = cache.blob(hash);
-  if (!(await exists(blob))) {
-    await mkdir(dirname(blob), { recursive: true });
-    await withRetries(url, requests, (progress) =>
-      transfer(url, `${blob}.incomplete`, { hash, size }, requests, (bytes) => {
-        progress();
-        onBytes(bytes, size);
-      }),
-    );
-    await rename(`${blob}.incomplete`, blob);
-  }
+  // Two loads of a model in one process share the transfer; if the other one fails, this one tries itself.
+  for (let other = running.get(blob); other; other = running.get(blob)) await other.catch(() => undefined);
+  const transferred = complete(url, blob, { hash, size }, requests, onBytes);
+  running.set(blob, transferred);
+  await transferred.finally(() => running.delete(blob));
   onBytes(size, size);
   await link(blob, target);
   return target;
+}
+
+const running = new Map<string, Promise<void>>();
+
+/** Transfers a blob that is not there, in as many attempts as it takes, and names it when it is whole. */
+async function complete(
+  url: string,
+  blob: string,
+  content: Content,
+  requests: HubRequests,
+  onBytes: OnBytes,
+): Promise<void> {
+  if (await exists(blob)) return;
+  await mkdir(dirname(blob), { recursive: true });
+  await withRetries(url, requests, (progress) =>
+    transfer(url, `${blob}.incomplete`, content, requests, (bytes) => {
+      progress();
+      onBytes(bytes, content.size);
+    }),
+  );
+  await rename(`${blob}.incomplete`, blob);
 }
 
 interface Content {
@@ -88,11 +104,10 @@ async function transfer(
     const range: Record<string, string> = have > 0 ? { range: `bytes=${have}-` } : {};
     const response = await request(url, requests, { headers: range, accepted: [416] });
     if (!continues(response, have)) {
-      // The server sends all of it, or knows nothing of such a range: from the beginning.
+      // The server sends all of it, or knows no such range: the next attempt is from the beginning.
       await response.body?.cancel();
       await rm(part, { force: true });
-      if (have === 0) throw new Error(`the answer to a request for all bytes was HTTP ${response.status}`);
-      return transfer(url, part, content, requests, onBytes);
+      throw new WrongContent(`the answer to a request for the bytes from ${have} on was HTTP ${response.status}`);
     }
     have = await append(part, response, have, size, digest, onBytes);
   }
@@ -100,8 +115,8 @@ async function transfer(
   const found = digest.digest("hex");
   if (have === size && found === hash) return;
   await rm(part, { force: true });
-  if (have > size) throw new Error(`more than ${size} bytes came, which the file has`);
-  throw new Error(`the bytes that came have the hash ${found}, and ${hash} was expected`);
+  if (have > size) throw new WrongContent(`more than ${size} bytes came, which the file has`);
+  throw new WrongContent(`the bytes that came have the hash ${found}, and ${hash} was expected`);
 }
 
 /** Whether the body of a response begins at byte `have`. */

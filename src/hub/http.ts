@@ -26,25 +26,33 @@ class Transient extends Error {
   }
 }
 
+/** What came is not what was asked for. Unlike bytes of a connection that drops, those of such an attempt are no progress. */
+export class WrongContent extends Error {}
+
 /**
  * Runs `attempt` until it succeeds. What fails without being final is repeated, up to 5 times in a row without progress,
- * which `attempt` reports. Throws ERR_BNB_FILE with the last reason, ERR_BNB_ABORTED when the signal is.
+ * which `attempt` reports, and up to 5 times in all where wrong content comes. Throws ERR_BNB_FILE with the last reason, ERR_BNB_ABORTED when the signal is.
  */
 export async function withRetries<T>(
   what: string,
   requests: HubRequests,
   attempt: (progress: () => void) => Promise<T>,
 ): Promise<T> {
-  for (let failures = 0; ; ) {
+  let failures = 0;
+  let wrong = 0;
+  for (;;) {
     throwIfAborted(requests.signal);
+    let progressed = false;
     try {
       return await attempt(() => {
-        failures = 0;
+        progressed = true;
       });
     } catch (cause) {
       throwIfAborted(requests.signal);
       if (cause instanceof BnbError) throw cause;
-      if (++failures >= ATTEMPTS) {
+      failures = progressed ? 1 : failures + 1;
+      if (cause instanceof WrongContent) wrong++;
+      if (Math.max(failures, wrong) >= ATTEMPTS) {
         const reason = reasonOf(cause);
         throw new BnbError("ERR_BNB_FILE", `${what}: failed ${ATTEMPTS} times, at last with: ${reason}`, { cause });
       }

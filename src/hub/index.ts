@@ -7,7 +7,6 @@ export {
 export { openCheckpoint } from "./checkpoint.js";
 export { type FileDType, fileTypes } from "./file-dtype.js";
 export { type LoadCheckpointOptions, type LoadProgress, loadCheckpoint } from "./load-checkpoint.js";
-export type { SafetensorsFile } from "./safetensors.js";
 export {
   type FileTensor,
   type SaveOptions,
@@ -17,3 +16,12 @@ export {
 } from "./safetensors-writer.js";
 export { type SaveCheckpointOptions, saveCheckpoint } from "./save-checkpoint.js";
 export type { LoadOptions, TensorInfo, TensorSource } from "./source.js";
+export {
+  AutoTokenizer,
+  type ChatMessage,
+  type ChatTemplateOptions,
+  type DecodeOptions,
+  type EncodeOptions,
+  type Tokenizer,
+  type TokenizerOptions,
+} from "./tokenizer.js";

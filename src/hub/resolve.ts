@@ -3,7 +3,7 @@ import { mkdir, readFile, stat, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { BnbError } from "../tensor/errors.js";
 import { checkRepoId, checkRevision, exists, hubSettings, ModelCache } from "./cache.js";
-import { INDEX, SINGLE, shardsOfIndex } from "./checkpoint.js";
+import { INDEX, PICKLE, PICKLE_INDEX, SINGLE, shardsOfIndex } from "./checkpoint.js";
 import { downloadFile } from "./download.js";
 import type { HubRequests } from "./http.js";
 import { request, withRetries } from "./http.js";
@@ -25,8 +25,6 @@ export interface ResolveOptions {
 const tokenizerFiles =
   /^(tokenizer.*\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|chat_template\.(jinja|json))$/;
 const modelFiles = /^(config|generation_config)\.json$/;
-const PICKLE = "pytorch_model.bin";
-const PICKLE_INDEX = "pytorch_model.bin.index.json";
 
 /**
  * A folder that holds what is needed of the model `name`: `name` itself where it is a folder, else a snapshot in the

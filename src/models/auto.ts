@@ -25,8 +25,10 @@ const families: Readonly<Record<string, Family<LlamaForCausalLM>>> = {
  */
 export const AutoModelForCausalLM = {
   /**
-   * Loads the model of a folder with config.json and its weights in safetensors files, quantized as they are there or as
-   * `quantizationConfig` says. The model is in evaluation mode.
+   * Loads the model of a folder with config.json and its weights in safetensors files, or of an id on the hub such as
+   * "meta-llama/Llama-3.2-1B": from the cache that Hugging Face's libraries share, into which it is downloaded if need be
+   * (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE). Weights are quantized as they are there, or as `quantizationConfig`
+   * says. The model is in evaluation mode.
    *
    * Rejects with ERR_BNB_UNSUPPORTED for an architecture that is not known, ERR_BNB_FILE and ERR_BNB_FORMAT for files that
    * cannot be read, ERR_BNB_ABORTED when the signal is.

@@ -3,11 +3,22 @@ import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { JsonObject } from "../hub/config-text.js";
 import { parseConfig } from "../hub/config-text.js";
-import type { LoadProgress } from "../hub/index.js";
+import type { LoadProgress, TensorSource } from "../hub/index.js";
 import { BitsAndBytesConfig, loadCheckpoint, openCheckpoint } from "../hub/index.js";
 import { mergeConfigs } from "../hub/quantize-linears.js";
+import { resolveModel } from "../hub/resolve.js";
 import type { Module } from "../nn/index.js";
-import { aDevice, aFloatDType, aFunction, anAbortSignal, anInstance, either, oneOf, orNull } from "../tensor/checks.js";
+import {
+  aDevice,
+  aFloatDType,
+  aFunction,
+  anAbortSignal,
+  anInstance,
+  aString,
+  either,
+  oneOf,
+  orNull,
+} from "../tensor/checks.js";
 import type { DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
@@ -22,16 +33,27 @@ export interface FromPretrainedOptions {
   dtype?: DType | "auto";
   /** The device that the model goes to. Default: the default device. */
   deviceMap?: DeviceLike;
-  /** Called with each tensor that was read. */
-  onProgress?: (progress: LoadProgress) => void;
+  /** Branch, tag or commit of a model on the hub. Default "main". */
+  revision?: string;
+  /** For private and gated models on the hub. Default HF_TOKEN, or what `hf auth login` left. */
+  token?: string;
+  /** Called as files come from the hub, and with each tensor that was read. */
+  onProgress?: (progress: FromPretrainedProgress) => void;
   signal?: AbortSignal;
 }
+
+/** How far `fromPretrained` is: bytes of one file that are here, or tensors that are loaded. */
+export type FromPretrainedProgress =
+  | { readonly stage: "download"; readonly name: string; readonly bytes: number; readonly totalBytes: number }
+  | (LoadProgress & { readonly stage: "load" });
 
 /** @internal */
 export const fromPretrainedOptions = optionTable<FromPretrainedOptions>({
   quantizationConfig: orNull(anInstance(() => BitsAndBytesConfig, "a BitsAndBytesConfig")),
   dtype: either(aFloatDType, oneOf(["auto"])),
   deviceMap: aDevice,
+  revision: aString,
+  token: aString,
   onProgress: aFunction,
   signal: anAbortSignal,
 });
@@ -46,12 +68,16 @@ export interface Family<M extends Module = Module> {
   readonly embedding: string;
 }
 
-/** @internal Loads the model of `folder` as its family makes it. */
+/** @internal Loads the model of a folder, or of an id on the hub, as its family makes it. */
 export async function loadPretrained<M extends Module>(
-  folder: string,
+  path: string,
   familyOf: (config: JsonObject) => Family<M>,
   options: FromPretrainedOptions,
 ): Promise<M> {
+  const { revision, token, signal, onProgress } = options;
+  const onDownload = (name: string, bytes: number, totalBytes: number): void =>
+    onProgress?.({ stage: "download", name, bytes, totalBytes });
+  const folder = await resolveModel(path, "model", { revision, token, signal, onDownload });
   const configText = await readConfigText(folder);
   const config = parseConfig(configText);
   const family = familyOf(config);
@@ -67,6 +93,7 @@ export async function loadPretrained<M extends Module>(
   const source = await openCheckpoint(folder);
   let model: M | undefined;
   try {
+    checkLayers(config, source);
     model = uninitialized(() => family.create(config, { dtype, ...place }));
     const { head = "lm_head", embedding } = family;
     const isTied = model.namedParameters().every(([name]) => name !== `${head}.weight`);
@@ -74,8 +101,8 @@ export async function loadPretrained<M extends Module>(
       quantizationConfig,
       head,
       tied: isTied ? { [`${head}.weight`]: embedding } : {},
-      ...(options.onProgress && { onProgress: options.onProgress }),
-      signal: options.signal,
+      ...(onProgress && { onProgress: (progress: LoadProgress) => onProgress({ stage: "load", ...progress }) }),
+      signal,
     });
     warnOfUnused(unexpected);
   } catch (error) {
@@ -86,6 +113,16 @@ export async function loadPretrained<M extends Module>(
   }
   rememberOrigin(model, { folder, configText, quantizationConfig, dtype });
   return model.eval();
+}
+
+/** A layer has tensors: a config that claims more layers than the checkpoint has tensors would only take memory. */
+function checkLayers(config: JsonObject, source: TensorSource): void {
+  const tensors = [...source.names()].length;
+  for (const key of ["num_hidden_layers", "n_layer", "num_layers"]) {
+    const layers = config[key];
+    if (typeof layers !== "number" || layers <= tensors) continue;
+    throw new BnbError("ERR_BNB_FORMAT", `config.json: ${key} is ${layers}, and the checkpoint has ${tensors} tensors`);
+  }
 }
 
 async function readConfigText(folder: string): Promise<string> {

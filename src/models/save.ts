@@ -25,6 +25,15 @@ export function rememberOrigin(model: Module, origin: Origin): void {
   origins.set(model, origin);
 }
 
+/** @internal The dtype that a model was loaded in. */
+export const originDType = (model: Module): DType | undefined => origins.get(model)?.dtype;
+
+/** @internal The model is no longer quantized. */
+export function forgetQuantization(model: Module): void {
+  const origin = origins.get(model);
+  if (origin) origins.set(model, { ...origin, quantizationConfig: null });
+}
+
 export type SavePretrainedOptions = Pick<SaveCheckpointOptions, "maxShardSize">;
 const saveOptions = optionTable<SavePretrainedOptions>({ maxShardSize: aNumberAbove(0) });
 const aModel = anInstance(() => Module, "a model");

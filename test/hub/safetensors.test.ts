@@ -4,7 +4,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync, writeFile
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
-import { SafetensorsFile } from "../../src/hub/safetensors.js";
+import { openSafetensors } from "../../src/hub/safetensors.js";
 import { headerLength, parseHeader } from "../../src/hub/safetensors-header.js";
 import { saveSafetensors } from "../../src/hub/safetensors-writer.js";
 import { tensor } from "../../src/index.js";
@@ -52,7 +52,7 @@ describe("files of the reference writer", () => {
       b: { dtype: "F6_E2M3", shape: [4, 5], bytes: bytes.subarray(1) },
     } as const;
     await saveSafetensors(inFolder("raw"), tensors);
-    const file = await SafetensorsFile.open(inFolder("raw"));
+    const file = await openSafetensors(inFolder("raw"));
     expect(file.info("b")).toEqual({ dtype: "F6_E2M3", shape: [4, 5], nbytes: 15, file: "raw" });
     expect(await file.bytes("b")).toEqual(bytes.subarray(1));
     expect(await file.bytes("b", 2, 5)).toEqual(bytes.subarray(3, 6));
@@ -68,7 +68,7 @@ describe.each(testDevices())("loading on %s", (device) => {
   it("gives the elements of every dtype, wherever they begin", async () => {
     const path = "functional/int8.safetensors"; // I64, F64, F32, I32, F16, BF16, U8, I8
     const expected = readSafetensors(path);
-    const file = await SafetensorsFile.open(join("test/fixtures", path));
+    const file = await openSafetensors(join("test/fixtures", path));
     for (const [name, { dtype, shape, values }] of expected) {
       const loaded = await file.load(name, { device });
       expect([loaded.dtype, loaded.shape, loaded.device.toString()]).toEqual([
@@ -92,7 +92,7 @@ describe.each(testDevices())("loading on %s", (device) => {
       e4m3: { dtype: "F8_E4M3", shape: [256], bytes: codes },
       none: { dtype: "F8_E4M3", shape: [0, 3], bytes: new Uint8Array(0) },
     });
-    const file = await SafetensorsFile.open(inFolder("f8"));
+    const file = await openSafetensors(inFolder("f8"));
     const halves = tensor(
       Uint16Array.from(codes, (code) => code << 8),
       { dtype: "float16" },
@@ -114,7 +114,7 @@ describe.each(testDevices())("loading on %s", (device) => {
   it("converts floats to the dtype that is asked for, and nothing else", async () => {
     const x = tensor([1, 2.00390625], { dtype: "float16", device });
     await saveSafetensors(inFolder("asked"), { x, codes: tensor([1, 2], { dtype: "uint8", device }) });
-    const file = await SafetensorsFile.open(inFolder("asked"));
+    const file = await openSafetensors(inFolder("asked"));
     const loaded = await file.load("x", { device, dtype: "bfloat16" });
     expect([loaded.dtype, ...(await loaded.floats())]).toEqual(["bfloat16", 1, 2]);
     await expect(file.load("codes", { dtype: "float32" })).rejects.toThrow(
@@ -126,7 +126,7 @@ describe.each(testDevices())("loading on %s", (device) => {
   it("saves what it loads", async () => {
     const x = tensor([1.5, -2, 3e-8], { dtype: "bfloat16", shape: [1, 3], device });
     await saveSafetensors(inFolder("x"), { x, empty: tensor(new Int8Array(0), { shape: [0, 7], device }) });
-    const file = await SafetensorsFile.open(inFolder("x"));
+    const file = await openSafetensors(inFolder("x"));
     expect([...file.names()]).toEqual(["x", "empty"]);
     expect(await (await file.load("x", { device })).data()).toEqual(await x.data());
     expect((await file.load("empty", { device })).shape).toEqual([0, 7]);
@@ -137,12 +137,12 @@ describe.each(testDevices())("loading on %s", (device) => {
 describe("a file that cannot be read", () => {
   it("says so when it became shorter after it was opened", async () => {
     await saveSafetensors(inFolder("short"), { x: tensor(new Float32Array(4096)) });
-    const file = await SafetensorsFile.open(inFolder("short"));
+    const file = await openSafetensors(inFolder("short"));
     truncateSync(inFolder("short"), 5000);
     await expect(file.load("x")).rejects.toThrow("readFile: the file ends at byte 5000, 11488 more must be there");
     await expect(file.bytes("x")).rejects.toThrow("short: ended at byte 5000, 16488 must be there");
     await file.close();
-    await expect(SafetensorsFile.open(inFolder("short"))).rejects.toThrow(
+    await expect(openSafetensors(inFolder("short"))).rejects.toThrow(
       'short: is incomplete: it must have 16488 bytes, has 5000; tensor "x" and what follows are cut off',
     );
   });
@@ -160,16 +160,16 @@ describe("a file that cannot be read", () => {
   ];
   it.each(others)("%s", async (name, contents, message) => {
     writeFileSync(inFolder(name), contents);
-    const open = SafetensorsFile.open(inFolder(name));
+    const open = openSafetensors(inFolder(name));
     await expect(open).rejects.toThrow(message);
     await expect(open).rejects.toMatchObject({ code: "ERR_BNB_FORMAT" });
   });
 
   it("names the system's reason", async () => {
-    const missing = SafetensorsFile.open(inFolder("missing"));
+    const missing = openSafetensors(inFolder("missing"));
     await expect(missing).rejects.toMatchObject({ code: "ERR_BNB_FILE" });
     await expect(missing).rejects.toThrow("missing: could not be opened: ENOENT");
-    await expect(SafetensorsFile.open(folder)).rejects.toThrow("is not a file");
+    await expect(openSafetensors(folder)).rejects.toThrow("is not a file");
   });
 });
 

@@ -7,7 +7,7 @@ import { afterAll, afterEach, describe, expect, it, vi } from "vitest";
 import { noGrad } from "../../src/autograd/no-grad.js";
 import { openCheckpoint, saveCheckpoint } from "../../src/hub/index.js";
 import { AutoModelForCausalLM, BitsAndBytesConfig, memory, savePretrained, tensor, tidy } from "../../src/index.js";
-import type { LlamaForCausalLM } from "../../src/models/index.js";
+import type { FromPretrainedProgress, LlamaForCausalLM } from "../../src/models/index.js";
 import type { Linear8bitLt } from "../../src/nn/index.js";
 import { Linear, Linear4bit } from "../../src/nn/index.js";
 import type { Tensor } from "../../src/tensor/tensor.js";
@@ -45,10 +45,20 @@ function edited(from: string, edit: (config: Record<string, unknown>) => void): 
   return folder;
 }
 
+const made: Tensor[] = [];
+afterEach(() => {
+  for (const t of made.splice(0)) t.dispose();
+});
+/** A tensor that lives as long as the test. */
+function passing(t: Tensor): Tensor {
+  made.push(t);
+  return t;
+}
+
 async function tensorsOf(folder: string): Promise<Map<string, Tensor>> {
   const source = await openCheckpoint(folder);
   const tensors = new Map<string, Tensor>();
-  for (const name of source.names()) tensors.set(name, await source.load(name));
+  for (const name of source.names()) tensors.set(name, passing(await source.load(name)));
   await source.close();
   return tensors;
 }
@@ -134,7 +144,7 @@ describe("a quantized checkpoint", () => {
       `loadCheckpoint: the checkpoint must fit the model, got: "${name}.weight" must be float32, float16 or bfloat16, got int8`,
     );
     const norm = await tensorsOf(llama("nf4"));
-    norm.set("model.norm.SCB", tensor([1]));
+    norm.set("model.norm.SCB", passing(tensor([1])));
     await saveCheckpoint(folder, norm);
     await expect(load(folder)).rejects.toThrow(
       'model.safetensors: tensor "model.norm.SCB" belongs to a quantized weight, and the model has no linear layer there',
@@ -220,22 +230,20 @@ describe("quantizing while loading", () => {
   });
 
   it("leaves nothing when it fails half way or is aborted", async () => {
-    const { tensors } = memory();
     const broken = newFolder();
     const weights = await tensorsOf(llama("fp32"));
-    weights.get("model.layers.1.mlp.up_proj.weight")!.dispose();
     const bad = new Float32Array(352 * 128);
     bad[77] = Number.NaN;
-    weights.set("model.layers.1.mlp.up_proj.weight", tensor(bad, { shape: [352, 128] }));
+    weights.set("model.layers.1.mlp.up_proj.weight", passing(tensor(bad, { shape: [352, 128] })));
     await saveCheckpoint(broken, weights);
-    for (const t of weights.values()) t.dispose();
     cpSync(join(llama("fp32"), "config.json"), join(broken, "config.json"));
+    const { tensors } = memory();
     await expect(load(broken, { quantizationConfig: nf4 })).rejects.toThrow(
       '"model.layers.1.mlp.up_proj.weight" must be finite, got NaN at 77',
     );
     const abort = new AbortController();
-    const onProgress = ({ tensors: read }: { tensors: number }) => {
-      if (read === 3) abort.abort();
+    const onProgress = (progress: FromPretrainedProgress) => {
+      if (progress.stage === "load" && progress.tensors === 3) abort.abort();
     };
     const aborted = load(llama("fp32"), { onProgress, signal: abort.signal });
     await expect(aborted).rejects.toMatchObject({ code: "ERR_BNB_ABORTED" });
@@ -272,9 +280,11 @@ describe("ties", () => {
 
   it("that do not agree are refused", async () => {
     const folder = await tied((t) =>
-      tensor(
-        t.floatsSync().map((x, i) => (i === 100 ? x + 1 : x)),
-        { shape: t.shape },
+      passing(
+        tensor(
+          t.floatsSync().map((x, i) => (i === 100 ? x + 1 : x)),
+          { shape: t.shape },
+        ),
       ),
     );
     await expect(load(folder)).rejects.toThrow(
@@ -334,8 +344,8 @@ describe("what cannot be opened", () => {
     await saveCheckpoint(copy, tensors);
     await expect(load(copy)).rejects.toThrow('loadCheckpoint: the checkpoint lacks "model.norm.weight"');
     const all = await tensorsOf(source);
-    all.set("model.extra.weight", tensor([1]));
-    all.set("model.layers.0.self_attn.rotary_emb.inv_freq", tensor([1]));
+    all.set("model.extra.weight", passing(tensor([1])));
+    all.set("model.layers.0.self_attn.rotary_emb.inv_freq", passing(tensor([1])));
     await saveCheckpoint(copy, all);
     const warn = vi.spyOn(process, "emitWarning").mockImplementation(() => undefined);
     (await load(copy)).dispose();

@@ -40,6 +40,8 @@ const llamaFixture = bnb.LlamaConfig.fromJSON(
   JSON.parse(readFileSync("test/fixtures/models/llama/nf4/config.json", "utf8")),
 );
 const source = await hub.openCheckpoint("test/fixtures/models/llama/nf4");
+const tokenizerFolder = "test/fixtures/models/tokenizer";
+const tokenizer = await bnb.AutoTokenizer.fromPretrained(tokenizerFolder);
 const parameter = () => [new nn.Parameter(bnb.rand([4]))];
 const bytes = new Uint8Array(64);
 const batch = { batchSize: 1, sequenceLength: 4 };
@@ -47,6 +49,7 @@ const zeros = (dtype: "float32" | "uint8") => bnb.zeros(dtype === "uint8" ? [4] 
 
 afterAll(async () => {
   await source.close();
+  tokenizer.dispose();
   rmSync(folder, { recursive: true });
   const plan = Object.values(table);
   for (const used of [x, ids, heads, pages, packed, state, codes, state8, rows, product, model, ...plan])
@@ -166,10 +169,15 @@ const withOptions: Record<string, Entry> = {
     BitsAndBytesConfig: { call: (o) => new bnb.BitsAndBytesConfig(o) },
     "hub.BitsAndBytesConfig": { call: (o) => new hub.BitsAndBytesConfig(o) },
     "AutoModelForCausalLM.fromPretrained": { call: (o) => bnb.AutoModelForCausalLM.fromPretrained("test/fixtures/models/llama/nf4", o) },
+    dequantizeModel: { call: (o) => bnb.dequantizeModel(new nn.Sequential(new nn.Linear(2, 2)), o) },
     savePretrained: {
       call: async (o) => bnb.savePretrained(await bnb.AutoModelForCausalLM.fromPretrained("test/fixtures/models/llama/nf4"), folder, o),
     },
+    "AutoTokenizer.fromPretrained": { call: async (o) => (await bnb.AutoTokenizer.fromPretrained(tokenizerFolder, o)).dispose() },
     // Methods.
+    "Tokenizer.encode": { call: (o) => tokenizer.encode("a", o) },
+    "Tokenizer.decode": { call: (o) => tokenizer.decode([1], o) },
+    "Tokenizer.applyChatTemplate": { call: (o) => tokenizer.applyChatTemplate([{ role: "user", content: "" }], o) },
     "TensorSource.load": { call: (o) => source.load("model.norm.weight", o) },
     "x.sum": { call: (o) => x.sum(o) }, "x.mean": { call: (o) => x.mean(o) }, "x.max": { call: (o) => x.max(o) },
     "x.min": { call: (o) => x.min(o) }, "x.argmax": { call: (o) => x.argmax(o) },

@@ -108,6 +108,11 @@ it("methods", async () => {
     [bnb.QuantState, ["fromDict"]],
     [bnb.LlamaConfig, ["fromJSON"]],
     [bnb.BitsAndBytesConfig, ["fromJSON"]],
+    [bnb.AutoTokenizer, ["fromPretrained"]],
+    [
+      await bnb.AutoTokenizer.fromPretrained(join(before, "test/fixtures/models/tokenizer")),
+      ["encode", "decode", "tokenToId", "idToToken", "applyChatTemplate"],
+    ],
     [bnb.AutoModelForCausalLM, ["fromPretrained"]],
     [nn.Params4bit, ["fromPrequantized"]],
     [await hub.openCheckpoint(join(before, "test/fixtures/models/llama/nf4")), ["info", "load", "bytes"]],

@@ -1,0 +1,66 @@
+// The thread behind a Tokenizer. Texts come and go in pieces, so that neither side copies a long one at once.
+"use strict";
+const { parentPort, workerData } = require("node:worker_threads");
+const { Template } = require("@huggingface/jinja");
+const { Tokenizer } = require("@huggingface/tokenizers");
+
+/** Characters of a piece: a copy of about a millisecond. */
+const PIECE = workerData.piece;
+
+/** @type {Map<number, string[]>} Pieces of the texts of calls that are not complete. */
+const texts = new Map();
+/** @type {Map<string, any>} */
+const templates = new Map();
+const description = JSON.parse(workerData.tokenizer);
+const tokenizer = new Tokenizer(description, JSON.parse(workerData.config));
+const joinsPairs = ![undefined, "ByteLevel"].includes(description.post_processor?.type);
+const vocabulary = tokenizer.get_vocab(true);
+
+/** What each call does with its text, ids and options. */
+const operations = {
+  encode(text, _ids, { addSpecialTokens, split }) {
+    const ids = (one, other) => tokenizer.encode(one, { text_pair: other, add_special_tokens: addSpecialTokens }).ids;
+    if (split === null) return { ids: Int32Array.from(ids(text)) };
+    const [first, second] = [text.slice(0, split), text.slice(split)];
+    // What only handles bytes has no rule for pairs: they follow each other.
+    return { ids: Int32Array.from(joinsPairs ? ids(first, second) : [...ids(first), ...ids(second)]) };
+  },
+  decode(_text, ids, { skipSpecialTokens }) {
+    const text = tokenizer.decode(Array.from(ids), {
+      skip_special_tokens: skipSpecialTokens,
+      clean_up_tokenization_spaces: false,
+    });
+    return { text };
+  },
+  render(template, _ids, { variables }) {
+    let compiled = templates.get(template);
+    if (!compiled) {
+      compiled = new Template(template);
+      templates.set(template, compiled);
+    }
+    return { text: compiled.render(variables) };
+  },
+  tokenToId: (token) => ({ value: vocabulary.get(token) ?? null }),
+  idToToken: (_text, _ids, { id }) => ({ value: tokenizer.id_to_token(id) ?? null }),
+};
+
+parentPort.on("message", ({ call, piece, operation, ids, options }) => {
+  if (piece !== undefined) {
+    const pieces = texts.get(call);
+    if (pieces) pieces.push(piece);
+    else texts.set(call, [piece]);
+    return;
+  }
+  const text = (texts.get(call) ?? []).join("");
+  texts.delete(call);
+  try {
+    const { text: answer = "", ids: codes, value } = operations[operation](text, ids, options);
+    for (let at = 0; at < answer.length; at += PIECE) {
+      parentPort.postMessage({ call, piece: answer.slice(at, at + PIECE) });
+    }
+    parentPort.postMessage({ call, done: true, ids: codes, value }, codes ? [codes.buffer] : []);
+  } catch (error) {
+    parentPort.postMessage({ call, error: error instanceof Error ? error.message : String(error) });
+  }
+});
+parentPort.postMessage({ call: 0, done: true, value: vocabulary.size });
