@@ -12,6 +12,7 @@
 #include "cpu/lanes.h"
 #include "cpu/math.h"
 #include "cpu/parallel.h"
+#include "cpu/reduce_four.h"
 #include "kernels/score_rule.h"
 
 namespace bnb::BNB_ISA {
@@ -206,8 +207,17 @@ void attend_few(const P& p, int64_t begin, int64_t end, Span keys, const Partial
           for (int i = 0; i < R; i++) dot[i] = fma(x, lanes.load(q + i * dim + d), dot[i]);
         });
         const float scale = run.scales ? run.scales[at] : 1.0f;
-#pragma GCC unroll 8
-        for (int i = 0; i < R; i++) s[i * kKeys + j] = reduce_add(dot[i]) * scale;
+        if constexpr (R % 4 == 0) {
+#pragma GCC unroll 2
+          for (int i = 0; i < R; i += 4) {
+            alignas(16) float four[4];
+            reduce_add_four(dot[i], dot[i + 1], dot[i + 2], dot[i + 3], four);
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; k++) s[(i + k) * kKeys + j] = four[k] * scale;
+          }
+        } else {
+          for (int i = 0; i < R; i++) s[i * kKeys + j] = reduce_add(dot[i]) * scale;
+        }
       }
     }
     for (int64_t i = 0; i < rows; i++) {
