@@ -6,7 +6,7 @@ import { existsSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { resolve } from "node:path";
 
-const suites = ["test/ops", "test/optim", "test/native", "test/memory", "test/tensor", "test/functional"];
+const suites = ["test/ops", "test/optim", "test/native", "test/memory", "test/tensor"];
 /** @type {(command: string, args: string[], env?: NodeJS.ProcessEnv) => void} */
 const run = (command, args, env = {}) => {
   const { status } = spawnSync(command, args, { stdio: "inherit", env: { ...process.env, ...env } });
