@@ -26,7 +26,7 @@ interface Quantization {
 }
 
 // On a machine without one there is nothing to test, but a file needs a test.
-it("has a CPU beside the GPUs", () => expect(testDevices()).toContain("cpu"));
+it("has devices to run on", () => expect(testDevices().length).toBeGreaterThan(0));
 
 for (const device of testDevices().filter((name) => name.startsWith("cuda"))) {
   describe(`4-bit products on ${device}`, () => {

@@ -129,4 +129,4 @@ describe.each(testDevices().filter((device) => device.startsWith("cuda")))("matm
   });
 });
 
-it("has devices to run on, or none", () => expect(testDevices()).toContain("cpu"));
+it("has devices to run on", () => expect(testDevices().length).toBeGreaterThan(0));
