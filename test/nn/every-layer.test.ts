@@ -205,6 +205,20 @@ describe.each(testDevices())("on %s", (device) => {
     }
   });
 
+  it.each(cases.map((c, i) => [c.name, i] as const))("%s (%i) says that it was disposed", (_, i) => {
+    const c = cases[i] as LayerCase;
+    tidy(() => {
+      const layer = c.make("float32", device);
+      const x = c.ids ? tensor(Int32Array.of(1), { device }) : filled([2, k], "float32", device, 1);
+      layer.forward(x);
+      const holdsNothing = layer.stateDict().size === 0;
+      layer.dispose();
+      const use = (): unknown => layer.forward(x);
+      if (holdsNothing) expect(use).not.toThrow();
+      else expect(use).toThrow(expect.objectContaining({ code: "ERR_BNB_DISPOSED" }));
+    });
+  });
+
   it("leaves no layer of the library out", () => {
     const layers = Object.entries(nn).filter(
       ([, value]) => value === nn.Module || (value as { prototype?: unknown }).prototype instanceof nn.Module,
