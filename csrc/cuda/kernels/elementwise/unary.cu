@@ -17,7 +17,7 @@ constexpr float kSqrtHalf = 0.70710678118654752f;
 constexpr float kInvSqrt2Pi = 0.39894228040143268f;
 constexpr float kGeluSlope = 1.5957691216057308f;  // 2 sqrt(2 / pi)
 constexpr float kGeluCube = 0.044715f;
-constexpr float kGeluFlat = 30.0f;  // beyond, the gradient is 0 or 1, and powers of x could be infinite
+constexpr float kGeluFlat = 30.0f;        // beyond, the gradient is 0 or 1, and powers of x could be infinite
 constexpr double kMaxWholeExponent = 16;  // above, repeated squaring loses more than a logarithm does
 
 __device__ __forceinline__ float sign_of(float x) { return x > 0 ? 1.0f : x < 0 ? -1.0f : x; }
@@ -25,9 +25,7 @@ __device__ __forceinline__ float sign_of(float x) { return x > 0 ? 1.0f : x < 0 
 __device__ __forceinline__ float normal_cdf(float x) { return fmaf(0.5f, erff(x * kSqrtHalf), 0.5f); }
 
 // (1 + tanh u) / 2 = sigmoid(2 u), the approximation of normal_cdf.
-__device__ __forceinline__ float tanh_cdf(float x) {
-  return sigmoid(kGeluSlope * x * fmaf(kGeluCube * x, x, 1.0f));
-}
+__device__ __forceinline__ float tanh_cdf(float x) { return sigmoid(kGeluSlope * x * fmaf(kGeluCube * x, x, 1.0f)); }
 
 template <int V, class F>
 __device__ __forceinline__ void each(float (&x)[V], F f) {
