@@ -38,7 +38,7 @@ export abstract class Optimizer8bit<Options extends object = object> {
   #hasWarned = false;
 
   protected constructor(params: Params<Options>, options: Partial<Options>, family: OptimizerFamily<Options>) {
-    if (!isPlainObject(family)) {
+    if (!isPlainObject(family) || !isPlainObject(family.defaults)) {
       throw new BnbError("ERR_BNB_ARGUMENT", `${this.name}: is what optimizers are made of; construct one of them`);
     }
     const { defaults, fixed } = family;

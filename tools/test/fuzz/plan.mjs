@@ -333,6 +333,8 @@ const internal = new Set([
   "constructor",
   "alias",
   "takeHandle",
+  "isHeldBy",
+  "replaceHandle",
   "escape",
   "slot",
   "node",
