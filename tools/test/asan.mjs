@@ -1,6 +1,6 @@
-// npm run test:asan: builds the addon, the emulated GPU with it, with AddressSanitizer and UndefinedBehaviorSanitizer in
-// build-asan and runs the tests that exercise native code with it: those of ops on the CPU and on the emulated GPU, all
-// others on the CPU. Any report ends the test process. Linux with GCC or Clang.
+// npm run test:asan: builds the addon, and the emulated GPU with it unless BNB_CUDA=off, with AddressSanitizer and
+// UndefinedBehaviorSanitizer in build-asan and runs the tests that exercise native code with it: those of ops on the CPU
+// and on the emulated GPU, all others on the CPU. Any report ends the test process. Linux with GCC or Clang.
 import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { availableParallelism } from "node:os";
@@ -13,8 +13,9 @@ const run = (command, args, env = {}) => {
   if (status !== 0) process.exit(status ?? 1);
 };
 
+const cuda = process.env.BNB_CUDA ?? "emulate";
 const ninja = spawnSync("ninja", ["--version"]).status === 0 ? ["-G", "Ninja"] : [];
-run("cmake", ["-S", ".", "-B", "build-asan", ...ninja, "-DBNB_SANITIZE=ON", "-DBNB_CUDA=emulate"]);
+run("cmake", ["-S", ".", "-B", "build-asan", ...ninja, "-DBNB_SANITIZE=ON", `-DBNB_CUDA=${cuda}`]);
 run("cmake", ["--build", "build-asan", "--parallel", process.env.BNB_JOBS ?? String(availableParallelism())]);
 
 /** @type {(name: string) => string} */
@@ -24,7 +25,7 @@ const args = process.argv.slice(2);
 const filters = args.some((arg) => !arg.startsWith("-")) ? [] : suites.filter((path) => existsSync(path));
 run("node_modules/.bin/vitest", ["run", ...filters, ...args], {
   BNB_BINARY: resolve("build-asan/Release/bitsandbytes.node"),
-  BNB_FAKE_BINARY: resolve("build-asan/Release/bitsandbytes-fake.node"),
+  ...(cuda === "emulate" && { BNB_FAKE_BINARY: resolve("build-asan/Release/bitsandbytes-fake.node") }),
   BNB_SANITIZED: "1",
   LD_PRELOAD: [library("libasan.so"), library("libstdc++.so.6")].join(" "),
   // Node itself never frees what lives as long as the process, so leaks cannot be told apart here; the memory tests
