@@ -1,4 +1,4 @@
-// Llama made in code: its configuration, and a new model of it. Checkpoints of Llama open as what stands in families/.
+// Llama: a new model made in code, and what the family of that name in families/ makes of a checkpoint.
 import { RMSNorm } from "../nn/index.js";
 import { initChecks } from "../nn/layer-options.js";
 import { checkOptions, optionTable } from "../tensor/options.js";

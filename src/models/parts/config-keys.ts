@@ -82,7 +82,7 @@ export interface DecoderDefaults {
   readonly tieWordEmbeddings?: boolean;
   readonly headDim?: number;
   readonly ropeTheta?: number;
-  /** The window of layer i where there is one; absent: no layer has one. */
+  /** Whether layer i has the window of the config where layer_types is absent; absent: no layer has one. */
   readonly window?: (layer: number) => boolean;
 }
 
