@@ -6,7 +6,7 @@
     "host_sources": ["<!@(node -p \"['csrc/core', 'csrc/ops', 'csrc/napi'].flatMap((dir) => require('node:fs').readdirSync(dir, { recursive: true }).filter((name) => name.endsWith('.cc')).map((name) => dir + '/' + name)).join(' ')\")"],
     "warnings": ["-Wall", "-Wextra", "-Werror"],
     "kernel_flags": ["-O3", "-ffp-contract=off", "-fno-math-errno"],
-    "isa_flags_base": ["-msse2"],
+    "isa_flags_base": ["-msse2", "-O2"],
     "isa_flags_avx2": ["-mavx2", "-mfma", "-mf16c", "-mbmi2"],
     "isa_flags_avx512": ["-mavx2", "-mfma", "-mf16c", "-mbmi2", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"],
   },

@@ -4,28 +4,18 @@
 
 #include "core/stream.h"
 
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <new>
 #include <system_error>
 
 #include "core/device.h"
+#include "core/spin.h"
 
 namespace bnb {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-constexpr auto kSpin = std::chrono::microseconds(50);
 constexpr auto kUnyielding = std::chrono::microseconds(5);
-
-void pause() {
-#if defined(__x86_64__)
-  for (int i = 0; i < 8; i++) __builtin_ia32_pause();
-#else
-  std::this_thread::yield();
-#endif
-}
 
 // BNB_SYNC=1 runs every op to completion in its call, so that errors carry the guilty stack.
 bool synchronous() {
@@ -94,12 +84,12 @@ void Stream::work() {
   uint64_t at = 0, known = 0;  // known: published at the last look
   for (;;) {
     if (known == at && (known = published_.load(std::memory_order_acquire)) == at) {
-      const auto start = Clock::now();
-      Clock::duration idle{};
+      const auto start = SpinClock::now();
+      SpinClock::duration idle{};
       do {
-        idle < kUnyielding ? pause() : std::this_thread::yield();
+        idle < kUnyielding ? pause(8) : std::this_thread::yield();
         known = published_.load(std::memory_order_acquire);
-        idle = Clock::now() - start;
+        idle = SpinClock::now() - start;
       } while (known == at && idle < kSpin);
       if (known == at) {
         std::unique_lock lock(mutex_);
@@ -190,9 +180,9 @@ std::optional<Error> Stream::take_error() {
 
 void Stream::wait() {
   const uint64_t target = published_.load(std::memory_order_relaxed);
-  const auto until = Clock::now() + kSpin;
+  const auto until = SpinClock::now() + kSpin;
   while (completed_.load(std::memory_order_acquire) < target) {
-    if (Clock::now() < until) {
+    if (SpinClock::now() < until) {
       std::this_thread::yield();
       continue;
     }

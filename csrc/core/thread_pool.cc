@@ -4,7 +4,6 @@
 #include "core/thread_pool.h"
 
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
@@ -15,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/spin.h"
 #include "cpu/parallel.h"
 #if defined(__linux__)
 #include <sched.h>
@@ -22,9 +22,6 @@
 
 namespace bnb {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-constexpr auto kSpin = std::chrono::microseconds(50);
 
 int available_cores() {
   int cores = static_cast<int>(std::thread::hardware_concurrency());
@@ -47,21 +44,13 @@ int choose_thread_count() {
   return n >= 1 && n <= 1024 ? n : available_cores();
 }
 
-void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#else
-  std::this_thread::yield();
-#endif
-}
-
 // Waiting for another thread that is about to be done: spins, and gives its core away when that takes longer,
 // because on a busy machine the other thread may not be running at all.
 class Backoff {
  public:
   void wait() {
     if (++rounds_ < 1000)
-      pause();
+      pause(1);
     else
       std::this_thread::yield();
   }
@@ -148,24 +137,24 @@ class ThreadPool {
 
   void work() {
     inside_job = true;
-    auto until = Clock::now() + kSpin;
+    auto until = SpinClock::now() + kSpin;
     for (;;) {
       if (join()) {
         job_.run();
         state_.fetch_sub(1, std::memory_order_release);
         // The job stays open until its caller notices that nothing is left.
         for (Backoff backoff; state_.load(std::memory_order_acquire) & kOpen;) backoff.wait();
-        until = Clock::now() + kSpin;
+        until = SpinClock::now() + kSpin;
       } else if (stop_.load(std::memory_order_relaxed)) {
         return;
-      } else if (Clock::now() < until) {
-        for (int i = 0; i < 32; i++) pause();
+      } else if (SpinClock::now() < until) {
+        pause(32);
       } else {
         std::unique_lock lock(park_mutex_);
         parked_.fetch_add(1, std::memory_order_seq_cst);
         wake_.wait(lock, [this] { return (state_.load(std::memory_order_seq_cst) & kOpen) != 0 || stop_; });
         parked_.fetch_sub(1, std::memory_order_seq_cst);
-        until = Clock::now() + kSpin;
+        until = SpinClock::now() + kSpin;
       }
     }
   }

@@ -9,7 +9,7 @@ namespace bnb::ops {
 
 namespace {
 
-void check_arguments(const char* op, const Tensor& x, const Tensor& weight) {
+void check_rms_norm(const char* op, const Tensor& x, const Tensor& weight) {
   check_float(op, "x", x);
   check_same_device(op, x, weight);
   check_shape(x.ndim() >= 1, op, "x must have at least one axis, got ", x.shape());
@@ -20,7 +20,7 @@ void check_arguments(const char* op, const Tensor& x, const Tensor& weight) {
 }  // namespace
 
 std::tuple<Tensor, Tensor> rms_norm(const Tensor& x, const Tensor& weight, float eps) {
-  check_arguments("rmsNorm", x, weight);
+  check_rms_norm("rmsNorm", x, weight);
   check_option(eps >= 0, "rmsNorm", "eps must not be negative, got ", eps);
   const int64_t rows = x.shape().product(0, -1);
   Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor> rms_norm(const Tensor& x, const Tensor& weight, float
 std::tuple<Tensor, std::optional<Tensor>> rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& weight,
                                                             const Tensor& rstd, bool wants_weight) {
   constexpr const char* op = "rmsNormBackward";
-  check_arguments(op, x, weight);
+  check_rms_norm(op, x, weight);
   check_same_device(op, x, dy, rstd);
   const int64_t rows = x.shape().product(0, -1);
   check_shape_is(op, "dy", dy, x.shape());
