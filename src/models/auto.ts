@@ -1,5 +1,6 @@
 // AutoModelForCausalLM: opens a checkpoint by what its config.json calls itself. A family is one line here.
 import type { JsonObject } from "../hub/config-text.js";
+import type { Module } from "../nn/index.js";
 import { aString, checkArgument } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions } from "../tensor/options.js";
@@ -28,13 +29,17 @@ export const AutoModelForCausalLM = {
   async fromPretrained(path: string, options: FromPretrainedOptions = {}): Promise<CausalLM> {
     checkArgument("fromPretrained", "path", path, aString);
     checkOptions("fromPretrained", options, fromPretrainedOptions);
-    return loadPretrained(path, familyOf, options);
+    return loadPretrained(path, (config) => familyIn(causalFamilies, config), options);
   },
 };
 
-function familyOf(config: JsonObject): Family<CausalLM> {
+/** @internal The family that a config names. Throws ERR_BNB_UNSUPPORTED. */
+export function familyIn<M extends Module>(
+  families: Readonly<Record<string, Family<M>>>,
+  config: JsonObject,
+): Family<M> {
   const type = config["model_type"];
-  if (typeof type === "string" && Object.hasOwn(causalFamilies, type)) return causalFamilies[type] as Family<CausalLM>;
-  const rule = `config.json: model_type must be one of ${Object.keys(causalFamilies).join(", ")}`;
+  if (typeof type === "string" && Object.hasOwn(families, type)) return families[type] as Family<M>;
+  const rule = `config.json: model_type must be one of ${Object.keys(families).join(", ")}`;
   throw new BnbError("ERR_BNB_UNSUPPORTED", `${rule}, got ${JSON.stringify(type)}`);
 }

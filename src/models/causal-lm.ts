@@ -52,6 +52,11 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Modu
   /** Hidden states with the leading axes of `pass.ids`. */
   protected abstract hidden(pass: Pass): Tensor;
 
+  /** @internal `hidden`, for what puts another head in the place of the model's own. */
+  hiddenStates(pass: Pass): Tensor {
+    return this.hidden(pass);
+  }
+
   /** Logits [..., vocab] of hidden states. */
   protected abstract head(hidden: Tensor): Tensor;
 

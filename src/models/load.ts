@@ -6,6 +6,7 @@ import { parseConfig } from "../hub/config-text.js";
 import type { LoadProgress, TensorSource } from "../hub/index.js";
 import { BitsAndBytesConfig, loadCheckpoint, openCheckpoint } from "../hub/index.js";
 import { mergeConfigs } from "../hub/quantize-linears.js";
+import { RenamedSource } from "../hub/renamed-source.js";
 import { resolveModel } from "../hub/resolve.js";
 import type { Module } from "../nn/index.js";
 import {
@@ -60,12 +61,14 @@ export const fromPretrainedOptions = optionTable<FromPretrainedOptions>({
 
 /** What loading must know of a family of models. */
 export interface Family<M extends Module = Module> {
-  /** The model of a config.json, with new weights. */
-  create(config: JsonObject, options: { dtype: DType; device?: DeviceLike }): M;
-  /** Path of the output embedding. Default "lm_head". */
+  /** The model of a config.json, with new weights; some parts are there only if the checkpoint has them. */
+  create(config: JsonObject, options: { dtype: DType; device?: DeviceLike }, source: TensorSource): M;
+  /** Path of the output, which is not quantized by default. Default "lm_head". */
   readonly head?: string;
   /** The name of the weight that the output embedding shares where the config ties them. */
-  readonly embedding: string;
+  readonly embedding?: string;
+  /** The model's name of a tensor that checkpoints call differently; null for one that has no use. */
+  rename?(name: string): string | null;
 }
 
 /** @internal Loads the model of a folder, or of an id on the hub, as its family makes it. */
@@ -90,17 +93,18 @@ export async function loadPretrained<M extends Module>(
   const quantizationConfig = mergeConfigs(given, inFile);
   const dtype = dtypeOf(config, options.dtype);
   const place = options.deviceMap === undefined ? {} : { device: options.deviceMap };
-  const source = await openCheckpoint(folder);
+  const file = await openCheckpoint(folder);
+  const source = family.rename ? new RenamedSource(file, family.rename) : file;
   let model: M | undefined;
   try {
     checkLayers(config, source);
-    model = uninitialized(() => family.create(config, { dtype, ...place }));
+    model = uninitialized(() => family.create(config, { dtype, ...place }, source));
     const { head = "lm_head", embedding } = family;
     const isTied = model.namedParameters().every(([name]) => name !== `${head}.weight`);
     const { unexpected } = await loadCheckpoint(model, source, {
       quantizationConfig,
       head,
-      tied: isTied ? { [`${head}.weight`]: embedding } : {},
+      tied: isTied && embedding !== undefined ? { [`${head}.weight`]: embedding } : {},
       ...(onProgress && { onProgress: (progress: LoadProgress) => onProgress({ stage: "load", ...progress }) }),
       signal,
     });
