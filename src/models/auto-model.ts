@@ -1,11 +1,12 @@
 // AutoModel and AutoModelForSequenceClassification: models that read texts and write none.
 import { aString, checkArgument } from "../tensor/checks.js";
 import { checkOptions } from "../tensor/options.js";
-import { familyIn } from "./auto.js";
+import { addTokenizer, familyIn } from "./auto.js";
 import type { Encoder } from "./encoder.js";
 import { classifierFamilies, encoderFamilies } from "./families/index.js";
 import type { FromPretrainedOptions } from "./load.js";
 import { fromPretrainedOptions, loadPretrained } from "./load.js";
+import { readEmbedOptions } from "./sentence-transformers.js";
 import type { SequenceClassifier } from "./sequence-classifier.js";
 
 /**
@@ -21,9 +22,14 @@ export const AutoModel = {
   async fromPretrained(path: string, options: FromPretrainedOptions = {}): Promise<Encoder> {
     checkArgument("fromPretrained", "path", path, aString);
     checkOptions("fromPretrained", options, fromPretrainedOptions);
-    return loadPretrained(path, (config) => familyIn(encoderFamilies, config), options);
+    return loadPretrained(path, (config) => familyIn(encoderFamilies, config), options, addEmbedParts);
   },
 };
+
+async function addEmbedParts(model: Encoder, folder: string): Promise<void> {
+  model.embedDefaults = await readEmbedOptions(folder);
+  await addTokenizer(model, folder);
+}
 
 /** Classifiers and rerankers from checkpoints as transformers writes them (...ForSequenceClassification). */
 export const AutoModelForSequenceClassification = {
@@ -31,6 +37,6 @@ export const AutoModelForSequenceClassification = {
   async fromPretrained(path: string, options: FromPretrainedOptions = {}): Promise<SequenceClassifier> {
     checkArgument("fromPretrained", "path", path, aString);
     checkOptions("fromPretrained", options, fromPretrainedOptions);
-    return loadPretrained(path, (config) => familyIn(classifierFamilies, config), options);
+    return loadPretrained(path, (config) => familyIn(classifierFamilies, config), options, addTokenizer);
   },
 };

@@ -1,5 +1,9 @@
 // AutoModelForCausalLM: opens a checkpoint by what its config.json calls itself. A family is one line here.
+import { join } from "node:path";
+import { exists } from "../hub/cache.js";
 import type { JsonObject } from "../hub/config-text.js";
+import { readGenerationConfig } from "../hub/generation-config.js";
+import { AutoTokenizer } from "../hub/index.js";
 import type { Module } from "../nn/index.js";
 import { aString, checkArgument } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
@@ -8,6 +12,7 @@ import type { CausalLM } from "./causal-lm.js";
 import { causalFamilies } from "./families/index.js";
 import type { Family, FromPretrainedOptions } from "./load.js";
 import { fromPretrainedOptions, loadPretrained } from "./load.js";
+import type { TextModel } from "./text-model.js";
 
 /**
  * Language models from checkpoints as transformers writes them.
@@ -29,9 +34,30 @@ export const AutoModelForCausalLM = {
   async fromPretrained(path: string, options: FromPretrainedOptions = {}): Promise<CausalLM> {
     checkArgument("fromPretrained", "path", path, aString);
     checkOptions("fromPretrained", options, fromPretrainedOptions);
-    return loadPretrained(path, (config) => familyIn(causalFamilies, config), options);
+    return loadPretrained(path, (config) => familyIn(causalFamilies, config), options, addTextParts);
   },
 };
+
+/** What turns a model's tokens into texts. */
+async function addTextParts(model: CausalLM, folder: string, config: JsonObject): Promise<void> {
+  model.generationConfig = await readGenerationConfig(folder, config);
+  await addTokenizer(model, folder);
+}
+
+/** @internal The tokenizer of a checkpoint that has one. */
+export async function addTokenizer(model: TextModel, folder: string): Promise<void> {
+  if (!(await exists(join(folder, "tokenizer.json")))) return;
+  try {
+    model.adoptTokenizer(await AutoTokenizer.fromPretrained(folder));
+  } catch (error) {
+    if (!(error instanceof BnbError)) throw error;
+    // The model computes without it.
+    process.emitWarning(`fromPretrained: model.tokenizer is null: ${error.message}`, {
+      type: "BnbWarning",
+      code: "BNB_NO_TOKENIZER",
+    });
+  }
+}
 
 /** @internal The family that a config names. Throws ERR_BNB_UNSUPPORTED. */
 export function familyIn<M extends Module>(

@@ -1,6 +1,6 @@
 // What every language model is, whatever its family: one body over a Pass, and the two passes that drive it.
 import { noGrad } from "../autograd/no-grad.js";
-import { Module } from "../nn/index.js";
+import type { GenerationConfig } from "../hub/index.js";
 import { embedding } from "../ops/index.js";
 import { anObject, aTensor, checkArgument, checkTensor } from "../tensor/checks.js";
 import type { Device } from "../tensor/device.js";
@@ -11,6 +11,7 @@ import type { Tensor } from "../tensor/tensor.js";
 import type { Pass } from "./pass.js";
 import { StepPass, TrainingPass } from "./pass.js";
 import type { KvStore, LayerLayout, StepPlan } from "./step-plan.js";
+import { TextModel } from "./text-model.js";
 
 /** What those who drive a model must know of it. */
 export interface ModelConfig {
@@ -32,8 +33,10 @@ const forwardOptions = optionTable<ForwardOptions>({ starts: aTensor });
  * A model that continues texts. A family says what its body computes (`hidden`), how that becomes logits (`head`) and what
  * its attention layers keep (`kvLayout`).
  */
-export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Module {
+export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends TextModel {
   readonly config: C;
+  /** How texts are generated where callers say nothing else: generation_config.json, or empty. */
+  generationConfig: GenerationConfig = {};
 
   constructor(config: C) {
     super();

@@ -63,12 +63,11 @@ const someTexts = either(aString, arrayOf(aString, "an array of texts"));
 export abstract class Encoder<C extends EncoderConfig = EncoderConfig> extends TextModel {
   readonly config: C;
   /** What `embed` does unless told otherwise. */
-  embedDefaults: Required<EmbedOptions>;
+  embedDefaults: EmbedOptions = {};
 
   constructor(config: C) {
     super();
     this.config = config;
-    this.embedDefaults = { pooling: "mean", normalize: true, maxLength: config.maxPositionEmbeddings };
   }
 
   /** Where its weights are. */
@@ -99,7 +98,7 @@ export abstract class Encoder<C extends EncoderConfig = EncoderConfig> extends T
   async embed(texts: string | readonly string[], options: EmbedOptions = {}): Promise<Tensor> {
     checkArgument("embed", "texts", texts, someTexts);
     checkOptions("embed", options, embedOptions);
-    const { pooling, normalize, maxLength } = { ...this.embedDefaults, ...options };
+    const { pooling = "mean", normalize = true, maxLength = Infinity } = { ...this.embedDefaults, ...options };
     const most = Math.min(maxLength, this.config.maxPositionEmbeddings);
     const list = typeof texts === "string" ? [texts] : texts;
     const tokenizer = this.tokenizerFor("embed");

@@ -31,7 +31,10 @@ function picked(rows: Tensor, bounds: Int32Array, pooling: "first" | "last"): Te
 function means(rows: Tensor, bounds: Int32Array): Tensor {
   const vectors = Array.from(bounds.subarray(1), (to, i) => {
     const from = bounds[i] as number;
-    const share = tensor(new Float32Array(to - from).fill(1 / (to - from)), { shape: [1, to - from], device: rows.device });
+    const share = tensor(new Float32Array(to - from).fill(1 / (to - from)), {
+      shape: [1, to - from],
+      device: rows.device,
+    });
     return matmul(share, cast(slice(rows, 0, from, to), "float32"));
   });
   return concat(vectors, 0);

@@ -5,7 +5,7 @@ import { BnbError } from "../tensor/errors.js";
 
 /** A module that may have a tokenizer. */
 export abstract class TextModel extends Module {
-  /** That of the checkpoint; null where it has none. It can be set, too. */
+  /** What makes tokens of texts; null where the checkpoint has none. A model made in code may be given one. */
   tokenizer: Tokenizer | null = null;
   #ownTokenizer: Tokenizer | null = null;
 
@@ -18,8 +18,8 @@ export abstract class TextModel extends Module {
   /** @internal Throws ERR_BNB_ARGUMENT where there is none. */
   tokenizerFor(op: string): Tokenizer {
     if (this.tokenizer) return this.tokenizer;
-    const rule = `${op}: a text needs a tokenizer, and the model has none`;
-    throw new BnbError("ERR_BNB_ARGUMENT", `${rule}; set model.tokenizer = await AutoTokenizer.fromPretrained(...)`);
+    const rule = `${op}: texts and messages need a tokenizer, got a model without one`;
+    throw new BnbError("ERR_BNB_ARGUMENT", `${rule}: its folder had no tokenizer.json; set model.tokenizer`);
   }
 
   /** Frees the weights, and the tokenizer that was loaded with them; one that was set stays the caller's. */

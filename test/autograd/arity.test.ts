@@ -51,8 +51,8 @@ describe("arguments an op does not take", () => {
     for (const value of list) value.requiresGrad = true;
     const [a, b] = list.map(ops.square) as [Tensor, Tensor];
     await ops.add(a, b).sum().backward();
-    expect([...(await (list[0]?.grad as Tensor).data())]).toEqual([2, 4, 6]);
-    expect([...(await (list[1]?.grad as Tensor).data())]).toEqual([6, 4, 2]);
+    expect([...(await list[0]!.grad!.data())]).toEqual([2, 4, 6]);
+    expect([...(await list[1]!.grad!.data())]).toEqual([6, 4, 2]);
     const square = ops.square as (...args: unknown[]) => Tensor;
     expect(() => square(list[0], 1, list)).toThrow("square: it takes 1 argument, got 3");
   });
