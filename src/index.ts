@@ -10,6 +10,7 @@ export {
   BitsAndBytesConfig,
   type BitsAndBytesConfigOptions,
   type ChatMessage,
+  type GenerationConfig,
   type Tokenizer,
 } from "./hub/index.js";
 export * from "./lora/index.js";

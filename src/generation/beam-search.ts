@@ -1,47 +1,16 @@
 // Beam search: the texts that are most probable as a whole. Beams share the pages of what they have in common.
-import {
-  aBoolean,
-  aFiniteNumber,
-  anInstance,
-  anInteger,
-  arrayOf,
-  checkArgument,
-  either,
-  oneOf,
-} from "../tensor/checks.js";
+import { anInstance, checkArgument } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
-import { checkOptions, optionTable } from "../tensor/options.js";
+import { checkOptions } from "../tensor/options.js";
+import type { Candidate } from "./beam-scores.js";
+import { BeamScores } from "./beam-scores.js";
 import type { Branch, Next } from "./branch.js";
 import { Engine } from "./engine.js";
-import type { Prompt } from "./text-options.js";
-import { newTokens, promptIds } from "./text-options.js";
-
-/** Options of `beamSearch`, with the meaning that transformers gives them. */
-export interface BeamOptions {
-  /** Texts kept at each step. Default 4. */
-  numBeams?: number;
-  /** Texts returned; default 1. */
-  numReturnSequences?: number;
-  /** Scores are divided by the number of new tokens to this power. Default 1. */
-  lengthPenalty?: number;
-  /**
-   * true: stop when `numBeams` have ended; false (default): when the best that goes on could not become better now; "never":
-   * when it could not by the maximal length.
-   */
-  earlyStopping?: boolean | "never";
-  /** Token ids that end a text. */
-  stop?: readonly number[];
-  /** Default 128. */
-  maxNewTokens?: number;
-}
-const beamOptions = optionTable<BeamOptions>({
-  numBeams: anInteger(1),
-  numReturnSequences: anInteger(1),
-  lengthPenalty: aFiniteNumber,
-  earlyStopping: either(aBoolean, oneOf(["never"])),
-  stop: arrayOf(anInteger(0), "an array of token ids"),
-  maxNewTokens: anInteger(0),
-});
+import type { Prompt, TextPrompt } from "./prompt.js";
+import { encodePrompt } from "./prompt.js";
+import type { Settings, TextOptions } from "./settings.js";
+import { newTokens, rulesOfText, settingsOf, textTable, throwIfAborted } from "./settings.js";
+import type { FinishReason } from "./text.js";
 
 const anEngine = anInstance(() => Engine, "an Engine");
 
@@ -51,6 +20,7 @@ export interface Beam {
   readonly tokens: readonly number[];
   /** Sum of log-probabilities / length ^ lengthPenalty. */
   readonly score: number;
+  readonly finishReason: FinishReason;
 }
 
 interface Running {
@@ -59,54 +29,67 @@ interface Running {
   readonly sum: number;
 }
 
-interface Candidate {
-  readonly from: Running;
-  readonly token: number;
-  readonly sum: number;
-}
-
 /**
  * The best texts that follow `prompt`, best first: those with the largest sum of log-probabilities, divided by their length
- * to `lengthPenalty`. Equal to transformers' beam search.
+ * to `lengthPenalty`. Equal to transformers' beam search. `model.complete(prompt, { numBeams })` gives their texts.
+ *
+ * `numBeams` is at least 4 unless the options say less. Penalties, biases and what may not come change the
+ * log-probabilities, not the logits.
  *
  * @example
- * const [best] = await beamSearch(engine, ids, { numBeams: 4, stop: [2] });
+ * const [best] = await beamSearch(engine, ids, { numBeams: 4, eosTokenId: 2 });
  */
-export async function beamSearch(engine: Engine, prompt: Prompt, options: BeamOptions = {}): Promise<Beam[]> {
-  checkArgument("beamSearch", "engine", engine, anEngine);
-  checkOptions("beamSearch", options, beamOptions);
-  const { numBeams = 4, numReturnSequences = 1, lengthPenalty = 1, earlyStopping = false, stop = [] } = options;
-  if (numReturnSequences > numBeams) {
-    const rule = `numReturnSequences must be at most numBeams, ${numBeams}`;
-    throw new BnbError("ERR_BNB_OPTION", `beamSearch: ${rule}, got ${numReturnSequences}`);
+export async function beamSearch(
+  engine: Engine,
+  prompt: Prompt | TextPrompt,
+  options: TextOptions = {},
+): Promise<Beam[]> {
+  const op = "beamSearch";
+  checkArgument(op, "engine", engine, anEngine);
+  checkOptions(op, options, textTable);
+  const { numBeams = Math.max(engine.model.generationConfig.numBeams ?? 1, 4) } = options;
+  const settings = settingsOf(op, engine.model, { ...options, numBeams });
+  return searchBeams(op, engine, await encodePrompt(op, engine.model, prompt), settings);
+}
+
+/** @internal The same for ids and settings that were checked. */
+export async function searchBeams(op: string, engine: Engine, ids: Int32Array, settings: Settings): Promise<Beam[]> {
+  const { config, ends, stopStrings } = settings;
+  const { numBeams = 1, numReturnSequences = 1, lengthPenalty = 1, earlyStopping = false, signal } = config;
+  if (stopStrings.length > 0) {
+    throw new BnbError("ERR_BNB_OPTION", `${op}: stopStrings must come without beams, got numBeams: ${numBeams}`);
   }
+  const { vocabSize } = engine.model.config;
+  const count = newTokens(op, ids.length, settings, engine.maxLength);
   // As many as that cannot all have ended.
-  const best = numBeams * Math.max(2, 1 + stop.length);
-  if (best > 20) {
-    const rule = "numBeams * (1 + ids in stop, at least 1) must be at most 20";
-    throw new BnbError("ERR_BNB_OPTION", `beamSearch: ${rule}, got ${best}`);
-  }
-  const ids = promptIds(prompt, engine.model.config);
-  const count = newTokens(ids.length, options.maxNewTokens ?? 128, engine.maxLength);
+  const best = numBeams * Math.max(2, 1 + ends.length);
+  const scores = new BeamScores(op, config, rulesOfText(op, settings, ids.length, vocabSize), ids.length, best);
+  throwIfAborted(op, signal);
   if (count === 0) return [];
 
   const score = (sum: number, length: number) => sum / length ** lengthPenalty;
+  const beam = ({ from, token, sum }: Candidate<Running>, length: number): Beam => {
+    const finishReason = ends.includes(token) ? "stop" : "length";
+    return { tokens: [...from.tokens, token], score: score(sum, length), finishReason };
+  };
+  const { telling } = scores;
   let finished: Beam[] = [];
-  let running: Running[] = [{ branch: engine.open(ids, { telling: { logprobs: true, best } }), tokens: [], sum: 0 }];
+  let running: Running[] = [{ branch: engine.open(ids, { telling }), tokens: [], sum: 0 }];
   try {
     for (let length = 1; ; length++) {
       const answers = await Promise.all(running.map(({ branch }) => branch.next().then(([next]) => next as Next)));
+      throwIfAborted(op, signal);
       const candidates = running
-        .flatMap((from, i) => candidatesOf(from, answers[i] as Next))
+        .flatMap((from, i) => scores.candidates(from, answers[i] as Next))
         .sort((a, b) => b.sum - a.sum)
         .slice(0, best);
-      const ends = ({ token }: Candidate) => length === count || stop.includes(token);
+      const isEnd = ({ token }: Candidate<Running>) => length === count || ends.includes(token);
       if (!(earlyStopping === true && finished.length >= numBeams)) {
-        const ended = candidates.slice(0, numBeams).filter(ends);
-        finished = [...finished, ...ended.map(({ from, token, sum }) => beam(from, token, score(sum, length)))];
+        const ended = candidates.slice(0, numBeams).filter(isEnd);
+        finished = [...finished, ...ended.map((candidate) => beam(candidate, length))];
         finished = finished.sort((a, b) => b.score - a.score).slice(0, numBeams);
       }
-      running = goOn(running, candidates.filter((candidate) => !ends(candidate)).slice(0, numBeams));
+      running = goOn(running, candidates.filter((candidate) => !isEnd(candidate)).slice(0, numBeams));
       const [first] = running;
       if (!first) break;
       const isFull = finished.length >= numBeams;
@@ -120,19 +103,8 @@ export async function beamSearch(engine: Engine, prompt: Prompt, options: BeamOp
   return finished.slice(0, numReturnSequences);
 }
 
-function candidatesOf(from: Running, { bestIds, bestLogprobs, id }: Next): Candidate[] {
-  if (id < 0) throw new BnbError("ERR_BNB_NONFINITE", "beamSearch: the logits must be finite, got NaN or infinity");
-  return Array.from(bestIds, (token, i) => ({ from, token, sum: from.sum + (bestLogprobs[i] as number) })).filter(
-    ({ token, sum }) => token >= 0 && sum > -Infinity,
-  );
-}
-
-function beam(from: Running, token: number, score: number): Beam {
-  return { tokens: [...from.tokens, token], score };
-}
-
 /** The beams of the next step: the first that follows one takes over its branch, others fork it. */
-function goOn(running: readonly Running[], chosen: readonly Candidate[]): Running[] {
+function goOn(running: readonly Running[], chosen: readonly Candidate<Running>[]): Running[] {
   const taken = new Set<Running>();
   const branches = chosen.map(({ from }) => {
     if (taken.has(from)) return from.branch.fork();

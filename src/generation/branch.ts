@@ -2,6 +2,7 @@
 // fork it or take tokens back; the engine computes those who ask together.
 import { BnbError } from "../tensor/errors.js";
 import type { BlockSequence } from "./block-pool.js";
+import type { RowRules, RulesOf } from "./row-rules.js";
 import type { RowDraw } from "./sampling.js";
 import type { Job } from "./scheduler.js";
 
@@ -14,6 +15,8 @@ export interface Next {
   /** The most likely tokens, as many as asked for, best first. */
   readonly bestIds: Int32Array;
   readonly bestLogprobs: Float32Array;
+  /** Log-probabilities of all tokens; null where they were not asked for. */
+  readonly all: Float32Array | null;
 }
 
 /** @internal What a branch tells its engine. */
@@ -31,6 +34,16 @@ export interface Telling {
   readonly logprobs: boolean;
   /** How many of the most likely tokens, 0 to 20. */
   readonly best: number;
+  /** Whether the log-probabilities of all tokens are wanted, before penalties and rules. Default false. */
+  readonly all?: boolean;
+}
+
+interface Waiting {
+  readonly wanted: number;
+  /** Of each wanted row. */
+  readonly rules: readonly (RowRules | null)[];
+  readonly resolve: (next: Next[]) => void;
+  readonly reject: (reason: unknown) => void;
 }
 
 export class Branch implements Job, Disposable {
@@ -39,10 +52,11 @@ export class Branch implements Job, Disposable {
   readonly sequence: BlockSequence;
   readonly draw: RowDraw;
   readonly telling: Telling;
+  readonly rules: RulesOf | null;
   readonly prompt: number;
   readonly #maxLength: number;
   readonly #owner: BranchOwner;
-  #waiting: { wanted: number; resolve: (next: Next[]) => void; reject: (reason: unknown) => void } | null = null;
+  #waiting: Waiting | null = null;
   #closed = false;
 
   /** @internal */
@@ -52,6 +66,7 @@ export class Branch implements Job, Disposable {
     sequence: BlockSequence;
     draw: RowDraw;
     telling: Telling;
+    rules: RulesOf | null;
     prompt: number;
     maxLength: number;
     owner: BranchOwner;
@@ -61,6 +76,7 @@ export class Branch implements Job, Disposable {
     this.sequence = init.sequence;
     this.draw = init.draw;
     this.telling = init.telling;
+    this.rules = init.rules;
     this.prompt = init.prompt;
     this.#maxLength = init.maxLength;
     this.#owner = init.owner;
@@ -73,6 +89,16 @@ export class Branch implements Job, Disposable {
 
   get wanted(): number {
     return this.#waiting?.wanted ?? 0;
+  }
+
+  /** @internal The rules of each row that is waited for. */
+  get wantedRules(): readonly (RowRules | null)[] {
+    return this.#waiting?.rules ?? [];
+  }
+
+  /** Whether its engine is deterministic, and so answers for one token at a time. */
+  get isSteady(): boolean {
+    return this.#owner.deterministic;
   }
 
   /**
@@ -90,7 +116,8 @@ export class Branch implements Job, Disposable {
       // Tokens computed before but wanted again are computed again.
       const known = this.ids.length - rows;
       if (this.sequence.length > known) this.sequence.truncate(known);
-      this.#waiting = { wanted: rows, resolve, reject };
+      const rules = Array.from({ length: rows }, (_, i) => this.rules?.(this.#upTo(known + i + 1)) ?? null);
+      this.#waiting = { wanted: rows, rules, resolve, reject };
       this.#owner.wake();
     });
   }
@@ -113,6 +140,10 @@ export class Branch implements Job, Disposable {
   /** Another text with the same tokens, which shares what has been computed. Drawn from alike; not with penalties. */
   fork(): Branch {
     return this.#owner.fork(this);
+  }
+
+  #upTo(length: number): readonly number[] {
+    return length === this.ids.length ? this.ids : this.ids.slice(0, length);
   }
 
   /** @internal */

@@ -3,7 +3,16 @@
 import type { CausalLM } from "../models/causal-lm.js";
 import { pageSize } from "../models/step-plan.js";
 import { copyInto, slice } from "../ops/index.js";
-import { aBoolean, anInteger, anObject, anObjectWith, aString, checkArgument } from "../tensor/checks.js";
+import {
+  aBoolean,
+  aFunction,
+  anInteger,
+  anObject,
+  anObjectWith,
+  aString,
+  checkArgument,
+  orNull,
+} from "../tensor/checks.js";
 import { tensor, zeros } from "../tensor/create.js";
 import { BnbError } from "../tensor/errors.js";
 import { notCloneable, refuseJson } from "../tensor/native-only.js";
@@ -15,16 +24,21 @@ import type { BranchOwner, Next, Telling } from "./branch.js";
 import { Branch } from "./branch.js";
 import type { KvDType } from "./kv-pages.js";
 import { KvPages, kvDtypeCheck } from "./kv-pages.js";
+import type { Prompt, TextPrompt } from "./prompt.js";
+import { encodePrompt, tokenizerOf } from "./prompt.js";
+import type { RulesOf } from "./row-rules.js";
 import type { DrawOptions, RowDraw } from "./sampling.js";
 import { drawChecks, hasPenalties } from "./sampling.js";
 import type { Limits, Part } from "./scheduler.js";
 import { schedule } from "./scheduler.js";
+import type { Settings, TextOptions } from "./settings.js";
+import { newTokens, refuseMany, rulesOfText, settingsOf, textTable, throwIfAborted } from "./settings.js";
 import type { SequenceRows } from "./step-inputs.js";
 import type { StepOutputs } from "./steps.js";
 import { Steps } from "./steps.js";
+import type { FinishReason, Made } from "./text.js";
 import { continueText } from "./text.js";
-import type { Prompt, TextOptions } from "./text-options.js";
-import { newTokens, promptIds, textChecks, throwIfAborted } from "./text-options.js";
+import { TextStream } from "./text-stream.js";
 
 /** Sizes of an engine. */
 export interface EngineOptions {
@@ -53,8 +67,6 @@ export interface EngineOptions {
 /** A wanted draft leaves at least as much of a step to prompts. */
 const leastStep = 64;
 
-const submitOptions = optionTable<TextOptions>(textChecks);
-
 const engineOptions = optionTable<EngineOptions>({
   kvTokens: anInteger(1),
   kvDtype: kvDtypeCheck,
@@ -72,6 +84,8 @@ export interface OpenOptions extends DrawOptions {
   maxLength?: number;
   /** Default: no log-probabilities. */
   telling?: Telling;
+  /** What may not come next, or is made more or less likely, by the tokens so far. Default: no rules. */
+  rules?: RulesOf | null;
   /** Only texts of one salt share what has been computed. */
   salt?: string;
 }
@@ -80,6 +94,7 @@ const openOptions = optionTable<OpenOptions>({
   ...drawChecks,
   maxLength: anInteger(1),
   telling: anObject,
+  rules: orNull(aFunction),
   salt: aString,
 });
 
@@ -145,7 +160,7 @@ export class Engine implements Disposable {
   open(prompt: ArrayLike<number>, options: OpenOptions = {}): Branch {
     if (this.#disposed) throw new BnbError("ERR_BNB_DISPOSED", "generate: the engine was disposed");
     checkOptions("open", options, openOptions);
-    const { maxLength = this.maxLength, telling = silent, salt } = options;
+    const { maxLength = this.maxLength, telling = silent, rules = null, salt } = options;
     const ids = Array.from(prompt);
     const most = Math.min(maxLength, this.maxLength, this.#pool.size * pageSize);
     if (ids.length < 1 || ids.length > most) {
@@ -154,21 +169,38 @@ export class Engine implements Disposable {
     }
     const slot = hasPenalties(options) ? this.#openCounts(ids) : -1;
     const sequence = this.#pool.open(salt, this.deterministic ? ids.length : Infinity);
-    return this.#add(new Branch(this.#init(ids, ids.length, most, { options, slot }, telling, sequence)));
+    return this.#add(new Branch(this.#init(ids, ids.length, most, { options, slot }, { telling, rules }, sequence)));
   }
 
   /**
    * Yields the tokens that follow `prompt`, as `generate` does, computed together with those of the other texts. To stop
    * early, leave the loop.
    */
-  async *submit(prompt: Prompt, options: TextOptions = {}): AsyncGenerator<number, void, undefined> {
-    checkOptions("generate", options, submitOptions);
-    const ids = promptIds(prompt, this.model.config);
-    throwIfAborted(options.signal);
-    const { maxNewTokens = 128, stop: _stop, signal: _signal, promptLookup: _lookup, ...draw } = options;
-    const count = newTokens(ids.length, maxNewTokens, this.maxLength);
-    const rest = this.deterministic ? { ...options, promptLookup: false } : options;
-    if (count > 0) yield* continueText(this.open(ids, { ...draw, maxLength: ids.length + count - 1 }), rest);
+  async *submit(prompt: Prompt | TextPrompt, options: TextOptions = {}): AsyncGenerator<number, void, undefined> {
+    checkOptions("generate", options, textTable);
+    const settings = settingsOf("generate", this.model, options);
+    refuseMany("generate", settings);
+    for await (const { next } of this.run("generate", await encodePrompt("generate", this.model, prompt), settings)) {
+      if (next) yield next.id;
+    }
+  }
+
+  /** @internal One text of settings that were checked. With `wantsText` its text, too. */
+  async *run(
+    op: string,
+    ids: Int32Array,
+    settings: Settings,
+    { wantsText = false, telling = silent }: { wantsText?: boolean; telling?: Telling } = {},
+  ): AsyncGenerator<Partial<Made>, FinishReason, undefined> {
+    throwIfAborted(op, settings.config.signal);
+    const { stopStrings, draw } = settings;
+    const count = newTokens(op, ids.length, settings, this.maxLength);
+    const rules = rulesOfText(op, settings, ids.length, this.model.config.vocabSize);
+    if (count === 0) return "length";
+    const needsText = wantsText || stopStrings.length > 0;
+    const stream = needsText ? new TextStream(tokenizerOf(op, this.model), stopStrings) : null;
+    const branch = this.open(ids, { ...draw, maxLength: ids.length + count - 1, telling, rules });
+    return yield* continueText(op, branch, settings, count, stream);
   }
 
   /** Throws ERR_BNB_UNSUPPORTED: JSON would hold no element. */
@@ -195,10 +227,10 @@ export class Engine implements Disposable {
     prompt: number,
     maxLength: number,
     draw: RowDraw,
-    telling: Telling,
+    own: { telling: Telling; rules: RulesOf | null },
     sequence: Branch["sequence"],
   ) {
-    return { order: this.#order++, ids, prompt, sequence, draw, telling, maxLength, owner: this.#owner };
+    return { order: this.#order++, ids, prompt, sequence, draw, ...own, maxLength, owner: this.#owner };
   }
 
   /** What branches ask of it. */
@@ -210,8 +242,10 @@ export class Engine implements Disposable {
       },
       fork: (branch) => {
         if (branch.draw.slot >= 0) throw new BnbError("ERR_BNB_UNSUPPORTED", "fork: a text must have no penalties");
-        const { ids, prompt, maxLength, draw, telling, sequence } = branch;
-        return this.#add(new Branch(this.#init([...ids], prompt, maxLength, draw, telling, sequence.fork())));
+        const { ids, prompt, maxLength, draw, telling, rules, sequence } = branch;
+        return this.#add(
+          new Branch(this.#init([...ids], prompt, maxLength, draw, { telling, rules }, sequence.fork())),
+        );
       },
       close: (branch) => {
         this.#branches.delete(branch);
@@ -267,7 +301,9 @@ export class Engine implements Disposable {
       sequence.append(ids);
       const slots = ids.map((_, i) => sequence.slot(start + i));
       const { pages } = sequence;
-      return { ids, slots, length: start + count, total: job.ids.length, pages, wanted: answers ? wanted : 0, draw };
+      const rules = answers ? job.wantedRules : [];
+      const length = start + count;
+      return { ids, slots, length, total: job.ids.length, pages, wanted: answers ? wanted : 0, draw, rules };
     });
     for (const [from, to] of this.#pool.takeCopies()) this.#kv.copy(from, to);
     if (!this.deterministic) return await this.#compute(parts, rows);
@@ -281,6 +317,7 @@ export class Engine implements Disposable {
     const telling = {
       logprobs: answering.some((branch) => branch.telling.logprobs),
       best: Math.max(0, ...answering.map((branch) => branch.telling.best)),
+      all: answering.some((branch) => branch.telling.all === true),
     };
     const counts = answering.some(({ draw }) => draw.slot >= 0) ? this.#counts : null;
     const outputs = this.#steps.run(rows, counts, telling);
@@ -293,13 +330,15 @@ export class Engine implements Disposable {
 
   async #read(answering: readonly Branch[], outputs: StepOutputs): Promise<Next[][]> {
     const wanted = answering.map((branch) => branch.wanted);
-    const [ids, logprobs, bestIds, bestLogprobs] = await Promise.all([
+    const [ids, logprobs, bestIds, bestLogprobs, all] = await Promise.all([
       outputs.ids.data(),
       outputs.logprobs?.data(),
       outputs.bestIds?.data(),
       outputs.bestLogprobs?.data(),
+      outputs.all?.data(),
     ]);
     const best = outputs.bestIds?.shape[1] ?? 0;
+    const { vocabSize } = this.model.config;
     let row = 0;
     return answering.map((_, i) =>
       Array.from({ length: wanted[i] as number }, () => {
@@ -309,6 +348,7 @@ export class Engine implements Disposable {
           logprob: Number(logprobs?.[at] ?? NaN),
           bestIds: Int32Array.from((bestIds ?? []).slice(at * best, (at + 1) * best)),
           bestLogprobs: Float32Array.from((bestLogprobs ?? []).slice(at * best, (at + 1) * best)),
+          all: all ? (all as Float32Array).slice(at * vocabSize, (at + 1) * vocabSize) : null,
         };
       }),
     );
@@ -342,6 +382,6 @@ export class Engine implements Disposable {
 const inPrompt = 2 ** 30;
 
 function tensorsOf(outputs: StepOutputs): Tensor[] {
-  const { ids, logprobs, bestIds, bestLogprobs } = outputs;
-  return [ids, logprobs, bestIds, bestLogprobs].filter((output) => output !== null);
+  const { ids, logprobs, bestIds, bestLogprobs, all } = outputs;
+  return [ids, logprobs, bestIds, bestLogprobs, all].filter((output) => output !== null);
 }

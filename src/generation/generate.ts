@@ -6,43 +6,71 @@ import { checkOptions, optionTable } from "../tensor/options.js";
 import type { EngineOptions } from "./engine.js";
 import { aModel, Engine } from "./engine.js";
 import { kvDtypeCheck } from "./kv-pages.js";
-import type { Prompt, TextOptions } from "./text-options.js";
-import { newTokens, promptIds, textChecks, throwIfAborted } from "./text-options.js";
+import type { Prompt, TextPrompt } from "./prompt.js";
+import { encodePrompt, isText } from "./prompt.js";
+import type { TextOptions } from "./settings.js";
+import { newTokens, refuseMany, settingsOf, textChecks, throwIfAborted } from "./settings.js";
 
-/** Options of `generate`. */
-export interface GenerateOptions extends TextOptions, Pick<EngineOptions, "graph" | "kvDtype"> {}
+/** Options of `generate` and `complete`. */
+export interface GenerateOptions extends TextOptions, Pick<EngineOptions, "graph" | "kvDtype" | "deterministic"> {}
 
-const generateOptions = optionTable<GenerateOptions>({ ...textChecks, graph: aBoolean, kvDtype: kvDtypeCheck });
+/** @internal */
+export const generateTable = optionTable<GenerateOptions>({
+  ...textChecks,
+  graph: aBoolean,
+  kvDtype: kvDtypeCheck,
+  deterministic: aBoolean,
+});
 
 /**
- * Yields the tokens that follow `prompt`, one by one. Several texts at once are faster in one `Engine`.
+ * Yields what follows `prompt`: pieces of text for a text or for the messages of a conversation, tokens for token ids.
+ * Several texts at once are faster in `complete`, or in one `Engine`.
  *
- * Put the model in `eval()` first: dropout stays as it is. All memory of a generation is freed when it ends,
- * is aborted or is left early (`break`).
+ * A piece never ends within a character. The text ends before the tokens and strings that end it (`eosTokenId`,
+ * `stopStrings`); among tokens the one that ends them is the last. Put the model in `eval()` first (`fromPretrained` has):
+ * dropout stays as it is. All memory of a generation is freed when it ends, is aborted or is left early (`break`).
  *
  * @example
- * for await (const token of generate(model, [72, 105], { temperature: 0.8, topP: 0.9, seed: 1 })) print(token);
+ * for await (const piece of generate(model, "Once upon a time", { doSample: true, seed: 1 })) process.stdout.write(piece);
+ * for await (const token of generate(model, [72, 105], { maxNewTokens: 20 })) console.log(token);
  */
-export async function* generate(
+export function generate(
+  model: CausalLM,
+  prompt: TextPrompt,
+  options?: GenerateOptions,
+): AsyncGenerator<string, void, undefined>;
+export function generate(
   model: CausalLM,
   prompt: Prompt,
+  options?: GenerateOptions,
+): AsyncGenerator<number, void, undefined>;
+export async function* generate(
+  model: CausalLM,
+  prompt: Prompt | TextPrompt,
   options: GenerateOptions = {},
-): AsyncGenerator<number, void, undefined> {
-  checkArgument("generate", "model", model, aModel);
-  checkOptions("generate", options, generateOptions);
-  const { graph, kvDtype, ...text } = options;
-  const ids = promptIds(prompt, model.config);
-  throwIfAborted(text.signal);
-  const count = newTokens(ids.length, text.maxNewTokens ?? 128, model.config.maxPositionEmbeddings);
+): AsyncGenerator<string | number, void, undefined> {
+  const op = "generate";
+  checkArgument(op, "model", model, aModel);
+  checkOptions(op, options, generateTable);
+  const { graph, kvDtype, deterministic, ...text } = options;
+  const settings = settingsOf(op, model, text);
+  refuseMany(op, settings);
+  const wantsText = isText(prompt);
+  const ids = await encodePrompt(op, model, prompt);
+  throwIfAborted(op, settings.config.signal);
+  const count = newTokens(op, ids.length, settings, model.config.maxPositionEmbeddings);
   if (count === 0) return;
-  const maxLength = ids.length + count - 1;
   // Alone, it has nothing to share, and nobody waits while its prompt is computed.
   const alone = { maxSequences: 1, stepTokens: 4096, sharePrefixes: false };
   using engine = new Engine(model, {
     ...alone,
-    maxLength,
+    maxLength: ids.length + count - 1,
     ...(graph !== undefined && { graph }),
     ...(kvDtype !== undefined && { kvDtype }),
+    ...(deterministic !== undefined && { deterministic }),
   });
-  yield* engine.submit(ids, text);
+  for await (const { next, text } of engine.run(op, ids, settings, { wantsText })) {
+    if (!wantsText && next) yield next.id;
+    else if (wantsText && text) yield text;
+  }
 }

@@ -1,10 +1,12 @@
 // Texts from models: one after another, many at once, several from one prompt.
 import "./methods.js";
 
-export { type Beam, type BeamOptions, beamSearch } from "./beam-search.js";
+export { type Beam, beamSearch } from "./beam-search.js";
 export type { Branch, Next, Telling } from "./branch.js";
 export { Engine, type EngineOptions, type OpenOptions } from "./engine.js";
 export { type GenerateOptions, generate } from "./generate.js";
 export { type KvDType, KvPages, type KvPagesOptions } from "./kv-pages.js";
+export type { Prompt, TextPrompt } from "./prompt.js";
+export type { RowRules, RulesOf } from "./row-rules.js";
 export type { DrawOptions } from "./sampling.js";
-export type { Prompt, TextOptions } from "./text-options.js";
+export type { TextOptions } from "./settings.js";

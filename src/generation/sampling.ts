@@ -1,35 +1,24 @@
-// How the tokens of one text are drawn: the options people give, and their checks.
-import type { SamplingOptions } from "../ops/index.js";
-import { aFiniteNumber, aNumberAbove, aNumberIn, anInteger } from "../tensor/checks.js";
+// How the tokens of one text are drawn, as a row of `sampleTokens` takes it, and the checks of it.
 
-/** How the tokens of a text are drawn. */
+import { generationChecks } from "../hub/generation-config.js";
+import type { SamplingOptions } from "../ops/index.js";
+
+/** How the tokens of a text are drawn. What is left out does nothing; a temperature of 0, the default, takes the likeliest. */
 export interface DrawOptions extends SamplingOptions {
-  /** Only tokens with at least this part of the largest probability; 0 keeps all. Default 0. */
+  /** See `GenerationConfig`, these too. */
   minP?: number;
-  /** Locally typical sampling (Meister et al., 2022): the mass that stays; 1 keeps all. Default 1. */
   typicalP?: number;
-  /** Divides positive logits of tokens in the prompt or the text, multiplies negative ones. Default 1. */
   repetitionPenalty?: number;
-  /** Is taken off the logits of tokens in the text. Default 0. */
   presencePenalty?: number;
-  /** Is taken off the logits for each time that a token is in the text. Default 0. */
   frequencyPenalty?: number;
-  /** Seed of the draws; the same seed gives the same text. Default 0. */
   seed?: number;
 }
 
+const { temperature, topK, topP, minP, typicalP, seed, ...others } = generationChecks;
+const { repetitionPenalty, presencePenalty, frequencyPenalty } = others;
+const penalties = { repetitionPenalty, presencePenalty, frequencyPenalty };
 /** @internal */
-export const drawChecks = {
-  temperature: aNumberIn(0),
-  topK: anInteger(0),
-  topP: { rule: "above 0 and at most 1", holds: (v: unknown) => typeof v === "number" && v > 0 && v <= 1 },
-  minP: aNumberIn(0, 1),
-  typicalP: { rule: "above 0 and at most 1", holds: (v: unknown) => typeof v === "number" && v > 0 && v <= 1 },
-  repetitionPenalty: aNumberAbove(0),
-  presencePenalty: aFiniteNumber,
-  frequencyPenalty: aFiniteNumber,
-  seed: anInteger(0),
-};
+export const drawChecks = { temperature, topK, topP, minP, typicalP, seed, ...penalties };
 
 /** What becomes a row of `SamplingRows`, and the row of the table of counts, if there is one. */
 export interface RowDraw {

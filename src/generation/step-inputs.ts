@@ -8,6 +8,7 @@ import { tensor } from "../tensor/create.js";
 import type { Device } from "../tensor/device.js";
 import { keep, tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
+import type { RowRules } from "./row-rules.js";
 import type { RowDraw } from "./sampling.js";
 
 /** One sequence's part of a step. */
@@ -22,6 +23,8 @@ export interface SequenceRows {
   /** How many of the last rows are drawn from. */
   readonly wanted: number;
   readonly draw: RowDraw;
+  /** Of each of those rows. */
+  readonly rules: readonly (RowRules | null)[];
 }
 
 /** Sizes that a step is padded to. */
@@ -178,6 +181,32 @@ export class StepInputs implements Disposable {
       seed: int("seed", [rows, 2]),
       step: int("step"),
       ...(counts && { counts, slots: int("counts") }),
+      ...this.#rulesOf(parts),
+    };
+  }
+
+  /** The rules of all rows, for a step that is computed once. */
+  #rulesOf(parts: readonly SequenceRows[]): Pick<SamplingRows, "bias" | "mask"> {
+    const rules = parts.flatMap((part) => part.rules);
+    const own = (data: Int32Array | Float32Array, shape?: number[]) => {
+      const part = keep(tensor(data, { device: this.#device, ...(shape && { shape }) }));
+      this.#parts.push(part);
+      return part;
+    };
+    const entries = rules.map((rule) => [...(rule?.bias ?? [])]);
+    const all = entries.flat();
+    let end = 0;
+    const offsets = Int32Array.of(0, ...entries.map(({ length }) => (end += length)));
+    const ids = Int32Array.from(all, ([id]) => id);
+    const values = Float32Array.from(all, ([, value]) => value);
+    const words = rules.find((rule) => rule?.allowed)?.allowed?.length;
+    const mask = words === undefined ? null : new Int32Array(rules.length * words).fill(-1);
+    rules.forEach((rule, row) => {
+      if (rule?.allowed) mask?.set(rule.allowed, row * (words as number));
+    });
+    return {
+      ...(all.length > 0 && { bias: { offsets: own(offsets), ids: own(ids), values: own(values) } }),
+      ...(mask && { mask: own(mask, [rules.length, words as number]) }),
     };
   }
 

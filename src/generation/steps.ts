@@ -3,7 +3,7 @@
 import { noGrad } from "../autograd/no-grad.js";
 import type { CausalLM } from "../models/causal-lm.js";
 import type { SampledTokens } from "../ops/index.js";
-import { sampleTokens } from "../ops/index.js";
+import { cast, logSoftmax, sampleTokens } from "../ops/index.js";
 import { BnbError } from "../tensor/errors.js";
 import type { Graph } from "../tensor/graph.js";
 import { capture } from "../tensor/graph.js";
@@ -18,11 +18,14 @@ const mostRecordedRows = 64;
 
 interface Recorded extends Disposable {
   readonly inputs: StepInputs;
-  readonly graph: Graph<SampledTokens>;
+  readonly graph: Graph<Told>;
 }
 
 /** What a step gives: owned by the caller, or by the recording until its next replay. */
-export type StepOutputs = SampledTokens & { readonly isRecorded: boolean };
+export type StepOutputs = Told & { readonly isRecorded: boolean };
+
+/** What is told of the rows; `all`: log-probabilities of all tokens, [R, V] float32. */
+type Told = SampledTokens & { all: Tensor | null };
 
 export class Steps implements Disposable {
   readonly #model: CausalLM;
@@ -48,7 +51,8 @@ export class Steps implements Disposable {
     }
     const rows = parts.length;
     const isAlike = parts.every(({ ids, wanted }) => ids.length === 1 && wanted === 1) && rows <= mostRecordedRows;
-    if (!this.#mayRecord || !isAlike || telling.logprobs || telling.best > 0) {
+    const hasRules = parts.some(({ rules }) => rules.some((rule) => rule !== null));
+    if (!this.#mayRecord || !isAlike || hasRules || telling.logprobs || telling.best > 0 || telling.all) {
       return this.#once(new StepInputs(parts, sizesOf(parts), counts, this.#model.device), telling);
     }
     const padded = 2 ** Math.ceil(Math.log2(rows));
@@ -93,8 +97,12 @@ export class Steps implements Disposable {
     }
   }
 
-  #advance(inputs: StepInputs, telling: Telling): SampledTokens {
-    return noGrad(() => sampleTokens(this.#model.step(inputs.plan, this.#kv), inputs.sampling, telling));
+  #advance(inputs: StepInputs, { logprobs, best, all = false }: Telling): Told {
+    return noGrad(() => {
+      const logits = this.#model.step(inputs.plan, this.#kv);
+      const told = sampleTokens(logits, inputs.sampling, { logprobs, best });
+      return { ...told, all: all ? logSoftmax(cast(logits, "float32")) : null };
+    });
   }
 
   /** Null, now and later, for a model that does more than call ops. */

@@ -1,5 +1,9 @@
 // AutoModelForCausalLM: opens a checkpoint by what its config.json calls itself. A family is one line here.
+import { join } from "node:path";
+import { exists } from "../hub/cache.js";
 import type { JsonObject } from "../hub/config-text.js";
+import { readGenerationConfig } from "../hub/generation-config.js";
+import { AutoTokenizer } from "../hub/index.js";
 import { initChecks } from "../nn/layer-options.js";
 import { aPlainObject, aString, checkArgument } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
@@ -31,7 +35,7 @@ export const AutoModelForCausalLM = {
   async fromPretrained(path: string, options: FromPretrainedOptions = {}): Promise<CausalLM> {
     checkArgument("fromPretrained", "path", path, aString);
     checkOptions("fromPretrained", options, fromPretrainedOptions);
-    return loadPretrained(path, familyOf, options);
+    return loadPretrained(path, familyOf, options, addTextParts);
   },
 
   /**
@@ -54,6 +58,22 @@ export const AutoModelForCausalLM = {
 };
 
 const modelOptions = optionTable<ModelOptions>(initChecks);
+
+/** What turns a model's tokens into texts. */
+async function addTextParts(model: CausalLM, folder: string, config: JsonObject): Promise<void> {
+  model.generationConfig = await readGenerationConfig(folder, config);
+  if (!(await exists(join(folder, "tokenizer.json")))) return;
+  try {
+    model.adoptTokenizer(await AutoTokenizer.fromPretrained(folder));
+  } catch (error) {
+    if (!(error instanceof BnbError)) throw error;
+    // The model computes without it.
+    process.emitWarning(`fromPretrained: model.tokenizer is null: ${error.message}`, {
+      type: "BnbWarning",
+      code: "BNB_NO_TOKENIZER",
+    });
+  }
+}
 
 /** @internal The family of a config.json. */
 export function familyOf(config: JsonObject): Family<CausalLM> {

@@ -1,5 +1,6 @@
 // What every language model is, whatever its family: one body over a Pass, and the two passes that drive it.
 import { noGrad } from "../autograd/no-grad.js";
+import type { GenerationConfig, Tokenizer } from "../hub/index.js";
 import { Module } from "../nn/index.js";
 import { embedding } from "../ops/index.js";
 import { anObject, aTensor, checkArgument, checkTensor } from "../tensor/checks.js";
@@ -34,6 +35,11 @@ const forwardOptions = optionTable<ForwardOptions>({ starts: aTensor });
  */
 export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Module {
   readonly config: C;
+  /** What makes tokens of texts; null where the checkpoint has none. A model made in code may be given one. */
+  tokenizer: Tokenizer | null = null;
+  /** How texts are generated where callers say nothing else: generation_config.json, or empty. */
+  generationConfig: GenerationConfig = {};
+  #ownTokenizer: Tokenizer | null = null;
 
   constructor(config: C) {
     super();
@@ -54,6 +60,18 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Modu
 
   /** Logits [..., vocab] of hidden states. */
   protected abstract head(hidden: Tensor): Tensor;
+
+  /** @internal A tokenizer that ends with the model. */
+  adoptTokenizer(tokenizer: Tokenizer): void {
+    this.tokenizer = tokenizer;
+    this.#ownTokenizer = tokenizer;
+  }
+
+  /** Frees the weights, and the tokenizer that was loaded with them; one that was set stays the caller's. */
+  override dispose(): void {
+    this.#ownTokenizer?.dispose();
+    super.dispose();
+  }
 
   /** Logits [batch, t, vocab] of ids [batch, t] int32, with gradients. */
   forward(ids: Tensor, options: ForwardOptions = {}): Tensor {

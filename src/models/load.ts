@@ -73,11 +73,12 @@ export interface Family<M extends Module = Module> {
   readonly embedding: string;
 }
 
-/** @internal Loads the model of a folder, or of an id on the hub, as its family makes it. */
+/** @internal Loads the model of a folder, or of an id on the hub, as its family makes it; `addParts` adds what is not weights. */
 export async function loadPretrained<M extends Module>(
   path: string,
   familyOf: (config: JsonObject) => Family<M>,
   options: FromPretrainedOptions,
+  addParts: (model: M, folder: string, config: JsonObject) => Promise<void> = async () => {},
 ): Promise<M> {
   const { revision, token, signal, onProgress, onQuantized } = options;
   const onDownload = (name: string, bytes: number, totalBytes: number): void =>
@@ -109,6 +110,7 @@ export async function loadPretrained<M extends Module>(
       signal,
     });
     warnOfUnused(unexpected);
+    await addParts(model, folder, config);
   } catch (error) {
     model?.dispose();
     throw error;

@@ -1,10 +1,11 @@
 // Beam search against transformers on its small Llama: sequences, their order and their scores.
 import { readFileSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import type { BeamOptions } from "../../src/generation/index.js";
+import type { TextOptions } from "../../src/generation/index.js";
 import { beamSearch, Engine, generate } from "../../src/generation/index.js";
 import { LlamaConfig, LlamaForCausalLM } from "../../src/models/index.js";
 import { fromBytes } from "../../src/tensor/create.js";
+import { camel } from "../helpers/generation.js";
 import { fixturePath, readSafetensors } from "../helpers/safetensors.js";
 
 const json = JSON.parse(readFileSync(fixturePath("generation/expected.json"), "utf8"));
@@ -24,19 +25,14 @@ describe("beamSearch", () => {
   });
   afterAll(() => model.dispose());
 
-  const optionsOf = (config: Record<string, unknown>): BeamOptions => ({
-    numBeams: config["num_beams"] as number,
-    lengthPenalty: config["length_penalty"] as number,
-    earlyStopping: config["early_stopping"] as boolean | "never",
-    numReturnSequences: config["num_return_sequences"] as number,
-    stop: [json.eos_token_id as number],
+  const optionsOf = (config: Record<string, unknown>): TextOptions => ({
+    ...camel(config),
+    eosTokenId: json.eos_token_id as number,
     maxNewTokens: json.max_new_tokens as number,
   });
-  const plain = (json.beam_search as { config: Record<string, unknown>; sequences: unknown[] }[]).filter(({ config }) =>
-    Object.keys(config).every((key) => /^(num_beams|length_penalty|early_stopping|num_return_sequences)$/.test(key)),
-  );
+  const configs = json.beam_search as { config: Record<string, unknown>; sequences: unknown[] }[];
 
-  it.each(plain)("finds what transformers finds: $config", async ({ config, sequences }) => {
+  it.each(configs)("finds what transformers finds: $config", async ({ config, sequences }) => {
     using engine = new Engine(model, { kvTokens: 1024 });
     const found = await Promise.all(
       (json.prompts as number[][]).map((prompt) => beamSearch(engine, prompt, optionsOf(config))),
@@ -44,8 +40,9 @@ describe("beamSearch", () => {
     found.forEach((beams, i) => {
       const expected = sequences[i] as { tokens: number[]; score: number }[];
       expect(beams.map(({ tokens }) => tokens)).toEqual(expected.map(({ tokens }) => tokens));
-      beams.forEach(({ score }, b) => {
+      beams.forEach(({ score, tokens, finishReason }, b) => {
         expect(score).toBeCloseTo(expected[b]?.score as number, 4);
+        expect(finishReason).toBe(tokens.at(-1) === json.eos_token_id ? "stop" : "length");
       });
     });
     expect(engine.size).toBe(0);
@@ -53,7 +50,7 @@ describe("beamSearch", () => {
   });
 
   it("finds the same with so few pages that beams must go and come back", async () => {
-    const { config, sequences } = plain[0] as (typeof plain)[0];
+    const { config, sequences } = configs[0] as (typeof configs)[0];
     using engine = new Engine(model, { kvTokens: 64, maxLength: 40 });
     const prompt = json.prompts[0] as number[];
     const beams = await beamSearch(engine, prompt, optionsOf(config));
@@ -72,39 +69,40 @@ describe("beamSearch", () => {
     }
   });
 
-  it("continues greedily as transformers does", async () => {
-    for (const [i, prompt] of (json.prompts as number[][]).entries()) {
-      const made: number[] = [];
-      for await (const token of generate(model, prompt, { maxNewTokens: 24 })) made.push(token);
-      expect(made).toEqual(json.greedy_without_eos[i]);
+  it("finds the same by all log-probabilities as by the likeliest that the kernel tells", async () => {
+    using engine = new Engine(model, { kvTokens: 1024 });
+    const options = { ...optionsOf((configs[0] as (typeof configs)[0]).config), numReturnSequences: 4 };
+    for (const prompt of json.prompts as number[][]) {
+      const told = await beamSearch(engine, prompt, options);
+      // A rule that changes nothing.
+      const all = await beamSearch(engine, prompt, { ...options, logitBias: { 3: 0 } });
+      expect(all.map(({ tokens }) => tokens)).toEqual(told.map(({ tokens }) => tokens));
+      all.forEach(({ score }, i) => {
+        expect(score).toBeCloseTo(told[i]?.score as number, 5);
+      });
     }
   });
 
-  it("penalizes repetition as transformers does", async () => {
-    const known = (
-      json.greedy_with_processors as { config: Record<string, number>; rows: { tokens: number[] }[] }[]
-    ).find(({ config }) => Object.keys(config).join() === "repetition_penalty");
-    for (const [i, prompt] of (json.prompts as number[][]).entries()) {
-      const expected = known?.rows[i]?.tokens as number[];
-      const made: number[] = [];
-      const options = {
-        maxNewTokens: expected.length,
-        repetitionPenalty: known?.config["repetition_penalty"] as number,
-        stop: [json.eos_token_id as number],
-      };
-      for await (const token of generate(model, prompt, options)) made.push(token);
-      expect(made).toEqual(expected.slice(0, made.length));
-      expect(made.length).toBeGreaterThan(0);
+  it("of more beams than the kernel tells apart is no worse", async () => {
+    using engine = new Engine(model, { kvTokens: 4096 });
+    const options = { ...optionsOf({}), lengthPenalty: 0 };
+    for (const prompt of json.prompts as number[][]) {
+      const [few] = await beamSearch(engine, prompt, { ...options, numBeams: 2 });
+      const [many] = await beamSearch(engine, prompt, { ...options, numBeams: 16 });
+      expect(many?.score).toBeGreaterThanOrEqual((few?.score as number) - 1e-4);
     }
   });
 
-  it("refuses more beams than it can tell apart, and more results than beams", async () => {
+  it("refuses more results than beams, and what is no matter of beams", async () => {
     using engine = new Engine(model);
-    await expect(beamSearch(engine, [1], { numBeams: 11 })).rejects.toThrow(
-      "beamSearch: numBeams * (1 + ids in stop, at least 1) must be at most 20, got 22",
-    );
     await expect(beamSearch(engine, [1], { numBeams: 2, numReturnSequences: 3 })).rejects.toThrow(
       "beamSearch: numReturnSequences must be at most numBeams, 2, got 3",
     );
+    await expect(beamSearch(engine, [1], { doSample: true })).rejects.toThrow(
+      "beamSearch: numBeams must be 1 where tokens are drawn (doSample: true), got 4",
+    );
+    const signal = AbortSignal.abort();
+    await expect(beamSearch(engine, [1], { signal })).rejects.toThrow("beamSearch: aborted by its signal");
+    expect(engine.size).toBe(0);
   });
 });

@@ -72,12 +72,12 @@ describe.each(testDevices())("on %s", (name) => {
 
     it("draw, each in its own way, what they draw alone", async () => {
       const each: TextOptions[] = [
-        { temperature: 1, seed: 1 },
-        { temperature: 0.7, topK: 9, seed: 2 ** 33 + 1 },
-        { temperature: 1.3, topP: 0.8, repetitionPenalty: 1.4 },
-        { temperature: 2, minP: 0.05, seed: 3 },
+        { doSample: true, temperature: 1, seed: 1 },
+        { doSample: true, temperature: 0.7, topK: 9, seed: 2 ** 33 + 1 },
+        { doSample: true, temperature: 1.3, topP: 0.8, repetitionPenalty: 1.4 },
+        { doSample: true, temperature: 2, minP: 0.05, seed: 3 },
         { frequencyPenalty: 0.5, presencePenalty: 0.3 },
-        { temperature: 1, typicalP: 0.8, seed: 4 },
+        { doSample: true, temperature: 1, typicalP: 0.8, seed: 4 },
       ];
       const list = texts.map((prompt, i) => [prompt, { maxNewTokens, ...each[i] }] as [number[], TextOptions]);
       const expected = await Promise.all(list.map(([prompt, text]) => alone(prompt, text)));
@@ -109,7 +109,7 @@ describe.each(testDevices())("on %s", (name) => {
     it("compute their prompt once: n samples of one prompt", async () => {
       const prompt = [...integers(37, vocabSize, 7)];
       const list = [1, 2, 3, 4].map(
-        (seed) => [prompt, { temperature: 1.2, seed, maxNewTokens }] as [number[], TextOptions],
+        (seed) => [prompt, { doSample: true, temperature: 1.2, seed, maxNewTokens }] as [number[], TextOptions],
       );
       const expected = await Promise.all(list.map(([, text]) => alone(prompt, text)));
       expect(new Set(expected.map(String)).size).toBe(4);
@@ -256,7 +256,7 @@ describe.each(testDevices())("on %s", (name) => {
   });
 
   describe("guesses from the text", () => {
-    it.each([{}, { temperature: 0.8, seed: 5 }])("give the same text: %o", async (draw) => {
+    it.each([{}, { doSample: true, temperature: 0.8, seed: 5 }])("give the same text: %o", async (draw) => {
       const loop = [5, 6, 7, 8, 9];
       const prompt = [...loop, ...loop, ...loop, 5];
       const options = { ...draw, maxNewTokens: device.type === "cpu" ? 60 : 8 };

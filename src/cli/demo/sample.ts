@@ -33,6 +33,7 @@ export async function streamSample(model: LlamaForCausalLM, options: SampleOptio
   for await (const byte of generate(model, Buffer.from(prompt), {
     maxNewTokens,
     seed,
+    doSample: true,
     temperature: 0.7,
     topK: 40,
     topP: 0.95,

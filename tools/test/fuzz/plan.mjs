@@ -253,6 +253,7 @@ const scenarios = {
         const prompt = r.pick([[1, 2, 3], Int32Array.of(1, 2), new Uint8Array(3), [0]]);
         const generation = r.some({
           ...{
+            doSample: true,
             temperature: 0.7,
             topK: 3,
             topP: 0.9,
@@ -260,7 +261,9 @@ const scenarios = {
             typicalP: 0.9,
             repetitionPenalty: 1.2,
             seed: 1,
-            stop: [2],
+            eosTokenId: [2],
+            noRepeatNgramSize: 2,
+            suppressTokens: [3],
           },
           ...{ promptLookup: r.chance(0.5), kvDtype: r.pick(["float32", "int8"]), graph: r.chance(0.5) },
         });
