@@ -32,7 +32,7 @@ export function isPrompts<P extends Prompt | TextPrompt>(input: P | readonly P[]
 }
 
 function isSeveral(input: unknown): boolean {
-  if (!Array.isArray(input) || isText(input)) return false;
+  if (!Array.isArray(input)) return false;
   const [first] = input as unknown[];
   return input.length === 0 || typeof first === "string" || Array.isArray(first) || types.isTypedArray(first);
 }
