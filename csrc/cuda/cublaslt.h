@@ -7,7 +7,7 @@ namespace bnb::cuda {
 
 // Whether a library of a known version was found; loads it, so ask only where it would be used.
 bool cublaslt_present();
-// One line for `bnb info`: the version, or why it is not used.
+// One line for `bnb doctor`: the version, or why it is not used.
 const char* cublaslt_status();
 // Queues the product and returns true, or returns false: then the project's own kernel does it.
 bool cublaslt_matmul(const MatmulArgs& a, CudaStream& s);

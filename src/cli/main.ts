@@ -2,39 +2,59 @@
 // The `bnb` command: finds the subcommand, prints help and errors. Each command is one file in commands/.
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { withNearest } from "../tensor/nearest.js";
 import type { Command, CommandContext } from "./command.js";
+import { Interrupts } from "./interrupts.js";
 
 /** Commands are loaded when called, so that help and version need no native library. */
 const commands: Record<string, { summary: string; load: () => Promise<Command> }> = {
+  doctor: {
+    summary: "show versions, devices and the instruction set in use, and whether they compute",
+    load: async () => (await import("./commands/doctor.js")).doctor,
+  },
+  estimate: {
+    summary: "say what memory a model needs, and which card holds it",
+    load: async () => (await import("./commands/estimate.js")).estimate,
+  },
+  inspect: {
+    summary: "list the tensors of a model, their formats and sizes",
+    load: async () => (await import("./commands/inspect.js")).inspect,
+  },
+  "make-model": {
+    summary: "write a small random model with its tokenizer, to try everything without a network",
+    load: async () => (await import("./commands/make-model.js")).makeModel,
+  },
   demo: {
     summary: "train, quantize, fine-tune and generate on real text, and write a report",
     load: async () => (await import("./commands/demo.js")).demo,
   },
-  info: {
-    summary: "show versions, devices and the instruction set in use",
-    load: async () => (await import("./commands/info.js")).info,
-  },
 };
 
+const width = Math.max(...Object.keys(commands).map(({ length }) => length));
 const help = `Usage: bnb <command> [options]
 
 Commands:
 ${Object.entries(commands)
-  .map(([name, { summary }]) => `  ${name.padEnd(8)} ${summary}`)
+  .map(([name, { summary }]) => `  ${name.padEnd(width)}  ${summary}`)
   .join("\n")}
+
+A <model> is a folder with a config.json, or an id of the Hugging Face hub such as Qwen/Qwen3-0.6B.
 
 Options:
   -h, --help     show this help, or that of a command
   -v, --version  show the version
 `;
 
-/** Runs a command line. Exit codes: 0 done, 1 the work failed or a claim does not hold, 2 wrong usage. */
+/** Ctrl-C, as shells report it. */
+const INTERRUPTED = 130;
+
+/** Runs a command line. Exit codes: 0 done, 1 the work failed or a claim does not hold, 2 wrong usage, 130 Ctrl-C. */
 export async function main(
   args: readonly string[],
-  { stdout, stderr }: Pick<CommandContext, "stdout" | "stderr"> = process,
+  { stdout, stderr, stdin, interrupts }: Omit<CommandContext, "version"> = process,
 ): Promise<number> {
   const [name = "", ...rest] = args;
-  if (name === "" || name === "-h" || name === "--help" || name === "help") {
+  if (name === "" || name === "-h" || name === "--help" || (name === "help" && rest.length === 0)) {
     (name === "" ? stderr : stdout).write(help);
     return name === "" ? 2 : 0;
   }
@@ -43,24 +63,41 @@ export async function main(
     stdout.write(`${version}\n`);
     return 0;
   }
+  if (name === "help") return main([rest[0] as string, "--help"], { stdout, stderr });
   const entry = Object.hasOwn(commands, name) ? commands[name] : undefined;
   if (!entry) {
-    stderr.write(`bnb: unknown command "${name}"\n\n${help}`);
+    stderr.write(`bnb: unknown command ${withNearest(name, Object.keys(commands))}\nTry "bnb --help".\n`);
     return 2;
   }
+  const options = rest.slice(0, rest.includes("--") ? rest.indexOf("--") : rest.length);
   try {
     const command = await entry.load();
-    if (rest.includes("-h") || rest.includes("--help")) {
-      stdout.write(command.help);
+    if (options.includes("-h") || options.includes("--help")) {
+      stdout.write(command.help(name));
       return 0;
     }
-    return await command.run(rest, { stdout, stderr, version });
+    return await command.run(rest, {
+      stdout,
+      stderr,
+      version,
+      ...(stdin && { stdin }),
+      ...(interrupts && { interrupts }),
+    });
   } catch (error) {
     const { code = "", message } = error as NodeJS.ErrnoException;
-    const isUsage = code.startsWith("ERR_PARSE_ARGS") || code === "ERR_BNB_OPTION" || code === "ERR_BNB_ARGUMENT";
-    stderr.write(isUsage || code.startsWith("ERR_BNB") ? `bnb ${name}: ${message}\n` : `${(error as Error).stack}\n`);
-    if (isUsage) stderr.write(`Try "bnb ${name} --help".\n`);
-    return isUsage ? 2 : 1;
+    if (interrupts?.signal.aborted) {
+      stderr.write(`bnb ${name}: stopped\n`);
+      return INTERRUPTED;
+    }
+    if (options.includes("--debug")) stderr.write(`${(error as Error).stack}\n`);
+    else {
+      const hint = code.startsWith("ERR_BNB") ? "" : " (unexpected; --debug shows where)";
+      stderr.write(`bnb ${name}: ${message}${hint}\n`);
+    }
+    // Only what was typed is given as an argument.
+    if (code !== "ERR_BNB_OPTION" && code !== "ERR_BNB_ARGUMENT") return 1;
+    stderr.write(`Try "bnb ${name} --help".\n`);
+    return 2;
   }
 }
 
@@ -79,7 +116,15 @@ function endQuietly(error: NodeJS.ErrnoException): void {
 // Tests import this file; only as the program it runs by itself.
 if (typeof require !== "undefined" && require.main === module) {
   for (const output of [process.stdout, process.stderr]) output.on("error", endQuietly);
-  void main(process.argv.slice(2)).then((code) => {
+  const interrupts = new Interrupts();
+  process.on("SIGINT", () => {
+    if (!interrupts.fire()) process.exit(INTERRUPTED);
+  });
+  // Warnings are for people here: one line, without Node's own words.
+  process.removeAllListeners("warning");
+  process.on("warning", ({ message }) => process.stderr.write(`bnb: ${message}\n`));
+  const { stdout, stderr, stdin } = process;
+  void main(process.argv.slice(2), { stdout, stderr, stdin, interrupts }).then((code) => {
     process.exitCode = code;
   });
 }

@@ -8,6 +8,7 @@ export { openCheckpoint } from "./checkpoint.js";
 export { type FileDType, fileTypes } from "./file-dtype.js";
 export type { GenerationConfig } from "./generation-config.js";
 export { type LoadCheckpointOptions, type LoadProgress, loadCheckpoint } from "./load-checkpoint.js";
+export type { QuantizationLoss } from "./quantization-loss.js";
 export {
   type FileTensor,
   type SaveOptions,

@@ -1,7 +1,7 @@
 // Loads a checkpoint into a model, layer by layer: one tensor is read, converted or quantized, and released before the
 // next, so that beside the model at most two of its largest tensors are in memory.
 import { noGrad } from "../autograd/no-grad.js";
-import { Linear4bit, Linear8bitLt, Module } from "../nn/index.js";
+import { Module } from "../nn/index.js";
 import { StateLoader } from "../nn/state-loader.js";
 import {
   aFunction,
@@ -21,6 +21,8 @@ import { Tensor } from "../tensor/tensor.js";
 import { BitsAndBytesConfig } from "./bits-and-bytes-config.js";
 import { sameDType } from "./file-dtype.js";
 import { isFloat8 } from "./float8.js";
+import type { QuantizationLoss } from "./quantization-loss.js";
+import { isQuantizable, quantizeMeasured } from "./quantization-loss.js";
 import { quantizeLinears } from "./quantize-linears.js";
 import { RenamedSource } from "./renamed-source.js";
 import { formatError } from "./safetensors-header.js";
@@ -46,6 +48,8 @@ export interface LoadCheckpointOptions {
   /** Names of weights that are other weights, such as `{ "lm_head.weight": "model.embed_tokens.weight" }`. */
   readonly tied?: Readonly<Record<string, string>>;
   readonly onProgress?: (progress: LoadProgress) => void;
+  /** Called with what each linear layer lost as it was quantized; measuring it decodes the layer once. */
+  readonly onQuantized?: (loss: QuantizationLoss) => void;
   readonly signal?: AbortSignal | undefined;
 }
 const loadOptions = optionTable<LoadCheckpointOptions>({
@@ -53,6 +57,7 @@ const loadOptions = optionTable<LoadCheckpointOptions>({
   head: aString,
   tied: aPlainObject,
   onProgress: aFunction,
+  onQuantized: aFunction,
   signal: anAbortSignal,
 });
 const aModule = anInstance(() => Module, "a Module");
@@ -76,7 +81,7 @@ export async function loadCheckpoint(
   checkArgument("loadCheckpoint", "model", model, aModule);
   checkArgument("loadCheckpoint", "source", source, aSource);
   checkOptions("loadCheckpoint", options, loadOptions);
-  const { quantizationConfig = null, head = "lm_head", tied = {}, onProgress, signal } = options;
+  const { quantizationConfig = null, head = "lm_head", tied = {}, onProgress, onQuantized, signal } = options;
   const tensors = await withoutTies(source, tied);
   quantizeLinears(model, tensors, quantizationConfig, { head, tied });
 
@@ -99,7 +104,7 @@ export async function loadCheckpoint(
   const owned = grouped(names, units);
   for (const [path, unit] of units) {
     const own = owned.get(path) ?? [];
-    const left = await loadUnit(unit, path, own, load);
+    const left = await loadUnit(unit, path, own, load, onQuantized);
     for (const name of own) if (!left.unexpected.includes(name)) unexpected.delete(name);
     missing.push(...left.missing);
   }
@@ -119,6 +124,7 @@ async function loadUnit(
   path: string,
   names: readonly string[],
   load: Load,
+  onQuantized?: (loss: QuantizationLoss) => void,
 ): Promise<{ missing: string[]; unexpected: string[] }> {
   const into = tensorsOf(unit, path);
   const loaded = new Map<string, Tensor>();
@@ -129,7 +135,10 @@ async function loadUnit(
     await synchronize(into.values().next().value?.device);
     unit.loadFrom(loader, path === "" ? "" : `${path}.`);
     const left = noGrad(() => loader.finish(false, "loadCheckpoint: the checkpoint must fit the model"));
-    if (left.missing.length === 0 && (unit instanceof Linear4bit || unit instanceof Linear8bitLt)) unit.quantize();
+    if (left.missing.length === 0 && isQuantizable(unit)) {
+      if (onQuantized) await quantizeMeasured(unit, path, onQuantized);
+      else unit.quantize();
+    }
     return left;
   } finally {
     for (const tensor of loaded.values()) tensor.dispose();

@@ -1,23 +1,43 @@
 // Files that appear under their names only when all of them are complete and on the disk: whatever fails before, such
 // as a full disk, leaves what was there.
 import { randomBytes } from "node:crypto";
+import { rmSync } from "node:fs";
 import type { FileHandle } from "node:fs/promises";
-import { mkdir, open, readFile, rename, rm } from "node:fs/promises";
-import { basename, dirname, join } from "node:path";
+import { mkdir, open, readFile, rename, rm, rmdir } from "node:fs/promises";
+import { basename, dirname, join, resolve } from "node:path";
 import { BnbError } from "../tensor/errors.js";
+
+/** Files that are being written; they go even when the program ends meanwhile, as after Ctrl-C. */
+const unfinished = new Set<string>();
+const removeUnfinished = (): void => {
+  for (const part of unfinished) rmSync(part, { force: true });
+};
+
+function begun(part: string): void {
+  if (unfinished.size === 0) process.on("exit", removeUnfinished);
+  unfinished.add(part);
+}
+
+function ended(part: string): void {
+  unfinished.delete(part);
+  if (unfinished.size === 0) process.off("exit", removeUnfinished);
+}
 
 /** A set of files that replace others together. Every call may throw ERR_BNB_FILE; `discard` then cleans up. */
 export class Replacement {
   readonly #parts = new Map<string, string>();
   readonly #obsolete: string[] = [];
+  readonly #newFolders: string[] = [];
 
   /** Writes and flushes a file under a temporary name beside `path`, whose folder is made if need be. */
   async write(path: string, write: (file: FileHandle) => Promise<void>): Promise<void> {
     const part = join(dirname(path), `.${basename(path)}.${randomBytes(6).toString("hex")}.part`);
     await refusable(path, async () => {
-      await mkdir(dirname(path), { recursive: true });
+      const first = await mkdir(dirname(path), { recursive: true });
+      if (first !== undefined) this.#newFolders.push(...between(first, dirname(path)));
       const file = await open(part, "wx");
       this.#parts.set(path, part);
+      begun(part);
       try {
         await write(file);
         await file.sync();
@@ -43,15 +63,22 @@ export class Replacement {
     for (const [path, part] of this.#parts) {
       await refusable(path, () => rename(part, path));
       this.#parts.delete(path);
+      ended(part);
+      this.#newFolders.length = 0;
       await flushFolder(dirname(path));
     }
     for (const path of this.#obsolete) await refusable(path, () => rm(path, { force: true }));
   }
 
-  /** Removes what has no name yet. */
+  /** Removes what has no name yet, and the folders that were made for it. */
   async discard(): Promise<void> {
-    for (const part of this.#parts.values()) await rm(part, { force: true }).catch(() => undefined);
+    for (const part of this.#parts.values()) {
+      await rm(part, { force: true }).catch(() => undefined);
+      ended(part);
+    }
     this.#parts.clear();
+    for (const folder of this.#newFolders.reverse()) await rmdir(folder).catch(() => undefined);
+    this.#newFolders.length = 0;
   }
 }
 
@@ -64,6 +91,14 @@ export async function replaceFiles(stage: (files: Replacement) => Promise<void>)
   } finally {
     await files.discard();
   }
+}
+
+/** The folders from `first` down to `last`, which lies in it. */
+function between(first: string, last: string): string[] {
+  const [top, folders] = [resolve(first), [resolve(last)]];
+  while (folders[0] !== top && dirname(folders[0] as string) !== folders[0])
+    folders.unshift(dirname(folders[0] as string));
+  return folders;
 }
 
 async function refusable(path: string, action: () => Promise<void>): Promise<void> {

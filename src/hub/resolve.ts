@@ -9,7 +9,7 @@ import type { HubRequests } from "./http.js";
 import { request, withRetries } from "./http.js";
 
 /** What of a model is wanted. */
-export type Needs = "model" | "tokenizer";
+export type Needs = "model" | "tokenizer" | "config";
 
 export interface ResolveOptions {
   /** Branch, tag or commit. Default "main". */
@@ -18,6 +18,8 @@ export interface ResolveOptions {
   readonly token?: string | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onDownload?: ((file: string, bytes: number, total: number) => void) | undefined;
+  /** Whether nothing is downloaded. Default HF_HUB_OFFLINE. */
+  readonly offline?: boolean | undefined;
   /** Milliseconds before the first retry. */
   readonly retryDelay?: number | undefined;
 }
@@ -43,8 +45,9 @@ export async function resolveModel(name: string, needs: Needs, options: ResolveO
   const cache = new ModelCache(settings.cache, name);
   const known = await cache.commitOf(revision);
   if (known !== undefined && (await isComplete(cache.snapshot(known), needs))) return cache.snapshot(known);
-  if (settings.offline) {
-    const rule = `the cache at ${settings.cache} must hold it, as HF_HUB_OFFLINE is set`;
+  if (options.offline ?? settings.offline) {
+    const why = options.offline ? "it is no folder and nothing is downloaded for this" : "HF_HUB_OFFLINE is set";
+    const rule = `the cache at ${settings.cache} must hold it, as ${why}`;
     throw new BnbError("ERR_BNB_FILE", `${name}: ${rule}, and files of revision ${revision} are missing there`);
   }
   const { signal, retryDelay } = options;
@@ -67,6 +70,7 @@ async function isComplete(snapshot: string, needs: Needs): Promise<boolean> {
   const has = (name: string): Promise<boolean> => exists(join(snapshot, name));
   if (needs === "tokenizer") return has("tokenizer.json");
   if (!(await has("config.json"))) return false;
+  if (needs === "config") return true;
   for (const index of [INDEX, PICKLE_INDEX]) {
     const text = await readFile(join(snapshot, index), "utf8").catch(() => undefined);
     if (text === undefined) continue;
@@ -87,8 +91,12 @@ async function fetchSnapshot(
   const { commit, files } = await listFiles(id, revision, requests);
   const download = (name: string): Promise<string> =>
     downloadFile(cache, { id, commit, name }, requests, (bytes, total) => onDownload?.(name, bytes, total));
+  if (needs === "config") {
+    if (!files.includes("config.json")) throw new BnbError("ERR_BNB_FILE", `${id}: must hold config.json, has none`);
+    await download("config.json");
+  }
   // Weights last: a snapshot that has them is complete.
-  for (const name of files.filter((file) => tokenizerFiles.test(file))) await download(name);
+  else for (const name of files.filter((file) => tokenizerFiles.test(file))) await download(name);
   if (needs === "model") {
     for (const name of files.filter((file) => modelFiles.test(file))) await download(name);
     const index = [INDEX, SINGLE, PICKLE_INDEX, PICKLE].find((name) => files.includes(name));

@@ -58,7 +58,7 @@ export async function saveSafetensors(
   checkArgument("saveSafetensors", "path", path, aString);
   checkOptions("saveSafetensors", options, saveOptions);
   const entries = entriesOf("saveSafetensors", tensors);
-  await replaceFiles((files) => stageSafetensors(files, path, entries, options.metadata));
+  await replaceFiles((files) => stageSafetensors(files, path, entries, options));
 }
 
 /** The tensors of what is to be saved, in its order. */
@@ -73,7 +73,7 @@ export async function stageSafetensors(
   files: Replacement,
   path: string,
   entries: readonly (readonly [string, WritableTensor])[],
-  metadata: Readonly<Record<string, string>> = { format: "pt" },
+  { metadata = { format: "pt" }, onTensor }: SaveOptions & { onTensor?: (name: string, nbytes: number) => void } = {},
 ): Promise<void> {
   const planned = plan(entries);
   const header = encodeHeader(planned, metadata);
@@ -85,6 +85,7 @@ export async function stageSafetensors(
         throw new BnbError("ERR_BNB_ARGUMENT", `saveSafetensors: "${name}" changed its size while it was saved`);
       }
       await writeAll(file, bytes);
+      onTensor?.(name, nbytes);
     }
   });
 }

@@ -1,10 +1,12 @@
 // Writes a checkpoint into a folder as transformers does: one safetensors file, or numbered shards with their index.
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
-import { aNumberAbove, anInteger, aString, checkArgument } from "../tensor/checks.js";
+import { aFunction, aNumberAbove, anAbortSignal, anInteger, aString, checkArgument } from "../tensor/checks.js";
+import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { INDEX, SINGLE } from "./checkpoint.js";
 import { byteLengthOf } from "./file-dtype.js";
+import type { LoadProgress } from "./load-checkpoint.js";
 import type { Replacement } from "./replace-files.js";
 import { replaceFiles } from "./replace-files.js";
 import type { WritableTensor, WritableTensors } from "./safetensors-writer.js";
@@ -15,10 +17,16 @@ export interface SaveCheckpointOptions {
   readonly maxShardSize?: number;
   /** Unquantized parameters, for the index: `metadata.total_parameters`. */
   readonly totalParameters?: number;
+  /** Called as tensors are written. */
+  readonly onProgress?: (progress: LoadProgress) => void;
+  /** Stops the saving with ERR_BNB_ABORTED, and leaves nothing of it. */
+  readonly signal?: AbortSignal;
 }
 const saveOptions = optionTable<SaveCheckpointOptions>({
   maxShardSize: aNumberAbove(0),
   totalParameters: anInteger(0),
+  onProgress: aFunction,
+  signal: anAbortSignal,
 });
 
 type Entry = readonly [name: string, tensor: WritableTensor];
@@ -46,21 +54,31 @@ export async function stageCheckpoint(
   files: Replacement,
   folder: string,
   entries: readonly Entry[],
-  { maxShardSize = 5e9, totalParameters }: SaveCheckpointOptions = {},
+  { maxShardSize = 5e9, totalParameters, onProgress, signal }: SaveCheckpointOptions = {},
 ): Promise<void> {
+  const total = { totalTensors: entries.length, totalBytes: entries.reduce((sum, [, t]) => sum + sizeOf(t), 0) };
+  let done = { tensors: 0, bytes: 0 };
+  const onTensor = (name: string, nbytes: number): void => {
+    if (signal?.aborted) {
+      throw new BnbError("ERR_BNB_ABORTED", "saveCheckpoint: aborted by its signal", { cause: signal.reason });
+    }
+    done = { tensors: done.tensors + 1, bytes: done.bytes + nbytes };
+    onProgress?.({ name, ...done, ...total });
+  };
   const shards = shardsOf(entries, maxShardSize);
   const isSingle = shards.length <= 1;
   const number = (n: number): string => String(n).padStart(5, "0");
   const names = isSingle
     ? [SINGLE]
     : shards.map((_, i) => `model-${number(i + 1)}-of-${number(shards.length)}.safetensors`);
-  for (const [i, name] of names.entries()) await stageSafetensors(files, join(folder, name), shards[i] ?? []);
+  for (const [i, name] of names.entries()) {
+    await stageSafetensors(files, join(folder, name), shards[i] ?? [], { onTensor });
+  }
   if (!isSingle) {
     const holders = shards.flatMap((shard, i) => shard.map(([name]) => [name, names[i] as string] as const));
     const weightMap = Object.fromEntries(holders.sort(([a], [b]) => (a < b ? -1 : 1)));
-    const total = entries.reduce((sum, [, tensor]) => sum + sizeOf(tensor), 0);
     const parameters = totalParameters === undefined ? {} : { total_parameters: totalParameters };
-    const index = { metadata: { ...parameters, total_size: total }, weight_map: weightMap };
+    const index = { metadata: { ...parameters, total_size: total.totalBytes }, weight_map: weightMap };
     const text = `${escapeNonAscii(JSON.stringify(index, null, 2))}\n`;
     await files.write(join(folder, INDEX), (file) => file.writeFile(text));
   }

@@ -5,13 +5,16 @@ import type { JsonObject } from "../hub/config-text.js";
 import { readGenerationConfig } from "../hub/generation-config.js";
 import { AutoTokenizer } from "../hub/index.js";
 import type { Module } from "../nn/index.js";
-import { aString, checkArgument } from "../tensor/checks.js";
+import { initChecks } from "../nn/layer-options.js";
+import { aPlainObject, aString, checkArgument } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
-import { checkOptions } from "../tensor/options.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import type { CausalLM } from "./causal-lm.js";
 import { causalFamilies } from "./families/index.js";
 import type { Family, FromPretrainedOptions } from "./load.js";
-import { fromPretrainedOptions, loadPretrained } from "./load.js";
+import { createModel, fromPretrainedOptions, loadPretrained } from "./load.js";
+import { drawWeights } from "./parts/decoder.js";
+import type { ModelOptions } from "./parts/model-options.js";
 import type { TextModel } from "./text-model.js";
 
 /**
@@ -34,9 +37,29 @@ export const AutoModelForCausalLM = {
   async fromPretrained(path: string, options: FromPretrainedOptions = {}): Promise<CausalLM> {
     checkArgument("fromPretrained", "path", path, aString);
     checkOptions("fromPretrained", options, fromPretrainedOptions);
-    return loadPretrained(path, (config) => familyIn(causalFamilies, config), options, addTextParts);
+    return loadPretrained(path, familyOf, options, addTextParts);
+  },
+
+  /**
+   * A new model of the object of a config.json; weights are normal with its `initializer_range`, biases and norms start as
+   * their layers have it. The dtype is `options.dtype`, else the config's. `savePretrained` saves the model beside that
+   * config. Inside of `uninitialized` it takes no memory.
+   *
+   * Throws as `fromPretrained` does for what is wrong in the config.
+   */
+  fromConfig(config: Readonly<Record<string, unknown>>, options: ModelOptions = {}): CausalLM {
+    checkArgument("fromConfig", "config", config, aPlainObject);
+    checkOptions("fromConfig", options, modelOptions);
+    const model = createModel(config, familyOf, options);
+    drawWeights(model, typeof config["initializer_range"] === "number" ? config["initializer_range"] : 0.02, {
+      ...options,
+      dtype: model.dtype,
+    });
+    return model;
   },
 };
+
+const modelOptions = optionTable<ModelOptions>(initChecks);
 
 /** What turns a model's tokens into texts. */
 async function addTextParts(model: CausalLM, folder: string, config: JsonObject): Promise<void> {
@@ -58,6 +81,9 @@ export async function addTokenizer(model: TextModel, folder: string): Promise<vo
     });
   }
 }
+
+/** @internal The family of a language model's config.json. */
+export const familyOf = (config: JsonObject): Family<CausalLM> => familyIn(causalFamilies, config);
 
 /** @internal The family that a config names. Throws ERR_BNB_UNSUPPORTED. */
 export function familyIn<M extends Module>(

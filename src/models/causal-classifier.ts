@@ -5,8 +5,8 @@ import { Linear } from "../nn/index.js";
 import type { Device } from "../tensor/device.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { CausalLM, ModelConfig } from "./causal-lm.js";
+import type { WholeTextOptions } from "./encoder.js";
 import type { ModelOptions } from "./parts/model-options.js";
-import type { Pass } from "./pass.js";
 import type { Labels } from "./sequence-classifier.js";
 import { SequenceClassifier } from "./sequence-classifier.js";
 
@@ -39,8 +39,8 @@ export class CausalSequenceClassifier extends SequenceClassifier {
     super.dispose();
   }
 
-  protected override hidden(pass: Pass): Tensor {
-    return this.#body.hiddenStates(pass);
+  protected override hidden(ids: Tensor, { starts }: WholeTextOptions): Tensor {
+    return this.#body.hiddenStates(ids, starts ? { starts } : {});
   }
 
   protected override head(states: Tensor): Tensor {

@@ -55,24 +55,28 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
   /** Hidden states with the leading axes of `pass.ids`. */
   protected abstract hidden(pass: Pass): Tensor;
 
-  /** @internal `hidden`, for what puts another head in the place of the model's own. */
-  hiddenStates(pass: Pass): Tensor {
-    return this.hidden(pass);
-  }
-
   /** Logits [..., vocab] of hidden states. */
   protected abstract head(hidden: Tensor): Tensor;
 
   /** Logits [batch, t, vocab] of ids [batch, t] int32, with gradients. */
   forward(ids: Tensor, options: ForwardOptions = {}): Tensor {
+    return this.head(this.#states("forward", ids, options));
+  }
+
+  /** What the head takes: hidden states [batch, t, hidden] behind the last norm, with gradients. */
+  hiddenStates(ids: Tensor, options: ForwardOptions = {}): Tensor {
+    return this.#states("hiddenStates", ids, options);
+  }
+
+  #states(method: string, ids: Tensor, options: ForwardOptions): Tensor {
     const op = this.constructor.name;
     checkTensor(op, "ids", ids);
-    checkOptions(`${op}.forward`, options, forwardOptions);
+    checkOptions(`${op}.${method}`, options, forwardOptions);
     if (ids.ndim !== 2) {
       const advice = ids.ndim === 1 ? `; write reshape(ids, [1, ${ids.size}])` : "";
       throw new BnbError("ERR_BNB_SHAPE", `${op}: ids must be [batch, length], got [${ids.shape.join(", ")}]${advice}`);
     }
-    return this.head(this.hidden(new TrainingPass(ids, { starts: options.starts })));
+    return this.hidden(new TrainingPass(ids, { starts: options.starts }));
   }
 
   /** Logits [rows, vocab] of the rows that a plan wants; keys and values go into pages. Without gradients. */

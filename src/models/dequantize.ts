@@ -1,8 +1,8 @@
 // The way back: a model whose quantized linear layers become float ones, for tools that read nothing else.
 import { noGrad } from "../autograd/no-grad.js";
+import { decodedWeight } from "../hub/quantization-loss.js";
 import { Linear, Linear4bit, Linear8bitLt, Module, replaceLinear } from "../nn/index.js";
-import type { QuantState } from "../ops/index.js";
-import { cast, dequantize4bit, int8VectorwiseDequant } from "../ops/index.js";
+import { cast } from "../ops/index.js";
 import { aFloatDType, anInstance, checkArgument } from "../tensor/checks.js";
 import type { DType } from "../tensor/dtype.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
@@ -53,10 +53,6 @@ function floatLayer(layer: Linear, asked: DType | undefined, otherwise: DType): 
 }
 
 function floatWeight(layer: Linear, asked: DType | undefined, otherwise: DType): Tensor {
-  if (layer instanceof Linear8bitLt) {
-    return cast(int8VectorwiseDequant(layer.weight, layer.SCB as Tensor), asked ?? otherwise);
-  }
-  const { weight } = (layer as Linear4bit).quantize();
-  const values = dequantize4bit(weight, { quantState: weight.quantState as QuantState });
-  return asked === undefined ? values : cast(values, asked);
+  const values = decodedWeight(layer as Linear4bit | Linear8bitLt);
+  return cast(values, asked ?? (layer instanceof Linear8bitLt ? otherwise : values.dtype));
 }

@@ -47,7 +47,7 @@ const wholeTextOptions = optionTable<WholeTextOptions>({ starts: aTensor, tokenT
 export interface EmbedOptions {
   /** Default: what the checkpoint says (sentence-transformers' 1_Pooling/config.json), else "mean". */
   pooling?: Pooling;
-  /** Whether vectors have length 1, so that their products are cosines. Default: what the checkpoint says, else true. */
+  /** Whether vectors have length 1, so that their products are cosines. Default: what the checkpoint says, else false. */
   normalize?: boolean;
   /** Longer texts lose their end. Default: what the checkpoint says, else all that the model has positions for. */
   maxLength?: number;
@@ -76,8 +76,8 @@ export abstract class Encoder<C extends EncoderConfig = EncoderConfig> extends T
   /** What its activations are. */
   abstract get dtype(): DType;
 
-  /** @internal Hidden states with the leading axes of `pass.ids`. */
-  abstract hidden(pass: Pass, tokenTypeIds: Tensor | null): Tensor;
+  /** Hidden states with the leading axes of `pass.ids`. */
+  protected abstract hidden(pass: Pass, tokenTypeIds: Tensor | null): Tensor;
 
   /** Hidden states [batch, t, hidden] of ids [batch, t] int32, with gradients. */
   forward(ids: Tensor, options: WholeTextOptions = {}): Tensor {
@@ -92,13 +92,13 @@ export abstract class Encoder<C extends EncoderConfig = EncoderConfig> extends T
    *
    * @example
    * const model = await AutoModel.fromPretrained("BAAI/bge-small-en-v1.5");
-   * const vectors = await model.embed(["a cat", "a dog"]);
+   * const vectors = await model.embed(["a cat", "a dog"], { normalize: true });
    * const cosines = matmul(vectors, vectors, { transposeB: true }); // [2, 2]
    */
   async embed(texts: string | readonly string[], options: EmbedOptions = {}): Promise<Tensor> {
     checkArgument("embed", "texts", texts, someTexts);
     checkOptions("embed", options, embedOptions);
-    const { pooling = "mean", normalize = true, maxLength = Infinity } = { ...this.embedDefaults, ...options };
+    const { pooling = "mean", normalize = false, maxLength = Infinity } = { ...this.embedDefaults, ...options };
     const most = Math.min(maxLength, this.config.maxPositionEmbeddings);
     const list = typeof texts === "string" ? [texts] : texts;
     const tokenizer = this.tokenizerFor("embed");

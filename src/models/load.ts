@@ -3,8 +3,9 @@ import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { JsonObject } from "../hub/config-text.js";
 import { parseConfig } from "../hub/config-text.js";
-import type { LoadProgress, TensorSource } from "../hub/index.js";
+import type { LoadProgress, QuantizationLoss, TensorSource } from "../hub/index.js";
 import { BitsAndBytesConfig, loadCheckpoint, openCheckpoint } from "../hub/index.js";
+import type { ModelTies } from "../hub/quantize-linears.js";
 import { mergeConfigs } from "../hub/quantize-linears.js";
 import { RenamedSource } from "../hub/renamed-source.js";
 import { resolveModel } from "../hub/resolve.js";
@@ -25,6 +26,7 @@ import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { optionTable } from "../tensor/options.js";
 import { uninitialized } from "../tensor/placeholder.js";
+import type { ModelOptions } from "./parts/model-options.js";
 import { rememberOrigin } from "./save.js";
 
 export interface FromPretrainedOptions {
@@ -40,6 +42,8 @@ export interface FromPretrainedOptions {
   token?: string;
   /** Called as files come from the hub, and with each tensor that was read. */
   onProgress?: (progress: FromPretrainedProgress) => void;
+  /** Called with what each linear layer lost as it was quantized; measuring it decodes the layer once. */
+  onQuantized?: (loss: QuantizationLoss) => void;
   signal?: AbortSignal;
 }
 
@@ -56,13 +60,14 @@ export const fromPretrainedOptions = optionTable<FromPretrainedOptions>({
   revision: aString,
   token: aString,
   onProgress: aFunction,
+  onQuantized: aFunction,
   signal: anAbortSignal,
 });
 
 /** What loading must know of a family of models. */
 export interface Family<M extends Module = Module> {
-  /** The model of a config.json, with new weights; some parts are there only if the checkpoint has them. */
-  create(config: JsonObject, options: { dtype: DType; device?: DeviceLike }, source: TensorSource): M;
+  /** The model of a config.json, with new weights; with a checkpoint, some parts are there only if it has them. */
+  create(config: JsonObject, options: ModelOptions & { dtype: DType }, source: TensorSource | null): M;
   /** Path of the output, which is not quantized by default. Default "lm_head". */
   readonly head?: string;
   /** The name of the weight that the output embedding shares where the config ties them. */
@@ -78,7 +83,7 @@ export async function loadPretrained<M extends Module>(
   options: FromPretrainedOptions,
   addParts: (model: M, folder: string, config: JsonObject) => Promise<void> = async () => {},
 ): Promise<M> {
-  const { revision, token, signal, onProgress } = options;
+  const { revision, token, signal, onProgress, onQuantized } = options;
   const onDownload = (name: string, bytes: number, totalBytes: number): void =>
     onProgress?.({ stage: "download", name, bytes, totalBytes });
   const folder = await resolveModel(path, "model", { revision, token, signal, onDownload });
@@ -98,15 +103,14 @@ export async function loadPretrained<M extends Module>(
   const source = family.rename ? new RenamedSource(file, family.rename) : file;
   let model: M | undefined;
   try {
-    checkLayers(config, source);
+    const tensors = [...source.names()].length;
+    checkLayers(config, tensors, `the checkpoint has ${tensors} tensors`);
     model = uninitialized(() => family.create(config, { dtype, ...place }, source));
-    const { head = "lm_head", embedding } = family;
-    const isTied = model.namedParameters().every(([name]) => name !== `${head}.weight`);
     const { unexpected } = await loadCheckpoint(model, source, {
       quantizationConfig,
-      head,
-      tied: isTied && embedding !== undefined ? { [`${head}.weight`]: embedding } : {},
+      ...tiesOf(model, family),
       ...(onProgress && { onProgress: (progress: LoadProgress) => onProgress({ stage: "load", ...progress }) }),
+      ...(onQuantized && { onQuantized }),
       signal,
     });
     warnOfUnused(unexpected);
@@ -121,15 +125,36 @@ export async function loadPretrained<M extends Module>(
   return model.eval();
 }
 
-/** A layer has tensors: a config that claims more layers than the checkpoint has tensors would only take memory. */
-function checkLayers(config: JsonObject, source: TensorSource): void {
-  const tensors = [...source.names()].length;
+/** @internal A model of a config.json with new weights. */
+export function createModel<M extends Module>(
+  config: JsonObject,
+  familyOf: (config: JsonObject) => Family<M>,
+  options: ModelOptions = {},
+): M {
+  const dtype = dtypeOf(config, options.dtype);
+  checkLayers(config, MAX_LAYERS, `${MAX_LAYERS} are the most that are made`);
+  const model = familyOf(config).create(config, { ...options, dtype }, null);
+  const configText = `${JSON.stringify(config, null, 2)}\n`;
+  rememberOrigin(model, { folder: null, configText, quantizationConfig: null, dtype });
+  return model.eval();
+}
+
+/** @internal What a model says of its head; call it before layers are replaced. */
+export function tiesOf(model: Module, { head = "lm_head", embedding }: Family): ModelTies {
+  const isTied = model.namedParameters().every(([name]) => name !== `${head}.weight`);
+  return { head, tied: isTied && embedding !== undefined ? { [`${head}.weight`]: embedding } : {} };
+}
+
+/** A layer has tensors: a config that claims more layers than there can be would only take memory. */
+function checkLayers(config: JsonObject, most: number, why: string): void {
   for (const key of ["num_hidden_layers", "n_layer", "num_layers"]) {
     const layers = config[key];
-    if (typeof layers !== "number" || layers <= tensors) continue;
-    throw new BnbError("ERR_BNB_FORMAT", `config.json: ${key} is ${layers}, and the checkpoint has ${tensors} tensors`);
+    if (typeof layers !== "number" || layers <= most) continue;
+    throw new BnbError("ERR_BNB_FORMAT", `config.json: ${key} is ${layers}, and ${why}`);
   }
 }
+
+const MAX_LAYERS = 10_000;
 
 async function readConfigText(folder: string): Promise<string> {
   const path = join(folder, "config.json");

@@ -3,17 +3,19 @@ import { readdir } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { quantizationText, withKeys } from "../hub/config-text.js";
 import type { BitsAndBytesConfig, SaveCheckpointOptions } from "../hub/index.js";
+import type { Replacement } from "../hub/replace-files.js";
 import { replaceFiles } from "../hub/replace-files.js";
 import { stageCheckpoint } from "../hub/save-checkpoint.js";
 import { Module, Params4bit } from "../nn/index.js";
-import { aNumberAbove, anInstance, aString, checkArgument } from "../tensor/checks.js";
+import { aFunction, aNumberAbove, anAbortSignal, anInstance, aString, checkArgument } from "../tensor/checks.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 
 /** Where a model came from. */
 interface Origin {
-  readonly folder: string;
+  /** null for a model that was made from a config alone. */
+  readonly folder: string | null;
   readonly configText: string;
   readonly quantizationConfig: BitsAndBytesConfig | null;
   readonly dtype: DType;
@@ -34,8 +36,12 @@ export function forgetQuantization(model: Module): void {
   if (origin) origins.set(model, { ...origin, quantizationConfig: null });
 }
 
-export type SavePretrainedOptions = Pick<SaveCheckpointOptions, "maxShardSize">;
-const saveOptions = optionTable<SavePretrainedOptions>({ maxShardSize: aNumberAbove(0) });
+export type SavePretrainedOptions = Pick<SaveCheckpointOptions, "maxShardSize" | "onProgress" | "signal">;
+const saveOptions = optionTable<SavePretrainedOptions>({
+  maxShardSize: aNumberAbove(0),
+  onProgress: aFunction,
+  signal: anAbortSignal,
+});
 const aModel = anInstance(() => Module, "a model");
 
 /** Files of a model beside its weights, which are copied along. */
@@ -43,7 +49,7 @@ const companions =
   /^(generation_config\.json|tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|spiece\.model|chat_template\.(jinja|json))$/;
 
 /**
- * Saves a model that `fromPretrained` loaded: weights as they are, quantized ones with their statistics, config.json with
+ * Saves a model that `fromPretrained` or `fromConfig` made: weights as they are, quantized ones with their statistics, config.json with
  * its quantization_config, and the files of the tokenizer. Files get their names when all are complete. A model that was
  * only loaded gives the bytes that it came from.
  *
@@ -59,19 +65,28 @@ export async function savePretrained(
   checkArgument("savePretrained", "model", model, aModel);
   checkArgument("savePretrained", "folder", folder, aString);
   checkOptions("savePretrained", options, saveOptions);
+  await replaceFiles((files) => stagePretrained(files, model, folder, options));
+}
+
+/** @internal As savePretrained; the files get their names with the others of `files`. */
+export async function stagePretrained(
+  files: Replacement,
+  model: Module,
+  folder: string,
+  options: SavePretrainedOptions = {},
+): Promise<void> {
   const origin = origins.get(model);
   if (!origin) {
-    const rule = "savePretrained: model must come from fromPretrained, which knows its config.json";
+    const rule = "savePretrained: model must come from fromPretrained or fromConfig, which know its config.json";
     throw new BnbError("ERR_BNB_ARGUMENT", `${rule}; saveCheckpoint saves the weights of any model`);
   }
   const entries = [...model.stateDict()];
-  const isElsewhere = resolve(folder) !== resolve(origin.folder);
-  const others = isElsewhere ? (await readdir(origin.folder)).filter((name) => companions.test(name)) : [];
-  await replaceFiles(async (files) => {
-    await stageCheckpoint(files, folder, entries, { ...options, totalParameters: countParameters(model) });
-    await files.write(join(folder, "config.json"), (file) => file.writeFile(configOf(origin)));
-    for (const name of others) await files.copy(join(origin.folder, name), join(folder, name));
-  });
+  const { folder: from } = origin;
+  const isElsewhere = from !== null && resolve(folder) !== resolve(from);
+  const others = isElsewhere ? (await readdir(from)).filter((name) => companions.test(name)) : [];
+  await stageCheckpoint(files, folder, entries, { ...options, totalParameters: countParameters(model) });
+  await files.write(join(folder, "config.json"), (file) => file.writeFile(configOf(origin)));
+  if (from !== null) for (const name of others) await files.copy(join(from, name), join(folder, name));
 }
 
 /** The config.json that the model came with, and in it how it was quantized and the dtype that it was loaded in. */

@@ -13,8 +13,6 @@ import type { WholeTextOptions } from "./encoder.js";
 import { checkWholeTexts } from "./encoder.js";
 import { inBatches, packTexts, shortened } from "./packing.js";
 import type { ConfigKeys } from "./parts/config-keys.js";
-import type { Pass } from "./pass.js";
-import { TrainingPass } from "./pass.js";
 import { TextModel } from "./text-model.js";
 
 /** What a config says of its labels. */
@@ -56,8 +54,8 @@ export abstract class SequenceClassifier<C extends ModelConfig & Labels = ModelC
   /** Where its weights are. */
   abstract get device(): Device;
 
-  /** Hidden states with the leading axes of `pass.ids`. */
-  protected abstract hidden(pass: Pass, tokenTypeIds: Tensor | null): Tensor;
+  /** Hidden states with the axes of ids. */
+  protected abstract hidden(ids: Tensor, options: WholeTextOptions): Tensor;
 
   /** Logits [texts, labels] of hidden states [texts, hidden]. */
   protected abstract head(states: Tensor): Tensor;
@@ -68,10 +66,8 @@ export abstract class SequenceClassifier<C extends ModelConfig & Labels = ModelC
    */
   forward(ids: Tensor, options: WholeTextOptions = {}): Tensor {
     checkWholeTexts(this.constructor.name, ids, options);
-    const { starts, tokenTypeIds = null } = options;
-    const pass = new TrainingPass(ids, { starts, causal: this.reads === "last" });
-    const hidden = this.hidden(pass, tokenTypeIds);
-    const at = noGrad(() => this.#readTokens(ids, starts));
+    const hidden = this.hidden(ids, options);
+    const at = noGrad(() => this.#readTokens(ids, options.starts));
     return this.head(embedding(at, reshape(hidden, [ids.size, -1])));
   }
 

@@ -12,7 +12,8 @@ import {
   orNull,
 } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
-import { checkOptions, optionTable, withNearest } from "../tensor/options.js";
+import { withNearest } from "../tensor/nearest.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
 import { Linear } from "./linear.js";
 import type { StateDict } from "./module.js";
 import { aModule, Module } from "./module.js";

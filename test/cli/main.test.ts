@@ -9,22 +9,8 @@ import { checkClaims } from "../../src/cli/demo/checks.js";
 import type { DemoResults } from "../../src/cli/demo/results.js";
 import type { DemoSettings } from "../../src/cli/demo/settings.js";
 import { quickSettings } from "../../src/cli/demo/settings.js";
-import { main } from "../../src/cli/main.js";
-import { devices } from "../../src/tensor/device.js";
 import { memory } from "../../src/tensor/scope.js";
-
-class Sink {
-  text = "";
-  write(text: string): void {
-    this.text += text;
-  }
-}
-
-async function bnb(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
-  const [stdout, stderr] = [new Sink(), new Sink()];
-  const code = await main(args, { stdout, stderr });
-  return { code, stdout: stdout.text, stderr: stderr.text };
-}
+import { bnb, Sink } from "../helpers/bnb.js";
 
 const version = (JSON.parse(readFileSync("package.json", "utf8")) as { version: string }).version;
 
@@ -33,45 +19,58 @@ describe("main", () => {
     const help = await bnb("--help");
     expect(help.code).toBe(0);
     expect(help.stdout).toMatch(/^Usage: bnb <command>/);
-    for (const command of ["demo", "info"]) {
-      expect(help.stdout).toContain(`  ${command} `);
+    const commands = [...help.stdout.matchAll(/^ {2}([a-z][a-z-]+) {2,}\w/gm)].map(([, name]) => name as string);
+    expect(commands).toEqual(expect.arrayContaining(["demo", "doctor", "estimate", "inspect", "make-model"]));
+    for (const command of commands) {
       const own = await bnb(command, "--help");
       expect(own.code).toBe(0);
-      expect(own.stdout).toContain(`Usage: bnb ${command}`);
+      expect(own.stdout).toContain(`Usage: bnb ${command} `);
+      // What all share, and no line that a terminal would break.
+      expect(own.stdout).toMatch(/ --json .*\n.* --quiet .*\n.* --debug .*\n.* --help /);
+      expect(Math.max(...own.stdout.split("\n").map(({ length }) => length))).toBeLessThanOrEqual(120);
+      expect(await bnb("help", command)).toEqual(own);
     }
     expect(await bnb("--version")).toEqual({ code: 0, stdout: `${version}\n`, stderr: "" });
   });
 
   it("says what is wrong, on stderr, with exit code 2", async () => {
     expect((await bnb()).code).toBe(2);
-    expect(await bnb("traim")).toMatchObject({ code: 2, stdout: "", stderr: expect.stringContaining('"traim"') });
+    expect(await bnb("traim")).toMatchObject({ code: 2, stdout: "", stderr: expect.stringContaining("traim") });
+    expect((await bnb("inspet")).stderr).toBe(
+      'bnb: unknown command inspet (did you mean inspect?)\nTry "bnb --help".\n',
+    );
     expect(await bnb("toString")).toMatchObject({ code: 2 });
-    expect(await bnb("demo", "--sed", "1")).toMatchObject({ code: 2, stderr: expect.stringContaining("--sed") });
+    expect(await bnb("demo", "--sed", "1")).toMatchObject({
+      code: 2,
+      stderr: 'bnb demo: unknown option --sed (did you mean --seed?)\nTry "bnb demo --help".\n',
+    });
+    expect((await bnb("demo", "--quick=yes")).stderr).toMatch('--quick takes no value, got "yes"\n');
+    expect((await bnb("demo", "--seed")).stderr).toMatch("--seed needs a value: --seed N\n");
+    expect((await bnb("inspect")).stderr).toMatch("bnb inspect: <model> is missing\n");
     expect(await bnb("demo", "extra")).toMatchObject({ code: 2, stderr: expect.stringContaining("extra") });
     expect(await bnb("demo", "--seed", "x")).toMatchObject({
       code: 2,
-      stderr: 'bnb demo: demo: --seed must be a whole number of at least 0, got x\nTry "bnb demo --help".\n',
+      stderr: 'bnb demo: --seed must be a whole number of at least 0, got "x"\nTry "bnb demo --help".\n',
     });
     expect(await bnb("demo", "--text", "/no/such/file")).toMatchObject({
       code: 2,
       stderr: expect.stringContaining("/no/such/file must be a readable file"),
     });
     expect(await bnb("demo", "--device", "tpu")).toMatchObject({ code: 1, stderr: expect.stringContaining("tpu") });
-    expect(await bnb("info", "--all")).toMatchObject({ code: 2 });
+    expect(await bnb("doctor", "--all")).toMatchObject({ code: 2 });
+    expect(await bnb("doctor", "now")).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining('"now" is one word too'),
+    });
   });
 
   it("finds a report that cannot be written before the work", async () => {
     const folder = mkdtempSync(join(tmpdir(), "bnb-cli-"));
     writeFileSync(join(folder, "file"), "");
-    for (const option of ["--report", "--json"]) {
-      const sink = new Sink();
-      const expected = `demo: ${option} must name a file that can be written, got ${folder}`;
-      for (const path of [folder, join(folder, "file", "index.html")]) {
-        expect(await main(["demo", option, path], { stdout: sink, stderr: sink })).toBe(2);
-        expect(sink.text).toContain(expected);
-      }
-      // Nothing was begun.
-      expect(sink.text).toMatch(/^bnb demo: /);
+    for (const path of [folder, join(folder, "file", "index.html")]) {
+      const { code, stdout, stderr } = await bnb("demo", "--report", path);
+      expect([code, stdout]).toEqual([2, ""]); // nothing was begun
+      expect(stderr).toMatch(`bnb demo: --report must name a file that can be written, got ${folder}`);
     }
     rmSync(folder, { recursive: true });
   });
@@ -81,16 +80,6 @@ describe("main", () => {
     // The reader is gone before the program writes.
     const { stderr } = spawnSync("sh", ["-c", `{ sleep 0.3; ${command}; } | true`], { encoding: "utf8" });
     expect(stderr).toBe("ended with 141\n");
-  });
-
-  it("info names the versions, the device and its instruction set", async () => {
-    const { code, stdout } = await bnb("info");
-    expect(code).toBe(0);
-    expect(stdout).toContain(version);
-    expect(stdout).toContain(process.versions.node);
-    expect(stdout).toMatch(/cpu .*(base|avx2|avx512), \d+ threads/);
-    // A GPU with its libraries, or why there is none.
-    expect(stdout).toMatch(devices().length > 1 ? /cuda:0 .*\n.*cuBLASLt: / : /^GPU +\w/m);
   });
 });
 
@@ -110,18 +99,20 @@ describe("demo", () => {
   });
   afterEach(() => rmSync(folder, { recursive: true }));
 
-  async function run(name: string, ...args: string[]): Promise<{ code: number; text: string; results: DemoResults }> {
-    const stdout = new Sink();
-    const [report, json] = [join(folder, `${name}/index.html`), join(folder, `${name}.json`)];
-    const context = { stdout, stderr: new Sink(), version };
-    const code = await demoCommand(tiny).run(["--report", report, "--json", json, ...args], context);
+  async function run(name: string, ...args: string[]): Promise<{ code: number; text: string }> {
+    const report = join(folder, `${name}/index.html`);
+    const [stdout, stderr] = [new Sink(), new Sink()];
+    const code = await demoCommand(tiny).run(["--report", report, ...args], { stdout, stderr, version });
     expect(existsSync(report)).toBe(true);
-    return { code, text: stdout.text, results: JSON.parse(readFileSync(json, "utf8")) as DemoResults };
+    return { code, text: stdout.text };
   }
+  const resultsOf = async (name: string, ...args: string[]): Promise<DemoResults> =>
+    JSON.parse((await run(name, "--json", ...args)).text) as DemoResults;
 
   it("measures everything it promises, writes the page and the JSON, and frees its memory", async () => {
     const before = memory();
-    const { code, text, results } = await run("first");
+    const { code, text } = await run("text");
+    const results = await resultsOf("first");
     expect(results).toMatchObject({ version, seed: 1, settings: { pretrain: { steps: 6 } } });
     expect(results.parameters).toBe(
       256 * 64 + 64 + 2 * 64 + 64 * (64 + 32 + 32 + 64) * (tiny.model.hiddenSize / 64) + 3 * 64 * 128,
@@ -176,12 +167,12 @@ describe("demo", () => {
       finetune: [finetune.losses, finetune.perplexityBefore, finetune.perplexityAfter, finetune.baseHashAfter],
       texts: samples.map(({ text }) => text),
     });
-    const first = await run("a", ...texts, "--seed", "7");
-    const second = await run("b", ...texts, "--seed", "7");
-    const third = await run("c", ...texts, "--seed", "8");
-    expect(first.results.text.source).toBe(own);
-    expect(figures(second.results)).toEqual(figures(first.results));
-    expect(figures(third.results).losses).not.toEqual(figures(first.results).losses);
+    const first = await resultsOf("a", ...texts, "--seed", "7");
+    const second = await resultsOf("b", ...texts, "--seed", "7");
+    const third = await resultsOf("c", ...texts, "--seed", "8");
+    expect(first.text.source).toBe(own);
+    expect(figures(second)).toEqual(figures(first));
+    expect(figures(third).losses).not.toEqual(figures(first).losses);
   });
 });
 

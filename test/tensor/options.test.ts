@@ -15,7 +15,8 @@ import {
   required,
 } from "../../src/tensor/checks.js";
 import { describe as shown } from "../../src/tensor/describe.js";
-import { checkOptions, nearest, optionTable } from "../../src/tensor/options.js";
+import { nearest } from "../../src/tensor/nearest.js";
+import { checkOptions, optionTable } from "../../src/tensor/options.js";
 
 interface Example {
   quantType?: "nf4" | "fp4";

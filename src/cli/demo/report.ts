@@ -1,9 +1,10 @@
 // The demo's results as one self-contained page: no script, no font and no picture from anywhere else.
+
+import { count } from "../terminal.js";
 import type { Series } from "./chart.js";
 import { lineChart } from "./chart.js";
 import { style } from "./report-style.js";
 import type { DemoResults, SampleResult } from "./results.js";
-import { count } from "./terminal.js";
 
 /** The whole HTML document. */
 export function reportPage(results: DemoResults): string {

@@ -10,6 +10,8 @@ import { AdamW, AdamW8bit, cosineSchedule } from "../../optim/index.js";
 import type { Device } from "../../tensor/device.js";
 import type { Batch } from "../../train/index.js";
 import { evaluate, evenBatches, randomBatches, splitBytes, train } from "../../train/index.js";
+import type { Terminal } from "../terminal.js";
+import { count } from "../terminal.js";
 import { checkClaims } from "./checks.js";
 import type { Corpus } from "./corpus.js";
 import { formats, inFormat } from "./formats.js";
@@ -17,8 +19,6 @@ import { hashOfBase, layerSizes, modelBytes, optimizerBytes } from "./measure.js
 import type { DemoResults, FinetuneResult, OptimizerResult, SampleResult, VariantResult } from "./results.js";
 import { generationSpeed, streamSample } from "./sample.js";
 import type { DemoSettings, RunSettings } from "./settings.js";
-import type { Terminal } from "./terminal.js";
-import { count } from "./terminal.js";
 
 /** A shorter memory of squared gradients than the usual 0.999, as suits a run of some hundred steps. */
 const betas: [number, number] = [0.9, 0.99];
@@ -32,6 +32,7 @@ export interface DemoOptions {
   device: Device;
   version: string;
   terminal: Terminal;
+  signal: AbortSignal;
 }
 
 interface Split {
@@ -238,7 +239,7 @@ class Stages {
     settings: RunSettings,
     bytes: Uint8Array,
   ): Promise<{ losses: number[]; tokensPerSecond: number }> {
-    const { seed, device, terminal } = this.#options;
+    const { seed, device, terminal, signal } = this.#options;
     const { steps, warmupSteps } = settings;
     return train({
       model,
@@ -247,7 +248,11 @@ class Stages {
       steps,
       batches: batchesOf(bytes, settings, seed, device),
       scheduler: cosineSchedule(optimizer, { warmupSteps, totalSteps: steps }),
-      onStep: (report) => terminal.progress(label, report),
+      onStep: ({ step, loss, tokensPerSecond, secondsLeft }) => {
+        const speed = `${count(tokensPerSecond)} tokens/s`;
+        terminal.progress(label, step, steps, `loss ${loss.toFixed(3)}  ${speed}  ${Math.ceil(secondsLeft)} s left`);
+      },
+      signal,
     });
   }
 

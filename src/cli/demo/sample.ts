@@ -2,6 +2,7 @@
 import { monitorEventLoopDelay } from "node:perf_hooks";
 import { generate } from "../../generation/index.js";
 import type { LlamaForCausalLM } from "../../models/index.js";
+import { printable } from "../terminal.js";
 import type { SampleResult } from "./results.js";
 
 /** What to generate and where to show it. */
@@ -21,8 +22,7 @@ export async function streamSample(model: LlamaForCausalLM, options: SampleOptio
   let text = "";
   let tokens = 0;
   const show = (piece: string) => {
-    // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what must not reach a terminal
-    const shown = piece.replace(/[\x00-\x08\x0b-\x1f\x7f]/g, "·");
+    const shown = printable(piece);
     text += shown;
     write(shown);
   };

@@ -6,7 +6,7 @@ import { add, reshape, tanh } from "../../ops/index.js";
 import type { Device } from "../../tensor/device.js";
 import type { DType } from "../../tensor/dtype.js";
 import type { Tensor } from "../../tensor/tensor.js";
-import type { EncoderConfig } from "../encoder.js";
+import type { EncoderConfig, WholeTextOptions } from "../encoder.js";
 import { Encoder } from "../encoder.js";
 import type { Family } from "../load.js";
 import { activation } from "../parts/activation.js";
@@ -185,7 +185,7 @@ export class BertModel extends Encoder<BertConfig> {
     return this.embeddings.wordEmbeddings.weight.dtype;
   }
 
-  override hidden(pass: Pass, tokenTypeIds: Tensor | null): Tensor {
+  protected override hidden(pass: Pass, tokenTypeIds: Tensor | null): Tensor {
     return this.encoder.forward(this.embeddings.forward(pass, tokenTypeIds), pass);
   }
 
@@ -211,8 +211,8 @@ export class BertForSequenceClassification extends SequenceClassifier<BertConfig
     return this.bert.device;
   }
 
-  protected override hidden(pass: Pass, tokenTypeIds: Tensor | null): Tensor {
-    return this.bert.hidden(pass, tokenTypeIds);
+  protected override hidden(ids: Tensor, options: WholeTextOptions): Tensor {
+    return this.bert.forward(ids, options);
   }
 
   protected override head(states: Tensor): Tensor {
@@ -252,8 +252,8 @@ export class RobertaForSequenceClassification extends SequenceClassifier<BertCon
     return this.roberta.device;
   }
 
-  protected override hidden(pass: Pass, tokenTypeIds: Tensor | null): Tensor {
-    return this.roberta.hidden(pass, tokenTypeIds);
+  protected override hidden(ids: Tensor, options: WholeTextOptions): Tensor {
+    return this.roberta.forward(ids, options);
   }
 
   protected override head(states: Tensor): Tensor {
@@ -294,7 +294,7 @@ const modernName = (name: string): string =>
 
 const bodyFamily = (isRoberta: boolean): Family<BertModel> => ({
   create: (json, options, source) =>
-    new BertModel(readConfig(new ConfigKeys(json), isRoberta, source.has("pooler.dense.weight")), options),
+    new BertModel(readConfig(new ConfigKeys(json), isRoberta, source?.has("pooler.dense.weight") ?? true), options),
   rename: bodyNames(isRoberta ? "roberta." : "bert."),
   head: "pooler.dense",
 });

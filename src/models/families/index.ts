@@ -57,7 +57,7 @@ export const classifierFamilies: Readonly<Record<string, Family<SequenceClassifi
 function classifierOf({ create, rename, head = "lm_head" }: Family<CausalLM>): Family<SequenceClassifier> {
   return {
     create(config, options, source) {
-      const width = source.has("score.weight") ? source.info("score.weight").shape[1] : undefined;
+      const width = source?.has("score.weight") ? source.info("score.weight").shape[1] : undefined;
       const body = create(config, options, source);
       const labels = readLabels(new ConfigKeys(config));
       return new CausalSequenceClassifier(body, labels, head, width ?? body.config.vocabSize, options);

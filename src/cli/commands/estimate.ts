@@ -1,0 +1,158 @@
+// `bnb estimate`: the memory that a model needs, by its config.json alone, and the smallest card that has it.
+import { readFile } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+import { parseConfig } from "../../hub/config-text.js";
+import { BitsAndBytesConfig } from "../../hub/index.js";
+import { resolveModel } from "../../hub/resolve.js";
+import { BnbError } from "../../tensor/errors.js";
+import { choice, command, revisionOption, usageError, wholeNumber } from "../command.js";
+import type { ModelSize } from "../model-sizes.js";
+import { adapterBytes, kvBytes, modelSize, stepBytes, trainingBytes } from "../model-sizes.js";
+import { bytes, count } from "../terminal.js";
+
+/** GiB of memory, and cards that have as much. */
+const cards: readonly (readonly [gib: number, names: string])[] = [
+  [8, "RTX 4060"],
+  [12, "RTX 4070"],
+  [16, "RTX 4080, T4"],
+  [24, "RTX 4090, A10, L4"],
+  [32, "RTX 5090, V100"],
+  [48, "L40S, A6000"],
+  [80, "A100, H100"],
+  [141, "H200"],
+];
+/** What the driver and kernels take themselves. */
+const reserved = 2 ** 30;
+
+const formats: readonly { name: string; bits: 4 | 8 | null; config: BitsAndBytesConfig | null }[] = [
+  { name: "as it is", bits: null, config: null },
+  { name: "int8", bits: 8, config: new BitsAndBytesConfig({ loadIn8bit: true }) },
+  { name: "nf4", bits: 4, config: new BitsAndBytesConfig({ loadIn4bit: true, bnb4bitQuantType: "nf4" }) },
+  {
+    name: "nf4, double quant",
+    bits: 4,
+    config: new BitsAndBytesConfig({ loadIn4bit: true, bnb4bitQuantType: "nf4", bnb4bitUseDoubleQuant: true }),
+  },
+];
+
+/** `bnb estimate` as it is called. */
+export const estimate = command({
+  words: ["model"],
+  about: `Says what memory a model needs in each format: weights, keys and values, activations, and with --lora adapters,
+their gradients and the state of AdamW8bit. Reads config.json alone, which for an id of the hub is all it downloads.
+Weights and keys and values are exact; activations are what they are about. A GiB of a card is left to its driver.`,
+  options: {
+    "4bit": { type: "boolean", help: "4-bit formats only" },
+    "8bit": { type: "boolean", help: "int8 only" },
+    lora: { type: "boolean", help: "training of adapters over the frozen model" },
+    rank: { type: "string", value: "N", default: "16", help: "of the adapters" },
+    context: {
+      type: "string",
+      value: "N",
+      help: "tokens of a text (default 4096, or the longest that the model takes)",
+    },
+    batch: { type: "string", value: "N", default: "1", help: "texts at a time" },
+    dtype: { type: "string", value: "NAME", help: "float32, float16 or bfloat16 (default: the config's)" },
+    kv: { type: "string", value: "NAME", help: "float32, float16, bfloat16 or int8 (default: as activations)" },
+    revision: revisionOption,
+  },
+  async run({ values, words, terminal, signal }) {
+    const config = await readConfig(words[0] as string, values.revision, signal);
+    const dtype =
+      values.dtype === undefined ? undefined : choice("--dtype", values.dtype, ["float32", "float16", "bfloat16"]);
+    const batch = wholeNumber("--batch", values.batch);
+    const rank = values.lora ? wholeNumber("--rank", values.rank) : null;
+    const kv =
+      values.kv === undefined ? null : choice("--kv", values.kv, ["float32", "float16", "bfloat16", "int8"] as const);
+
+    const wanted = formatsOf(config, values["4bit"], values["8bit"]);
+    const sizes = wanted.map(({ config: how }) => modelSize(config, how, dtype));
+    const [first] = sizes as [ModelSize];
+    const longest = first.maxPositions;
+    const context = values.context === undefined ? Math.min(4096, longest) : wholeNumber("--context", values.context);
+    if (context > longest) throw usageError(`--context must be at most ${longest}, as the model says, got ${context}`);
+
+    const rows = wanted.map(({ name }, i) => {
+      const size = sizes[i] as ModelSize;
+      return { format: name === "as it is" ? size.dtype : name, ...needs(size, { context, batch, kv, rank }) };
+    });
+    const use = rank === null ? "generating" : `training adapters of rank ${rank}`;
+    const title = `${config["model_type"]}, ${count(first.parameters)} parameters; ${use}, ${batch} × ${count(context)} tokens`;
+    terminal.line(terminal.paint("bold", title));
+    terminal.line();
+    const extra = rank === null ? ["keys, values"] : ["adapters", "optimizer"];
+    terminal.table(
+      ["weights in", "bits a weight", "weights", ...extra, "activations", "together", "fits on"],
+      rows.map((row) => [
+        row.format,
+        row.bitsPerWeight.toFixed(2),
+        bytes(row.weights),
+        ...(rank === null ? [bytes(row.kv)] : [bytes(row.adapters + row.gradients), bytes(row.optimizer)]),
+        `~${bytes(row.activations)}`,
+        bytes(row.total),
+        row.card,
+      ]),
+      ["left", "right", "right", "right", "right", "right", rank === null ? "left" : "right", "left"],
+    );
+    const { parameters } = first;
+    return { json: { modelType: config["model_type"], parameters, context, batch, rank, formats: rows } };
+  },
+});
+
+interface Use {
+  context: number;
+  batch: number;
+  kv: string | null;
+  rank: number | null;
+}
+
+function needs(size: ModelSize, { context, batch, kv, rank }: Use) {
+  const tokens = context * batch;
+  const adapters = rank === null ? null : adapterBytes(size, rank);
+  const parts = {
+    weights: size.weightBytes,
+    kv: adapters ? 0 : kvBytes(size.layout, context, batch, kv ?? size.dtype),
+    // A prompt is computed in steps of at most 4096 tokens.
+    activations: adapters ? trainingBytes(size, tokens) : stepBytes(size, Math.min(tokens, 4096), batch),
+    adapters: adapters?.weightBytes ?? 0,
+    gradients: adapters?.gradientBytes ?? 0,
+    optimizer: adapters?.optimizerBytes ?? 0,
+  };
+  const total = Object.values(parts).reduce((sum, n) => sum + n, 0);
+  const card = cards.find(([gib]) => total + reserved <= gib * 2 ** 30);
+  return {
+    ...parts,
+    total,
+    bitsPerWeight: (8 * size.weightBytes) / size.parameters,
+    card: card ? `${card[0]} GiB (${card[1]})` : "several cards",
+  };
+}
+
+/** Of a checkpoint that is quantized, how it is, and as floats; else the formats that it can be loaded in. */
+function formatsOf(config: Readonly<Record<string, unknown>>, is4bit: boolean, is8bit: boolean) {
+  const json = (config["quantization_config"] ?? null) as Record<string, unknown> | null;
+  if (json) {
+    const own = BitsAndBytesConfig.fromJSON(json);
+    const name = own.loadIn8bit
+      ? "int8"
+      : `${own.bnb4bitQuantType}${own.bnb4bitUseDoubleQuant ? ", double quant" : ""}`;
+    if ((is4bit && !own.loadIn4bit) || (is8bit && !own.loadIn8bit)) {
+      throw usageError(`--${is4bit ? "4" : "8"}bit: the model is quantized already, as ${name}`);
+    }
+    const whole = { name: "as it is", bits: null, config: null };
+    return [{ name, bits: null, config: own }, ...(is4bit || is8bit ? [] : [whole])];
+  }
+  if (!is4bit && !is8bit) return formats;
+  return formats.filter(({ bits }) => (is4bit && bits === 4) || (is8bit && bits === 8));
+}
+
+/** A folder with config.json, that file itself, or an id of the hub. */
+async function readConfig(model: string, revision: string | undefined, signal: AbortSignal) {
+  const name = basename(model) === "config.json" ? dirname(model) : model;
+  const folder = await resolveModel(name, "config", { revision, signal });
+  const path = join(folder, "config.json");
+  const text = await readFile(path, "utf8").catch((cause: Error) => {
+    throw new BnbError("ERR_BNB_FILE", `${path}: could not be read: ${cause.message}`, { cause });
+  });
+  return parseConfig(text);
+}

@@ -1,0 +1,138 @@
+// What a model takes in memory, by its config alone: the layers are made without their weights, and counted.
+import type { BitsAndBytesConfig, TensorSource } from "../hub/index.js";
+import { quantizeLinears } from "../hub/quantize-linears.js";
+import { familyOf } from "../models/auto.js";
+import type { CausalLM, LayerLayout } from "../models/index.js";
+import { AutoModelForCausalLM } from "../models/index.js";
+import { tiesOf } from "../models/load.js";
+import { pageSize } from "../models/step-plan.js";
+import { Linear, Linear4bit, Linear8bitLt } from "../nn/index.js";
+import type { DType } from "../tensor/dtype.js";
+import { uninitialized } from "../tensor/placeholder.js";
+
+type Json = Readonly<Record<string, unknown>>;
+
+/** One linear layer. */
+export interface LinearSize {
+  path: string;
+  inFeatures: number;
+  outFeatures: number;
+  /** Bits a weight with its statistics, where it is quantized. */
+  isQuantized: boolean;
+}
+
+/** What a model is made of. */
+export interface ModelSize {
+  dtype: DType;
+  parameters: number;
+  /** Bytes of all weights with their statistics. */
+  weightBytes: number;
+  linears: readonly LinearSize[];
+  vocabSize: number;
+  maxPositions: number;
+  layout: readonly LayerLayout[];
+}
+
+/** A checkpoint without tensors: only the config decides. */
+const nothing: TensorSource = {
+  names: () => new Map<string, never>().keys(),
+  has: () => false,
+  info: () => {
+    throw new Error("it has no tensors");
+  },
+  load: () => Promise.reject(new Error("it has no tensors")),
+  bytes: () => Promise.reject(new Error("it has no tensors")),
+  close: () => Promise.resolve(),
+};
+
+/** The sizes of the model of a config.json, its linear layers quantized as fromPretrained would. */
+export function modelSize(config: Json, quantization: BitsAndBytesConfig | null, dtype?: DType): ModelSize {
+  const family = familyOf(config);
+  const model: CausalLM = uninitialized(() => AutoModelForCausalLM.fromConfig(config, { ...(dtype && { dtype }) }));
+  try {
+    const parameters = model.parameters().reduce((sum, parameter) => sum + parameter.size, 0);
+    const ties = tiesOf(model, family);
+    quantizeLinears(model, nothing, quantization, ties);
+    const linears: LinearSize[] = [];
+    let saved = 0;
+    for (const [path, module] of model.namedModules()) {
+      if (!(module instanceof Linear)) continue;
+      const isQuantized = module instanceof Linear4bit || (module instanceof Linear8bitLt && !module.hasFp16Weights);
+      const { inFeatures, outFeatures } = module;
+      linears.push({ path, inFeatures, outFeatures, isQuantized });
+      if (isQuantized) saved += module.weight.nbytes - quantizedBytes(module);
+    }
+    const floats = model.parameters().reduce((sum, { nbytes }) => sum + nbytes, 0);
+    const { vocabSize, maxPositionEmbeddings: maxPositions } = model.config;
+    const layout = model.kvLayout();
+    return { dtype: model.dtype, parameters, weightBytes: floats - saved, linears, vocabSize, maxPositions, layout };
+  } finally {
+    model.dispose();
+  }
+}
+
+/** Codes and scales of a layer that will be quantized, without the tables that all layers share. */
+function quantizedBytes(layer: Linear): number {
+  const elements = layer.inFeatures * layer.outFeatures;
+  if (!(layer instanceof Linear4bit)) return elements + 4 * layer.outFeatures;
+  const { blocksize, compressStatistics } = layer.weight;
+  const blocks = Math.ceil(elements / blocksize);
+  // Scales in 8 bits have scales themselves, one for 256, and a mean.
+  const scales = compressStatistics ? blocks + 4 * Math.ceil(blocks / 256) + 4 : 4 * blocks;
+  return Math.ceil(elements / 2) + scales;
+}
+
+const sizes: Readonly<Record<string, number>> = { float32: 4, float16: 2, bfloat16: 2, int8: 1 };
+
+/** Bytes of an element. */
+export const sizeOf = (dtype: string): number => sizes[dtype] ?? 4;
+
+/** Bytes of keys and values of `batch` texts of `context` tokens, in whole pages. */
+export function kvBytes(layout: readonly LayerLayout[], context: number, batch: number, dtype: string): number {
+  const tokens = batch * Math.ceil(context / pageSize) * pageSize;
+  const scale = dtype === "int8" ? 4 : 0;
+  return layout.reduce(
+    (sum, { kvHeads, headDim }) => sum + 2 * tokens * kvHeads * (headDim * sizeOf(dtype) + scale),
+    0,
+  );
+}
+
+/** Outputs of the linear layers of each decoder layer, and their inputs, in elements a token. */
+function widths({ linears }: ModelSize): { in: number; out: number }[] {
+  const layers = new Map<string, { in: number; out: number }>();
+  for (const { path, inFeatures, outFeatures } of linears) {
+    const number = /\.(\d+)\./.exec(path)?.[1];
+    if (number === undefined) continue;
+    const layer = layers.get(number) ?? { in: 0, out: 0 };
+    layers.set(number, { in: layer.in + inFeatures, out: layer.out + outFeatures });
+  }
+  return [...layers.values()];
+}
+
+/** About what a step of `tokens` keeps beside weights and pages: the outputs of one layer, and logits of `rows`. */
+export function stepBytes(size: ModelSize, tokens: number, rows: number): number {
+  const widest = Math.max(0, ...widths(size).map((width) => width.out));
+  return tokens * widest * sizeOf(size.dtype) + rows * size.vocabSize * 4;
+}
+
+/** About what a training step of `tokens` keeps for the way back: inputs and outputs of all layers, logits twice. */
+export function trainingBytes(size: ModelSize, tokens: number): number {
+  const all = widths(size).reduce((sum, width) => sum + width.in + width.out, 0);
+  return tokens * (all * sizeOf(size.dtype) + 2 * 4 * size.vocabSize);
+}
+
+/** Adapters of a rank on every linear layer but the head, with their gradients and the state of AdamW8bit. */
+export function adapterBytes(
+  { linears }: ModelSize,
+  rank: number,
+): { parameters: number; weightBytes: number; gradientBytes: number; optimizerBytes: number } {
+  const tensors = linears
+    .filter(({ path }) => /\.\d+\./.test(path))
+    .flatMap(({ inFeatures, outFeatures }) => [rank * inFeatures, rank * outFeatures]);
+  const parameters = tensors.reduce((sum, n) => sum + n, 0);
+  const optimizerBytes = tensors.reduce((sum, n) => sum + adamBytes(n), 0);
+  return { parameters, weightBytes: 4 * parameters, gradientBytes: 4 * parameters, optimizerBytes };
+}
+
+/** Two moments: in 8 bits with a scale for 256, but of small tensors in 32. */
+const adamBytes = (n: number): number => (n < 4096 ? 8 * n : 2 * (n + 4 * Math.ceil(n / 256)));

@@ -1,0 +1,47 @@
+// Where a command is to write: found unusable before the work, not after it.
+import { accessSync, existsSync, mkdirSync, statSync } from "node:fs";
+import { access, constants, readdir, realpath, stat } from "node:fs/promises";
+import { dirname, resolve } from "node:path";
+import { BnbError } from "../tensor/errors.js";
+import type { OptionSpec } from "./command.js";
+import { usageError } from "./command.js";
+
+/** For commands that write a model. */
+export const forceOption = {
+  type: "boolean",
+  help: "write into a folder that is not empty",
+} as const satisfies OptionSpec;
+
+/**
+ * Throws ERR_BNB_OPTION where `out` holds files already and they may not be replaced, or is the folder `from`, and
+ * ERR_BNB_FILE where it cannot be written. Makes nothing.
+ */
+export async function checkNewFolder(out: string, isForced: boolean, from?: string): Promise<void> {
+  const found = await stat(out).catch(() => undefined);
+  if (found && !found.isDirectory()) throw usageError(`${out} is a file; give a folder for the model`);
+  if (found && from !== undefined && (await realpath(out)) === (await realpath(from).catch(() => from))) {
+    throw usageError(`${out} is the folder of the model itself; give another for the result`);
+  }
+  if (found && !isForced && (await readdir(out)).length > 0) {
+    throw usageError(`${out} is not empty; give a new folder, or --force to write into it`);
+  }
+  for (let folder = resolve(out); ; folder = dirname(folder)) {
+    const problem = await access(folder, constants.W_OK | constants.X_OK).catch(
+      (error: NodeJS.ErrnoException) => error,
+    );
+    if (problem === undefined) return;
+    if (problem.code === "ENOENT" && dirname(folder) !== folder) continue;
+    throw new BnbError("ERR_BNB_FILE", `${out}: cannot be written, as ${folder} refuses it (${problem.code})`);
+  }
+}
+
+/** Makes the folder of a file that will be written; throws ERR_BNB_OPTION where that cannot be. */
+export function checkWritable(option: string, path: string): void {
+  try {
+    mkdirSync(dirname(path), { recursive: true });
+    if (existsSync(path) && statSync(path).isDirectory()) throw new Error("it is a folder");
+    accessSync(existsSync(path) ? path : dirname(path), constants.W_OK);
+  } catch (cause) {
+    throw usageError(`${option} must name a file that can be written, got ${path}: ${(cause as Error).message}`);
+  }
+}
