@@ -117,6 +117,9 @@ describe("Linear8bitLt", () => {
       expect(load({ weight: codes([1, 2]), SCB: tensor([-1]) })).toThrow(
         '"SCB" must be finite and not negative, got -1',
       );
+      expect(load({ weight: codes([1, 2]), SCB: tensor([Infinity]) })).toThrow(
+        '"SCB" must be finite and not negative, got Infinity',
+      );
       expect(
         load({ weight: codes([1, 2]), SCB: scale, weight_format: tensor(new Uint8Array([2]), { shape: [] }) }),
       ).toThrow('"weight_format" must be 0 (row-major), got 2');
@@ -127,6 +130,7 @@ describe("Linear8bitLt", () => {
       expect(() => new Linear8bitLt(2, 2, { threshold: -1 })).toThrow(
         "Linear8bitLt: threshold must be at least 0, got -1",
       );
+      expect(() => new Linear8bitLt(2, 2, { threshold: -0.5 })).toThrow("threshold must be at least 0, got -0.5");
     });
   });
 });
