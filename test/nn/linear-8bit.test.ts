@@ -126,6 +126,9 @@ describe("Linear8bitLt", () => {
       expect(load({ weight: tensor([[1, 2]]), SCB: scale })).toThrow(
         '"weight" must be int8 [1, 2], got float32 [1, 2]',
       );
+      expect(load({ weight: tensor(Int8Array.of(1, 2), { shape: [2, 1] }), SCB: scale })).toThrow(
+        '"weight" must be int8 [1, 2], got int8 [2, 1]',
+      );
       expect(layer.isQuantized).toBe(false);
       expect(() => new Linear8bitLt(2, 2, { threshold: -1 })).toThrow(
         "Linear8bitLt: threshold must be at least 0, got -1",
