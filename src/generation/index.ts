@@ -4,7 +4,7 @@ import "./methods.js";
 export { type Beam, beamSearch } from "./beam-search.js";
 export type { Branch, Next, Telling } from "./branch.js";
 export { type CompleteOptions, type Completion, complete, type TokenLogprob } from "./complete.js";
-export { type EmbedOptions, embed } from "./embed.js";
+export { embed, type PoolOptions } from "./embed.js";
 export { Engine, type EngineOptions, type OpenOptions } from "./engine.js";
 export { type GenerateOptions, generate } from "./generate.js";
 export { type KvDType, KvPages, type KvPagesOptions } from "./kv-pages.js";

@@ -3,7 +3,7 @@ import { CausalLM } from "../models/causal-lm.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { CompleteOptions, Completion } from "./complete.js";
 import { complete } from "./complete.js";
-import type { EmbedOptions } from "./embed.js";
+import type { PoolOptions } from "./embed.js";
 import { embed } from "./embed.js";
 import type { GenerateOptions } from "./generate.js";
 import { generate } from "./generate.js";
@@ -22,7 +22,7 @@ declare module "../models/causal-lm.js" {
     /** See `score`. */
     score(text: string | Prompt, options?: ScoreOptions): Promise<Score>;
     /** See `embed`. */
-    embed(texts: string | Prompt | readonly (string | Prompt)[], options?: EmbedOptions): Promise<Tensor>;
+    embed(texts: string | Prompt | readonly (string | Prompt)[], options?: PoolOptions): Promise<Tensor>;
   }
 }
 

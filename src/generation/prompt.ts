@@ -23,7 +23,7 @@ export async function encodeText(
   most: number = model.config.maxPositionEmbeddings,
 ): Promise<Int32Array> {
   const limits = { ...model.config, maxPositionEmbeddings: most };
-  return promptIds(op, typeof text === "string" ? await tokenizerOf(op, model).encode(text) : text, limits);
+  return promptIds(op, typeof text === "string" ? await model.tokenizerFor(op).encode(text) : text, limits);
 }
 
 /** Whether it is a list of prompts, and not a prompt that is a list. */
@@ -40,7 +40,7 @@ function isSeveral(input: unknown): boolean {
 /** The checked ids of any prompt. Throws ERR_BNB_ARGUMENT. */
 export async function encodePrompt(op: string, model: CausalLM, prompt: Prompt | TextPrompt): Promise<Int32Array> {
   if (!isText(prompt)) return promptIds(op, prompt, model.config);
-  const ids = await encode(tokenizerOf(op, model), prompt);
+  const ids = await encode(model.tokenizerFor(op), prompt);
   return promptIds(op, ids, model.config);
 }
 
@@ -49,14 +49,6 @@ async function encode(tokenizer: Tokenizer, prompt: TextPrompt): Promise<Int32Ar
   const text = await tokenizer.applyChatTemplate(prompt, { addGenerationPrompt: true });
   // The template has the special tokens in it.
   return tokenizer.encode(text, { addSpecialTokens: false });
-}
-
-/** The model's tokenizer. Throws ERR_BNB_ARGUMENT where it has none. */
-export function tokenizerOf(op: string, model: CausalLM): Tokenizer {
-  if (model.tokenizer) return model.tokenizer;
-  const rule = `${op}: texts and messages need a tokenizer`;
-  const advice = "its folder had no tokenizer.json; set model.tokenizer, or give token ids";
-  throw new BnbError("ERR_BNB_ARGUMENT", `${rule}, got a model without one: ${advice}`);
 }
 
 /** A checked copy of token ids. Throws ERR_BNB_ARGUMENT. */

@@ -1,7 +1,6 @@
 // What every language model is, whatever its family: one body over a Pass, and the two passes that drive it.
 import { noGrad } from "../autograd/no-grad.js";
-import type { GenerationConfig, Tokenizer } from "../hub/index.js";
-import { Module } from "../nn/index.js";
+import type { GenerationConfig } from "../hub/index.js";
 import { embedding } from "../ops/index.js";
 import { anObject, aTensor, checkArgument, checkTensor } from "../tensor/checks.js";
 import type { Device } from "../tensor/device.js";
@@ -14,6 +13,7 @@ import { StepPass, TrainingPass } from "./pass.js";
 import type { RopeParameters } from "./rope-scaling.js";
 import { RotaryTables } from "./rotary.js";
 import type { KvStore, LayerLayout, StepPlan } from "./step-plan.js";
+import { TextModel } from "./text-model.js";
 
 /** What those who drive a model must know of it. */
 export interface ModelConfig {
@@ -37,13 +37,10 @@ const forwardOptions = optionTable<ForwardOptions>({ starts: aTensor });
  * A model that continues texts. A family says what its body computes (`hidden`), how that becomes logits (`head`) and what
  * its attention layers keep (`kvLayout`).
  */
-export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Module {
+export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends TextModel {
   readonly config: C;
-  /** What makes tokens of texts; null where the checkpoint has none. A model made in code may be given one. */
-  tokenizer: Tokenizer | null = null;
   /** How texts are generated where callers say nothing else: generation_config.json, or empty. */
   generationConfig: GenerationConfig = {};
-  #ownTokenizer: Tokenizer | null = null;
 
   constructor(config: C) {
     super();
@@ -73,18 +70,6 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Modu
 
   /** Logits [..., vocab] of hidden states. */
   protected abstract head(hidden: Tensor): Tensor;
-
-  /** @internal A tokenizer that ends with the model. */
-  adoptTokenizer(tokenizer: Tokenizer): void {
-    this.tokenizer = tokenizer;
-    this.#ownTokenizer = tokenizer;
-  }
-
-  /** Frees the weights, and the tokenizer that was loaded with them; one that was set stays the caller's. */
-  override dispose(): void {
-    this.#ownTokenizer?.dispose();
-    super.dispose();
-  }
 
   /** Logits [batch, t, vocab] of ids [batch, t] int32, with gradients. */
   forward(ids: Tensor, options: ForwardOptions = {}): Tensor {

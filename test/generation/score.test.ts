@@ -174,7 +174,7 @@ describe("embed", () => {
     [[], {}, "embed: texts must be at least one, got []"],
     [[[]], {}, "embed: the prompt must have between 1 and 1024 tokens, got 0"],
     [new Int32Array(1025), {}, "embed: the prompt must have between 1 and 1024 tokens, got 1025"],
-    [[1], { pooling: "max" }, "embed: pooling must be one of mean, last, first, got"],
+    [[1], { pooling: "max" }, "embed: pooling must be one of mean, first, last, got"],
     ["text", {}, "embed: texts and messages need a tokenizer, got a model without one"],
   ])("refuses %o with %o", async (input, options, message) => {
     await expect(model.embed(input as number[], options as object)).rejects.toThrow(message);

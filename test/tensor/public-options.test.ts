@@ -220,9 +220,9 @@ const withoutOptions = new Set(
   embeddingRenorm emptyCache exp expandAbsmax fmaPeak gelu geluTanh gpuStatus int8VectorwiseDequant Int8Rows isGradEnabled keep
   kvAppend
   layerNorm linear linear4bit linear4bitEach linear4bitSwiglu log logSoftmax manualSeed maximum memory minimum mul neg noGrad
-  permute pow reciprocal relu reshape rmsNorm rope ropeAppend rsqrt seededRandom setDefaultDevice sigmoid sign silu slice
+  permute pow reciprocal relu reshape rmsNorm rope rsqrt seededRandom setDefaultDevice sigmoid sign silu slice
   softmax softplus MatmulLtState Int8DoubleQuant unpackTensorToDict sqrt square sub swiglu synchronize tanh tidy to transpose BnbError Device Generator Graph Quantized4Bit Tensor
-  CausalLM
+  CausalLM Encoder SequenceClassifier TextModel
   linear4bitPlan linear4bitGpuPlan linear4bitGroupGpuPlan matmulGpuPlan
   nn.OutlierTracer nn.Bnb4bitParametrization nn.replaceParameter4bitPrequantized
   nn.Module nn.ModuleList nn.Sequential nn.snakeCase nn.uninitialized nn.linearEach nn.linearResidual nn.linearSwiglu
