@@ -1,5 +1,10 @@
 // How a model is printed: as PyTorch prints one, each module under its name on disk, and equal neighbours once.
-import type { Module } from "./module.js";
+
+/** What of a module is printed. */
+interface Printable {
+  members(): readonly { field: string; name: string | null; value: object }[];
+  details(): string;
+}
 
 interface Line {
   readonly name: string;
@@ -7,11 +12,11 @@ interface Line {
 }
 
 /** The tree of a module. `details` says what stands in the parentheses of one that has no children. */
-export function printModule(module: Module): string {
+export function printModule(module: Printable): string {
   const children: Line[] = module
     .members()
     .flatMap(({ name, field, value }) =>
-      "members" in value ? [{ name: name ?? field, text: printModule(value) }] : [],
+      isPrintable(value) ? [{ name: name ?? field, text: printModule(value) }] : [],
     );
   const { name: type } = module.constructor;
   const details = module.details();
@@ -19,6 +24,8 @@ export function printModule(module: Module): string {
   const lines = grouped(children).map(({ name, text }) => `  (${name}): ${text.replaceAll("\n", "\n  ")}`);
   return [`${type}(${details}`, ...lines, ")"].join("\n");
 }
+
+const isPrintable = (value: object): value is Printable => "members" in value && "details" in value;
 
 /** Numbered neighbours that are equal, as one line. */
 function grouped(lines: readonly Line[]): Line[] {
