@@ -1,0 +1,142 @@
+// Generation on the CPU by a model of TinyLlama's shape (1.1 billion weights) in NF4, head and activations in bfloat16, against
+// what the machine could do in the same run: bytes of a token by the bandwidth of reading, multiply-adds of a prompt by their
+// peak. Weights are random: speed does not depend on them.
+import { devices, Engine, fmaPeak, LlamaForCausalLM, memory, nn, randn, sum } from "bitsandbytes-node";
+import type { Result } from "./timing.js";
+import { once, quantile, record } from "./timing.js";
+
+const cpu = devices()[0]!;
+const config = {
+  vocabSize: 32_000,
+  hiddenSize: 2048,
+  intermediateSize: 5632,
+  numHiddenLayers: 22,
+  numAttentionHeads: 32,
+  numKeyValueHeads: 4,
+  maxPositionEmbeddings: 2048,
+};
+
+/** Quantized layer by layer: the floats of the whole model would take 4.4 GB. */
+function makeModel(): LlamaForCausalLM {
+  const dtype = "bfloat16";
+  const model = nn.uninitialized(() => new LlamaForCausalLM(config, { dtype }));
+  nn.replaceLinear(model, (k, n) => new nn.LinearNF4(k, n, { bias: false, dtype }).quantize());
+  const rest = new Map(
+    model
+      .namedParameters()
+      .filter(([, parameter]) => !(parameter instanceof nn.Params4bit))
+      .map(([name, { shape }]) => [name, randn(shape, { dtype }).mul(0.02)] as const),
+  );
+  model.loadStateDict(rest, { strict: false });
+  for (const tensor of rest.values()) tensor.dispose();
+  return model.eval();
+}
+
+/** Bytes per second: the sum of 1 GB, best of several. */
+async function readBandwidth(): Promise<number> {
+  const x = randn([1 << 28]);
+  const times: number[] = [];
+  for (let i = 0; i < 6; i++) times.push(await once(() => sum(x)));
+  x.dispose();
+  return (4 * (1 << 28)) / (Math.min(...times) / 1000);
+}
+
+/** Multiply-adds per second in registers of all threads, best of several. */
+async function peak(): Promise<number> {
+  let best = 0;
+  for (let i = 0; i < 5; i++) {
+    let count = 0;
+    const ms = await once(async () => {
+      const result = fmaPeak(2_000_000, cpu);
+      count = (await result.data())[0] as number;
+      result.dispose();
+    });
+    best = Math.max(best, count / (ms / 1000));
+  }
+  return best;
+}
+
+const prompt = (length: number, seed: number): number[] =>
+  Array.from({ length }, (_, i) => (i * 7919 + seed * 104_729) % config.vocabSize);
+
+/** Milliseconds to each token of `texts` texts that are made together, without the first, which has its prompt. */
+async function decode(model: LlamaForCausalLM, texts: number, tokens: number): Promise<number[]> {
+  using engine = new Engine(model, { kvTokens: texts * 256, maxSequences: texts, maxLength: 256 });
+  const times: number[] = [];
+  await Promise.all(
+    Array.from({ length: texts }, async (_, i) => {
+      let last = 0;
+      for await (const _token of engine.submit(prompt(16, i + 1), { maxNewTokens: tokens })) {
+        const now = performance.now();
+        if (i === 0 && last > 0) times.push(now - last);
+        last = now;
+      }
+    }),
+  );
+  return times;
+}
+
+const model = makeModel();
+const linears = model.modules().filter((module) => module instanceof nn.Linear4bit);
+const weights = linears.reduce((count, { inFeatures, outFeatures }) => count + inFeatures * outFeatures, 0);
+const results: Result[] = [];
+const bandwidth = await readBandwidth();
+const fmas = await peak();
+
+// What a token reads: all but the embedding, of which it takes a row.
+const bytes = model.memoryFootprint() - 2 * config.vocabSize * config.hiddenSize;
+let alone = 0;
+for (const texts of [1, 8]) {
+  const ms = quantile(await decode(model, texts, 24), 0.5);
+  const perSecond = (1000 / ms) * texts;
+  if (texts === 1) alone = perSecond;
+  results.push({
+    case: `decode, ${texts} text${texts > 1 ? "s" : ""}`,
+    msPerStep: ms,
+    tokensPerSecond: perSecond,
+    ofBandwidth: bytes / (ms / 1000) / bandwidth,
+    timesOne: perSecond / alone,
+  });
+}
+for (const length of [128, 512]) {
+  using engine = new Engine(model, { maxLength: 1024, maxSequences: 1, stepTokens: 1024, sharePrefixes: false });
+  const times: number[] = [];
+  for (let i = 0; i < 3; i++) {
+    const start = performance.now();
+    for await (const _token of engine.submit(prompt(length, i), { maxNewTokens: 1 }))
+      times.push(performance.now() - start);
+  }
+  const ms = quantile(times, 0.5);
+  results.push({
+    case: `prompt of ${length}`,
+    msPerStep: ms,
+    tokensPerSecond: (1000 * length) / ms,
+    ofPeak: (weights * length) / (ms / 1000) / fmas,
+  });
+}
+model.dispose();
+
+// What 1,000 generations leave behind.
+const small = new LlamaForCausalLM({
+  ...config,
+  vocabSize: 64,
+  hiddenSize: 64,
+  intermediateSize: 64,
+  numHiddenLayers: 2,
+});
+const generations = async (count: number): Promise<void> => {
+  for (let i = 0; i < count; i++) for await (const _token of small.generate([1, 2, 3], { maxNewTokens: 4 }));
+};
+await generations(100);
+const before = { ...memory(), rss: process.memoryUsage().rss };
+await generations(1000);
+const after = { ...memory(), rss: process.memoryUsage().rss };
+results.push({
+  case: "1,000 generations of a small model",
+  tensorsLeft: after.tensors - before.tensors,
+  bytesLeft: after.liveBytes - before.liveBytes,
+  rssGrowth: after.rss / before.rss,
+});
+
+const machine = { readGBs: bandwidth / 1e9, peakGFLOPs: (2 * fmas) / 1e9, bytesPerToken: bytes };
+record("generate", results, machine);
