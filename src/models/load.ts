@@ -22,6 +22,7 @@ import {
   orNull,
 } from "../tensor/checks.js";
 import type { DeviceLike } from "../tensor/device.js";
+import { devices } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { optionTable } from "../tensor/options.js";
@@ -34,8 +35,11 @@ export interface FromPretrainedOptions {
   quantizationConfig?: BitsAndBytesConfig | null;
   /** float32, float16 or bfloat16; default "auto": what config.json says, or float32. */
   dtype?: DType | "auto";
-  /** The device that the model goes to. Default: the default device. */
-  deviceMap?: DeviceLike;
+  /**
+   * The device that the whole model goes to; "auto": the first GPU, or the CPU where there is none. Default: the default
+   * device.
+   */
+  deviceMap?: DeviceLike | "auto";
   /** Branch, tag or commit of a model on the hub. Default "main". */
   revision?: string;
   /** For private and gated models on the hub. Default HF_TOKEN, or what `hf auth login` left. */
@@ -98,7 +102,7 @@ export async function loadPretrained<M extends Module>(
   }
   const quantizationConfig = mergeConfigs(given, inFile);
   const dtype = dtypeOf(config, options.dtype);
-  const place = options.deviceMap === undefined ? {} : { device: options.deviceMap };
+  const place = placeOf(options.deviceMap);
   const file = await openCheckpoint(folder);
   const source = family.rename ? new RenamedSource(file, family.rename) : file;
   let model: M | undefined;
@@ -143,6 +147,12 @@ export function createModel<M extends Module>(
 export function tiesOf(model: Module, { head = "lm_head", embedding }: Family): ModelTies {
   const isTied = model.namedParameters().every(([name]) => name !== `${head}.weight`);
   return { head, tied: isTied && embedding !== undefined ? { [`${head}.weight`]: embedding } : {} };
+}
+
+/** Models are whole: a map of several devices would need parts that move. */
+function placeOf(map: DeviceLike | "auto" | undefined): { device?: DeviceLike } {
+  if (map === undefined) return {};
+  return { device: map === "auto" ? (devices()[1] ?? "cpu") : map };
 }
 
 /** A layer has tensors: a config that claims more layers than there can be would only take memory. */

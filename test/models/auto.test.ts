@@ -6,7 +6,15 @@ import { join } from "node:path";
 import { afterAll, afterEach, describe, expect, it, vi } from "vitest";
 import { noGrad } from "../../src/autograd/no-grad.js";
 import { openCheckpoint, saveCheckpoint } from "../../src/hub/index.js";
-import { AutoModelForCausalLM, BitsAndBytesConfig, memory, savePretrained, tensor, tidy } from "../../src/index.js";
+import {
+  AutoModelForCausalLM,
+  BitsAndBytesConfig,
+  devices,
+  memory,
+  savePretrained,
+  tensor,
+  tidy,
+} from "../../src/index.js";
 import type { FromPretrainedOptions, FromPretrainedProgress, LlamaForCausalLM } from "../../src/models/index.js";
 import type { Linear8bitLt } from "../../src/nn/index.js";
 import { Linear, Linear4bit } from "../../src/nn/index.js";
@@ -319,6 +327,19 @@ describe("what cannot be opened", () => {
     writeFileSync(join(folder, "config.json"), typeof config === "string" ? config : JSON.stringify(config));
     return load(folder);
   };
+
+  it("goes where deviceMap says", async () => {
+    const path = fixturePath("families/llama-plain/fp32");
+    for (const [deviceMap, device] of [
+      ["cpu", devices()[0]],
+      ["auto", devices()[1] ?? devices()[0]],
+    ] as const) {
+      const model = await AutoModelForCausalLM.fromPretrained(path, { deviceMap });
+      expect(model.parameters().every((parameter) => parameter.device === device)).toBe(true);
+      model.dispose();
+    }
+    await expect(AutoModelForCausalLM.fromPretrained(path, { deviceMap: "balanced" })).rejects.toThrow("balanced");
+  });
 
   it("says what is missing or unknown", async () => {
     await expect(load(folder)).rejects.toThrow("its config.json could not be read: ENOENT");
