@@ -3,6 +3,7 @@
 import { generationChecks, generationTable } from "../hub/generation-config.js";
 import type { GenerationConfig } from "../hub/index.js";
 import type { CausalLM } from "../models/index.js";
+import { defaultGenerator } from "../ops/index.js";
 import { aFunction, anAbortSignal } from "../tensor/checks.js";
 import { describe } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
@@ -130,18 +131,12 @@ export function throwIfAborted(op: string, signal: AbortSignal | undefined): voi
 
 /** How a row of logits is drawn from: a temperature of 0 takes the largest. */
 function drawOf(config: GenerationConfig): DrawOptions {
-  const {
-    doSample = false,
-    seed = 0,
-    temperature = 1,
-    topK = transformersTopK,
-    topP = 1,
-    minP = 0,
-    typicalP = 1,
-  } = config;
+  const { doSample = false, temperature = 1, topK = transformersTopK, topP = 1, minP = 0, typicalP = 1 } = config;
   const { repetitionPenalty = 1, presencePenalty = 0, frequencyPenalty = 0 } = config;
   const penalties = { repetitionPenalty, presencePenalty, frequencyPenalty };
-  return doSample ? { temperature, topK, topP, minP, typicalP, seed, ...penalties } : penalties;
+  if (!doSample) return penalties;
+  const { seed = defaultGenerator.nextSeed() } = config;
+  return { temperature, topK, topP, minP, typicalP, seed, ...penalties };
 }
 
 function defined<T extends object>(options: T): T {

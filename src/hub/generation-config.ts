@@ -33,7 +33,7 @@ export interface GenerationConfig {
   minP?: number;
   /** Locally typical sampling (Meister et al., 2022): the mass that stays; 1 keeps all. Default 1. */
   typicalP?: number;
-  /** Of the draws; the same seed gives the same text. Text i of several from one prompt has seed + i. Default 0. */
+  /** Of the draws; the same seed gives the same text. Text i of several from one prompt has seed + i. Default: another each time, from the default generator (see manualSeed). */
   seed?: number;
   /** Texts kept at each step of a beam search; 1 is none. Default 1. */
   numBeams?: number;

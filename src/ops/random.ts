@@ -67,6 +67,13 @@ export class Generator {
     return this;
   }
 
+  /** @internal The seed of another stream, each time a new one. */
+  nextSeed(): number {
+    const { seed, offset } = this.take(4);
+    const mixed = BigInt(seed) * 0x9e3779b97f4a7c15n + BigInt(offset) * 0xd1b54a32d192ed03n;
+    return Number(BigInt.asUintN(64, mixed) >> 12n); // the upper bits, which depend on all others
+  }
+
   /** @internal Takes the blocks for n numbers; returns where they start. */
   take(n: number): GeneratorState {
     const start = this.state;

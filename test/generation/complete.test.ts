@@ -6,7 +6,8 @@ import { complete } from "../../src/generation/index.js";
 import type { Tokenizer } from "../../src/hub/index.js";
 import { AutoTokenizer } from "../../src/hub/index.js";
 import type { CausalLM } from "../../src/models/index.js";
-import { AutoModelForCausalLM } from "../../src/models/index.js";
+import { AutoModelForCausalLM, LlamaForCausalLM } from "../../src/models/index.js";
+import { Generator, manualSeed } from "../../src/ops/index.js";
 import { memory } from "../../src/tensor/scope.js";
 import { camel } from "../helpers/generation.js";
 import { fixturePath } from "../helpers/safetensors.js";
@@ -224,5 +225,31 @@ describe("texts", () => {
     await expect(model.complete("a", { numBeams: 2, stopStrings: "x" })).rejects.toThrow(
       "complete: stopStrings must come without beams, got numBeams: 2",
     );
+  });
+});
+
+describe("without a seed", () => {
+  it("draws anew at each call, and the same again after manualSeed", async () => {
+    const model = new LlamaForCausalLM(
+      {
+        vocabSize: 61,
+        hiddenSize: 32,
+        intermediateSize: 48,
+        numHiddenLayers: 1,
+        numAttentionHeads: 4,
+        maxPositionEmbeddings: 80,
+      },
+      { generator: new Generator(5) },
+    ).eval();
+    const texts = async (): Promise<number[][]> => {
+      manualSeed(3);
+      const options = { doSample: true, temperature: 5, maxNewTokens: 16 };
+      const all = [await model.complete([1, 2], options), await model.complete([1, 2], options)];
+      return all.map(([text]) => [...text!.tokens]);
+    };
+    const [first, second] = await texts();
+    expect(first).not.toEqual(second);
+    expect(await texts()).toEqual([first, second]);
+    model.dispose();
   });
 });
