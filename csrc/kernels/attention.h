@@ -1,24 +1,22 @@
-// Scaled dot-product attention with grouped key and value heads. Query i sits at position length - queries + i and,
+// Scaled dot-product attention with grouped key and value heads. Query i sits at position keys - queries + i and,
 // when causal, sees the keys up to that position.
 #pragma once
 #include "core/kernel.h"
-#include "kernels/position.h"
 #include "kernels/score_rule.h"
 
 namespace bnb {
 
 struct AttentionArgs {
   const void* q;          // [batch, queries, heads, dim] dtype
-  const void* k;          // [batch, keys, kv_heads, dim] dtype; only the first `length` keys count
+  const void* k;          // [batch, keys, kv_heads, dim] dtype
   const void* v;          // as k
   void* y;                // as q
   float* lse;             // [batch, queries, heads], log of the sum of exponentials, for the backward pass; or null
   const int32_t* starts;  // [samples + 1], or null: the tokens of a sample see each other only; batch is 1, and
-                          // queries, keys and length are one number
+                          // queries and keys are one number
   ScoreRule rule;
-  int64_t batch, queries, keys, length;
+  int64_t batch, queries, keys;
   int64_t heads, kv_heads, dim, samples;
-  Position position;  // added to length
   Fault* fault;
   DType dtype;
   bool causal;
@@ -55,8 +53,8 @@ BNB_INLINE Span sample_of(const AttentionArgs& a, int64_t t) {
 
 // The keys that query i sees.
 BNB_INLINE Span keys_of(const AttentionArgs& a, int64_t i) {
-  const int64_t p = a.length - a.queries + i, window = a.rule.window;
-  Span s = a.starts ? sample_of(a, i) : Span{0, a.length};
+  const int64_t p = a.keys - a.queries + i, window = a.rule.window;
+  Span s = a.starts ? sample_of(a, i) : Span{0, a.keys};
   if (a.causal) s.to = lesser(s.to, p + 1);
   if (window > 0) {
     s.from = greater(s.from, p - window + 1);
@@ -67,8 +65,8 @@ BNB_INLINE Span keys_of(const AttentionArgs& a, int64_t i) {
 
 // The queries that see key j.
 BNB_INLINE Span queries_of(const AttentionArgs& a, int64_t j) {
-  const int64_t i = j - (a.length - a.queries), window = a.rule.window;
-  if (j >= a.length) return {0, 0};
+  const int64_t i = j - (a.keys - a.queries), window = a.rule.window;
+  if (j >= a.keys) return {0, 0};
   Span s = a.starts ? sample_of(a, j) : Span{0, a.queries};
   if (a.causal) s.from = greater(s.from, i);
   if (window > 0) {

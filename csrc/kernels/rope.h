@@ -26,22 +26,4 @@ struct RopeArgs {
 };
 BNB_KERNEL(rope, RopeArgs)
 
-// The step before attention with a cache: y = q turned, and at the positions of the cache that the angles are those of,
-// k turned and v as it is.
-struct RopeAppendArgs {
-  const void* q;     // [batch, length, heads, dim] dtype
-  const void* k;     // [batch, length, kv_heads, dim] dtype
-  const void* v;     // [batch, length, kv_heads, dim] dtype
-  const float* cos;  // [positions, dim / 2]
-  const float* sin;  // [positions, dim / 2]
-  void* y;           // [batch, length, heads, dim] dtype
-  void* keys;        // [batch, capacity, kv_heads, dim] dtype
-  void* values;      // [batch, capacity, kv_heads, dim] dtype
-  int64_t batch, length, heads, kv_heads, dim, capacity;
-  int64_t offset;     // as above; offset + length <= capacity
-  Position position;  // added to offset
-  DType dtype;
-};
-BNB_KERNEL(rope_append, RopeAppendArgs)
-
 }  // namespace bnb

@@ -25,10 +25,9 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::softmax_backward>("softmaxBackward(y, dy, log)");
 
   // attention
-  b.bind<&ops::attention>(
-      "attention(q, k, v, scale, causal, length, window, softcap, sinks, starts, keepLse, position)");
+  b.bind<&ops::attention>("attention(q, k, v, scale, causal, window, softcap, sinks, starts, keepLse)");
   b.bind<&ops::attention_backward>(
-      "attentionBackward(q, k, v, y, lse, dy, scale, causal, length, window, softcap, sinks, starts)");
+      "attentionBackward(q, k, v, y, lse, dy, scale, causal, window, softcap, sinks, starts)");
 
   // rms_norm
   b.bind<&ops::rms_norm>("rmsNorm(x, weight, eps)");
@@ -40,7 +39,6 @@ void define_ops(Env& env, napi_value exports) {
 
   // rope
   b.bind<&ops::rope>("rope(x, cos, sin, offset, inverse, position)");
-  b.bind<&ops::rope_append>("ropeAppend(q, k, v, cos, sin, keys, values, offset, position)");
 
   // pages of keys and values
   b.bind<&ops::kv_append>("kvAppend(q, k, v, keys, values, keyScales, valueScales, slots, cos, sin, positions)");

@@ -8,9 +8,8 @@ namespace bnb::ops {
 namespace {
 
 AttentionArgs check_attention(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, float scale,
-                              bool causal, int64_t length, int64_t window, float softcap,
-                              const std::optional<Tensor>& sinks, const std::optional<Tensor>& starts,
-                              const std::optional<Tensor>& position = {}) {
+                              bool causal, int64_t window, float softcap, const std::optional<Tensor>& sinks,
+                              const std::optional<Tensor>& starts) {
   check_same_device(op, q, k, v);
   check_float(op, "q", q);
   check_same_dtype(op, "q", q, "k", k);
@@ -23,9 +22,8 @@ AttentionArgs check_attention(const char* op, const Tensor& q, const Tensor& k, 
               "q and k must have the same batch and dim, got ", q.shape(), " and ", k.shape());
   check_shape(kv_heads >= 1 && heads >= 1 && heads % kv_heads == 0, op, "the heads of q (", heads,
               ") must be a multiple of those of k (", kv_heads, ")");
-  check_option(length >= 0 && length <= k.shape()[1], op, "length must be from 0 to ", k.shape()[1], ", got ", length);
-  check_option(!causal || length >= q.shape()[1], op, "a causal length must be at least the ", q.shape()[1],
-               " queries, got ", length);
+  check_shape(!causal || k.shape()[1] >= q.shape()[1], op,
+              "causal attention must have at least as many keys as queries, got ", q.shape(), " and ", k.shape());
   if (starts) {
     check_same_device(op, q, *starts);
     check_dtype_is(op, "starts", *starts, DType::int32);
@@ -34,7 +32,6 @@ AttentionArgs check_attention(const char* op, const Tensor& q, const Tensor& k, 
     check_shape(q.shape()[0] == 1 && q.shape()[1] == k.shape()[1], op,
                 "with starts, q and k must be one batch entry of as many queries as keys, got ", q.shape(), " and ",
                 k.shape());
-    check_option(length == k.shape()[1] && !position, op, "starts must not come with a length or a position");
   }
   const ScoreRule rule = check_rule(op, q, heads, scale, window, softcap, sinks);
   return {.q = q.data(),
@@ -47,12 +44,10 @@ AttentionArgs check_attention(const char* op, const Tensor& q, const Tensor& k, 
           .batch = q.shape()[0],
           .queries = q.shape()[1],
           .keys = k.shape()[1],
-          .length = length,
           .heads = heads,
           .kv_heads = kv_heads,
           .dim = dim,
           .samples = starts ? starts->numel() - 1 : 0,
-          .position = position_arg(op, q, position, k.shape()[1] - length + 1),
           .fault = q.device().fault(),
           .dtype = q.dtype(),
           .causal = causal};
@@ -61,14 +56,10 @@ AttentionArgs check_attention(const char* op, const Tensor& q, const Tensor& k, 
 }  // namespace
 
 std::tuple<Tensor, std::optional<Tensor>> attention(const Tensor& q, const Tensor& k, const Tensor& v, float scale,
-                                                    bool causal, int64_t length, int64_t window, float softcap,
+                                                    bool causal, int64_t window, float softcap,
                                                     const std::optional<Tensor>& sinks,
-                                                    const std::optional<Tensor>& starts, bool keep_lse,
-                                                    const std::optional<Tensor>& position) {
-  AttentionArgs args =
-      check_attention("attention", q, k, v, scale, causal, length, window, softcap, sinks, starts, position);
-  check_unsupported(!position || !keep_lse, "attention",
-                    "a position on the device is for inference: it has no gradient");
+                                                    const std::optional<Tensor>& starts, bool keep_lse) {
+  AttentionArgs args = check_attention("attention", q, k, v, scale, causal, window, softcap, sinks, starts);
   Tensor y = Tensor::empty(q.shape(), q.dtype(), q.device());
   std::optional<Tensor> lse;
   if (keep_lse) lse = Tensor::empty({args.batch, args.queries, args.heads}, DType::float32, q.device());
@@ -81,10 +72,10 @@ std::tuple<Tensor, std::optional<Tensor>> attention(const Tensor& q, const Tenso
 
 std::tuple<Tensor, Tensor, Tensor, std::optional<Tensor>> attention_backward(
     const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& y, const Tensor& lse, const Tensor& dy,
-    float scale, bool causal, int64_t length, int64_t window, float softcap, const std::optional<Tensor>& sinks,
+    float scale, bool causal, int64_t window, float softcap, const std::optional<Tensor>& sinks,
     const std::optional<Tensor>& starts) {
   constexpr const char* op = "attentionBackward";
-  AttentionArgs args = check_attention(op, q, k, v, scale, causal, length, window, softcap, sinks, starts);
+  AttentionArgs args = check_attention(op, q, k, v, scale, causal, window, softcap, sinks, starts);
   check_same_device(op, q, y, lse, dy);
   check_same_dtype(op, "q", q, "y", y);
   check_same_dtype(op, "q", q, "dy", dy);

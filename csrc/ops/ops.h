@@ -49,17 +49,16 @@ Tensor softmax(const Tensor& x, bool log);
 Tensor softmax_backward(const Tensor& y, const Tensor& dy, bool log);
 
 // ---- attention (ops/attention.cc)
-// softmax(scale q k^T) v for q[B, T, H, D], k and v[B, S, Hkv, D] of which the first `length` keys count; gives y and
-// on request lse[B, T, H] for the backward pass. A window and a softcap of 0 are none; sinks [H], starts [samples + 1].
+// softmax(scale q k^T) v for q[B, T, H, D], k and v[B, S, Hkv, D]; gives y and on request lse[B, T, H] for the backward
+// pass. A window and a softcap of 0 are none; sinks [H], starts [samples + 1].
 std::tuple<Tensor, std::optional<Tensor>> attention(const Tensor& q, const Tensor& k, const Tensor& v, float scale,
-                                                    bool causal, int64_t length, int64_t window, float softcap,
+                                                    bool causal, int64_t window, float softcap,
                                                     const std::optional<Tensor>& sinks,
-                                                    const std::optional<Tensor>& starts, bool keep_lse,
-                                                    const std::optional<Tensor>& position);
+                                                    const std::optional<Tensor>& starts, bool keep_lse);
 // The gradients of q, k and v, and of sinks where there are any.
 std::tuple<Tensor, Tensor, Tensor, std::optional<Tensor>> attention_backward(
     const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& y, const Tensor& lse, const Tensor& dy,
-    float scale, bool causal, int64_t length, int64_t window, float softcap, const std::optional<Tensor>& sinks,
+    float scale, bool causal, int64_t window, float softcap, const std::optional<Tensor>& sinks,
     const std::optional<Tensor>& starts);
 
 // ---- norms (ops/rms_norm.cc, ops/layer_norm.cc)
@@ -81,10 +80,6 @@ std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> layer_norm_back
 // [positions, R/2], or in those that the int32 tensor `position` names: of the first token, or of every one.
 Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t offset, bool inverse,
             const std::optional<Tensor>& position);
-
-// The same for q, and for k on its way into row offset + t of keys, where values takes v.
-Tensor rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos, const Tensor& sin,
-                   const Tensor& keys, const Tensor& values, int64_t offset, const std::optional<Tensor>& position);
 
 // ---- pages of keys and values (ops/kv_append.cc, ops/paged_attention.cc)
 // q [tokens, H, D] turned; k turned and v go to the slots of keys and values [pages, Hkv, 16, D], with scales [pages,

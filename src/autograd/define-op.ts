@@ -1,4 +1,6 @@
 // defineOp: the only way to make a differentiable op.
+import { anObject, checkArgument } from "../tensor/checks.js";
+import { BnbError } from "../tensor/errors.js";
 import { NativeObject } from "../tensor/native-object.js";
 import { Tensor } from "../tensor/tensor.js";
 import type { Edge, Saved } from "./graph.js";
@@ -33,6 +35,11 @@ type Grads<Args extends readonly unknown[]> = Args extends readonly [infer Head,
 export interface OpSpec<Args extends unknown[], Saved extends readonly unknown[]> {
   /** As in error messages. */
   name: string;
+  /**
+   * How many arguments the op takes: more are ERR_BNB_ARGUMENT, so that softmax(x, 1) does not pass for a choice of axis. Array's
+   * map, which gives an index and the array besides, may call an op of one argument all the same. Default: not counted.
+   */
+  arity?: number;
   /** Calls native ops. Returns a new tensor, never one of its arguments. */
   forward(ctx: OpContext<Saved>, ...args: Args): Tensor;
   /** `null` states that the op is not differentiable; leaving it out is a type error. */
@@ -80,7 +87,10 @@ type Input = Tensor | null | readonly Tensor[];
 export function defineOp<Args extends unknown[], Saved extends readonly unknown[]>(
   spec: OpSpec<Args, Saved>,
 ): (...args: Args) => Tensor {
+  checkArgument("defineOp", "spec", spec, anObject);
+  const arity = spec.arity ?? Infinity;
   return (...args) => {
+    if (args.length > arity) args = takeArguments(spec.name, arity, args);
     if (!spec.backward || !isGradEnabled() || !anyWantsGradient(args)) {
       return spec.forward(forgetful as unknown as OpContext<Saved>, ...args);
     }
@@ -98,6 +108,15 @@ export function defineOp<Args extends unknown[], Saved extends readonly unknown[
     );
     return y;
   };
+}
+
+/** The arguments without those that only map() gave. */
+function takeArguments<Args extends unknown[]>(op: string, arity: number, args: Args): Args {
+  const [value, index, list] = args as unknown[];
+  const isMapped = arity === 1 && args.length === 3 && Array.isArray(list) && list[index as number] === value;
+  if (isMapped) return [value] as unknown[] as Args;
+  const count = arity === 1 ? "1 argument" : `${arity} arguments`;
+  throw new BnbError("ERR_BNB_ARGUMENT", `${op}: it takes ${count}, got ${args.length}`);
 }
 
 // Without an allocation: most calls are made outside a graph.

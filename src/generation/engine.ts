@@ -25,7 +25,7 @@ import { Branch } from "./branch.js";
 import type { KvDType } from "./kv-pages.js";
 import { KvPages, kvDtypeCheck } from "./kv-pages.js";
 import type { Prompt, TextPrompt } from "./prompt.js";
-import { encodePrompt, tokenizerOf } from "./prompt.js";
+import { encodePrompt } from "./prompt.js";
 import type { RulesOf } from "./row-rules.js";
 import type { DrawOptions, RowDraw } from "./sampling.js";
 import { drawChecks, hasPenalties } from "./sampling.js";
@@ -198,7 +198,7 @@ export class Engine implements Disposable {
     const rules = rulesOfText(op, settings, ids.length, this.model.config.vocabSize);
     if (count === 0) return "length";
     const needsText = wantsText || stopStrings.length > 0;
-    const stream = needsText ? new TextStream(tokenizerOf(op, this.model), stopStrings) : null;
+    const stream = needsText ? new TextStream(this.model.tokenizerFor(op), stopStrings) : null;
     const branch = this.open(ids, { ...draw, maxLength: ids.length + count - 1, telling, rules });
     return yield* continueText(op, branch, settings, count, stream);
   }

@@ -15,12 +15,8 @@ import { newTokens, refuseMany, settingsOf, textChecks, throwIfAborted } from ".
 export interface GenerateOptions extends TextOptions, Pick<EngineOptions, "graph" | "kvDtype" | "deterministic"> {}
 
 /** @internal */
-export const generateTable = optionTable<GenerateOptions>({
-  ...textChecks,
-  graph: aBoolean,
-  kvDtype: kvDtypeCheck,
-  deterministic: aBoolean,
-});
+export const generateChecks = { ...textChecks, graph: aBoolean, kvDtype: kvDtypeCheck, deterministic: aBoolean };
+const generateTable = optionTable<GenerateOptions>(generateChecks);
 
 /**
  * Yields what follows `prompt`: pieces of text for a text or for the messages of a conversation, tokens for token ids.

@@ -15,10 +15,32 @@ export function isText(prompt: unknown): prompt is TextPrompt {
   return typeof prompt === "string" || (Array.isArray(prompt) && isPlainObject(prompt[0]));
 }
 
+/** The same for a text or token ids, of which there may be `most`. A conversation has no one text: its answer is to come. */
+export async function encodeText(
+  op: string,
+  model: CausalLM,
+  text: string | Prompt,
+  most: number = model.config.maxPositionEmbeddings,
+): Promise<Int32Array> {
+  const limits = { ...model.config, maxPositionEmbeddings: most };
+  return promptIds(op, typeof text === "string" ? await model.tokenizerFor(op).encode(text) : text, limits);
+}
+
+/** Whether it is a list of prompts, and not a prompt that is a list. */
+export function isPrompts<P extends Prompt | TextPrompt>(input: P | readonly P[]): input is readonly P[] {
+  return isSeveral(input);
+}
+
+function isSeveral(input: unknown): boolean {
+  if (!Array.isArray(input)) return false;
+  const [first] = input as unknown[];
+  return input.length === 0 || typeof first === "string" || Array.isArray(first) || types.isTypedArray(first);
+}
+
 /** The checked ids of any prompt. Throws ERR_BNB_ARGUMENT. */
 export async function encodePrompt(op: string, model: CausalLM, prompt: Prompt | TextPrompt): Promise<Int32Array> {
   if (!isText(prompt)) return promptIds(op, prompt, model.config);
-  const ids = await encode(tokenizerOf(op, model), prompt);
+  const ids = await encode(model.tokenizerFor(op), prompt);
   return promptIds(op, ids, model.config);
 }
 
@@ -29,20 +51,16 @@ async function encode(tokenizer: Tokenizer, prompt: TextPrompt): Promise<Int32Ar
   return tokenizer.encode(text, { addSpecialTokens: false });
 }
 
-/** The model's tokenizer. Throws ERR_BNB_ARGUMENT where it has none. */
-export function tokenizerOf(op: string, model: CausalLM): Tokenizer {
-  if (model.tokenizer) return model.tokenizer;
-  const rule = `${op}: texts and messages need a tokenizer`;
-  const advice = "its folder had no tokenizer.json; set model.tokenizer, or give token ids";
-  throw new BnbError("ERR_BNB_ARGUMENT", `${rule}, got a model without one: ${advice}`);
-}
-
 /** A checked copy of token ids. Throws ERR_BNB_ARGUMENT. */
 export function promptIds(
   op: string,
   prompt: unknown,
   { maxPositionEmbeddings: most, vocabSize }: ModelConfig,
 ): Int32Array {
+  if (isSeveral(prompt) && (prompt as unknown[]).length > 0) {
+    const rule = `${op}: prompt must be one text, or the messages or token ids of one`;
+    throw new BnbError("ERR_BNB_ARGUMENT", `${rule}, got ${describe(prompt)}; model.complete takes several`);
+  }
   if (!Array.isArray(prompt) && !types.isTypedArray(prompt)) {
     const advice = "read a Tensor first: await ids.data()";
     const rule = `${op}: prompt must be a text, messages, or an array or TypedArray of token ids (${advice})`;

@@ -4,6 +4,7 @@ import { exists } from "../hub/cache.js";
 import type { JsonObject } from "../hub/config-text.js";
 import { readGenerationConfig } from "../hub/generation-config.js";
 import { AutoTokenizer } from "../hub/index.js";
+import type { Module } from "../nn/index.js";
 import { initChecks } from "../nn/layer-options.js";
 import { aPlainObject, aString, checkArgument } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
@@ -14,6 +15,7 @@ import type { Family, FromPretrainedOptions } from "./load.js";
 import { createModel, fromPretrainedOptions, loadPretrained } from "./load.js";
 import { drawWeights } from "./parts/decoder.js";
 import type { ModelOptions } from "./parts/model-options.js";
+import type { TextModel } from "./text-model.js";
 
 /**
  * Language models from checkpoints as transformers writes them.
@@ -62,6 +64,11 @@ const modelOptions = optionTable<ModelOptions>(initChecks);
 /** What turns a model's tokens into texts. */
 async function addTextParts(model: CausalLM, folder: string, config: JsonObject): Promise<void> {
   model.generationConfig = await readGenerationConfig(folder, config);
+  await addTokenizer(model, folder);
+}
+
+/** @internal The tokenizer of a checkpoint that has one. */
+export async function addTokenizer(model: TextModel, folder: string): Promise<void> {
   if (!(await exists(join(folder, "tokenizer.json")))) return;
   try {
     model.adoptTokenizer(await AutoTokenizer.fromPretrained(folder));
@@ -75,10 +82,16 @@ async function addTextParts(model: CausalLM, folder: string, config: JsonObject)
   }
 }
 
-/** @internal The family of a config.json. */
-export function familyOf(config: JsonObject): Family<CausalLM> {
+/** @internal The family of a language model's config.json. */
+export const familyOf = (config: JsonObject): Family<CausalLM> => familyIn(causalFamilies, config);
+
+/** @internal The family that a config names. Throws ERR_BNB_UNSUPPORTED. */
+export function familyIn<M extends Module>(
+  families: Readonly<Record<string, Family<M>>>,
+  config: JsonObject,
+): Family<M> {
   const type = config["model_type"];
-  if (typeof type === "string" && Object.hasOwn(causalFamilies, type)) return causalFamilies[type] as Family<CausalLM>;
-  const rule = `config.json: model_type must be one of ${Object.keys(causalFamilies).join(", ")}`;
+  if (typeof type === "string" && Object.hasOwn(families, type)) return families[type] as Family<M>;
+  const rule = `config.json: model_type must be one of ${Object.keys(families).join(", ")}`;
   throw new BnbError("ERR_BNB_UNSUPPORTED", `${rule}, got ${JSON.stringify(type)}`);
 }

@@ -1,7 +1,6 @@
 // What every language model is, whatever its family: one body over a Pass, and the two passes that drive it.
 import { noGrad } from "../autograd/no-grad.js";
-import type { GenerationConfig, Tokenizer } from "../hub/index.js";
-import { Module } from "../nn/index.js";
+import type { GenerationConfig } from "../hub/index.js";
 import { embedding } from "../ops/index.js";
 import { anObject, aTensor, checkArgument, checkTensor } from "../tensor/checks.js";
 import type { Device } from "../tensor/device.js";
@@ -12,6 +11,7 @@ import type { Tensor } from "../tensor/tensor.js";
 import type { Pass } from "./pass.js";
 import { StepPass, TrainingPass } from "./pass.js";
 import type { KvStore, LayerLayout, StepPlan } from "./step-plan.js";
+import { TextModel } from "./text-model.js";
 
 /** What those who drive a model must know of it. */
 export interface ModelConfig {
@@ -33,13 +33,10 @@ const forwardOptions = optionTable<ForwardOptions>({ starts: aTensor });
  * A model that continues texts. A family says what its body computes (`hidden`), how that becomes logits (`head`) and what
  * its attention layers keep (`kvLayout`).
  */
-export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Module {
+export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends TextModel {
   readonly config: C;
-  /** What makes tokens of texts; null where the checkpoint has none. A model made in code may be given one. */
-  tokenizer: Tokenizer | null = null;
   /** How texts are generated where callers say nothing else: generation_config.json, or empty. */
   generationConfig: GenerationConfig = {};
-  #ownTokenizer: Tokenizer | null = null;
 
   constructor(config: C) {
     super();
@@ -61,28 +58,25 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Modu
   /** Logits [..., vocab] of hidden states. */
   protected abstract head(hidden: Tensor): Tensor;
 
-  /** @internal A tokenizer that ends with the model. */
-  adoptTokenizer(tokenizer: Tokenizer): void {
-    this.tokenizer = tokenizer;
-    this.#ownTokenizer = tokenizer;
-  }
-
-  /** Frees the weights, and the tokenizer that was loaded with them; one that was set stays the caller's. */
-  override dispose(): void {
-    this.#ownTokenizer?.dispose();
-    super.dispose();
-  }
-
   /** Logits [batch, t, vocab] of ids [batch, t] int32, with gradients. */
   forward(ids: Tensor, options: ForwardOptions = {}): Tensor {
+    return this.head(this.#states("forward", ids, options));
+  }
+
+  /** What the head takes: hidden states [batch, t, hidden] behind the last norm, with gradients. */
+  hiddenStates(ids: Tensor, options: ForwardOptions = {}): Tensor {
+    return this.#states("hiddenStates", ids, options);
+  }
+
+  #states(method: string, ids: Tensor, options: ForwardOptions): Tensor {
     const op = this.constructor.name;
     checkTensor(op, "ids", ids);
-    checkOptions(`${op}.forward`, options, forwardOptions);
+    checkOptions(`${op}.${method}`, options, forwardOptions);
     if (ids.ndim !== 2) {
       const advice = ids.ndim === 1 ? `; write reshape(ids, [1, ${ids.size}])` : "";
       throw new BnbError("ERR_BNB_SHAPE", `${op}: ids must be [batch, length], got [${ids.shape.join(", ")}]${advice}`);
     }
-    return this.head(this.hidden(new TrainingPass(ids, { starts: options.starts })));
+    return this.hidden(new TrainingPass(ids, { starts: options.starts }));
   }
 
   /** Logits [rows, vocab] of the rows that a plan wants; keys and values go into pages. Without gradients. */

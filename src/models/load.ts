@@ -3,10 +3,11 @@ import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { JsonObject } from "../hub/config-text.js";
 import { parseConfig } from "../hub/config-text.js";
-import type { LoadProgress, QuantizationLoss } from "../hub/index.js";
+import type { LoadProgress, QuantizationLoss, TensorSource } from "../hub/index.js";
 import { BitsAndBytesConfig, loadCheckpoint, openCheckpoint } from "../hub/index.js";
 import type { ModelTies } from "../hub/quantize-linears.js";
 import { mergeConfigs } from "../hub/quantize-linears.js";
+import { RenamedSource } from "../hub/renamed-source.js";
 import { resolveModel } from "../hub/resolve.js";
 import type { Module } from "../nn/index.js";
 import { aBlocksize } from "../ops/quant-checks.js";
@@ -69,12 +70,14 @@ export const fromPretrainedOptions = optionTable<FromPretrainedOptions>({
 
 /** What loading must know of a family of models. */
 export interface Family<M extends Module = Module> {
-  /** The model of a config.json, with new weights. */
-  create(config: JsonObject, options: ModelOptions & { dtype: DType }): M;
-  /** Path of the output embedding. Default "lm_head". */
+  /** The model of a config.json, with new weights; with a checkpoint, some parts are there only if it has them. */
+  create(config: JsonObject, options: ModelOptions & { dtype: DType }, source: TensorSource | null): M;
+  /** Path of the output, which is not quantized by default. Default "lm_head". */
   readonly head?: string;
   /** The name of the weight that the output embedding shares where the config ties them. */
-  readonly embedding: string;
+  readonly embedding?: string;
+  /** The model's name of a tensor that checkpoints call differently; null for one that has no use. */
+  rename?(name: string): string | null;
 }
 
 /** @internal Loads the model of a folder, or of an id on the hub, as its family makes it; `addParts` adds what is not weights. */
@@ -100,12 +103,13 @@ export async function loadPretrained<M extends Module>(
   const quantizationConfig = mergeConfigs(given, inFile);
   const dtype = dtypeOf(config, options.dtype);
   const place = options.deviceMap === undefined ? {} : { device: options.deviceMap };
-  const source = await openCheckpoint(folder);
+  const file = await openCheckpoint(folder);
+  const source = family.rename ? new RenamedSource(file, family.rename) : file;
   let model: M | undefined;
   try {
     const tensors = [...source.names()].length;
     checkLayers(config, tensors, `the checkpoint has ${tensors} tensors`);
-    model = uninitialized(() => family.create(config, { dtype, ...place }));
+    model = uninitialized(() => family.create(config, { dtype, ...place }, source));
     const { unexpected } = await loadCheckpoint(model, source, {
       quantizationConfig,
       ...tiesOf(model, family),
@@ -134,7 +138,7 @@ export function createModel<M extends Module>(
 ): M {
   const dtype = dtypeOf(config, options.dtype);
   checkLayers(config, MAX_LAYERS, `${MAX_LAYERS} are the most that are made`);
-  const model = familyOf(config).create(config, { ...options, dtype });
+  const model = familyOf(config).create(config, { ...options, dtype }, null);
   const configText = `${JSON.stringify(config, null, 2)}\n`;
   rememberOrigin(model, { folder: null, configText, quantizationConfig: null, dtype });
   return model.eval();
@@ -143,7 +147,7 @@ export function createModel<M extends Module>(
 /** @internal What a model says of its head; call it before layers are replaced. */
 export function tiesOf(model: Module, { head = "lm_head", embedding }: Family): ModelTies {
   const isTied = model.namedParameters().every(([name]) => name !== `${head}.weight`);
-  return { head, tied: isTied ? { [`${head}.weight`]: embedding } : {} };
+  return { head, tied: isTied && embedding !== undefined ? { [`${head}.weight`]: embedding } : {} };
 }
 
 /** A layer has tensors: a config that claims more layers than there can be would only take memory. */

@@ -24,13 +24,6 @@ export interface AttentionOptions {
    * the next read.
    */
   starts?: Tensor;
-  /** How many of the S keys are in use, as in a cache that is filled step by step; default all. */
-  length?: number;
-  /**
-   * An int32 tensor [1] that the kernel reads: the position of the first query, so that `position + T` keys are in use;
-   * then `length` is not given. For inference.
-   */
-  position?: Tensor;
 }
 const attentionOptions = optionTable<AttentionOptions>({
   causal: aBoolean,
@@ -39,22 +32,12 @@ const attentionOptions = optionTable<AttentionOptions>({
   softcap: aNumberAbove(0),
   sinks: aTensor,
   starts: aTensor,
-  length: anInteger(0),
-  position: aTensor,
 });
 
-type Settings = readonly [scale: number, causal: boolean, length: number, window: number, softcap: number];
+type Settings = readonly [scale: number, causal: boolean, window: number, softcap: number];
 
 const attend = defineOp<
-  [
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor | null,
-    settings: Settings,
-    starts: Tensor | null,
-    position: Tensor | null,
-  ],
+  [q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | null, settings: Settings, starts: Tensor | null],
   [
     q: Tensor,
     k: Tensor,
@@ -67,9 +50,9 @@ const attend = defineOp<
   ]
 >({
   name: "attention",
-  forward(ctx, q, k, v, sinks, settings, starts, position) {
+  forward(ctx, q, k, v, sinks, settings, starts) {
     const wanted = ctx.needs(0) || ctx.needs(1) || ctx.needs(2) || ctx.needs(3);
-    const [y, lse] = run(addon.attention, q, k, v, ...settings, sinks, starts, wanted, position);
+    const [y, lse] = run(addon.attention, q, k, v, ...settings, sinks, starts, wanted);
     if (lse) {
       ctx.save(q, k, v, y, lse, settings, sinks, starts);
       lse.dispose();
@@ -79,13 +62,13 @@ const attend = defineOp<
   backward(ctx, dy) {
     const [q, k, v, y, lse, settings, sinks, starts] = ctx.saved;
     const [dq, dk, dv, dsinks] = run(addon.attentionBackward, q, k, v, y, lse, dy, ...settings, sinks, starts);
-    return [dq, dk, dv, dsinks, null, null];
+    return [dq, dk, dv, dsinks, null];
   },
 });
 
 /**
  * softmax(scale * q k^T) v for q[B, T, H, D], k and v[B, S, Hkv, D], where each of the Hkv heads serves H / Hkv heads
- * of q. Query i sits at position length - T + i. Gives [B, T, H, D]; a query that sees no key gives zeros.
+ * of q. Query i sits at position S - T + i. Gives [B, T, H, D]; a query that sees no key gives zeros.
  *
  * @example
  * const y = attention(q, k, v, { starts, window: 4096 }); // packed samples, Mistral's window
@@ -94,8 +77,7 @@ export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOpt
   checkTensor("attention", "q", q);
   checkTensor("attention", "k", k);
   checkOptions("attention", options, attentionOptions);
-  const { causal = true, scale = 1 / Math.sqrt(q.shape[3] ?? 1), window = 0, softcap = 0, position = null } = options;
-  const length = options.length ?? (position ? q.shape[1] : k.shape[1]) ?? 0;
-  const settings = [scale, causal, length, window, softcap] as const;
-  return attend(q, k, v, options.sinks ?? null, settings, options.starts ?? null, position);
+  const { causal = true, scale = 1 / Math.sqrt(q.shape[3] ?? 1), window = 0, softcap = 0 } = options;
+  const settings = [scale, causal, window, softcap] as const;
+  return attend(q, k, v, options.sinks ?? null, settings, options.starts ?? null);
 }

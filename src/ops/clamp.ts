@@ -14,6 +14,7 @@ import type { Tensor } from "../tensor/tensor.js";
  */
 export const clamp = defineOp({
   name: "clamp",
+  arity: 3,
 
   forward(ctx: OpContext<[x: Tensor, low: number, high: number]>, x: Tensor, low: number, high: number) {
     const [y] = run(addon.clamp, x, low, high);

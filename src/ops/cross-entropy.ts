@@ -26,6 +26,7 @@ const crossEntropyOptions = optionTable<CrossEntropyOptions>({ ignoreIndex: anIn
  */
 export const crossEntropy = defineOp({
   name: "crossEntropy",
+  arity: 3,
 
   forward(
     ctx: OpContext<[logits: Tensor, targets: Tensor, lse: Tensor, count: Tensor, ignoreIndex: number]>,

@@ -23,6 +23,7 @@ const dropoutOptions = optionTable<DropoutOptions>({ training: aBoolean, generat
  */
 export const dropout = defineOp({
   name: "dropout",
+  arity: 3,
   forward(
     ctx: OpContext<[p: number, state: GeneratorState | null]>,
     x: Tensor,

@@ -19,6 +19,7 @@ function unary(name: UnaryOp): (x: Tensor) => Tensor {
   const code = unaryOps.indexOf(name);
   return defineOp({
     name,
+    arity: 1,
     forward(ctx: OpContext<[saved: Tensor]>, x: Tensor) {
       checkAlive(name, "x", x);
       const [y] = run(addon.unary, code, x, 0);
@@ -39,6 +40,7 @@ function binary(name: BinaryOp): (a: Tensor, b: Tensor | number) => Tensor {
   // dmul/da needs b alone, and the other way around; add and sub need neither.
   const ofTensors = defineOp({
     name,
+    arity: 2,
     forward(
       ctx: OpContext<[a: Tensor | null, b: Tensor | null, aShape: readonly number[], bShape: readonly number[]]>,
       a: Tensor,
@@ -60,6 +62,7 @@ function binary(name: BinaryOp): (a: Tensor, b: Tensor | number) => Tensor {
 
   const withNumber = defineOp({
     name,
+    arity: 2,
     forward(ctx: OpContext<[a: Tensor | null, number: number]>, a: Tensor, number: number) {
       checkAlive(name, "a", a);
       const [y] = run(addon.binary, code, a, null, number);
@@ -75,7 +78,8 @@ function binary(name: BinaryOp): (a: Tensor, b: Tensor | number) => Tensor {
     },
   });
 
-  return (a, b) => (typeof b === "number" ? withNumber(a, b) : ofTensors(a, b));
+  const isWithNumber = (args: [Tensor, Tensor | number]): args is [Tensor, number] => typeof args[1] === "number";
+  return (...args) => (isWithNumber(args) ? withNumber(...args) : ofTensors(...(args as [Tensor, Tensor])));
 }
 
 /**
@@ -134,6 +138,7 @@ const POW = unaryOps.indexOf("pow");
 /** `x ** exponent`. A negative `x` gives NaN unless the exponent is a whole number. */
 export const pow = defineOp({
   name: "pow",
+  arity: 2,
   forward(ctx: OpContext<[x: Tensor, exponent: number]>, x: Tensor, exponent: number) {
     checkAlive("pow", "x", x);
     const [y] = run(addon.unary, POW, x, exponent);

@@ -16,6 +16,7 @@ import type { Tensor } from "../tensor/tensor.js";
  */
 export const embedding4bit = defineOp<[ids: Tensor, weight: Quantized4Bit, dtype: DType], []>({
   name: "embedding4bit",
+  arity: 3,
   forward(_ctx, ids, weight, dtype) {
     const [y] = run(addon.embedding4bit, ids, weight, dtypeCode(dtype));
     return y;

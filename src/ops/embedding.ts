@@ -30,6 +30,7 @@ const embeddingOptions = optionTable<EmbeddingOpOptions>({
  */
 export const embedding = defineOp({
   name: "embedding",
+  arity: 3,
 
   forward(
     ctx: OpContext<[ids: Tensor, rows: number, options: EmbeddingOpOptions]>,

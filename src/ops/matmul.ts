@@ -43,6 +43,7 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
 /** x[..., K] times the transpose of weight[N, K], plus bias[N] unless it is null. */
 export const linear = defineOp<[x: Tensor, weight: Tensor, bias: Tensor | null], [Tensor, Tensor]>({
   name: "linear",
+  arity: 3,
   forward(ctx, x, weight, bias) {
     const [y] = run(addon.linear, x, weight, bias);
     ctx.save(x, weight);

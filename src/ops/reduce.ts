@@ -25,6 +25,7 @@ function reduction(name: ReduceOp): (x: Tensor, options?: ReduceOptions) => Tens
   const isExtreme = name === "max" || name === "min";
   return defineOp({
     name,
+    arity: 2,
     forward(
       ctx: OpContext<[x: Tensor | null, y: Tensor | null, shape: readonly number[], axis: number | undefined]>,
       x: Tensor,
@@ -61,6 +62,7 @@ export const min = reduction("min");
 /** The index of the first largest element as int32, along an axis or in the flattened tensor. Not differentiable. */
 export const argmax = defineOp({
   name: "argmax",
+  arity: 2,
   forward(_ctx: OpContext, x: Tensor, options: ReduceOptions = {}) {
     checkOptions("argmax", options, reduceOptions);
     const { axis, keepDims = false } = options;

@@ -17,6 +17,7 @@ import type { Tensor } from "../tensor/tensor.js";
  */
 export const rmsNorm = defineOp({
   name: "rmsNorm",
+  arity: 3,
 
   forward(ctx: OpContext<[x: Tensor, weight: Tensor, rstd: Tensor]>, x: Tensor, weight: Tensor, eps: number = 1e-6) {
     const [y, rstd] = run(addon.rmsNorm, x, weight, eps);

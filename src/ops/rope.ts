@@ -1,10 +1,8 @@
-// Rotary position embedding, alone and on the way into a key-value cache.
+// Rotary position embedding.
 
 import type { OpContext } from "../autograd/define-op.js";
 import { defineOp } from "../autograd/define-op.js";
-import { isGradEnabled } from "../autograd/no-grad.js";
 import { addon } from "../tensor/addon.js";
-import { BnbError } from "../tensor/errors.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 
@@ -23,6 +21,7 @@ import type { Tensor } from "../tensor/tensor.js";
  */
 export const rope = defineOp({
   name: "rope",
+  arity: 4,
 
   forward(
     ctx: OpContext<[cos: Tensor, sin: Tensor, positions: number | Tensor]>,
@@ -43,32 +42,6 @@ export const rope = defineOp({
     return [dx, null, null];
   },
 });
-
-/**
- * `rope` of q [B, T, H, D], given back, and of k [B, T, Hkv, D], written to rows `offset + t` of `keys`
- * [B, S, Hkv, D]; `values` takes v as it is. One pass for what comes before attention with a cache. Without a gradient:
- * throws ERR_BNB_ARGUMENT where one is wanted.
- *
- * @example
- * const turned = ropeAppend(q, k, v, cos, sin, keys, values, cache.length);
- */
-export function ropeAppend(
-  q: Tensor,
-  k: Tensor,
-  v: Tensor,
-  cos: Tensor,
-  sin: Tensor,
-  keys: Tensor,
-  values: Tensor,
-  offset: number | Tensor = 0,
-): Tensor {
-  if (isGradEnabled() && [q, k, v].some((x) => x?.requiresGrad)) {
-    throw new BnbError("ERR_BNB_ARGUMENT", "ropeAppend: no gradient goes through a cache, call it inside noGrad");
-  }
-  const [start, , position] = turn(offset, false);
-  const [y] = run(addon.ropeAppend, q, k, v, cos, sin, keys, values, start, position);
-  return y;
-}
 
 type Turn = [offset: number, inverse: boolean, position: Tensor | null];
 

@@ -48,6 +48,7 @@ const sampleTokenOptions = optionTable<SampleTokenOptions>({
  */
 export const sampleToken = defineOp({
   name: "sampleToken",
+  arity: 2,
   forward(_ctx: OpContext, logits: Tensor, options: SampleTokenOptions = {}) {
     checkOptions("sampleToken", options, sampleTokenOptions);
     const { temperature = 0, topK = 0, topP = 1, seed = 0, step = 0, position = null } = options;

@@ -43,6 +43,7 @@ function resolveShape(x: Tensor, shape: readonly number[]): readonly number[] {
  */
 export const reshape = defineOp({
   name: "reshape",
+  arity: 2,
   forward(ctx: OpContext<[shape: readonly number[]]>, x: Tensor, shape: readonly number[]) {
     checkTensor("reshape", "x", x);
     checkArgument("reshape", "shape", shape, openShape);
@@ -57,6 +58,7 @@ export const reshape = defineOp({
 /** `x` with its axes in the given order: axis i of the result is axis `axes[i]` of `x`. Copies. */
 export const permute = defineOp({
   name: "permute",
+  arity: 2,
   forward(ctx: OpContext<[inverse: readonly number[]]>, x: Tensor, axes: readonly number[]) {
     checkArgument("permute", "axes", axes, someAxes);
     const [y] = run(addon.permute, x, axes);
@@ -93,6 +95,7 @@ export function transpose(x: Tensor, a = -2, b = -1): Tensor {
  */
 export const slice = defineOp({
   name: "slice",
+  arity: 4,
   forward(
     ctx: OpContext<[shape: readonly number[], axis: number, start: number]>,
     x: Tensor,
@@ -115,6 +118,7 @@ export const slice = defineOp({
 /** The tensors one after another along an axis; the other axes and the dtype must agree. */
 export const concat = defineOp({
   name: "concat",
+  arity: 2,
   forward(ctx: OpContext<[sizes: readonly number[], axis: number]>, xs: readonly Tensor[], axis: number = 0) {
     checkArgument("concat", "xs", xs, tensors);
     checkArgument("concat", "axis", axis, anAxis);
@@ -141,6 +145,7 @@ export const concat = defineOp({
 /** `x` repeated along axes of size 1, and along new leading axes, to the given shape. Copies. */
 export const broadcastTo = defineOp({
   name: "broadcastTo",
+  arity: 2,
   forward(ctx: OpContext<[shape: readonly number[]]>, x: Tensor, shape: readonly number[]) {
     const [y] = run(addon.broadcastTo, x, shape);
     ctx.save(x.shape);

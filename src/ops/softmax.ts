@@ -7,6 +7,7 @@ import type { Tensor } from "../tensor/tensor.js";
 const define = (name: string, log: boolean) =>
   defineOp<[x: Tensor], [Tensor]>({
     name,
+    arity: 1,
     forward(ctx, x) {
       const [y] = run(addon.softmax, x, log);
       ctx.save(y);

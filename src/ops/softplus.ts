@@ -25,6 +25,7 @@ const softplusOptions = optionTable<SoftplusOptions>({ beta: aNumber, threshold:
  */
 export const softplus = defineOp({
   name: "softplus",
+  arity: 2,
 
   forward(ctx: OpContext<[x: Tensor, beta: number, threshold: number]>, x: Tensor, options: SoftplusOptions = {}) {
     checkOptions("softplus", options, softplusOptions);

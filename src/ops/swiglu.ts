@@ -15,6 +15,7 @@ import type { Tensor } from "../tensor/tensor.js";
  */
 export const swiglu = defineOp({
   name: "swiglu",
+  arity: 2,
 
   forward(ctx: OpContext<[gate: Tensor, up: Tensor]>, gate: Tensor, up: Tensor) {
     const [y] = run(addon.swiglu, gate, up);

@@ -71,13 +71,11 @@ export interface NativeOps {
       v: Tensor,
       scale: number,
       causal: boolean,
-      length: number,
       window: number,
       softcap: number,
       sinks: Tensor | null,
       starts: Tensor | null,
       keepLse: boolean,
-      position: Tensor | null,
     ],
     [y: Tensor, lse: Tensor | null]
   >;
@@ -91,7 +89,6 @@ export interface NativeOps {
       dy: Tensor,
       scale: number,
       causal: boolean,
-      length: number,
       window: number,
       softcap: number,
       sinks: Tensor | null,
@@ -128,20 +125,6 @@ export interface NativeOps {
   // rope
   rope: NativeOp<
     [x: Tensor, cos: Tensor, sin: Tensor, offset: number, inverse: boolean, position: Tensor | null],
-    [y: Tensor]
-  >;
-  ropeAppend: NativeOp<
-    [
-      q: Tensor,
-      k: Tensor,
-      v: Tensor,
-      cos: Tensor,
-      sin: Tensor,
-      keys: Tensor,
-      values: Tensor,
-      offset: number,
-      position: Tensor | null,
-    ],
     [y: Tensor]
   >;
 

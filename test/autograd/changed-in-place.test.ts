@@ -21,7 +21,6 @@ import {
   quantizeBlockwise,
   reshape,
   rmsNorm,
-  ropeAppend,
   slice,
   softmax,
   square,
@@ -60,11 +59,6 @@ describe.each(testDevices())("backward after a change in place on %s", (device) 
         const p = zeros([4, 64], { device });
         p.grad = x.detach();
         clipGradValue(p, 0.1);
-      },
-      "rope into a cache": (x) => {
-        const cache = reshape(x, [1, 4, 1, 64]);
-        const [q, tables] = [random([1, 1, 1, 64]), [random([4, 32]), random([4, 32])] as const];
-        noGrad(() => ropeAppend(q, q, q, ...tables, cache, zeros([1, 4, 1, 64], { device })));
       },
       "keys into pages": (x) => {
         const [q, slots] = [random([1, 1, 4]), tensor([2], { dtype: "int32", device })];

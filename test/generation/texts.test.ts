@@ -189,7 +189,7 @@ describe("tokenizers", () => {
       expect.objectContaining({
         code: "ERR_BNB_ARGUMENT",
         message:
-          "generate: texts and messages need a tokenizer, got a model without one: its folder had no tokenizer.json; set model.tokenizer, or give token ids",
+          "generate: texts and messages need a tokenizer, got a model without one: its folder had no tokenizer.json; set model.tokenizer",
       }),
     );
     await expect(take(bare.generate([1], { stopStrings: "." }))).rejects.toThrow(

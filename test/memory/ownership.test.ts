@@ -16,7 +16,6 @@ import {
   noGrad,
   quantize4bit,
   quantizeBlockwise,
-  ropeAppend,
   sum,
   tensor,
   tidy,
@@ -177,12 +176,6 @@ describe.each(testDevices())("ownership on %s", (device) => {
       copyInto() {
         const dst = zeros([4], { device });
         return [[dst], () => copyInto(dst, zeros([2], { device }))];
-      },
-      ropeAppend() {
-        const [keys, values] = [zeros([1, 4, 1, 8], { device }), zeros([1, 4, 1, 8], { device })];
-        const [q, k, v] = [random(1, 2, 2, 8), random(1, 2, 1, 8), random(1, 2, 1, 8)];
-        const [cos, sin] = [zeros([4, 4], { device }), zeros([4, 4], { device })];
-        return [[keys, values], () => ropeAppend(q, k, v, cos, sin, keys, values)];
       },
       kvAppend() {
         const pages = () => tensor(new Int8Array(128), { shape: [1, 1, 16, 8], device });

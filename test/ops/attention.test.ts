@@ -24,10 +24,9 @@ describe.each(testDevices())("attention on %s", (device) => {
     return [make(queries, heads, 1), make(keys, kvHeads, 2), make(keys, kvHeads, 3)] as const;
   }
 
-  const options = ({ causal, scale, length }: AttentionSizes) => ({
+  const options = ({ causal, scale }: AttentionSizes) => ({
     ...(causal === undefined ? {} : { causal }),
     ...(scale === undefined ? {} : { scale }),
-    ...(length === undefined ? {} : { length }),
   });
 
   function check(sizes: AttentionSizes, dtype: FloatDType = "float32", allowed = tolerance(dtype, "reduction")): void {
@@ -66,10 +65,9 @@ describe.each(testDevices())("attention on %s", (device) => {
         for (const time of [1, 9, 40]) check({ ...base, heads, kvHeads, queries: time, keys: 40 });
     });
 
-    it("decodes: a few queries at the end of a cache that is partly filled", () => {
-      for (const queries of [1, 2, 3, 4, 9])
-        for (const length of [9, 64, 65, 200]) check({ ...base, queries, keys: 203, length });
-      check({ ...base, queries: 1, keys: 130, length: 100, dim: 37 });
+    it("decodes: a few queries at the end of many keys", () => {
+      for (const queries of [1, 2, 3, 4, 9]) for (const keys of [9, 64, 65, 200]) check({ ...base, queries, keys });
+      check({ ...base, queries: 1, keys: 100, dim: 37 });
     });
 
     it("a prefix and one more query give what all queries together give", () => {
@@ -95,7 +93,7 @@ describe.each(testDevices())("attention on %s", (device) => {
     const cases: [string, AttentionSizes][] = [
       ["grouped heads", { ...base, batch: 1, queries: 5, keys: 5, dim: 3 }],
       ["not causal", { ...base, batch: 1, queries: 3, keys: 6, dim: 4, causal: false, scale: 0.7 }],
-      ["a partly filled cache", { ...base, batch: 2, queries: 3, keys: 6, length: 5, heads: 2, kvHeads: 1, dim: 2 }],
+      ["more keys than queries", { ...base, batch: 2, queries: 3, keys: 5, heads: 2, kvHeads: 1, dim: 2 }],
     ];
     it.each(cases)("%s", (_, sizes) => {
       const data = inputs(sizes).map((t) => ({ data: t.floatsSync(), shape: t.shape }));
@@ -161,20 +159,18 @@ describe.each(testDevices())("attention on %s", (device) => {
         [16, 1],
         [20, 1],
       ] as const)
-        for (const length of [1, 15, 64, 65, 129, 500])
-          check({ batch: 1, queries: 1, keys: 511, heads, kvHeads, dim: 64, length }, dtype);
-      for (const queries of [2, 3, 5])
-        check({ batch: 2, queries, keys: 300, heads: 6, kvHeads: 2, dim: 32, length: 290 }, dtype);
-      for (const dim of [128, 256])
-        check({ batch: 1, queries: 1, keys: 300, heads: 4, kvHeads: 1, dim, length: 280 }, dtype);
+        for (const keys of [1, 15, 64, 65, 129, 500])
+          check({ batch: 1, queries: 1, keys, heads, kvHeads, dim: 64 }, dtype);
+      for (const queries of [2, 3, 5]) check({ batch: 2, queries, keys: 290, heads: 6, kvHeads: 2, dim: 32 }, dtype);
+      for (const dim of [128, 256]) check({ batch: 1, queries: 1, keys: 280, heads: 4, kvHeads: 1, dim }, dtype);
     });
 
     it("scores far beyond the range of exp, and no keys at all", () => {
       const rough = { atol: 0.05, rtol: 0.05 };
       check({ ...base, batch: 1, queries: 70, keys: 70, dim: 16, scale: 30 }, dtype, rough);
       check({ ...base, batch: 1, queries: 70, keys: 70, dim: 16, scale: -3 }, dtype, rough);
-      const [q, k, v] = inputs({ ...base, queries: 20, dim: 16 }, dtype);
-      expect([...attention(q, k, v, { causal: false, length: 0 }).floatsSync()]).toEqual(new Array(q.size).fill(0));
+      const [q, k, v] = inputs({ ...base, queries: 20, keys: 0, dim: 16 }, dtype);
+      expect([...attention(q, k, v, { causal: false }).floatsSync()]).toEqual(new Array(q.size).fill(0));
     });
 
     it("gives the same bits every time", () => {
@@ -194,13 +190,12 @@ describe.each(testDevices())("attention on %s", (device) => {
     });
 
     it.each([
-      [8, 2, 70, 70, undefined, true],
-      [4, 4, 20, 90, 81, true],
-      [6, 1, 40, 70, 70, false],
-    ] as const)("gradients: heads %s/%s, %s queries, %s keys", (heads, kvHeads, queries, keys, length, causal) => {
+      [8, 2, 70, 70, true],
+      [4, 4, 20, 81, true],
+      [6, 1, 40, 70, false],
+    ] as const)("gradients: heads %s/%s, %s queries, %s keys", (heads, kvHeads, queries, keys, causal) => {
       for (const dim of [16, 72]) {
         const sizes: AttentionSizes = { batch: 1, queries, keys, heads, kvHeads, dim, causal };
-        if (length !== undefined) sizes.length = length;
         const tensors = inputs(sizes, dtype);
         for (const t of tensors) t.requiresGrad = true;
         const y = attention(...tensors, options(sizes));
@@ -216,25 +211,6 @@ describe.each(testDevices())("attention on %s", (device) => {
         });
       }
     });
-  });
-
-  it.each(["float32", "float16"] as const)("reads a position from the device, %s", (dtype) => {
-    for (const queries of [1, 3, 24])
-      for (const at of [0, 1, 63, 64, 130]) {
-        const tensors = inputs({ batch: 1, queries, keys: 160, heads: 4, kvHeads: 2, dim: 16 }, dtype);
-        const position = tensor([at], { dtype: "int32", device });
-        const expected = attention(...tensors, { length: at + queries });
-        expectClose(
-          attention(...tensors, { position }).floatsSync(),
-          expected.floatsSync(),
-          tolerance(dtype, "reduction"),
-        );
-      }
-    const tensors = inputs({ batch: 1, queries: 2, keys: 9, heads: 1, kvHeads: 1, dim: 8 }, dtype);
-    for (const at of [-1, 8]) {
-      const y = attention(...tensors, { position: tensor([at], { dtype: "int32", device }) });
-      expect(() => y.floatsSync()).toThrow(`attention: index ${at} is out of range, it must be in [0, 8)`);
-    }
   });
 
   describe("shapes", () => {
@@ -261,7 +237,6 @@ describe.each(testDevices())("attention on %s", (device) => {
       for (const sizes of [
         { ...base, queries: 0 },
         { ...base, keys: 0, causal: false },
-        { ...base, length: 0, causal: false },
       ]) {
         const tensors = inputs(sizes);
         for (const t of tensors) t.requiresGrad = true;
@@ -274,8 +249,10 @@ describe.each(testDevices())("attention on %s", (device) => {
 
   it("errors", () => {
     const [q, k, v] = inputs(base);
-    expect(() => attention(q, k, v, { length: 8 })).toThrow("attention: length must be from 0 to 7, got 8");
-    expect(() => attention(q, k, v, { length: 6 })).toThrow("a causal length must be at least the 7 queries, got 6");
+    const [few, fewValues] = inputs({ ...base, keys: 6 }).slice(1) as [Tensor, Tensor];
+    expect(() => attention(q, few, fewValues)).toThrow(
+      "attention: causal attention must have at least as many keys as queries, got [2, 7, 4, 8] and [2, 6, 2, 8]",
+    );
     expect(() => attention(q, k, q)).toThrow("v must have shape [2, 7, 2, 8]");
     expect(() => attention(q, zeros([2, 7, 3, 8], { device }), zeros([2, 7, 3, 8], { device }))).toThrow(
       "the heads of q (4) must be a multiple of those of k (3)",

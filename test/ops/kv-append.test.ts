@@ -1,7 +1,7 @@
 // kvAppend against rope and a copy, row by row.
 import { describe, expect, it } from "vitest";
 import type { Tensor } from "../../src/index.js";
-import { tensor, zeros } from "../../src/index.js";
+import { reshape, slice, tensor, zeros } from "../../src/index.js";
 import { kvAppend } from "../../src/ops/kv-append.js";
 import { testDevices } from "../helpers/devices.js";
 import { expectClose } from "../helpers/expect-close.js";
@@ -134,6 +134,10 @@ describe.each(testDevices())("kvAppend on %s", (device) => {
     );
     expect(() => kvAppend(q, k, v, { keys: layer.keys, values: layer.keys }, int(slots), null)).toThrow(
       "kvAppend: keys must not share memory with values",
+    );
+    const rows = reshape(slice(reshape(layer.keys, [pages * 256]), 0, 0, k.size), k.shape);
+    expect(() => kvAppend(q, rows, v, layer, int(slots), null)).toThrow(
+      "kvAppend: keys and values must not share memory with q, k or v",
     );
     expect(() => kvAppend(q, k, v, layer, int(slots), { ...rotary, positions: int([1]) })).toThrow(
       "kvAppend: positions must have shape [5], got [1]",

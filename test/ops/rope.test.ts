@@ -1,10 +1,9 @@
 // rope against its float64 oracle.
 import { describe, expect, it } from "vitest";
-import { rope, ropeAppend } from "../../src/ops/rope.js";
-import { copyInto, slice } from "../../src/ops/shape.js";
-import { tensor, zeros } from "../../src/tensor/create.js";
+import { rope } from "../../src/ops/rope.js";
+import { slice } from "../../src/ops/shape.js";
+import { tensor } from "../../src/tensor/create.js";
 import type { DType } from "../../src/tensor/dtype.js";
-import type { Tensor } from "../../src/tensor/tensor.js";
 import { testDevices } from "../helpers/devices.js";
 import { expectClose } from "../helpers/expect-close.js";
 import { gradcheck } from "../helpers/gradcheck.js";
@@ -192,56 +191,6 @@ describe.each(testDevices())("rope on %s", (device) => {
       expect(() => rope(x(), make(normals(16, 7), [4, 4], "float16"), s)).toThrow(
         "rope: cos must be float32, got float16",
       );
-    });
-  });
-
-  describe("ropeAppend", () => {
-    const dtypes = ["float32", "float16", "bfloat16"] as const;
-    const cases = dtypes.flatMap((dtype) => [6, 32, 64].map((dim) => ({ dtype, dim })));
-    const parts = (dim: number, dtype: DType) => {
-      const [q, k, v] = [
-        [2, 3, 4, dim],
-        [2, 3, 2, dim],
-        [2, 3, 2, dim],
-      ].map((shape, i) => make(normals(sizeOf(shape), 20 + i), shape, dtype)) as [Tensor, Tensor, Tensor];
-      const cache = () => make(normals(2 * 7 * 2 * dim, 30), [2, 7, 2, dim], dtype);
-      const { c, s } = tables(8, dim);
-      return { q, k, v, c, s, keys: cache(), values: cache() };
-    };
-
-    it.each(cases)("is rope and a copy in one: $dtype, heads of $dim", ({ dtype, dim }) => {
-      for (const offset of [0, 4, tensor([3], { dtype: "int32", device })]) {
-        const { q, k, v, c, s, keys, values } = parts(dim, dtype);
-        const expected = parts(dim, dtype);
-        const y = ropeAppend(q, k, v, c, s, keys, values, offset);
-        copyInto(expected.keys, rope(k, c, s, offset), { axis: 1, start: offset });
-        copyInto(expected.values, v, { axis: 1, start: offset });
-        expect(y.floatsSync()).toEqual(rope(q, c, s, offset).floatsSync());
-        expect(keys.floatsSync()).toEqual(expected.keys.floatsSync());
-        expect(values.floatsSync()).toEqual(expected.values.floatsSync());
-      }
-    });
-
-    it("names what does not fit", async () => {
-      const { q, k, v, c, s, keys, values } = parts(8, "float32");
-      const small = zeros([2, 7, 3, 8], { device });
-      expect(() => ropeAppend(q, k, v, c, s, keys, values, 5)).toThrow(
-        "ropeAppend: offset + length must be within 7 positions, got 5 + 3",
-      );
-      expect(() => ropeAppend(q, k, v, c, s, keys, small)).toThrow(
-        "ropeAppend: keys and values must have the shape [2, positions, 2, 8], got [2, 7, 2, 8] and [2, 7, 3, 8]",
-      );
-      expect(() => ropeAppend(q, small, v, c, s, keys, values)).toThrow(
-        "ropeAppend: k must have the batch, length and dim of q, [2, 3, 4, 8], got [2, 7, 3, 8]",
-      );
-      k.requiresGrad = true;
-      expect(() => ropeAppend(q, k, v, c, s, keys, values)).toThrow(
-        "ropeAppend: no gradient goes through a cache, call it inside noGrad",
-      );
-      k.requiresGrad = false;
-      const position = tensor([5], { dtype: "int32", device });
-      const y = ropeAppend(q, k, v, c, s, keys, values, position);
-      await expect(y.data()).rejects.toThrow("rope_append: index 5 is out of range, it must be in [0, 5)");
     });
   });
 });

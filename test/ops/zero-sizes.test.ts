@@ -260,20 +260,6 @@ const cases: Record<string, Case> = {
     value: 1,
     discrete: true,
   },
-  ropeAppend: {
-    run: (make, a, b, c) => {
-      const [q, k, v] = [make([a, b, 4, 4]), make([a, b, c, 4]), make([a, b, c, 4])].map((t) => t.detach()) as [
-        Tensor,
-        Tensor,
-        Tensor,
-      ];
-      const cache = () => make([a, 8, c, 4]).detach();
-      return c === 0
-        ? undefined
-        : bnb.noGrad(() => bnb.ropeAppend(q, k, v, ones([8, 2]), ones([8, 2]), cache(), cache()));
-    },
-    discrete: true,
-  },
 };
 
 function fourBits(shape: number[]): [Tensor, bnb.QuantState] {

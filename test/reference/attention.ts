@@ -9,7 +9,6 @@ export interface AttentionSizes {
   dim: number;
   causal?: boolean;
   scale?: number;
-  length?: number;
   window?: number;
   softcap?: number;
   /** A logit per head. */
@@ -34,11 +33,11 @@ export function attentionReference(
   sizes: AttentionSizes,
 ): Float64Array {
   const { batch, queries, keys, heads, kvHeads, dim, softcap, sinks } = sizes;
-  const { scale = 1 / Math.sqrt(dim), length = keys } = sizes;
+  const { scale = 1 / Math.sqrt(dim) } = sizes;
   const y = new Float64Array(batch * queries * heads * dim);
   for (let b = 0; b < batch; b++) {
     for (let i = 0; i < queries; i++) {
-      const seen = Array.from({ length }, (_, j) => j).filter((j) => sees(length - queries + i, j, sizes));
+      const seen = Array.from({ length: keys }, (_, j) => j).filter((j) => sees(keys - queries + i, j, sizes));
       for (let h = 0; h < heads; h++) {
         const kvHead = Math.floor((h * kvHeads) / heads);
         const at = ((b * queries + i) * heads + h) * dim;

@@ -123,6 +123,9 @@ const withOptions: Record<string, Entry> = {
     applyLora: { call: (o) => bnb.applyLora(new bnb.LlamaForCausalLM(config), o), needs: { targetModules: ["q_proj"] } },
     LoraLinear: { call: (o) => new bnb.LoraLinear(new nn.Linear(4, 4), o) },
     generate: { call: (o) => bnb.generate(model, [1], o), needs: { maxNewTokens: 1 } },
+    complete: { call: (o) => bnb.complete(model, [1], o), needs: { maxNewTokens: 1 } },
+    score: { call: (o) => bnb.score(model, [1, 2], o) },
+    embed: { call: async (o) => (await bnb.embed(model, [1, 2], o)).dispose() },
     KvPages: { call: (o) => new bnb.KvPages(model.kvLayout(), o), needs: { pages: 1 } },
     Engine: { call: (o) => new bnb.Engine(model, o) },
     "Engine.submit": { call: (o) => new bnb.Engine(model).submit([1], o), needs: { maxNewTokens: 1 } },
@@ -193,6 +196,10 @@ const withOptions: Record<string, Entry> = {
     "Module.loadStateDict": { call: (o) => model.loadStateDict(model.stateDict(), o) },
     "LlamaForCausalLM.forward": { call: (o) => model.forward(ids, o) },
     "LlamaForCausalLM.generate": { call: (o) => model.generate([1], o), needs: { maxNewTokens: 1 } },
+    "LlamaForCausalLM.hiddenStates": { call: (o) => model.hiddenStates(ids, o) },
+    "LlamaForCausalLM.complete": { call: (o) => model.complete([1], o), needs: { maxNewTokens: 1 } },
+    "LlamaForCausalLM.score": { call: (o) => model.score([1, 2], o) },
+    "LlamaForCausalLM.embed": { call: async (o) => (await model.embed([1, 2], o)).dispose() },
     "QuantState.asDict": { call: (o) => state.asDict(o) },
     "Params4bit.fromPrequantized": {
       call: (o) => { const [data, s] = bnb.quantizeNf4(x); return nn.Params4bit.fromPrequantized(data, s.asDict({ packed: true }), o); },
@@ -213,9 +220,9 @@ const withoutOptions = new Set(
   embeddingRenorm emptyCache exp expandAbsmax fmaPeak gelu geluTanh gpuStatus int8VectorwiseDequant Int8Rows isGradEnabled keep
   kvAppend
   layerNorm linear linear4bit linear4bitEach linear4bitSwiglu log logSoftmax manualSeed maximum memory minimum mul neg noGrad
-  permute pow reciprocal relu reshape rmsNorm rope ropeAppend rsqrt seededRandom setDefaultDevice sigmoid sign silu slice
+  permute pow reciprocal relu reshape rmsNorm rope rsqrt seededRandom setDefaultDevice sigmoid sign silu slice
   softmax softplus MatmulLtState Int8DoubleQuant unpackTensorToDict sqrt square sub swiglu synchronize tanh tidy to transpose BnbError Device Generator Graph Quantized4Bit Tensor
-  CausalLM
+  CausalLM Encoder SequenceClassifier TextModel
   linear4bitPlan linear4bitGpuPlan linear4bitGroupGpuPlan matmulGpuPlan
   nn.OutlierTracer nn.Bnb4bitParametrization nn.replaceParameter4bitPrequantized
   nn.Module nn.ModuleList nn.Sequential nn.snakeCase nn.uninitialized nn.linearEach nn.linearResidual nn.linearSwiglu

@@ -90,7 +90,7 @@ it("methods", async () => {
     [bnb.keep(bnb.ones([2, 3])), methods(bnb.Tensor.prototype, ...inner)],
     [bnb.quantize4bit(bnb.ones([64]))[1], ["to", "asDict", "equals", "quantized"]],
     [new optim.Adam8bit(layer.parameters()), ["loadStateDict", "addParamGroup", "step"]],
-    [model, [...ofModules, "generate"]],
+    [model, [...ofModules, "generate", "complete", "score", "embed"]],
     ...[
       layer,
       new nn.LinearNF4(3, 2),

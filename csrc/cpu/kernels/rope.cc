@@ -1,4 +1,4 @@
-// Rotary position embedding on half-split pairs, forward and inverse, alone or on the way into a cache.
+// Rotary position embedding on half-split pairs, forward and inverse.
 //
 // Layout    x [batch, length, heads, dim]; a pair is (i, i + pairs), its angle in the row of the token's position.
 // Work      an item is a run of tokens; all heads of one share the loaded cosines.
@@ -31,36 +31,12 @@ void rotate(const RopeArgs& a) {
   });
 }
 
-template <class T>
-void append(const RopeAppendArgs& a) {
-  const int64_t half = a.dim / 2, q_elements = a.heads * a.dim, elements = a.kv_heads * a.dim;
-  parallel_for(a.batch * a.length, grain_of(q_elements), [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; p++) {
-      const int64_t at = a.offset + p % a.length, slot = (p / a.length * a.capacity + at) * elements;
-      const Turn turn = {a.cos + at * half, a.sin + at * half, half};
-      turn_heads(turn, static_cast<const T*>(a.q) + p * q_elements, static_cast<T*>(a.y) + p * q_elements, a.heads,
-                 a.dim, 1.0f);
-      turn_heads(turn, static_cast<const T*>(a.k) + p * elements, static_cast<T*>(a.keys) + slot, a.kv_heads, a.dim,
-                 1.0f);
-      const T* v = static_cast<const T*>(a.v) + p * elements;
-      T* values = static_cast<T*>(a.values) + slot;
-      for (int64_t i = 0; i < elements; i++) values[i] = v[i];
-    }
-  });
-}
-
 }  // namespace
 
 void rope(const RopeArgs& args) {
   RopeArgs a = args;
   if (!resolve(a.position, a.offset)) return;
   visit_float(a.dtype, [&](auto t) { rotate<decltype(t)>(a); });
-}
-
-void rope_append(const RopeAppendArgs& args) {
-  RopeAppendArgs a = args;
-  if (!resolve(a.position, a.offset)) return;
-  visit_float(a.dtype, [&](auto t) { append<decltype(t)>(a); });
 }
 
 }  // namespace bnb::BNB_ISA

@@ -1,4 +1,4 @@
-// Rotary position embedding on half-split pairs, forward and inverse, alone or on the way into a cache.
+// Rotary position embedding on half-split pairs, forward and inverse.
 //
 // Layout    x [batch, length, heads, dim]; a pair is (i, i + pairs), its angle in the row of the token's position.
 // Work      a thread turns a run of 16 bytes of the first elements of pairs with their partners, or copies one of those
@@ -60,42 +60,6 @@ __global__ void __launch_bounds__(kMapThreads) rope_kernel(RopeArgs a, bool vect
   }
 }
 
-// The heads of a position are those of q, then of k, then of v, which is copied.
-template <class T>
-__global__ void __launch_bounds__(kMapThreads) rope_append_kernel(RopeAppendArgs a, bool vectors, const char* op) {
-  constexpr int V = kVector<T>;
-  if (!resolve(a.position, op, a.offset)) return;
-  const int64_t half = a.dim / 2, runs = ceil_div(half, V), all_heads = a.heads + 2 * a.kv_heads;
-  const int64_t n = a.batch * a.length * all_heads * runs;
-  for (int64_t item = global_thread(); item < n; item += global_threads()) {
-    const int64_t head = item / runs, i = (item - head * runs) * V, count = half - i;
-    const int64_t p = head / all_heads, batch = p / a.length, at = a.offset + p - batch * a.length;
-    const int64_t h = head - p * all_heads, row = at * half + i;
-    const bool whole = vectors && count >= V;
-    if (h < a.heads) {
-      const int64_t place = (p * a.heads + h) * a.dim + i;
-      turn(static_cast<const T*>(a.q) + place, static_cast<T*>(a.y) + place, a.cos + row, a.sin + row, half, count,
-           whole, 1.0f);
-      continue;
-    }
-    const bool is_key = h < a.heads + a.kv_heads;
-    const int64_t kv = h - a.heads - (is_key ? 0 : a.kv_heads);
-    const int64_t from = (p * a.kv_heads + kv) * a.dim + i;
-    const int64_t to = ((batch * a.capacity + at) * a.kv_heads + kv) * a.dim + i;
-    if (is_key) {
-      turn(static_cast<const T*>(a.k) + from, static_cast<T*>(a.keys) + to, a.cos + row, a.sin + row, half, count,
-           whole, 1.0f);
-      continue;
-    }
-#pragma unroll
-    for (int part = 0; part < 2; part++) {
-      T v[V];
-      load_run(static_cast<const T*>(a.v) + from + part * half, count, whole, v);
-      store_run(static_cast<T*>(a.values) + to + part * half, count, whole, v);
-    }
-  }
-}
-
 }  // namespace
 
 void rope(const RopeArgs& a, CudaStream& s) {
@@ -107,18 +71,6 @@ void rope(const RopeArgs& a, CudaStream& s) {
                          vectors_fit<float, V>(a.angles.cos, a.angles.sin);
     const int64_t runs = ceil_div(pairs, V) + ceil_div(a.dim - 2 * pairs, V);
     launch(s, rope_kernel<T>, map_grid(s, heads * runs, 1), dim3(kMapThreads), 0, a, vectors, "rope");
-  });
-}
-
-void rope_append(const RopeAppendArgs& a, CudaStream& s) {
-  const int64_t half = a.dim / 2, heads = a.batch * a.length * (a.heads + 2 * a.kv_heads);
-  visit_float(a.dtype, [&](auto t) {
-    using T = decltype(t);
-    constexpr int V = kVector<T>;
-    const bool vectors = half % V == 0 && vectors_fit<float, V>(a.cos, a.sin) &&
-                         aligned_for(sizeof(T) * V, a.q, a.k, a.v, a.y, a.keys, a.values);
-    launch(s, rope_append_kernel<T>, map_grid(s, heads * ceil_div(half, V), 1), dim3(kMapThreads), 0, a, vectors,
-           kernels::rope_append.name);
   });
 }
 

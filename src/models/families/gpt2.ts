@@ -184,4 +184,6 @@ export const gpt2: Family<Gpt2LMHeadModel> = {
     );
   },
   embedding: "transformer.wte.weight",
+  // The first checkpoints are those of the body alone.
+  rename: (name) => (/^(wte|wpe|h|ln_f)\./.test(name) ? `transformer.${name}` : name),
 };

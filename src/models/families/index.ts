@@ -1,6 +1,12 @@
-// The families of language models by the `model_type` of their config.json: one line each.
+// The families of models by the `model_type` of their config.json: one line each.
+import { CausalSequenceClassifier } from "../causal-classifier.js";
 import type { CausalLM } from "../causal-lm.js";
+import type { Encoder } from "../encoder.js";
 import type { Family } from "../load.js";
+import { ConfigKeys } from "../parts/config-keys.js";
+import type { SequenceClassifier } from "../sequence-classifier.js";
+import { readLabels } from "../sequence-classifier.js";
+import { bert, bertClassifier, roberta, robertaClassifier } from "./bert.js";
 import { mixtral, qwen3Moe } from "./experts.js";
 import { falcon } from "./falcon.js";
 import { gemma, gemma2, gemma3 } from "./gemma.js";
@@ -31,3 +37,32 @@ export const causalFamilies: Readonly<Record<string, Family<CausalLM>>> = {
   opt,
   falcon,
 };
+
+export const encoderFamilies: Readonly<Record<string, Family<Encoder>>> = {
+  bert,
+  roberta,
+  "xlm-roberta": roberta,
+  camembert: roberta,
+};
+
+export const classifierFamilies: Readonly<Record<string, Family<SequenceClassifier>>> = {
+  bert: bertClassifier,
+  roberta: robertaClassifier,
+  "xlm-roberta": robertaClassifier,
+  camembert: robertaClassifier,
+  ...Object.fromEntries(Object.entries(causalFamilies).map(([type, family]) => [type, classifierOf(family)])),
+};
+
+/** The same body with a head of labels. */
+function classifierOf({ create, rename, head = "lm_head" }: Family<CausalLM>): Family<SequenceClassifier> {
+  return {
+    create(config, options, source) {
+      const width = source?.has("score.weight") ? source.info("score.weight").shape[1] : undefined;
+      const body = create(config, options, source);
+      const labels = readLabels(new ConfigKeys(config));
+      return new CausalSequenceClassifier(body, labels, head, width ?? body.config.vocabSize, options);
+    },
+    ...(rename && { rename }),
+    head: "score",
+  };
+}

@@ -221,12 +221,6 @@ export const functions = {
     const [t, d] = [1 + r.int(5), r.pick([4, 8])];
     return [floatTensor(B, r, [1, t, 2, d]), B.ones([8, d]), B.zeros([8, d]), r.int(3)];
   },
-  ropeAppend: (B, r) => {
-    const [t, d, dtype] = [1 + r.int(3), 4, float(r)];
-    const [q, k, v] = [0, 0, 0].map(() => B.randn([1, t, 2, d], { dtype }));
-    const caches = [0, 0].map(() => B.zeros([1, 8, 2, d], { dtype }));
-    return [q, k, v, B.ones([8, d]), B.zeros([8, d]), ...caches, r.int(4)];
-  },
   kvAppend: (B, r) => {
     const [t, d, dtype] = [1 + r.int(3), 4, float(r)];
     const [q, k, v] = [2, 1, 1].map((h) => B.randn([t, h, d], { dtype }));

@@ -20,7 +20,7 @@ BNB_INLINE float row_delta(const float* y, const float* dy, int64_t dim) {
 // values collect in float32 over all blocks.
 template <class T>
 void backward_head(const Head<T>& h, const AttentionBackwardArgs& b) {
-  const int64_t dim = h.a.dim, length = h.a.length;
+  const int64_t dim = h.a.dim, keys = h.a.keys;
   const float softcap = h.a.rule.softcap;
   const int64_t most = smaller(block_rows(h.group(), dim), h.rows());
   const int64_t a_floats = Carver::rounded(larger(row_floats(most, dim), row_floats(kKeys, most)));
@@ -28,9 +28,9 @@ void backward_head(const Head<T>& h, const AttentionBackwardArgs& b) {
       Carver::rounded(larger(col_floats(dim, most), larger(col_floats(kKeys, dim), col_floats(dim, kKeys))));
   const int64_t x_floats = Carver::rounded(most * larger(dim, kKeys));
   const int64_t p_floats = Carver::rounded(larger(row_floats(most, kKeys), row_floats(kKeys, most)));
-  Carver c = {scratch<float>(0, 2 * Carver::rounded(length * dim) + 2 * a_floats + 5 * b_floats + 5 * x_floats +
+  Carver c = {scratch<float>(0, 2 * Carver::rounded(keys * dim) + 2 * a_floats + 5 * b_floats + 5 * x_floats +
                                     p_floats + 2 * Carver::rounded(most))};
-  float *dk = c.take(length * dim), *dv = c.take(length * dim);
+  float *dk = c.take(keys * dim), *dv = c.take(keys * dim);
   float *q_rows = c.take(a_floats), *dy_rows = c.take(a_floats);
   float *q_cols = c.take(b_floats), *dy_cols = c.take(b_floats);
   float *k_scores = c.take(b_floats), *v_scores = c.take(b_floats), *k_cols = c.take(b_floats);
@@ -39,7 +39,7 @@ void backward_head(const Head<T>& h, const AttentionBackwardArgs& b) {
   float* packed = c.take(p_floats);
   float *lse = c.take(most), *delta = c.take(most);
   float* stage = scratch<float>(3, 4 * larger(dim, kKeys));
-  for (int64_t i = 0; i < length * dim; i++) dk[i] = dv[i] = 0.0f;
+  for (int64_t i = 0; i < keys * dim; i++) dk[i] = dv[i] = 0.0f;
 
   for (int64_t begin = 0; begin < h.rows(); begin += most) {
     const int64_t end = smaller(begin + most, h.rows()), m = end - begin;
@@ -101,11 +101,11 @@ void backward_head(const Head<T>& h, const AttentionBackwardArgs& b) {
       for_lanes(dim, [&](int64_t d, auto lanes) { lanes.store(to + d, lanes.load(from + d) * set1(h.a.rule.scale)); });
     }
   }
-  for (int64_t j = 0; j < h.a.keys; j++) {
+  for (int64_t j = 0; j < keys; j++) {
     T *to_k = static_cast<T*>(b.dk) + h.key_at(j), *to_v = static_cast<T*>(b.dv) + h.key_at(j);
     for_lanes(dim, [&](int64_t d, auto lanes) {
-      lanes.store(to_k + d, j < length ? lanes.load(dk + j * dim + d) : zero());
-      lanes.store(to_v + d, j < length ? lanes.load(dv + j * dim + d) : zero());
+      lanes.store(to_k + d, lanes.load(dk + j * dim + d));
+      lanes.store(to_v + d, lanes.load(dv + j * dim + d));
     });
   }
 }

@@ -5,17 +5,16 @@
 // Numerics  float32, rounded once to the dtype of q; the online softmax goes through the keys in order.
 // Needs     nothing; starts that make no sense are reported.
 #include "cpu/attention_head.h"
-#include "cpu/position.h"
 
 namespace bnb::BNB_ISA {
 
 void attention(const AttentionArgs& args) {
   AttentionArgs a = args;
-  if (!resolve(a.position, a.length) || !check_starts(a)) return;
+  if (!check_starts(a)) return;
   const int64_t group = a.heads / a.kv_heads, rows = a.queries * group;
   const int64_t per_block = rows <= kFewRows ? larger(1, rows) : block_rows(group, a.dim);
   const int64_t blocks = ceil_div(rows, per_block);
-  const int64_t work = per_block * (a.length + 1) * a.dim;
+  const int64_t work = per_block * (a.keys + 1) * a.dim;
   visit_float(a.dtype, [&](auto t) {
     using T = decltype(t);
     parallel_for(a.batch * a.kv_heads * blocks, 1 + 65536 / (work + 1), [&](int64_t begin, int64_t end) {

@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads)
   if constexpr (kRuled) {
     all = h.span(a, first, kOwn);
   } else {
-    all.to = min(a.length, h.seen(a, min(first + kOwn, rows) - 1));
+    all.to = min(a.keys, h.seen(a, min(first + kOwn, rows) - 1));
   }
   const int64_t first_tile = all.from / kKeys, last = all.to, tiles = ceil_div(last, kKeys);
   const auto load = [&](int64_t tile) {
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t r = first + row0 + lane / 4 + 8 * i;
     at[i] = r < rows ? h.query_at(a, r) : -1;
     seen[i] = {0, 0};
-    if (r < rows) seen[i] = kRuled ? h.span(a, r) : Span{0, min(h.seen(a, r), a.length)};
+    if (r < rows) seen[i] = kRuled ? h.span(a, r) : Span{0, min(h.seen(a, r), a.keys)};
     lse[i] = r < rows ? a.lse[at[i]] * kLog2E : 0.0f;
     common[i] = r < rows ? delta[at[i]] : 0.0f;
   }
@@ -187,9 +187,9 @@ __global__ void __launch_bounds__(kThreads)
     const Span seeing = h.rows_of(a, first, kOwn);
     begin = seeing.from, end = seeing.to;
   } else {
-    begin = a.causal ? max(int64_t{0}, first - (a.length - a.queries)) * h.group : 0;
+    begin = a.causal ? max(int64_t{0}, first - (a.keys - a.queries)) * h.group : 0;
   }
-  const int64_t tiles = first < a.length && begin < end ? ceil_div(end - begin, kRows) : 0;
+  const int64_t tiles = first < a.keys && begin < end ? ceil_div(end - begin, kRows) : 0;
   const auto load = [&](int64_t tile) {
     const int stage = static_cast<int>(tile % 2);
     T* const to = stages + stage * (2 * kRows * kDim);
@@ -203,14 +203,14 @@ __global__ void __launch_bounds__(kThreads)
       lse[stage][threadIdx.x] = r < rows ? a.lse[at] * kLog2E : 0.0f;
       common[stage][threadIdx.x] = r < rows ? delta[at] : 0.0f;
       Span seen = {0, 0};
-      if (r < rows) seen = kRuled ? h.span(a, r) : Span{0, min(h.seen(a, r), a.length)};
+      if (r < rows) seen = kRuled ? h.span(a, r) : Span{0, min(h.seen(a, r), a.keys)};
       sees_to[stage][threadIdx.x] = in_tile(seen.to, first, kOwn);
       if constexpr (kRuled) sees_from[stage][threadIdx.x] = in_tile(seen.from, first, kOwn);
     }
   };
   if (tiles > 0) {
-    copy_keys<kOwn, kThreads>(k, a.k, a, h, first, a.length);
-    copy_keys<kOwn, kThreads>(v, a.v, a, h, first, a.length);
+    copy_keys<kOwn, kThreads>(k, a.k, a, h, first, a.keys);
+    copy_keys<kOwn, kThreads>(v, a.v, a, h, first, a.keys);
     load(0);
   }
   const float scale = a.rule.scale * kLog2E;

@@ -32,9 +32,9 @@ struct Dense {
   __device__ __forceinline__ int64_t head(int row) const { return h.kv_head * h.group + (first + row) % h.group; }
   // Of neighbouring rows, both ends rise; a row that sees nothing begins beyond all keys.
   __device__ __forceinline__ Span span(int row) const {
-    if constexpr (!kRuled) return {0, min(h.seen(a, first + row), a.length)};
+    if constexpr (!kRuled) return {0, min(h.seen(a, first + row), a.keys)};
     const Span s = h.span(a, first + row);
-    return s.empty() ? Span{a.length, 0} : s;
+    return s.empty() ? Span{a.keys, 0} : s;
   }
   __device__ __forceinline__ Span span() const { return kRuled ? h.span(a, first, kRows) : span(present() - 1); }
 
@@ -53,7 +53,6 @@ struct Dense {
 template <class T, int kDim, bool kDecode, bool kRuled>
 __global__ void __launch_bounds__(kThreads, 2) forward_kernel(AttentionArgs a, Split split, const char* op) {
   if (!kSm80) return;
-  if (!resolve(a.position, op, a.length)) return;
   if (kRuled && a.starts && blockIdx.x == 0) check_starts(a, op);
   BNB_DYNAMIC_SHARED(memory);
   constexpr int kRows = kBlockRows<kDecode>;
@@ -70,7 +69,7 @@ bool run(const AttentionArgs& a, CudaStream& s) {
   const int64_t rows = a.queries * (a.heads / a.kv_heads), blocks = ceil_div(rows, kBlockRows<kDecode>);
   const int64_t items = a.batch * a.kv_heads * blocks;
   Split split;
-  if (!split_keys<kDim, kDecode>(s, blocks, items, most_keys(a), split)) return false;
+  if (!split_keys<kDim, kDecode>(s, blocks, items, a.keys, split)) return false;
   launch(s, forward_kernel<T, kDim, kDecode, kRuled>, dim3(static_cast<unsigned>(items * split.splits)), kThreads,
          kSharedBytes<kDim, kDecode>, a, split, "attention");
   return true;

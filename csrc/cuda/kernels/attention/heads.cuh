@@ -2,7 +2,6 @@
 // r = position * group + head, so that a key that is loaded serves the whole group.
 #pragma once
 #include "cuda/kernel.cuh"
-#include "cuda/position.cuh"
 #include "kernels/attention.h"
 
 namespace bnb::cuda {
@@ -45,12 +44,12 @@ struct Head {
   }
   // The rows that see any of `count` keys from `first` on.
   __device__ Span rows_of(const AttentionArgs& a, int64_t first, int64_t count) const {
-    const Span s = union_of(first, min(first + count, a.length), [&](int64_t j) { return queries_of(a, j); });
+    const Span s = union_of(first, min(first + count, a.keys), [&](int64_t j) { return queries_of(a, j); });
     return {s.from * group, s.to * group};
   }
   // Without samples and a window: how many keys row r sees.
   __device__ int64_t seen(const AttentionArgs& a, int64_t r) const {
-    return a.causal ? a.length - a.queries + r / group + 1 : a.length;
+    return a.causal ? a.keys - a.queries + r / group + 1 : a.keys;
   }
 };
 
@@ -61,9 +60,6 @@ __device__ __forceinline__ void check_starts(const AttentionArgs& a, const char*
     if (is_wrong_start(a, i, value)) report_out_of_range(a.fault, op, value, a.queries + 1);
   }
 }
-
-// Keys that a launch must be prepared for; with a position, only the device knows how many there are.
-inline int64_t most_keys(const AttentionArgs& a) { return a.position.value ? a.keys : a.length; }
 
 // Whether a query sees all keys, or all before its own, and scores are as they are.
 inline bool is_plain(const AttentionArgs& a) {

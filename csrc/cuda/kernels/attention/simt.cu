@@ -33,7 +33,6 @@ __device__ __forceinline__ int64_t last_first(int64_t item, int64_t blocks) { re
 template <class T, int kRows>
 __global__ void __launch_bounds__(kThreads, 4)
     forward_kernel(AttentionArgs a, const char* op, int64_t blocks, int64_t items) {
-  if (!resolve(a.position, op, a.length)) return;
   if (a.starts && blockIdx.x == 0) check_starts(a, op);
   BNB_DYNAMIC_SHARED(memory);
   BNB_SHARED(Stage<kRows>, stage);

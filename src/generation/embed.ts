@@ -1,0 +1,58 @@
+// What a model makes of texts, as vectors: its last hidden states, pooled.
+import { noGrad } from "../autograd/no-grad.js";
+import type { CausalLM, EmbedOptions } from "../models/index.js";
+import { pool, poolings } from "../models/pooling.js";
+import { concat } from "../ops/index.js";
+import { aBoolean, checkArgument, oneOf } from "../tensor/checks.js";
+import { tensor } from "../tensor/create.js";
+import { BnbError } from "../tensor/errors.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
+import { keep, tidy } from "../tensor/scope.js";
+import type { Tensor } from "../tensor/tensor.js";
+import { aModel } from "./engine.js";
+import type { Prompt } from "./prompt.js";
+import { encodeText, isPrompts } from "./prompt.js";
+
+/** Options of `embed`, which for a language model has no defaults of its checkpoint. */
+export type PoolOptions = Pick<EmbedOptions, "pooling" | "normalize">;
+const poolOptions = optionTable<PoolOptions>({ pooling: oneOf(poolings), normalize: aBoolean });
+
+const op = "embed";
+/**
+ * The last hidden states (behind the final norm, before the head) of a text, of token ids, or of a list of such, pooled over their
+ * tokens (by default their mean): [texts, hidden] float32, on the model's device and owned by the caller. Without gradients.
+ *
+ * @example
+ * const vectors = await embed(model, ["a bit", "a byte"], { normalize: true });
+ * const similarity = vectors.matmul(vectors, { transposeB: true });
+ */
+export async function embed(
+  model: CausalLM,
+  texts: string | Prompt | readonly (string | Prompt)[],
+  options: PoolOptions = {},
+): Promise<Tensor> {
+  checkArgument(op, "model", model, aModel);
+  checkOptions(op, options, poolOptions);
+  const list = isPrompts(texts) ? (texts as readonly (string | Prompt)[]) : [texts];
+  if (list.length === 0) throw new BnbError("ERR_BNB_ARGUMENT", `${op}: texts must be at least one, got []`);
+  const prompts = await Promise.all(list.map((text) => encodeText(op, model, text)));
+  // One by one: how some models count positions depends on all that is there.
+  return tidy(() =>
+    noGrad(() =>
+      keep(
+        concat(
+          prompts.map((ids) => vectorOf(model, ids, options)),
+          0,
+        ),
+      ),
+    ),
+  );
+}
+
+/** [1, hidden] float32. */
+function vectorOf(model: CausalLM, ids: Int32Array, { pooling = "mean", normalize = false }: PoolOptions): Tensor {
+  return tidy(() => {
+    const states = model.hiddenStates(tensor(ids, { shape: [1, ids.length], device: model.device }));
+    return pool(states, Int32Array.of(0, ids.length), pooling, normalize);
+  });
+}
