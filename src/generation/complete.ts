@@ -1,4 +1,5 @@
 // Whole texts: of one prompt or of many, one each or several, computed together in one engine.
+import { setMaxListeners } from "node:events";
 import type { CausalLM } from "../models/index.js";
 import { pageSize } from "../models/step-plan.js";
 import { anInteger, checkArgument } from "../tensor/checks.js";
@@ -69,7 +70,8 @@ export async function complete(
   checkArgument(op, "model", model, aModel);
   checkOptions(op, options, completeTable);
   const { graph, kvDtype, deterministic, kvTokens, ...text } = options;
-  const settings = settingsOf(op, model, text);
+  using shared = shareSignal(text.signal);
+  const settings = settingsOf(op, model, { ...text, ...shared.options });
   const { numBeams = 1, logprobs } = settings.config;
   if (numBeams > 1 && logprobs !== undefined) {
     throw new BnbError("ERR_BNB_OPTION", `${op}: logprobs must come without beams, got numBeams: ${numBeams}`);
@@ -94,6 +96,17 @@ export async function complete(
 const op = "complete";
 /** Texts that an engine computes in one step. */
 const together = 64;
+
+/** A signal with as many listeners as there are texts: Node takes more than ten on one for a mistake. */
+function shareSignal(signal: AbortSignal | undefined): Disposable & { readonly options: { signal?: AbortSignal } } {
+  if (typeof signal?.addEventListener !== "function") return { options: {}, [Symbol.dispose]: () => {} };
+  const own = new AbortController();
+  setMaxListeners(0, own.signal);
+  const abort = () => own.abort(signal.reason);
+  if (signal.aborted) abort();
+  else signal.addEventListener("abort", abort, { once: true });
+  return { options: { signal: own.signal }, [Symbol.dispose]: () => signal.removeEventListener("abort", abort) };
+}
 
 /** The longest text, and room for as many of the longest as are computed together. */
 function sizesOf(model: CausalLM, settings: Settings, prompts: readonly Int32Array[]) {

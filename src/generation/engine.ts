@@ -120,6 +120,8 @@ export class Engine implements Disposable {
   readonly #steps: Steps;
   readonly #limits: Limits;
   readonly #owner: BranchOwner;
+  /** Whether positions turn alike in all texts. */
+  readonly #isUniform: boolean;
   readonly #branches = new Set<Branch>();
   #counts: Tensor | null = null;
   readonly #freeCounts: number[] = [];
@@ -141,7 +143,8 @@ export class Engine implements Disposable {
     this.#owner = this.#makeOwner();
     this.#limits = { tokens, sequences: maxSequences, steady: this.deterministic };
     const dtype = options.kvDtype ?? (model.dtype as KvDType);
-    this.#pool = new BlockPool(pages, { sharePrefixes });
+    this.#isUniform = model.positionRule(1) === model.positionRule(this.maxLength);
+    this.#pool = new BlockPool(pages, { sharePrefixes: sharePrefixes && this.#isUniform });
     this.#kv = new KvPages(model.kvLayout(), { pages, dtype, device: model.device });
     this.#steps = new Steps(model, this.#kv, { width: Math.ceil(this.maxLength / pageSize), graph });
   }
@@ -306,10 +309,29 @@ export class Engine implements Disposable {
       return { ids, slots, length, total: job.ids.length, pages, wanted: answers ? wanted : 0, draw, rules };
     });
     for (const [from, to] of this.#pool.takeCopies()) this.#kv.copy(from, to);
-    if (!this.deterministic) return await this.#compute(parts, rows);
+    const groups = this.#together(rows);
+    const pick = <T>(from: readonly T[], group: readonly number[]) => group.map((i) => from[i] as T);
     // All are queued before the first is awaited.
-    const answers = await Promise.all(parts.map((part, i) => this.#compute([part], [rows[i] as SequenceRows])));
-    return answers.flat();
+    const found = groups.map((group) => this.#compute(pick(parts, group), pick(rows, group)));
+    const answers = new Map<number, Next[]>();
+    for (const [g, list] of (await Promise.all(found)).entries()) {
+      const answering = (groups[g] as number[]).filter((i) => parts[i]?.answers);
+      for (const [a, i] of answering.entries()) answers.set(i, list[a] as Next[]);
+    }
+    return parts.flatMap((_, i) => (answers.has(i) ? [answers.get(i) as Next[]] : []));
+  }
+
+  /** Which rows are computed in one call. */
+  #together(rows: readonly SequenceRows[]): number[][] {
+    const all = rows.map((_, i) => i);
+    if (this.deterministic) return all.map((i) => [i]);
+    if (this.#isUniform) return [all];
+    const groups = new Map<number, number[]>();
+    for (const i of all) {
+      const rule = this.model.positionRule((rows[i] as SequenceRows).total);
+      groups.set(rule, [...(groups.get(rule) ?? []), i]);
+    }
+    return [...groups.values()];
   }
 
   async #compute(parts: readonly Part<Branch>[], rows: readonly SequenceRows[]): Promise<Next[][]> {

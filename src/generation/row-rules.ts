@@ -54,6 +54,7 @@ export function rulesOf(op: string, { config, allows, prompt, ends, vocabSize }:
     const bias = new Map(always);
     for (const forbid of forbids) forbid(ids, bias);
     const allowed = allows?.(ids) ?? null;
+    if (bias.size === 0 && !allowed) return null;
     return { bias, ...(allowed && { allowed: maskOf(op, allowed, vocabSize) }) };
   };
 }

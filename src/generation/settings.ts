@@ -41,7 +41,7 @@ const transformersTopK = 50;
 /** `given` were checked against its own table. Throws ERR_BNB_OPTION for what contradicts itself. */
 export function settingsOf(op: string, model: CausalLM, given: TextOptions): Settings {
   checkOptions(`${op}: model.generationConfig`, model.generationConfig, generationTable);
-  const fromModel = defined(model.generationConfig);
+  const fromModel = defined(model.generationConfig ?? {});
   const said = defined(given);
   const config: TextOptions = { ...fromModel, ...said };
   const refuse = (rule: string, got: unknown): never => {

@@ -36,9 +36,12 @@ export class TextStream {
     if (id >= this.#tokenizer.vocabSize) return "";
     this.#ids.push(id);
     const text = await this.#decode();
-    // Bytes that end within a character can change how those before them decode; what follows settles it.
-    if (!text.startsWith(this.#known)) return "";
     const complete = text.slice(0, text.length - incomplete(text));
+    if (!text.startsWith(this.#known)) {
+      // Bytes that end within a character can change how those before them decode; what follows settles it.
+      if (complete.length < text.length) return "";
+      this.#known = text.slice(0, this.#known.length);
+    }
     const piece = complete.length > this.#known.length ? this.#advance(complete) : "";
     if (complete.length === text.length && this.#ids.length >= window) {
       this.#ids = this.#ids.slice(-context);

@@ -10,6 +10,8 @@ import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { Pass } from "./pass.js";
 import { StepPass, TrainingPass } from "./pass.js";
+import type { RopeParameters } from "./rope-scaling.js";
+import { RotaryTables } from "./rotary.js";
 import type { KvStore, LayerLayout, StepPlan } from "./step-plan.js";
 import { TextModel } from "./text-model.js";
 
@@ -17,6 +19,8 @@ import { TextModel } from "./text-model.js";
 export interface ModelConfig {
   readonly vocabSize: number;
   readonly maxPositionEmbeddings: number;
+  /** How positions turn, where they do. */
+  readonly rope?: RopeParameters;
 }
 
 /** Options of `CausalLM.forward`. */
@@ -51,6 +55,15 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
 
   /** What each attention layer keeps of a token, in the order of the numbers that the body gives to `pass.attend`. */
   abstract kvLayout(): readonly LayerLayout[];
+
+  /**
+   * A number for the way in which positions turn in a text of `longest` tokens: texts of different ones do not share a step,
+   * nor what has been computed.
+   */
+  positionRule(longest: number): number {
+    const { rope, maxPositionEmbeddings } = this.config;
+    return rope ? RotaryTables.lengthFor(rope, maxPositionEmbeddings, longest) : 0;
+  }
 
   /** Hidden states with the leading axes of `pass.ids`. */
   protected abstract hidden(pass: Pass): Tensor;

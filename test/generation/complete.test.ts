@@ -116,6 +116,18 @@ describe("token ids", () => {
     expect(await model.complete([1, 2], { ...options, numBeams: 2 })).toEqual([]);
   });
 
+  it("may be many with one signal", async () => {
+    const warned: string[] = [];
+    const listen = (warning: Error) => warned.push(warning.message);
+    process.on("warning", listen);
+    const control = new AbortController();
+    const many = Array.from({ length: 12 }, () => [1, 2]);
+    expect(await model.complete(many, { maxNewTokens: 3, signal: control.signal })).toHaveLength(12);
+    await new Promise((resolve) => setImmediate(resolve));
+    process.off("warning", listen);
+    expect(warned).toEqual([]);
+  });
+
   it("leave nothing behind, also when one of them fails or all are aborted", async () => {
     await model.complete([1], { maxNewTokens: 2 });
     const before = memory();

@@ -73,7 +73,7 @@ describe.each(testDevices())("on %s", (name) => {
     it("draw, each in its own way, what they draw alone", async () => {
       const each: TextOptions[] = [
         { doSample: true, temperature: 1, seed: 1 },
-        { doSample: true, temperature: 0.7, topK: 9, seed: 2 ** 33 + 1 },
+        { doSample: true, temperature: 0.7, topK: 9, seed: 2 ** 33 + 1, noRepeatNgramSize: 2, logitBias: { 3: 2 } },
         { doSample: true, temperature: 1.3, topP: 0.8, repetitionPenalty: 1.4 },
         { doSample: true, temperature: 2, minP: 0.05, seed: 3 },
         { frequencyPenalty: 0.5, presencePenalty: 0.3 },

@@ -1,4 +1,7 @@
 // A text that grows token by token: whole characters only, and nothing of a stop string, however it lies over the tokens.
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { TextStream } from "../../src/generation/text-stream.js";
 import { AutoTokenizer } from "../../src/hub/index.js";
@@ -9,8 +12,8 @@ const tokenizer = await AutoTokenizer.fromPretrained(fixturePath("models/tokeniz
 afterAll(() => tokenizer.dispose());
 
 /** The pieces of a text, one for each token and one for the end. */
-async function pieces(ids: Iterable<number>, stops: string[] = []): Promise<string[]> {
-  const stream = new TextStream(tokenizer, stops);
+async function pieces(ids: Iterable<number>, stops: string[] = [], by = tokenizer): Promise<string[]> {
+  const stream = new TextStream(by, stops);
   const made: string[] = [];
   for (const id of ids) {
     made.push(await stream.push(id));
@@ -63,6 +66,62 @@ describe("characters", () => {
     const end = (await tokenizer.tokenToId(tokenizer.eosToken as string)) as number;
     const [a, b] = [await tokenizer.encode("a"), await tokenizer.encode("b")];
     expect((await pieces([...a, end, 100_000, ...b])).join("")).toBe("ab");
+  });
+});
+
+describe("bytes among pieces, as in Llama 2's tokenizer", () => {
+  const bytes = Array.from({ length: 256 }, (_, i) => `<0x${i.toString(16).toUpperCase().padStart(2, "0")}>`);
+  const pieces_ = ["<unk>", "<s>", "</s>", ...bytes, "\u2581", "a", "b", "\u2581a"];
+  const folder = mkdtempSync(join(tmpdir(), "bnb-text-stream-"));
+  const special = (content: string, id: number) => ({
+    ...{ id, content, special: true, single_word: false, lstrip: false, rstrip: false, normalized: false },
+  });
+  writeFileSync(
+    join(folder, "tokenizer.json"),
+    JSON.stringify({
+      version: "1.0",
+      added_tokens: ["<unk>", "<s>", "</s>"].map(special),
+      normalizer: {
+        type: "Sequence",
+        normalizers: [
+          { type: "Prepend", prepend: "\u2581" },
+          { type: "Replace", pattern: { String: " " }, content: "\u2581" },
+        ],
+      },
+      pre_tokenizer: null,
+      post_processor: null,
+      decoder: {
+        type: "Sequence",
+        decoders: [
+          { type: "Replace", pattern: { String: "\u2581" }, content: " " },
+          { type: "ByteFallback" },
+          { type: "Fuse" },
+          { type: "Strip", content: " ", start: 1, stop: 0 },
+        ],
+      },
+      model: {
+        ...{ type: "BPE", dropout: null, unk_token: "<unk>", fuse_unk: true, byte_fallback: true },
+        vocab: Object.fromEntries(pieces_.map((piece, id) => [piece, id])),
+        merges: [["\u2581", "a"]],
+      },
+    }),
+  );
+  afterAll(() => rmSync(folder, { recursive: true }));
+
+  it("come as whole characters, with the spaces between words", async () => {
+    using fallback = await AutoTokenizer.fromPretrained(folder);
+    const text = "a b a\u20ac\ud83d\ude00 a\u00e9\u20ac b";
+    const ids = await fallback.encode(text);
+    expect(ids.length).toBeGreaterThan([...text].length);
+    const made = await pieces(ids, [], fallback);
+    expect(made.join("")).toBe(text);
+    expect(made.filter((piece) => piece.includes("\ufffd"))).toEqual([]);
+    for (const seed of [1, 2]) {
+      const random = [...integers(150, fallback.vocabSize, seed)];
+      expect((await pieces(random, [], fallback)).join("")).toBe(
+        await fallback.decode(random, { skipSpecialTokens: true }),
+      );
+    }
   });
 });
 

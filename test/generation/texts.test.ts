@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { afterAll, describe, expect, it, vi } from "vitest";
 import type { GenerateOptions } from "../../src/generation/index.js";
 import { generate } from "../../src/generation/index.js";
+import { settingsOf } from "../../src/generation/settings.js";
 import { AutoTokenizer } from "../../src/hub/index.js";
 import { AutoModelForCausalLM } from "../../src/models/index.js";
 import { memory } from "../../src/tensor/scope.js";
@@ -220,6 +221,34 @@ describe("tokenizers", () => {
     expect(String(warn.mock.calls[0]?.[0])).toMatch(/^fromPretrained: model\.tokenizer is null: tokenizer\.json/);
     warn.mockRestore();
     expect(await take(other.generate([1], { ...greedy, maxNewTokens: 1 }))).toHaveLength(1);
+  });
+});
+
+describe("settings", () => {
+  it("become what transformers would draw with", () => {
+    const drawn = (options: GenerateOptions) => settingsOf("generate", model, options).draw;
+    const none = { repetitionPenalty: 1, presencePenalty: 0, frequencyPenalty: 0 };
+    const all = { temperature: 1, topK: 50, topP: 1, minP: 0, typicalP: 1, seed: 0 };
+    expect(drawn({})).toEqual(none);
+    expect(drawn({ doSample: true })).toEqual({ ...all, ...none });
+    const said = { temperature: 0.7, topK: 5, topP: 0.9, minP: 0.1, typicalP: 0.8, seed: 3, repetitionPenalty: 1.2 };
+    expect(drawn({ doSample: true, ...said })).toEqual({ ...none, ...said });
+    // What changes nothing may be said of a greedy text.
+    expect(drawn({ temperature: 0, topK: 0, topP: 1, minP: 0, typicalP: 1 })).toEqual(none);
+  });
+
+  it("of a caller replace those of the model that do not go with them", () => {
+    const before = model.generationConfig;
+    model.generationConfig = { doSample: true, temperature: 0.6, topP: 0.9, maxLength: 100, eosTokenId: [2, 3, 2] };
+    const { config, ends } = settingsOf("generate", model, { numBeams: 3, maxNewTokens: 4 });
+    expect(config).toEqual({ numBeams: 3, maxNewTokens: 4, eosTokenId: [2, 3, 2] });
+    expect(ends).toEqual([2, 3]);
+    model.generationConfig = { numBeams: 3, lengthPenalty: 2, maxNewTokens: 9 };
+    expect(settingsOf("generate", model, { doSample: true, maxLength: 50 }).config).toEqual({
+      doSample: true,
+      maxLength: 50,
+    });
+    model.generationConfig = before;
   });
 });
 

@@ -58,10 +58,14 @@ describe.each(names)("%s", (name) => {
     expect(memory().tensors).toBe(before);
   });
 
-  it("continues prompts as transformers does", async () => {
+  it("continues prompts as transformers does, alone and in a batch", async () => {
     const model = await AutoModelForCausalLM.fromPretrained(folder);
+    const wanted = [0, 1, 2].map((i) => [...toNumbers(expected.get(`generated.${i}`)!)]);
+    const maxNewTokens = Math.max(...wanted.map(({ length }) => length));
+    const batch = await model.complete([0, 1, 2].map(idsOf), { maxNewTokens });
+    expect(batch.map(([one], i) => [...one!.tokens].slice(0, wanted[i]!.length))).toEqual(wanted);
     for (const i of [0, 1, 2]) {
-      const want = [...toNumbers(expected.get(`generated.${i}`)!)];
+      const want = wanted[i]!;
       const got: number[] = [];
       for await (const token of generate(model, idsOf(i), { maxNewTokens: want.length })) got.push(token);
       expect(prompts[i]?.margins.every((margin) => margin > 1e-3)).toBe(true); // no near tie
