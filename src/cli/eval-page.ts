@@ -1,7 +1,29 @@
-// The page of `bnb eval`.
-import type { EvalResult } from "./commands/eval.js";
+// What `bnb eval` measures, and its page.
 import { escapeHtml, page, section, signedPercent, table } from "./page.js";
 import { bytes, count } from "./terminal.js";
+
+/** A model in one format. */
+export interface FormatResult {
+  format: string;
+  /** Bytes of the weights with their statistics. */
+  bytes: number;
+  perplexity: number;
+  /** How much larger it is than that of the first format, as a share. */
+  change: number;
+  /** Cross-entropy in bits for each byte of the text, which does not depend on the tokenizer. */
+  bitsPerByte: number;
+  tokensPerSecond: number;
+}
+
+/** What `--json` prints. */
+export interface EvalResult {
+  model: string;
+  text: string;
+  /** Tokens that were predicted. */
+  tokens: number;
+  context: number;
+  formats: FormatResult[];
+}
 
 /** The whole HTML document. */
 export function evalPage({ model, text, tokens, context, formats }: EvalResult, version: string): string {

@@ -7,35 +7,13 @@ import { BnbError } from "../../tensor/errors.js";
 import type { Batch } from "../../train/index.js";
 import { evaluate } from "../../train/index.js";
 import { choice, command, usageError, wholeNumber } from "../command.js";
+import type { EvalResult, FormatResult } from "../eval-page.js";
 import { evalPage } from "../eval-page.js";
 import { loadModel, loadOptions } from "../load-model.js";
 import { modelBytes, quantizedLayers } from "../measure.js";
 import { checkWritable } from "../new-folder.js";
 import { signedPercent } from "../page.js";
 import { bytes, count } from "../terminal.js";
-
-/** A model in one format. */
-export interface FormatResult {
-  format: string;
-  /** Bytes of the weights with their statistics. */
-  bytes: number;
-  perplexity: number;
-  /** How much larger it is than that of the first format, as a share. */
-  change: number;
-  /** Cross-entropy in bits for each byte of the text, which does not depend on the tokenizer. */
-  bitsPerByte: number;
-  tokensPerSecond: number;
-}
-
-/** What `--json` prints. */
-export interface EvalResult {
-  model: string;
-  text: string;
-  /** Tokens that were predicted. */
-  tokens: number;
-  context: number;
-  formats: FormatResult[];
-}
 
 const configs = {
   float: null,
