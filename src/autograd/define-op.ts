@@ -113,7 +113,8 @@ export function defineOp<Args extends unknown[], Saved extends readonly unknown[
 /** The arguments without those that only map() gave. */
 function takeArguments<Args extends unknown[]>(op: string, arity: number, args: Args): Args {
   const [value, index, list] = args as unknown[];
-  const isMapped = arity === 1 && args.length === 3 && Array.isArray(list) && list[index as number] === value;
+  const isPlace = typeof index === "number" && Array.isArray(list) && list[index] === value;
+  const isMapped = arity === 1 && args.length === 3 && isPlace;
   if (isMapped) return [value] as unknown[] as Args;
   const count = arity === 1 ? "1 argument" : `${arity} arguments`;
   throw new BnbError("ERR_BNB_ARGUMENT", `${op}: it takes ${count}, got ${args.length}`);

@@ -55,5 +55,6 @@ describe("arguments an op does not take", () => {
     expect([...(await list[1]!.grad!.data())]).toEqual([6, 4, 2]);
     const square = ops.square as (...args: unknown[]) => Tensor;
     expect(() => square(list[0], 1, list)).toThrow("square: it takes 1 argument, got 3");
+    expect(() => square(list[0], Object.create(null), list)).toThrow("square: it takes 1 argument, got 3");
   });
 });

@@ -1,7 +1,9 @@
 // Text in, text out: a checkpoint with its tokenizer, its generation_config.json, conversations, ends and stop strings.
+import { execFile } from "node:child_process";
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import { afterAll, describe, expect, it, vi } from "vitest";
 import type { GenerateOptions } from "../../src/generation/index.js";
 import { generate } from "../../src/generation/index.js";
@@ -297,4 +299,14 @@ describe("settings that contradict themselves are refused", () => {
 it("the fixture's model and tokenizer are of one size", () => {
   const { vocab_size } = JSON.parse(readFileSync(fixturePath("models/llama/fp32/config.json"), "utf8"));
   expect(tokenizer.vocabSize).toBe(vocab_size);
+});
+
+it("a program ends though neither its model nor the tokenizer was disposed", async () => {
+  const code = `import { AutoModelForCausalLM } from "bitsandbytes-node";
+    const model = await AutoModelForCausalLM.fromPretrained(${JSON.stringify(folderWith())});
+    for await (const piece of model.generate("Hi", { maxNewTokens: 3 })) if (!piece) throw piece;
+    console.log("the end");`;
+  const args = ["--input-type=module", "--eval", code];
+  const { stdout } = await promisify(execFile)(process.execPath, args, { timeout: 30_000 });
+  expect(stdout).toBe("the end\n");
 });

@@ -251,23 +251,28 @@ const scenarios = {
         );
       else {
         const prompt = r.pick([[1, 2, 3], Int32Array.of(1, 2), new Uint8Array(3), [0]]);
+        const draws = { doSample: true, ...r.some({ temperature: 0.7, topK: 3, topP: 0.9, minP: 0.1, typicalP: 0.9 }) };
         const generation = r.some({
-          ...{
-            doSample: true,
-            temperature: 0.7,
-            topK: 3,
-            topP: 0.9,
-            minP: 0.1,
-            typicalP: 0.9,
-            repetitionPenalty: 1.2,
-            seed: 1,
-            eosTokenId: [2],
-            noRepeatNgramSize: 2,
-            suppressTokens: [3],
-          },
-          ...{ promptLookup: r.chance(0.5), kvDtype: r.pick(["float32", "int8"]), graph: r.chance(0.5) },
+          ...{ repetitionPenalty: 1.2, seed: 1, eosTokenId: [2], minNewTokens: 2, noRepeatNgramSize: 2 },
+          ...{ suppressTokens: [3], badWordsIds: [[1], [2, 3]], logitBias: { 4: 1 }, promptLookup: r.chance(0.5) },
+          ...{ kvDtype: r.pick(["float32", "int8"]), graph: r.chance(0.5), deterministic: r.chance(0.3) },
         });
-        await call(context, "generate", B.generate, vary(context, [model, prompt, { maxNewTokens: 3, ...generation }]));
+        const options = { maxNewTokens: 3, ...generation, ...(r.chance(0.5) && draws) };
+        const beams = {
+          maxNewTokens: 3,
+          ...generation,
+          numBeams: 2,
+          ...r.some({ numReturnSequences: 2, lengthPenalty: 0.5 }),
+        };
+        const [name, ...args] = r.pick([
+          ["generate", prompt, options],
+          ["generate", prompt, options],
+          ["complete", r.pick([prompt, [prompt, [1]]]), { ...options, ...r.some({ logprobs: 2, kvTokens: 32 }) }],
+          ["complete", prompt, beams],
+          ["score", [1, 2, 3, 4], r.some({ window: 3, stride: 2 })],
+          ["embed", r.pick([prompt, [prompt, [1]]]), r.some({ pooling: "last", normalize: true })],
+        ]);
+        await call(context, name, B[name], vary(context, [model, ...args]));
       }
     }
     if (r.chance(0.7)) model.dispose();
