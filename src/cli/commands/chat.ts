@@ -107,10 +107,11 @@ class Conversation {
         const message = said.trim();
         said = "";
         if (message.startsWith("/")) {
-          if (!this.#command(message)) break;
+          if (!this.#command(message)) return;
         } else if (message !== "") await this.#answer(message);
         if (isTerminal) lines.prompt();
       }
+      if (isTerminal) this.#terminal.line(); // behind the prompt that Ctrl-D ended
     } finally {
       interrupts?.handle(null);
       lines.close();

@@ -1,5 +1,6 @@
 // The claims of the demo and the figures they rest on. One that does not hold makes the command fail.
 import { signedPercent } from "../page.js";
+import { count } from "../terminal.js";
 import type { CheckResult, DemoResults } from "./results.js";
 
 /** Judges the measurements: one entry per claim, in the order they are printed. */
@@ -9,6 +10,7 @@ export function checkClaims(results: Omit<DemoResults, "checks">): CheckResult[]
   const rise = (name: string) => ratio(perplexity.get(name), perplexity.get("float32")) - 1;
   const lossGap = ratio(adamw8?.finalLoss, adamw32?.finalLoss) - 1;
   const { perplexityBefore, perplexityAfter, baseHashBefore, baseHashAfter } = results.finetune;
+  const { checkpoint } = results;
   const factor = ratio(perplexityBefore, perplexityAfter);
 
   return [
@@ -31,6 +33,11 @@ export function checkClaims(results: Omit<DemoResults, "checks">): CheckResult[]
       claim: "NF4 with double quantization is within 12 % too",
       measured: signedPercent(rise("NF4 + DQ")),
       holds: rise("NF4 + DQ") <= 0.12,
+    },
+    {
+      claim: "saved as a checkpoint and loaded in NF4, the model is the one quantized in memory, to the bit",
+      measured: `largest difference of ${count(checkpoint.logits)} logits ${checkpoint.largestDifference}`,
+      holds: checkpoint.logits > 0 && checkpoint.largestDifference === 0,
     },
     {
       claim: "fine-tuning left the 4-bit base untouched",
