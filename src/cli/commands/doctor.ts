@@ -1,6 +1,6 @@
 // `bnb doctor`: what to quote in a bug report, and whether each device computes what it should.
 import { access, constants } from "node:fs/promises";
-import { freemem, totalmem } from "node:os";
+import { freemem, homedir, totalmem } from "node:os";
 import { dirname } from "node:path";
 import { hubSettings } from "../../hub/cache.js";
 import { dequantize4bit, quantize4bit } from "../../ops/index.js";
@@ -41,7 +41,7 @@ on each device. Exits with 1 when something does not work.`,
     if (missing !== "") lines.push(["GPU", missing]);
     if (libraries !== "") lines.push(["libraries", libraries]);
     const access = `${offline ? "offline" : endpoint}, ${token === null ? "no token" : "with a token"}`;
-    lines.push(["hub", `${cache} (${access})`]);
+    lines.push(["hub", `${shown(cache)} (${access})`]);
     const width = Math.max(...lines.map(([name]) => name.length));
     for (const [name, value] of lines) terminal.line(`${name.padEnd(width)}  ${value}`);
     terminal.line();
@@ -107,13 +107,16 @@ async function checkDevice(device: Device): Promise<Check> {
   }
 }
 
+/** A path as people write it. */
+const shown = (path: string): string => (path.startsWith(homedir()) ? `~${path.slice(homedir().length)}` : path);
+
 /** Whether models can be put where they are looked for. */
 async function checkCache(cache: string): Promise<Check> {
   const name = "the cache of models can be written";
   for (let folder = cache; ; folder = dirname(folder)) {
     try {
       await access(folder, constants.W_OK);
-      return { name, holds: true, found: cache };
+      return { name, holds: true, found: shown(cache) };
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code === "ENOENT" && dirname(folder) !== folder) continue;
       return { name, holds: false, found: `${folder} is not writable: set HF_HOME to a folder that is` };
