@@ -20,6 +20,26 @@ const commands: Record<string, { summary: string; load: () => Promise<Command> }
     summary: "list the tensors of a model, their formats and sizes",
     load: async () => (await import("./commands/inspect.js")).inspect,
   },
+  quantize: {
+    summary: "save a model in 4 or 8 bits, and say what each layer lost",
+    load: async () => (await import("./commands/quantize.js")).quantize,
+  },
+  dequantize: {
+    summary: "save a quantized model with float weights",
+    load: async () => (await import("./commands/dequantize.js")).dequantize,
+  },
+  eval: {
+    summary: "measure the perplexity of a text, in several formats side by side",
+    load: async () => (await import("./commands/eval.js")).evaluation,
+  },
+  generate: {
+    summary: "print what a model writes after a prompt",
+    load: async () => (await import("./commands/generate.js")).generate,
+  },
+  chat: {
+    summary: "talk with a model",
+    load: async () => (await import("./commands/chat.js")).chat,
+  },
   "make-model": {
     summary: "write a small random model with its tokenizer, to try everything without a network",
     load: async () => (await import("./commands/make-model.js")).makeModel,

@@ -17,10 +17,10 @@ const template =
   "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}" +
   "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
-/** Tokens 0 to 255 are the bytes of UTF-8; then the end of a text, and beginning and end of a turn. */
-export function newTokenizer(): NewTokenizer {
+/** Tokens 0 to 255 are the bytes of UTF-8; then, unless `isPlain`, the end of a text, and beginning and end of a turn. */
+export function newTokenizer({ isPlain = false } = {}): NewTokenizer {
   const vocab = Object.fromEntries(byteCharacters().map((character, byte) => [character, byte]));
-  const added = [TEXT_END, TURN, TURN_END].map((content, i) => ({
+  const added = (isPlain ? [] : [TEXT_END, TURN, TURN_END]).map((content, i) => ({
     id: 256 + i,
     content,
     single_word: false,
@@ -53,15 +53,17 @@ export function newTokenizer(): NewTokenizer {
     },
   };
   const tokenizerConfig = {
-    added_tokens_decoder: Object.fromEntries(added.map(({ id, ...token }) => [id, token])),
-    bos_token: TEXT_END,
-    chat_template: template,
     clean_up_tokenization_spaces: false,
-    eos_token: TURN_END,
-    pad_token: TEXT_END,
     tokenizer_class: "PreTrainedTokenizerFast",
+    ...(!isPlain && {
+      added_tokens_decoder: Object.fromEntries(added.map(({ id, ...token }) => [id, token])),
+      bos_token: TEXT_END,
+      chat_template: template,
+      eos_token: TURN_END,
+      pad_token: TEXT_END,
+    }),
   };
-  const generation = { bos_token_id: 256, eos_token_id: [258, 256], pad_token_id: 256 };
+  const generation = isPlain ? {} : { bos_token_id: 256, eos_token_id: [258, 256], pad_token_id: 256 };
   const text = (json: object): string => `${JSON.stringify(json, null, 2)}\n`;
   return {
     vocabSize: 256 + added.length,

@@ -48,7 +48,6 @@ export async function* continueText(
           reason = "stop";
           break all;
         }
-        throwIfAborted(op, signal);
       }
     }
     const rest = (await stream?.end()) ?? "";

@@ -3,6 +3,7 @@
 import { noGrad } from "../autograd/no-grad.js";
 import { Module } from "../nn/index.js";
 import { StateLoader } from "../nn/state-loader.js";
+import { aBlocksize } from "../ops/quant-checks.js";
 import {
   aFunction,
   anAbortSignal,
@@ -43,6 +44,8 @@ export interface LoadProgress {
 export interface LoadCheckpointOptions {
   /** How linear layers are quantized as they load; beside a quantized checkpoint, what its files do not hold. */
   readonly quantizationConfig?: BitsAndBytesConfig | null;
+  /** Weights that share a scale in layers quantized to 4 bits here; files say their own. Default 64. */
+  readonly blocksize?: number;
   /** Path of the output embedding, which stays as it is by default. Default "lm_head". */
   readonly head?: string;
   /** Names of weights that are other weights, such as `{ "lm_head.weight": "model.embed_tokens.weight" }`. */
@@ -54,6 +57,7 @@ export interface LoadCheckpointOptions {
 }
 const loadOptions = optionTable<LoadCheckpointOptions>({
   quantizationConfig: orNull(anInstance(() => BitsAndBytesConfig, "a BitsAndBytesConfig")),
+  blocksize: aBlocksize,
   head: aString,
   tied: aPlainObject,
   onProgress: aFunction,
@@ -81,9 +85,17 @@ export async function loadCheckpoint(
   checkArgument("loadCheckpoint", "model", model, aModule);
   checkArgument("loadCheckpoint", "source", source, aSource);
   checkOptions("loadCheckpoint", options, loadOptions);
-  const { quantizationConfig = null, head = "lm_head", tied = {}, onProgress, onQuantized, signal } = options;
+  const {
+    quantizationConfig = null,
+    blocksize,
+    head = "lm_head",
+    tied = {},
+    onProgress,
+    onQuantized,
+    signal,
+  } = options;
   const tensors = await withoutTies(source, tied);
-  quantizeLinears(model, tensors, quantizationConfig, { head, tied });
+  quantizeLinears(model, tensors, quantizationConfig, { head, tied }, blocksize);
 
   const units = unitsOf(model);
   const names = [...tensors.names()];

@@ -53,6 +53,7 @@ export function quantizeLinears(
   source: TensorSource,
   config: BitsAndBytesConfig | null,
   ties: ModelTies,
+  blocksize = 64,
 ): void {
   const linears = new Map(
     model.namedModules().flatMap(([path, module]) => (module instanceof Linear ? [[path, module] as const] : [])),
@@ -71,7 +72,7 @@ export function quantizeLinears(
     replaceLinear(
       model,
       (inputs, outputs, bias, linear, path) =>
-        quantizedLayer(inputs, outputs, bias, linear, formats.get(path) as WeightFormat, settings),
+        quantizedLayer(inputs, outputs, bias, linear, formats.get(path) as WeightFormat, settings, blocksize),
       { skipModules: [], predicate: (path) => (formats.get(path) ?? "float") !== "float" },
     ),
   );
@@ -84,6 +85,7 @@ function quantizedLayer(
   { weight: { dtype, device } }: Linear,
   format: WeightFormat,
   config: BitsAndBytesConfig,
+  blocksize: number,
 ): Linear {
   const common = { bias, dtype, device };
   if (format === "int8") {
@@ -96,6 +98,7 @@ function quantizedLayer(
   }
   return new Linear4bit(inputs, outputs, {
     ...common,
+    blocksize,
     quantType: format === "nf4" ? "nf4" : "fp4",
     computeDtype: config.bnb4bitComputeDtype,
     compressStatistics: config.bnb4bitUseDoubleQuant,

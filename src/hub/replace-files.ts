@@ -4,8 +4,9 @@ import { randomBytes } from "node:crypto";
 import { rmSync } from "node:fs";
 import type { FileHandle } from "node:fs/promises";
 import { mkdir, open, readFile, rename, rm, rmdir } from "node:fs/promises";
-import { basename, dirname, join, resolve } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { BnbError } from "../tensor/errors.js";
+import { exists } from "./cache.js";
 
 /** Files that are being written; they go even when the program ends meanwhile, as after Ctrl-C. */
 const unfinished = new Set<string>();
@@ -33,8 +34,7 @@ export class Replacement {
   async write(path: string, write: (file: FileHandle) => Promise<void>): Promise<void> {
     const part = join(dirname(path), `.${basename(path)}.${randomBytes(6).toString("hex")}.part`);
     await refusable(path, async () => {
-      const first = await mkdir(dirname(path), { recursive: true });
-      if (first !== undefined) this.#newFolders.push(...between(first, dirname(path)));
+      this.#newFolders.push(...(await makeFolders(dirname(path))));
       const file = await open(part, "wx");
       this.#parts.set(path, part);
       begun(part);
@@ -93,12 +93,16 @@ export async function replaceFiles(stage: (files: Replacement) => Promise<void>)
   }
 }
 
-/** The folders from `first` down to `last`, which lies in it. */
-function between(first: string, last: string): string[] {
-  const [top, folders] = [resolve(first), [resolve(last)]];
-  while (folders[0] !== top && dirname(folders[0] as string) !== folders[0])
-    folders.unshift(dirname(folders[0] as string));
-  return folders;
+/** Makes a folder and those above it; gives those that were not there. (mkdir's own recursion does not end in /proc.) */
+async function makeFolders(path: string): Promise<string[]> {
+  const missing: string[] = [];
+  for (let at = path; !(await exists(at)); at = dirname(at)) missing.unshift(at);
+  for (const folder of missing) {
+    await mkdir(folder).catch((error: NodeJS.ErrnoException) => {
+      if (error.code !== "EEXIST") throw error;
+    });
+  }
+  return missing;
 }
 
 async function refusable(path: string, action: () => Promise<void>): Promise<void> {

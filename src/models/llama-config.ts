@@ -113,6 +113,36 @@ export class LlamaConfig implements DecoderConfig {
     }
   }
 
+  /**
+   * The object of a `config.json`, which `fromJSON` reads. Throws ERR_BNB_UNSUPPORTED for scaled positions: they have more
+   * than one description, so a model with them is saved beside the config.json that it came with.
+   */
+  toJSON(): Record<string, unknown> {
+    if (this.rope.type !== "default") {
+      const rule = "LlamaConfig.toJSON: positions must not be scaled";
+      throw new BnbError("ERR_BNB_UNSUPPORTED", `${rule}, got ${this.rope.type}; load the model by fromPretrained`);
+    }
+    return {
+      architectures: ["LlamaForCausalLM"],
+      attention_bias: this.attentionBias,
+      head_dim: this.headDim,
+      hidden_act: this.hiddenAct,
+      hidden_size: this.hiddenSize,
+      initializer_range: this.initializerRange,
+      intermediate_size: this.intermediateSize,
+      max_position_embeddings: this.maxPositionEmbeddings,
+      mlp_bias: this.mlpBias,
+      model_type: "llama",
+      num_attention_heads: this.numAttentionHeads,
+      num_hidden_layers: this.numHiddenLayers,
+      num_key_value_heads: this.numKeyValueHeads,
+      rms_norm_eps: this.rmsNormEps,
+      rope_theta: this.ropeTheta,
+      tie_word_embeddings: this.tieWordEmbeddings,
+      vocab_size: this.vocabSize,
+    };
+  }
+
   /** Reads the object of a Hugging Face `config.json` of model type "llama". */
   static fromJSON(json: Record<string, unknown>): LlamaConfig {
     checkArgument("config.json", "the document", json, aPlainObject);

@@ -10,6 +10,7 @@ import { mergeConfigs } from "../hub/quantize-linears.js";
 import { RenamedSource } from "../hub/renamed-source.js";
 import { resolveModel } from "../hub/resolve.js";
 import type { Module } from "../nn/index.js";
+import { aBlocksize } from "../ops/quant-checks.js";
 import {
   aDevice,
   aFloatDType,
@@ -32,6 +33,8 @@ import { rememberOrigin } from "./save.js";
 export interface FromPretrainedOptions {
   /** How linear layers are quantized as they load. A checkpoint that is quantized already needs none. */
   quantizationConfig?: BitsAndBytesConfig | null;
+  /** Weights that share a scale in layers quantized to 4 bits here; files say their own. Default 64. */
+  blocksize?: number;
   /** float32, float16 or bfloat16; default "auto": what config.json says, or float32. */
   dtype?: DType | "auto";
   /** The device that the model goes to. Default: the default device. */
@@ -55,6 +58,7 @@ export type FromPretrainedProgress =
 /** @internal */
 export const fromPretrainedOptions = optionTable<FromPretrainedOptions>({
   quantizationConfig: orNull(anInstance(() => BitsAndBytesConfig, "a BitsAndBytesConfig")),
+  blocksize: aBlocksize,
   dtype: either(aFloatDType, oneOf(["auto"])),
   deviceMap: aDevice,
   revision: aString,
@@ -83,7 +87,7 @@ export async function loadPretrained<M extends Module>(
   options: FromPretrainedOptions,
   addParts: (model: M, folder: string, config: JsonObject) => Promise<void> = async () => {},
 ): Promise<M> {
-  const { revision, token, signal, onProgress, onQuantized } = options;
+  const { revision, token, signal, onProgress, onQuantized, blocksize } = options;
   const onDownload = (name: string, bytes: number, totalBytes: number): void =>
     onProgress?.({ stage: "download", name, bytes, totalBytes });
   const folder = await resolveModel(path, "model", { revision, token, signal, onDownload });
@@ -111,6 +115,7 @@ export async function loadPretrained<M extends Module>(
       ...tiesOf(model, family),
       ...(onProgress && { onProgress: (progress: LoadProgress) => onProgress({ stage: "load", ...progress }) }),
       ...(onQuantized && { onQuantized }),
+      ...(blocksize !== undefined && { blocksize }),
       signal,
     });
     warnOfUnused(unexpected);

@@ -6,11 +6,12 @@ import type { BitsAndBytesConfig, SaveCheckpointOptions } from "../hub/index.js"
 import type { Replacement } from "../hub/replace-files.js";
 import { replaceFiles } from "../hub/replace-files.js";
 import { stageCheckpoint } from "../hub/save-checkpoint.js";
-import { Module, Params4bit } from "../nn/index.js";
+import { Linear4bit, Linear8bitLt, Module, Params4bit } from "../nn/index.js";
 import { aFunction, aNumberAbove, anAbortSignal, anInstance, aString, checkArgument } from "../tensor/checks.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
+import { CausalLM } from "./causal-lm.js";
 
 /** Where a model came from. */
 interface Origin {
@@ -49,7 +50,7 @@ const companions =
   /^(generation_config\.json|tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|spiece\.model|chat_template\.(jinja|json))$/;
 
 /**
- * Saves a model that `fromPretrained` or `fromConfig` made: weights as they are, quantized ones with their statistics, config.json with
+ * Saves a model that `fromPretrained` or `fromConfig` made, or a `LlamaForCausalLM` of floats: weights as they are, quantized ones with their statistics, config.json with
  * its quantization_config, and the files of the tokenizer. Files get their names when all are complete. A model that was
  * only loaded gives the bytes that it came from.
  *
@@ -75,9 +76,9 @@ export async function stagePretrained(
   folder: string,
   options: SavePretrainedOptions = {},
 ): Promise<void> {
-  const origin = origins.get(model);
+  const origin = origins.get(model) ?? originInCode(model);
   if (!origin) {
-    const rule = "savePretrained: model must come from fromPretrained or fromConfig, which know its config.json";
+    const rule = "savePretrained: model must come from fromPretrained or fromConfig, or be a float Llama";
     throw new BnbError("ERR_BNB_ARGUMENT", `${rule}; saveCheckpoint saves the weights of any model`);
   }
   const entries = [...model.stateDict()];
@@ -87,6 +88,18 @@ export async function stagePretrained(
   await stageCheckpoint(files, folder, entries, { ...options, totalParameters: countParameters(model) });
   await files.write(join(folder, "config.json"), (file) => file.writeFile(configOf(origin)));
   if (from !== null) for (const name of others) await files.copy(join(from, name), join(folder, name));
+}
+
+/** What a model of floats that was made in code says of itself; quantized layers would need more words. */
+function originInCode(model: Module): Origin | undefined {
+  if (!(model instanceof CausalLM)) return undefined;
+  const toJSON = (model.config as { toJSON?: unknown }).toJSON;
+  if (typeof toJSON !== "function") return undefined;
+  if (model.modules().some((module) => module instanceof Linear4bit || module instanceof Linear8bitLt))
+    return undefined;
+  const { config, dtype } = model;
+  const configText = `${JSON.stringify({ ...(toJSON.call(config) as object), dtype }, null, 2)}\n`;
+  return { folder: null, configText, quantizationConfig: null, dtype };
 }
 
 /** The config.json that the model came with, and in it how it was quantized and the dtype that it was loaded in. */

@@ -23,6 +23,10 @@ export class Dropout extends Module {
     this.#generator = options.generator;
   }
 
+  override details(): string {
+    return `p=${this.p}`;
+  }
+
   forward(x: Tensor): Tensor {
     return dropout(x, this.p, { training: this.training, ...(this.#generator && { generator: this.#generator }) });
   }

@@ -83,6 +83,10 @@ export class Embedding extends Module {
     if (padding !== null && !isUninitialized()) clearRow(this.weight, padding);
   }
 
+  override details(): string {
+    return `${this.numEmbeddings}, ${this.embeddingDim}`;
+  }
+
   forward(ids: Tensor): Tensor {
     if (this.maxNorm !== null) embeddingRenorm(ids, this.weight, this.maxNorm, this.normType);
     return embedding(ids, this.weight, { paddingIdx: this.paddingIdx, scaleGradByFreq: this.scaleGradByFreq });

@@ -45,6 +45,11 @@ export class LayerNorm extends Module {
     this.bias = elementwiseAffine && bias ? new Parameter(zeros([dim], place)) : null;
   }
 
+  override details(): string {
+    const affine = this.weight === null ? "False" : "True";
+    return `${this.weight ? `(${this.weight.size},), ` : ""}eps=${this.eps}, elementwise_affine=${affine}`;
+  }
+
   forward(x: Tensor): Tensor {
     return layerNorm(x, this.weight, this.bias, this.eps);
   }

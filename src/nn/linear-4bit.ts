@@ -71,6 +71,10 @@ export class Linear4bit extends Linear {
     return this;
   }
 
+  override details(): string {
+    return `${super.details()}, quant_type=${this.weight.quantType}`;
+  }
+
   override forward(x: Tensor): Tensor {
     this.quantize();
     return linear4bit(x, this.weight.quantized, this.bias);

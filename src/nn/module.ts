@@ -1,6 +1,7 @@
 // Module: the base of every layer. Parameters, buffers and child modules are the fields of the object,
 // found by inspection, so a layer declares nothing twice.
 
+import { inspect } from "node:util";
 import { noGrad } from "../autograd/no-grad.js";
 import { to } from "../ops/to-device.js";
 import { aBoolean, anInstance, aString, checkArgument } from "../tensor/checks.js";
@@ -13,6 +14,7 @@ import type { Owner } from "../tensor/scope.js";
 import { keep, owned } from "../tensor/scope.js";
 import { Tensor } from "../tensor/tensor.js";
 import { Parameter } from "./parameter.js";
+import { printModule } from "./print.js";
 import type { StateDict, StateSource } from "./state-loader.js";
 import { StateLoader } from "./state-loader.js";
 
@@ -299,6 +301,32 @@ export abstract class Module implements Disposable, Owner {
     this.dispose();
   }
 
+  /**
+   * Bytes of all parameters and buffers, each once, with the statistics of quantized ones; what is computed from them, such
+   * as packed copies, is in `memory()`.
+   */
+  memoryFootprint(): number {
+    const seen = new Set<Tensor>();
+    for (const module of this.modules()) {
+      for (const { value } of module.members()) if (value instanceof Tensor) seen.add(value);
+    }
+    return [...seen].reduce((sum, tensor) => sum + tensor.nbytes + statisticsBytes(tensor), 0);
+  }
+
+  /** @internal What is printed between the parentheses of a layer. */
+  details(): string {
+    return "";
+  }
+
+  /** The tree of modules, as PyTorch prints it. */
+  toString(): string {
+    return printModule(this);
+  }
+
+  [inspect.custom](): string {
+    return printModule(this);
+  }
+
   /** @internal What a `tidy` that returns the module returns with it. */
   [owned](): Iterable<unknown> {
     return this.members().map(({ value }) => value);
@@ -312,6 +340,11 @@ function copyTo(tensor: Tensor, device: Device): Tensor {
   const parameter = new Parameter(copy, { requiresGrad: tensor.requiresGrad });
   parameter.optimConfig = tensor.optimConfig;
   return parameter;
+}
+
+/** Of a quantized parameter, what is beside its codes. */
+function statisticsBytes(tensor: Tensor): number {
+  return tensor instanceof Parameter ? tensor.statisticsBytes : 0;
 }
 
 function joinPath(path: string, name: string): string {

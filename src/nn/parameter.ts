@@ -43,4 +43,9 @@ export class Parameter extends Tensor {
   get trainable(): boolean {
     return isFloat(this.dtype);
   }
+
+  /** @internal Bytes of what belongs to its codes, where it is quantized. */
+  get statisticsBytes(): number {
+    return 0;
+  }
 }

@@ -112,6 +112,10 @@ export class Params4bit extends Parameter implements Quantization {
     this.module = options.module ?? null;
   }
 
+  override get statisticsBytes(): number {
+    return this.quantState?.nbytes ?? 0;
+  }
+
   override get trainable(): boolean {
     return !this.bnbQuantized && super.trainable;
   }

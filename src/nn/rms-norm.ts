@@ -33,6 +33,10 @@ export class RMSNorm extends Module {
     this.weight = new Parameter(ones([dim], place));
   }
 
+  override details(): string {
+    return `(${this.weight.size},), eps=${this.eps}`;
+  }
+
   forward(x: Tensor): Tensor {
     return rmsNorm(x, this.weight, this.eps);
   }

@@ -101,6 +101,11 @@ export class QuantState implements Scoped {
     return this.state2 !== null;
   }
 
+  /** Bytes of the scales, and of their own statistics. */
+  get nbytes(): number {
+    return this.absmax.nbytes + (this.offset?.nbytes ?? 0) + (this.state2?.nbytes ?? 0);
+  }
+
   get device(): Device {
     return this.absmax.device;
   }

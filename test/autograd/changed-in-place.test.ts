@@ -65,6 +65,11 @@ describe.each(testDevices())("backward after a change in place on %s", (device) 
         const layer = { keys: reshape(x, [4, 1, 16, 4]), values: zeros([4, 1, 16, 4], { device }) };
         noGrad(() => kvAppend(q, q, q, layer, slots, null));
       },
+      "values into pages": (x) => {
+        const [q, slots] = [random([1, 1, 4]), tensor([2], { dtype: "int32", device })];
+        const layer = { keys: zeros([4, 1, 16, 4], { device }), values: reshape(x, [4, 1, 16, 4]) };
+        noGrad(() => kvAppend(q, q, q, layer, slots, null));
+      },
       "embedding renorm": (x) => embeddingRenorm(tensor([1], { dtype: "int32", device }), x, 0.1),
       "out of dequantize4bit": (x) => {
         const [packed, quantState] = quantize4bit(random([4, 64]));

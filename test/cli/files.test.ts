@@ -4,7 +4,7 @@ import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, stat
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
-import { modelBytes, optimizerBytes } from "../../src/cli/demo/measure.js";
+import { modelBytes, optimizerBytes } from "../../src/cli/measure.js";
 import { families } from "../../src/cli/new-config.js";
 import { AutoTokenizer, openCheckpoint } from "../../src/hub/index.js";
 import {

@@ -1,11 +1,13 @@
 // Many texts in one engine: each is what it is alone, whatever the others are, where their pages lie and who had to go.
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { noGrad } from "../../src/autograd/no-grad.js";
 import type { EngineOptions, Next, TextOptions } from "../../src/generation/index.js";
 import { Engine, generate } from "../../src/generation/index.js";
 import { LlamaForCausalLM } from "../../src/models/index.js";
-import { Generator } from "../../src/ops/index.js";
+import { Generator, sampleToken, slice } from "../../src/ops/index.js";
+import { tensor } from "../../src/tensor/create.js";
 import { toDevice } from "../../src/tensor/device.js";
-import { memory } from "../../src/tensor/scope.js";
+import { memory, tidy } from "../../src/tensor/scope.js";
 import { testDevices } from "../helpers/devices.js";
 import { integers } from "../helpers/random.js";
 
@@ -50,6 +52,19 @@ describe.each(testDevices())("on %s", (name) => {
     expect(engine.freePages).toBe(Math.ceil((options.kvTokens ?? positions) / 16));
     return made;
   }
+
+  it("numbers the draws of a text by the positions of its tokens", async () => {
+    for (const prompt of prompts.slice(0, 3)) {
+      for (const seed of [1, 2, 3]) {
+        const want = tidy(() => {
+          const logits = noGrad(() => model.forward(tensor([prompt], { dtype: "int32", device })));
+          const last = slice(logits, 1, prompt.length - 1).reshape([1, vocabSize]);
+          return [...sampleToken(last, { temperature: 3, seed, step: prompt.length }).floatsSync()];
+        });
+        expect(await alone(prompt, { doSample: true, temperature: 3, topK: 0, seed, maxNewTokens: 1 })).toEqual(want);
+      }
+    }
+  });
 
   const ways: [string, EngineOptions][] = [
     ["with room for all", { kvTokens: 1000 }],

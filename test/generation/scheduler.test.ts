@@ -252,6 +252,21 @@ describe("schedule", () => {
     expect(c.pages).toEqual(a.pages);
   });
 
+  it("finds a page no more once other tokens are written to it", () => {
+    const pool = new BlockPool(8);
+    const a = pool.open();
+    a.reserve(16);
+    a.append(count(16));
+    a.truncate(10); // guesses that were wrong
+    a.reserve(6);
+    a.append([90, 91, 92, 93, 94, 95]);
+    const b = pool.open();
+    b.adopt(count(17), 1);
+    expect(b.length).toBe(0);
+    b.adopt([...count(10), 90, 91, 92, 93, 94, 95, 0], 1);
+    expect(b.pages).toEqual(a.pages);
+  });
+
   it("forgets all prefixes when their contents are lost", () => {
     const pool = new BlockPool(4);
     const a = pool.open();

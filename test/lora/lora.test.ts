@@ -11,7 +11,7 @@ import { crossEntropy, Generator, mean, mul, randn } from "../../src/ops/index.j
 import { AdamW8bit } from "../../src/optim/index.js";
 import { tensor } from "../../src/tensor/create.js";
 import { toDevice } from "../../src/tensor/device.js";
-import { tidy } from "../../src/tensor/scope.js";
+import { memory, tidy } from "../../src/tensor/scope.js";
 import type { Tensor } from "../../src/tensor/tensor.js";
 import { testDevices } from "../helpers/devices.js";
 import { expectClose } from "../helpers/expect-close.js";
@@ -238,6 +238,7 @@ describe.each(testDevices())("on %s", (name) => {
     });
 
     it("gives a layer that is used in two places one adapter", () => {
+      const before = memory().tensors;
       const shared = new Linear(4, 4, { device });
       class Twice extends Module {
         upProj = shared;
@@ -251,6 +252,8 @@ describe.each(testDevices())("on %s", (name) => {
       expect(adapters).toHaveLength(2);
       expect(model.upProj).toBe(model.downProj);
       expect((model.upProj as unknown as LoraLinear).baseLayer).toBe(shared);
+      model.dispose();
+      expect(memory().tensors).toBe(before);
     });
 
     it.each([true, false])("gives new adapters the training mode of their layers: %s", (training) => {

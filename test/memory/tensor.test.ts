@@ -56,6 +56,23 @@ describe.each(testDevices())("tensors on %s", (device) => {
     }
   });
 
+  it("gives back lists of every size around that of a command", async () => {
+    for (const n of [39, 40, 41, 79, 80, 81, 1000]) {
+      const values = Float32Array.from({ length: n }, (_, i) => i);
+      // Several at once, so that one too long would write over its neighbour.
+      const tensors = Array.from({ length: 5 }, (_, i) =>
+        tensor(
+          values.map((v) => v + i),
+          { device },
+        ),
+      );
+      for (const [i, t] of tensors.entries()) {
+        expect(await t.data()).toEqual(values.map((v) => v + i));
+        t.dispose();
+      }
+    }
+  });
+
   it("copies views of shared memory as they are now", async () => {
     const shared = new Float32Array(new SharedArrayBuffer(16));
     shared.set([1, 2, 3, 4]);

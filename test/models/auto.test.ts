@@ -6,8 +6,18 @@ import { join } from "node:path";
 import { afterAll, afterEach, describe, expect, it, vi } from "vitest";
 import { noGrad } from "../../src/autograd/no-grad.js";
 import { openCheckpoint, saveCheckpoint } from "../../src/hub/index.js";
-import { AutoModelForCausalLM, BitsAndBytesConfig, memory, savePretrained, tensor, tidy } from "../../src/index.js";
-import type { FromPretrainedOptions, FromPretrainedProgress, LlamaForCausalLM } from "../../src/models/index.js";
+import {
+  AutoModelForCausalLM,
+  BitsAndBytesConfig,
+  Generator,
+  LlamaForCausalLM,
+  memory,
+  nn,
+  savePretrained,
+  tensor,
+  tidy,
+} from "../../src/index.js";
+import type { FromPretrainedOptions, FromPretrainedProgress } from "../../src/models/index.js";
 import type { Linear8bitLt } from "../../src/nn/index.js";
 import { Linear, Linear4bit } from "../../src/nn/index.js";
 import type { Tensor } from "../../src/tensor/tensor.js";
@@ -354,5 +364,61 @@ describe("what cannot be opened", () => {
       "fromPretrained: the model has no use for model.extra.weight",
       expect.objectContaining({ code: "BNB_UNUSED_TENSORS" }),
     );
+  });
+});
+
+describe("a Llama made in code", () => {
+  const sizes = { vocabSize: 32, hiddenSize: 16, intermediateSize: 24, numHiddenLayers: 1, numAttentionHeads: 2 };
+
+  it("is saved with its config, and opens as it was", async () => {
+    const config = {
+      ...sizes,
+      numKeyValueHeads: 1,
+      ropeTheta: 500,
+      tieWordEmbeddings: true,
+      mlpBias: true,
+      headDim: 12,
+    };
+    const model = new LlamaForCausalLM(config, { dtype: "bfloat16" }).eval();
+    const folder = newFolder();
+    await savePretrained(model, folder);
+    const loaded = await load(folder);
+    expect(loaded.config).toEqual(model.config);
+    expect(loaded.dtype).toBe("bfloat16");
+    expect(logitsOf(loaded, [1, 2, 3])).toEqual(logitsOf(model, [1, 2, 3]));
+    loaded.dispose();
+    model.dispose();
+  });
+
+  it("must be of floats, and of plain positions", async () => {
+    const folder = newFolder();
+    const quantized = new LlamaForCausalLM(sizes);
+    nn.replaceLinear(quantized, (inputs, outputs, bias) => new nn.LinearNF4(inputs, outputs, { bias }), {});
+    await expect(savePretrained(quantized, folder)).rejects.toThrow(
+      "savePretrained: model must come from fromPretrained or fromConfig, or be a float Llama",
+    );
+    const stretched = await load(fixturePath("families/llama-linear/fp32"));
+    expect(() => stretched.config.toJSON()).toThrow(
+      "LlamaConfig.toJSON: positions must not be scaled, got linear; load the model by fromPretrained",
+    );
+    // It has the config.json that it came with.
+    await savePretrained(stretched, folder);
+    quantized.dispose();
+    stretched.dispose();
+  });
+
+  it("or in any family by fromConfig: weights are normal, seeded, and saved beside the config", async () => {
+    const json = { model_type: "qwen2", vocab_size: 64, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1 };
+    const config = { ...json, num_attention_heads: 2, initializer_range: 0.5 };
+    const model = AutoModelForCausalLM.fromConfig(config, { generator: new Generator(1) });
+    const weight = model.stateDict().get("model.embed_tokens.weight")!.floatsSync();
+    const deviation = Math.sqrt(weight.reduce((sum, x) => sum + x * x, 0) / weight.length);
+    expect(deviation).toBeGreaterThan(0.47); // 2048 draws: within 4 of their 0.008
+    expect(deviation).toBeLessThan(0.53);
+    const folder = newFolder();
+    await savePretrained(model, folder);
+    expect(JSON.parse(readFileSync(join(folder, "config.json"), "utf8"))).toEqual({ ...config, dtype: "float32" });
+    expect(() => AutoModelForCausalLM.fromConfig({ model_type: "bort" })).toThrow("model_type must be one of llama");
+    model.dispose();
   });
 });

@@ -82,6 +82,21 @@ describe.each(testDevices())("Linear4bit on %s", (device) => {
       expect(layer.forward(x).dataSync()).toEqual(plain.forward(x).dataSync());
     });
 
+    it("stays frozen, whatever its codes are stored as", () => {
+      for (const quantStorage of ["uint8", "bfloat16", "float32"] as const) {
+        const layer = layerOf(64, 32, { quantStorage }).quantize();
+        layer.requiresGrad_(true);
+        expect([layer.weight.requiresGrad, layer.bias!.requiresGrad]).toEqual([false, true]);
+      }
+    });
+
+    it("keeps what a state dict holds, also one that was made in a tidy", () => {
+      const layer = layerOf(64, 32).quantize();
+      tidy(() => layer.stateDict().size);
+      const dict = layer.stateDict();
+      for (const part of dict.values()) expect(part.floatsSync().length).toBe(part.size);
+    });
+
     it("gives the output the dtype of the input, whatever computeDtype is", () => {
       const layer = layerOf(64, 8, { computeDtype: "bfloat16" });
       for (const dtype of ["float32", "float16", "bfloat16"] as const) {

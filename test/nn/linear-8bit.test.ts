@@ -117,16 +117,23 @@ describe("Linear8bitLt", () => {
       expect(load({ weight: codes([1, 2]), SCB: tensor([-1]) })).toThrow(
         '"SCB" must be finite and not negative, got -1',
       );
+      expect(load({ weight: codes([1, 2]), SCB: tensor([Infinity]) })).toThrow(
+        '"SCB" must be finite and not negative, got Infinity',
+      );
       expect(
         load({ weight: codes([1, 2]), SCB: scale, weight_format: tensor(new Uint8Array([2]), { shape: [] }) }),
       ).toThrow('"weight_format" must be 0 (row-major), got 2');
       expect(load({ weight: tensor([[1, 2]]), SCB: scale })).toThrow(
         '"weight" must be int8 [1, 2], got float32 [1, 2]',
       );
+      expect(load({ weight: tensor(Int8Array.of(1, 2), { shape: [2, 1] }), SCB: scale })).toThrow(
+        '"weight" must be int8 [1, 2], got int8 [2, 1]',
+      );
       expect(layer.isQuantized).toBe(false);
       expect(() => new Linear8bitLt(2, 2, { threshold: -1 })).toThrow(
         "Linear8bitLt: threshold must be at least 0, got -1",
       );
+      expect(() => new Linear8bitLt(2, 2, { threshold: -0.5 })).toThrow("threshold must be at least 0, got -0.5");
     });
   });
 });

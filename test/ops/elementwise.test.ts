@@ -243,6 +243,20 @@ describe.each(testDevices())("elementwise on %s", (device) => {
       expect(b.grad!.dtype).toBe(dtype);
       expectClose(b.grad!.floatsSync(), [rows], { atol: 0, rtol: 4e-3 });
     });
+
+    // Each product lies half way between two numbers of its dtype, so that rounding them moves the sum to the next one.
+    it.each([
+      ["float16", 1 + 2 ** -10, 768, 1153],
+      ["bfloat16", 1 + 2 ** -7, 96, 145],
+    ] as const)("%s products of both sides are not rounded before they are summed", (dtype, factor, rows, sum) => {
+      const many = () => tensor(new Float32Array(rows).fill(factor), { shape: [rows, 1], dtype, device });
+      const one = () => tensor([0.5], { dtype, requiresGrad: true, device });
+      const [a, b] = [one(), one()];
+      const dy = () => tensor(new Float32Array(rows).fill(1.5), { shape: [rows, 1], dtype, device });
+      mul(a, many()).backward(dy());
+      mul(many(), b).backward(dy());
+      expect([a.grad!.floatsSync()[0], b.grad!.floatsSync()[0]]).toEqual([sum, sum]);
+    });
   });
 
   describe.each(floats)("dtypes: %s", (dtype) => {

@@ -16,6 +16,7 @@ import { gradcheck } from "../helpers/gradcheck.js";
 import { integers, normals } from "../helpers/random.js";
 import type { FixtureTensor } from "../helpers/safetensors.js";
 import { readSafetensors, toNumbers } from "../helpers/safetensors.js";
+import { tolerance } from "../helpers/tolerance.js";
 import { integerProduct, mixedLinear, quantizeRows } from "../reference/int8.js";
 
 const shapes = [
@@ -259,6 +260,14 @@ describe.each(testDevices())("LLM.int8() on %s", (device) => {
       expectClose(y.floatsSync(), [2 * 127 * k, -2 * 127 * k], { atol: 0, rtol: 1e-6 });
     });
 
+    it("of codes that all have the largest value, at the lengths just above what an int32 holds", () => {
+      for (const k of [133_144, 133_145, 139_999]) {
+        const codes = new Int8Array(k).fill(127);
+        using y = matmul8bit(put(new Float32Array(k).fill(2), [1, k]), bytes(codes, [1, k]), put([127], [1]));
+        expectClose(y.floatsSync(), [2 * 127 * k], { atol: 0, rtol: 1e-6 });
+      }
+    });
+
     // Where the first part of a sum ends, where the last is whole, and one beside each.
     it.each([131071, 131072, 131073, 262143, 262144, 262145])("adds up each of %i products once", (k) => {
       const at = (i: number, step: number) => ((i * step) % 255) - 127;
@@ -381,6 +390,30 @@ describe.each(testDevices())("LLM.int8() on %s", (device) => {
             }),
         },
       );
+    });
+
+    it("of a kept weight in the weight's dtype, rounded once, whatever x has", async () => {
+      for (const dtype of ["float16", "bfloat16"] as const) {
+        const xs = normals(m * k, 9);
+        const w = tensor(normals(n * k, 10), { shape: [n, k], dtype, device, requiresGrad: true });
+        const y = matmul8bit(put(xs, [m, k]), bytes(weight.codes, [n, k]), put(weight.stats, [n]), { weight: w });
+        await y.sum().backward();
+        const sums = Array.from({ length: n * k }, (_, at) => {
+          let sum = 0;
+          for (let i = 0; i < m; i++) sum += xs[i * k + (at % k)]!;
+          return sum;
+        });
+        expect([w.grad!.dtype, w.grad!.shape]).toEqual([dtype, [n, k]]);
+        expectClose(w.grad!.floatsSync(), sums, tolerance(dtype, "reduction"));
+      }
+    });
+
+    it("disposes all that quantizing made", () => {
+      const before = memory().tensors;
+      const x = put(normals(8, 1), [2, 4]);
+      for (const threshold of [0, 1]) int8VectorwiseQuant(x, { threshold }).dispose();
+      x.dispose();
+      expect(memory().tensors).toBe(before);
     });
 
     it("of the weight and the bias, where the weight is kept", () => {

@@ -214,6 +214,7 @@ describe.each(testDevices())("QuantState on %s", (device) => {
 
     it.each<[object, string]>([
       [{ blocksize: 48 }, "blocksize must be a power of two from 32 to 4096, got 48"],
+      [{ blocksize: 8192 }, "blocksize must be a power of two from 32 to 4096, got 8192"],
       [{ dtype: "int8" }, 'dtype must be float32, float16 or bfloat16, got "int8"'],
       [{ quant_type: "af4" }, 'quant_type must be nf4 or fp4, got "af4"'],
       [{ shape: [] }, "shape must be a list of sizes, got []"],
@@ -226,6 +227,7 @@ describe.each(testDevices())("QuantState on %s", (device) => {
       [{ absmax: tensor([1, NaN]) }, '"absmax" must be finite and not negative, got NaN at 1'],
       [{ absmax: tensor([-1, 1]) }, '"absmax" must be finite and not negative, got -1 at 0'],
       [{ quant_map: ones([16]) }, "quant_map differs from nf4 at 0"],
+      [{ quant_map: (base()["quant_map"] as Tensor).add(1e-5) }, "quant_map differs from nf4 at 0"],
       [{ surprise: 1 }, 'unknown key "surprise"'],
       [{ nested_offset: 1 }, '"nested_absmax" is missing in a nested state'],
     ])("refuses %o", (change, message) => {

@@ -201,6 +201,12 @@ describe.each(testDevices())("state dicts on %s", (device) => {
         (d) => Object.assign(d.state["0"]!, { step: 1.5 }),
         "step of state 0 must be an integer",
       ],
+      [
+        "a negative step",
+        (d) => Object.assign(d.state["0"]!, { step: -1 }),
+        "step of state 0 must be an integer of at least 0, got -1",
+      ],
+      ["a parameter's index twice", (d) => d.param_groups[0]!.params.fill(0), "indices must be distinct, got 0 twice"],
       ["options out of range", (d) => Object.assign(d.param_groups[0]!, { lr: -1 }), "AdamW8bit: lr must be a number"],
       [
         "what is no dict",

@@ -1,6 +1,6 @@
 // `bnb demo`: the whole line on real text, from training to generation, with a report to look at.
 import { writeFileSync } from "node:fs";
-import { join, relative } from "node:path";
+import { dirname, join, relative } from "node:path";
 import { toDevice } from "../../tensor/device.js";
 import type { Command } from "../command.js";
 import { command, deviceOption, wholeNumber } from "../command.js";
@@ -32,7 +32,7 @@ export function demoCommand(sizes?: DemoSettings): Command {
   return command({
     about: `Trains a byte-level Llama from scratch with 32-bit and 8-bit AdamW, quantizes it to INT8, FP4 and NF4, fine-tunes
 adapters over the frozen NF4 weights, generates text from both, and writes a report. Exits with 1 when one of the
-claims that it prints does not hold.`,
+claims that it prints does not hold. The trained model stays as a checkpoint in the folder of the report.`,
     options: {
       quick: { type: "boolean", help: "the same with fewer steps" },
       seed: { type: "string", value: "N", default: "1", help: "seed of weights, batches and samples" },
@@ -61,6 +61,7 @@ claims that it prints does not hold.`,
         style: corpus(values.style, declarations),
         version,
         terminal,
+        checkpoint: join(dirname(values.report), "model"),
         signal,
       });
 

@@ -1,13 +1,9 @@
 // `bnb estimate`: the memory that a model needs, by its config.json alone, and the smallest card that has it.
-import { readFile } from "node:fs/promises";
-import { basename, dirname, join } from "node:path";
-import { parseConfig } from "../../hub/config-text.js";
 import { BitsAndBytesConfig } from "../../hub/index.js";
-import { resolveModel } from "../../hub/resolve.js";
-import { BnbError } from "../../tensor/errors.js";
 import { choice, command, revisionOption, usageError, wholeNumber } from "../command.js";
 import type { ModelSize } from "../model-sizes.js";
 import { adapterBytes, kvBytes, modelSize, stepBytes, trainingBytes } from "../model-sizes.js";
+import { readConfig } from "../read-config.js";
 import { bytes, count } from "../terminal.js";
 
 /** GiB of memory, and cards that have as much. */
@@ -57,7 +53,7 @@ Weights and keys and values are exact; activations are what they are about. A Gi
     revision: revisionOption,
   },
   async run({ values, words, terminal, signal }) {
-    const config = await readConfig(words[0] as string, values.revision, signal);
+    const config = await readConfig(words[0] as string, { revision: values.revision, signal });
     const dtype =
       values.dtype === undefined ? undefined : choice("--dtype", values.dtype, ["float32", "float16", "bfloat16"]);
     const batch = wholeNumber("--batch", values.batch);
@@ -144,15 +140,4 @@ function formatsOf(config: Readonly<Record<string, unknown>>, is4bit: boolean, i
   }
   if (!is4bit && !is8bit) return formats;
   return formats.filter(({ bits }) => (is4bit && bits === 4) || (is8bit && bits === 8));
-}
-
-/** A folder with config.json, that file itself, or an id of the hub. */
-async function readConfig(model: string, revision: string | undefined, signal: AbortSignal) {
-  const name = basename(model) === "config.json" ? dirname(model) : model;
-  const folder = await resolveModel(name, "config", { revision, signal });
-  const path = join(folder, "config.json");
-  const text = await readFile(path, "utf8").catch((cause: Error) => {
-    throw new BnbError("ERR_BNB_FILE", `${path}: could not be read: ${cause.message}`, { cause });
-  });
-  return parseConfig(text);
 }

@@ -1,14 +1,12 @@
 // `bnb make-model`: a small random model as a real checkpoint, with a tokenizer of bytes and a chat template, so that
 // everything can be tried without a network.
-import { join } from "node:path";
-import { replaceFiles } from "../../hub/replace-files.js";
 import { AutoModelForCausalLM } from "../../models/index.js";
-import { stagePretrained } from "../../models/save.js";
 import { Generator } from "../../ops/index.js";
 import { choice, command, deviceOption, wholeNumber } from "../command.js";
 import { families, newConfig } from "../new-config.js";
 import { checkNewFolder, forceOption } from "../new-folder.js";
 import { newTokenizer } from "../new-tokenizer.js";
+import { saveNewModel } from "../save-new-model.js";
 import { bytes, count } from "../terminal.js";
 
 /** `bnb make-model` as it is called. */
@@ -58,12 +56,7 @@ ${families.slice(9).join(", ")}.`,
     try {
       const onProgress = (done: { bytes: number; totalBytes: number }): void =>
         terminal.progress("Saving", done.bytes, done.totalBytes, bytes(done.bytes));
-      await replaceFiles(async (files) => {
-        await stagePretrained(files, model, out, { onProgress, signal });
-        for (const [name, text] of Object.entries(tokenizer.files)) {
-          await files.write(join(out, name), (file) => file.writeFile(text));
-        }
-      });
+      await saveNewModel(model, out, tokenizer, { onProgress, signal });
       const parameters = model.parameters().reduce((sum, parameter) => sum + parameter.size, 0);
       terminal.line(`${out}: ${values.family} with ${count(parameters)} random parameters in ${values.dtype}`);
       terminal.line(`Try: bnb inspect ${out}`);

@@ -1,9 +1,9 @@
 // The demo's results as one self-contained page: no script, no font and no picture from anywhere else.
 
+import { escapeHtml, page, section, signedPercent, table } from "../page.js";
 import { count } from "../terminal.js";
 import type { Series } from "./chart.js";
 import { lineChart } from "./chart.js";
-import { style } from "./report-style.js";
 import type { DemoResults, SampleResult } from "./results.js";
 
 /** The whole HTML document. */
@@ -13,12 +13,7 @@ export function reportPage(results: DemoResults): string {
   const nf4 = results.variants.find(({ name }) => name === "NF4");
   const factor = finetune.perplexityBefore / finetune.perplexityAfter;
   const failed = checks.filter(({ holds }) => !holds).length;
-  return [
-    "<!doctype html>",
-    '<html lang="en"><head><meta charset="utf-8">',
-    '<meta name="viewport" content="width=device-width, initial-scale=1">',
-    '<meta name="color-scheme" content="light dark">',
-    `<title>bitsandbytes-node: trained, quantized, fine-tuned</title><style>${style}</style></head><body><main>`,
+  const body = [
     "<header><h1>Trained, quantized, fine-tuned</h1>",
     `<p>A byte-level Llama of ${count(parameters)} parameters on ${escapeHtml(machine.processor)}, in`,
     ` ${results.seconds.toFixed(0)} seconds with bitsandbytes-node ${escapeHtml(results.version)}.</p></header>`,
@@ -38,8 +33,8 @@ export function reportPage(results: DemoResults): string {
     section("Samples", results.samples.map(sample).join("")),
     section("Claims", checkTable(results)),
     footer(results),
-    "</main></body></html>\n",
   ].join("");
+  return page("bitsandbytes-node: trained, quantized, fine-tuned", body);
 }
 
 function trainingPart({ optimizers, text, settings }: DemoResults): string {
@@ -123,19 +118,8 @@ function figure(series: readonly Series[], title: string): string {
   return `<figure><figcaption>${escapeHtml(title)}</figcaption>${key}${lineChart(series, title, window)}</figure>`;
 }
 
-function section(title: string, body: string): string {
-  return `<section><h2>${title}</h2>${body}</section>`;
-}
-
 function tile(value: string, label: string, detail: string): string {
   return `<div class="tile"><strong>${value}</strong><span>${label}</span><small>${detail}</small></div>`;
-}
-
-/** Cells are HTML. */
-function table(header: readonly string[], rows: readonly string[][]): string {
-  const head = header.map((cell) => `<th scope="col">${cell}</th>`).join("");
-  const body = rows.map((row) => `<tr>${row.map((cell) => `<td>${cell}</td>`).join("")}</tr>`).join("");
-  return `<div class="scroll"><table><thead><tr>${head}</tr></thead><tbody>${body}</tbody></table></div>`;
 }
 
 function stateRatio({ optimizers }: DemoResults): string {
@@ -143,14 +127,6 @@ function stateRatio({ optimizers }: DemoResults): string {
   return `${((adamw32?.stateBytes ?? 0) / (adamw8?.stateBytes ?? 1)).toFixed(1)}×`;
 }
 
-function signedPercent(fraction: number): string {
-  return `${fraction < 0 ? "−" : "+"}${Math.abs(fraction * 100).toFixed(2)} %`;
-}
-
 function kilobytes(bytes = 0): string {
   return bytes >= 1e6 ? `${(bytes / 1e6).toFixed(2)} MB` : `${(bytes / 1e3).toFixed(0)} kB`;
-}
-
-function escapeHtml(text: string): string {
-  return text.replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c] as string);
 }

@@ -37,6 +37,16 @@ export interface FinetuneResult {
   baseHashAfter: string;
 }
 
+/** The trained model, saved and loaded again in NF4. */
+export interface CheckpointResult {
+  folder: string;
+  /** Of its files. */
+  bytes: number;
+  /** How many were compared with those of the model quantized in memory. */
+  logits: number;
+  largestDifference: number;
+}
+
 /** A generated text. */
 export interface SampleResult {
   title: string;
@@ -65,6 +75,7 @@ export interface DemoResults {
   style: { source: string; trainBytes: number; heldOutBytes: number };
   optimizers: OptimizerResult[];
   variants: VariantResult[];
+  checkpoint: CheckpointResult;
   finetune: FinetuneResult;
   samples: SampleResult[];
   checks: CheckResult[];

@@ -1,6 +1,6 @@
-// The look of the demo's page, in light and dark.
+// The look of the pages, in light and dark.
 
-/** CSS of the report. */
+/** CSS. */
 export const style = `
 :root {
   --page: #f6f5f1; --card: #ffffff; --ink: #1c1b19; --soft: #5f5c55; --line: #e2dfd6; --grid: #eceae3;

@@ -1,9 +1,9 @@
 // Sizes and hashes read off the objects themselves.
 import { createHash } from "node:crypto";
-import type { Module } from "../../nn/index.js";
-import { Linear } from "../../nn/index.js";
-import type { Optimizer8bit } from "../../optim/index.js";
-import { Tensor } from "../../tensor/tensor.js";
+import type { Module } from "../nn/index.js";
+import { Linear, Linear4bit, Linear8bitLt } from "../nn/index.js";
+import type { Optimizer8bit } from "../optim/index.js";
+import { Tensor } from "../tensor/tensor.js";
 
 /** Tables that are the same for every layer of a format, and its description: stored in files, one copy in memory. */
 const shared = /(quant_map|weight_format|quant_state\.bitsandbytes__\w+)$/;
@@ -13,6 +13,13 @@ export function modelBytes(model: Module): number {
   let bytes = 0;
   for (const [name, { nbytes }] of model.stateDict()) if (!shared.test(name)) bytes += nbytes;
   return bytes;
+}
+
+/** How many linear layers are quantized. */
+export function quantizedLayers(model: Module): number {
+  const isQuantized = (module: Module): boolean =>
+    module instanceof Linear4bit || (module instanceof Linear8bitLt && module.isQuantized);
+  return model.modules().filter(isQuantized).length;
 }
 
 /** Bytes and number of the weights in the model's linear layers, whatever their format. */

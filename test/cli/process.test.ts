@@ -1,0 +1,64 @@
+// The program itself: exit codes, Ctrl-C, a disk without room, a reader that is gone, colours.
+import { spawn, spawnSync } from "node:child_process";
+import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, expect, it } from "vitest";
+
+const root = mkdtempSync(join(tmpdir(), "bnb-process-"));
+afterAll(() => rmSync(root, { recursive: true }));
+const model = join(root, "model");
+const program = "dist/cli/main.js";
+const bnb = (...args: string[]) => spawnSync(process.execPath, [program, ...args], { encoding: "utf8" });
+beforeAll(() => {
+  expect(bnb("make-model", model, "--device", "cpu")).toMatchObject({ status: 0, stderr: "" });
+});
+
+it("ends with 0, 1 or 2, without colours where no terminal is", () => {
+  const inspected = bnb("inspect", model);
+  expect(inspected).toMatchObject({ status: 0, stderr: "" });
+  expect(inspected.stdout).not.toContain("\x1b");
+  expect(bnb("inspect", "./nothing")).toMatchObject({ status: 1, stdout: "" });
+  expect(bnb("inspect")).toMatchObject({ status: 2, stdout: "" });
+});
+
+it("says warnings in a line of its own", () => {
+  const { status, stderr } = bnb("quantize", model, join(root, "warned"), "--skip", "q_projj", "--device", "cpu");
+  expect([status, stderr]).toEqual([0, 'bnb: llmInt8SkipModules: no module matches "q_projj"\n']);
+});
+
+it("ends with 130 on Ctrl-C", async () => {
+  const args = [program, "generate", model, "--prompt", "Hi", "--max-new-tokens", "1000", "--device", "cpu"];
+  const child = spawn(process.execPath, args, { stdio: ["ignore", "pipe", "pipe"] });
+  let stderr = "";
+  child.stderr.on("data", (piece) => {
+    stderr += piece;
+  });
+  child.stdout.once("data", () => child.kill("SIGINT"));
+  const code = await new Promise((resolve) => child.on("close", resolve));
+  expect([code, stderr]).toEqual([130, "bnb generate: stopped\n"]);
+});
+
+it("leaves nothing on a disk without room", () => {
+  const out = join(root, "full");
+  // Beyond this size a write fails, as on a full disk; the signal that comes with it is ignored.
+  const script = `process.on("SIGXFSZ", () => {});
+    require(${JSON.stringify(join(process.cwd(), program))}).main(process.argv.slice(1)).then((code) => { process.exitCode = code; });`;
+  const command = 'ulimit -f 100; exec "$0" -e "$1" quantize "$2" "$3" --device cpu';
+  const { status, stderr, stdout } = spawnSync("sh", ["-c", command, process.execPath, script, model, out], {
+    encoding: "utf8",
+  });
+  expect([status, stdout]).toEqual([1, ""]);
+  expect(stderr).toBe(
+    `bnb quantize: ${join(out, "model.safetensors")}: could not be written: EFBIG: file too large, write\n`,
+  );
+  expect(existsSync(out)).toBe(false);
+  expect(readdirSync(root).filter((name) => name.includes("part"))).toEqual([]);
+});
+
+it("ends quietly when nobody reads what it prints", () => {
+  const command = `"${process.execPath}" ${program} --help; echo "ended with $?" >&2`;
+  // The reader is gone before the program writes.
+  const { stderr } = spawnSync("sh", ["-c", `{ sleep 0.3; ${command}; } | true`], { encoding: "utf8" });
+  expect(stderr).toBe("ended with 141\n");
+});
