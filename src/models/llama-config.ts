@@ -87,6 +87,10 @@ export class LlamaConfig implements DecoderConfig {
     this.hiddenSize = positiveInteger(options, "hiddenSize");
     this.intermediateSize = positiveInteger(options, "intermediateSize");
     this.numHiddenLayers = positiveInteger(options, "numHiddenLayers");
+    if (this.numHiddenLayers > MAX_LAYERS) {
+      const rule = `llamaConfig: numHiddenLayers must be at most ${MAX_LAYERS}`;
+      throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${this.numHiddenLayers}`);
+    }
     this.numAttentionHeads = positiveInteger(options, "numAttentionHeads");
     this.numKeyValueHeads = positiveInteger(options, "numKeyValueHeads", this.numAttentionHeads);
     this.headDim = positiveInteger(options, "headDim", this.hiddenSize / this.numAttentionHeads);
@@ -171,6 +175,9 @@ export class LlamaConfig implements DecoderConfig {
     });
   }
 }
+
+/** More is a mistake, which would only take memory. */
+const MAX_LAYERS = 10_000;
 
 function positiveInteger(options: LlamaConfigOptions, name: keyof LlamaConfigOptions, otherwise?: number): number {
   const value = options[name] ?? otherwise;

@@ -215,6 +215,7 @@ describe("errors", () => {
   const sizes = { vocabSize: 11, hiddenSize: 16, intermediateSize: 24, numHiddenLayers: 1, numAttentionHeads: 4 };
   it.each([
     [{ ...sizes, vocabSize: 0 }, "llamaConfig: vocabSize must be a positive integer, got 0"],
+    [{ ...sizes, numHiddenLayers: 2 ** 40 }, "llamaConfig: numHiddenLayers must be at most 10000, got 1099511627776"],
     [{ ...sizes, hiddenSize: 18 }, "llamaConfig: headDim must be a positive integer, got 4.5"],
     [{ ...sizes, numKeyValueHeads: 3 }, "llamaConfig: numKeyValueHeads must divide numAttentionHeads (4), got 3"],
     [{ ...sizes, headDim: 3 }, "llamaConfig: headDim must be even, got 3"],
