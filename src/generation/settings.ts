@@ -79,18 +79,13 @@ export function settingsOf(op: string, model: CausalLM, given: TextOptions): Set
   const { minNewTokens = 0, maxNewTokens = Infinity, minLength = 0, maxLength = Infinity } = config;
   if (minNewTokens > maxNewTokens) refuse(`minNewTokens must be at most maxNewTokens, ${maxNewTokens}`, minNewTokens);
   if (minLength > maxLength) refuse(`minLength must be at most maxLength, ${maxLength}`, minLength);
-  if (config.stopStrings !== undefined && !model.tokenizer) {
-    refuse("stopStrings must come with a model that has a tokenizer", config.stopStrings);
-  }
-
   const { eosTokenId = null, stopStrings = [] } = config;
   const ends = typeof eosTokenId === "number" ? [eosTokenId] : [...new Set(eosTokenId ?? [])];
-  return {
-    config,
-    draw: drawOf(config),
-    ends,
-    stopStrings: typeof stopStrings === "string" ? [stopStrings] : stopStrings,
-  };
+  const stops = typeof stopStrings === "string" ? [stopStrings] : stopStrings;
+  if (stops.length > 0 && !model.tokenizer) {
+    refuse("stopStrings must come with a model that has a tokenizer", stopStrings);
+  }
+  return { config, draw: drawOf(config), ends, stopStrings: stops };
 }
 
 /** Throws ERR_BNB_OPTION for what gives more than one text, or more than its tokens. */

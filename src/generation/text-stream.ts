@@ -2,8 +2,7 @@
 // when it turned out to be none.
 import type { Tokenizer } from "../hub/index.js";
 
-/** A token may end within a character, which then decodes to at most so many of these. */
-const mostIncomplete = 3;
+/** What the beginning of a character decodes to. */
 const replacement = "\ufffd";
 /** Tokens that are decoded together before earlier ones are let go, and how many stay for those that follow. */
 const window = 48;
@@ -36,7 +35,7 @@ export class TextStream {
     if (id >= this.#tokenizer.vocabSize) return "";
     this.#ids.push(id);
     const text = await this.#decode();
-    const complete = text.slice(0, text.length - incomplete(text));
+    const complete = text.endsWith(replacement) ? text.slice(0, -1) : text;
     if (!text.startsWith(this.#known)) {
       // Bytes that end within a character can change how those before them decode; what follows settles it.
       if (complete.length < text.length) return "";
@@ -77,13 +76,6 @@ export class TextStream {
     this.#held = pending.slice(pending.length - keep);
     return pending.slice(0, pending.length - keep);
   }
-}
-
-/** How many characters at the end may be the beginning of one. */
-function incomplete(text: string): number {
-  let count = 0;
-  while (count < mostIncomplete && text.at(-1 - count) === replacement) count++;
-  return count;
 }
 
 /** How many of the last characters of a text are the first of `stop`. */

@@ -303,6 +303,7 @@ describe.each(testDevices())("on %s", (name) => {
       const first = take(engine.submit(prompts[0] as number[], { maxNewTokens }));
       const control = new AbortController();
       const second = engine.submit(prompts[1] as number[], { signal: control.signal }).next();
+      while (engine.size < 2) await new Promise((resolve) => setImmediate(resolve));
       control.abort("changed my mind");
       await expect(second).rejects.toThrow(
         expect.objectContaining({ code: "ERR_BNB_ABORTED", cause: "changed my mind" }),

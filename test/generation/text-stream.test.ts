@@ -116,6 +116,8 @@ describe("bytes among pieces, as in Llama 2's tokenizer", () => {
     const made = await pieces(ids, [], fallback);
     expect(made.join("")).toBe(text);
     expect(made.filter((piece) => piece.includes("\ufffd"))).toEqual([]);
+    const long = "a b ".repeat(40);
+    expect((await pieces(await fallback.encode(long), [], fallback)).join("")).toBe(long);
     for (const seed of [1, 2]) {
       const random = [...integers(150, fallback.vocabSize, seed)];
       expect((await pieces(random, [], fallback)).join("")).toBe(
@@ -158,5 +160,8 @@ describe("stop strings", () => {
   it("the first of several counts, also one within another", async () => {
     const ids = await tokenizer.encode("one two three");
     expect((await pieces(ids, ["three", "two th", "wo"])).join("")).toBe("one t");
+    // Both are complete with the same token.
+    expect((await pieces(ids, ["wo", "two"])).join("")).toBe("one ");
+    expect((await pieces(ids, ["two", "wo"])).join("")).toBe("one ");
   });
 });
