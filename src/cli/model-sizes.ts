@@ -97,22 +97,26 @@ export function kvBytes(layout: readonly LayerLayout[], context: number, batch: 
   );
 }
 
-/** Outputs of the linear layers of each decoder layer, and their inputs, in elements a token. */
-function widths({ linears }: ModelSize): { in: number; out: number }[] {
-  const layers = new Map<string, { in: number; out: number }>();
-  for (const { path, inFeatures, outFeatures } of linears) {
-    const number = /\.(\d+)\./.exec(path)?.[1];
-    if (number === undefined) continue;
-    const layer = layers.get(number) ?? { in: 0, out: 0 };
-    layers.set(number, { in: layer.in + inFeatures, out: layer.out + outFeatures });
+/** Of each decoder layer, in elements a token: inputs and outputs of its linear layers, and what stands between them. */
+function widths({ linears }: ModelSize): { in: number; out: number; between: number }[] {
+  const layers = new Map<string, LinearSize[]>();
+  for (const linear of linears) {
+    const number = /\.(\d+)\./.exec(linear.path)?.[1];
+    if (number !== undefined) layers.set(number, [...(layers.get(number) ?? []), linear]);
   }
-  return [...layers.values()];
+  return [...layers.values()].map((own) => {
+    const inputs = own.map(({ inFeatures }) => inFeatures);
+    // The gated hidden layer of the MLP; residuals, norms and turned queries, about as wide as the model.
+    const between = Math.max(...inputs) + 6 * (inputs[0] as number);
+    const sum = (values: readonly number[]): number => values.reduce((total, n) => total + n, 0);
+    return { in: sum(inputs), out: sum(own.map(({ outFeatures }) => outFeatures)), between };
+  });
 }
 
-/** About what a step of `tokens` keeps beside weights and pages: the outputs of one layer, and logits of `rows`. */
+/** About what a step of `tokens` takes beside weights and pages: what all layers make stays until it ends. */
 export function stepBytes(size: ModelSize, tokens: number, rows: number): number {
-  const widest = Math.max(0, ...widths(size).map((width) => width.out));
-  return tokens * widest * sizeOf(size.dtype) + rows * size.vocabSize * 4;
+  const all = widths(size).reduce((sum, { out, between }) => sum + out + between, 0);
+  return tokens * all * sizeOf(size.dtype) + rows * size.vocabSize * 4;
 }
 
 /** About what a training step of `tokens` keeps for the way back: inputs and outputs of all layers, logits twice. */

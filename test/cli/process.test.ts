@@ -27,6 +27,24 @@ it("says warnings in a line of its own", () => {
   expect([status, stderr]).toEqual([0, 'bnb: llmInt8SkipModules: no module matches "q_projj"\n']);
 });
 
+it("estimates what a generation takes at its peak", () => {
+  const large = join(root, "large");
+  const sizes = ["--hidden-size", "256", "--intermediate-size", "1024", "--layers", "4", "--dtype", "float32"];
+  expect(bnb("make-model", large, ...sizes, "--device", "cpu")).toMatchObject({ status: 0 });
+  const { formats } = JSON.parse(bnb("estimate", large, "--json").stdout) as { formats: { total: number }[] };
+  // In a process of its own, whose peak is that of this one text.
+  const script = `const { AutoModelForCausalLM, generate, memory } = require(process.argv[1]);
+    AutoModelForCausalLM.fromPretrained(process.argv[2]).then(async (model) => {
+      for await (const _ of generate(model, new Int32Array(1023), { maxNewTokens: 1, eosTokenId: null }));
+      console.log(memory().peakBytes);
+    });`;
+  const ran = spawnSync(process.execPath, ["-e", script, join(process.cwd(), "dist/index.js"), large], {
+    encoding: "utf8",
+  });
+  expect(formats[0]!.total / Number(ran.stdout)).toBeGreaterThan(0.8);
+  expect(formats[0]!.total / Number(ran.stdout)).toBeLessThan(1.25);
+});
+
 it("ends with 130 on Ctrl-C", async () => {
   const args = [program, "generate", model, "--prompt", "Hi", "--max-new-tokens", "1000", "--device", "cpu"];
   const child = spawn(process.execPath, args, { stdio: ["ignore", "pipe", "pipe"] });
