@@ -113,10 +113,10 @@ function widths({ linears }: ModelSize): { in: number; out: number; between: num
   });
 }
 
-/** About what a step of `tokens` takes beside weights and pages: what all layers make stays until it ends. */
+/** About what a step of `tokens` takes beside weights and pages: what the widest layer makes, and the logits. */
 export function stepBytes(size: ModelSize, tokens: number, rows: number): number {
-  const all = widths(size).reduce((sum, { out, between }) => sum + out + between, 0);
-  return tokens * all * sizeOf(size.dtype) + rows * size.vocabSize * 4;
+  const widest = Math.max(...widths(size).map(({ out, between }) => out + between));
+  return tokens * widest * sizeOf(size.dtype) + rows * size.vocabSize * 4;
 }
 
 /** About what a training step of `tokens` keeps for the way back: inputs and outputs of all layers, logits twice. */

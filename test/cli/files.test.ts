@@ -293,17 +293,18 @@ describe("estimate", () => {
     expect(large.formats[0]).toMatchObject({
       weights: 141_107_412_992,
       kv: 8192 * 80 * 2 * 8 * 128 * 2,
-      card: "several cards",
+      card: "141 GiB (H200)",
     });
-    expect(large.formats[3]!.card).toBe("141 GiB (H200)");
+    expect(large.formats[3]!.card).toBe("48 GiB (L40S, A6000)");
+    expect((await estimate(folder, "--context", "65536")).formats[0]!.card).toBe("several cards");
     write({ ...config, hidden_size: 4096, intermediate_size: 14_336, num_hidden_layers: 32, num_attention_heads: 32 });
     const small = await estimate(folder);
     expect(small.parameters).toBe(8_030_261_248);
     expect(small.formats.map(({ card }) => card)).toEqual([
-      "48 GiB (L40S, A6000)",
-      "32 GiB (RTX 5090, V100)",
-      "32 GiB (RTX 5090, V100)",
-      "32 GiB (RTX 5090, V100)",
+      "24 GiB (RTX 4090, A10, L4)",
+      "12 GiB (RTX 4070)",
+      "8 GiB (RTX 4060)",
+      "8 GiB (RTX 4060)",
     ]);
     expect((await estimate(folder, "--8bit", "--kv", "int8", "--context", "16")).formats).toMatchObject([
       { format: "int8", kv: 16 * 32 * 2 * 8 * (128 + 4) },
@@ -313,7 +314,7 @@ describe("estimate", () => {
     );
     const { stdout } = await bnb("estimate", folder);
     expect(stdout).toMatch("llama, 8,030,261,248 parameters; generating, 1 × 4,096 tokens");
-    expect(stdout).toMatch(/^ {2}nf4, double quant +5\.\d\d +\d\.\d\d GiB +512 MiB .* 32 GiB \(RTX 5090, V100\)$/m);
+    expect(stdout).toMatch(/^ {2}nf4, double quant +5\.\d\d +\d\.\d\d GiB +512 MiB .* 8 GiB \(RTX 4060\)$/m);
   });
 
   it("takes a quantized checkpoint as it is", async () => {

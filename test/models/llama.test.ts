@@ -265,3 +265,28 @@ function tiny(device: Device, options: { tieWordEmbeddings?: boolean } = {}, see
     { device, generator: new Generator(seed) },
   );
 }
+
+it("without gradients holds the intermediate results of one layer at a time", () => {
+  const model = new LlamaForCausalLM(
+    { vocabSize: 8, hiddenSize: 32, intermediateSize: 64, numHiddenLayers: 12, numAttentionHeads: 2 },
+    { device: "cpu" },
+  ).eval();
+  const last = model.model.layers.at(-1);
+  const forward = last.forward.bind(last);
+  let live = 0;
+  last.forward = (...args) => {
+    live = memory().liveBytes;
+    return forward(...args);
+  };
+  const ids = tensor(new Int32Array(256), { shape: [1, 256], device: "cpu" });
+  const run = (): number => {
+    const before = memory().liveBytes;
+    tidy(() => model.forward(ids));
+    return live - before;
+  };
+  const states = 4 * 256 * 32; // the hidden states of all tokens
+  noGrad(run); // makes the rotary tables
+  expect(noGrad(run)).toBeLessThan(4 * states);
+  expect(run()).toBeGreaterThan(11 * 4 * states);
+  model.dispose();
+});

@@ -14,6 +14,7 @@ import { ConfigKeys } from "../parts/config-keys.js";
 import { learnedPositions } from "../parts/learned-positions.js";
 import type { ModelOptions } from "../parts/model-options.js";
 import { place } from "../parts/model-options.js";
+import { throughLayers } from "../parts/through-layers.js";
 import type { Pass } from "../pass.js";
 import type { Labels } from "../sequence-classifier.js";
 import { readLabels, SequenceClassifier } from "../sequence-classifier.js";
@@ -158,9 +159,7 @@ class BertLayers extends Module {
   }
 
   forward(x: Tensor, pass: Pass): Tensor {
-    let h = x;
-    for (const layer of this.layer) h = layer.forward(h, pass);
-    return h;
+    return throughLayers(x, this.layer, (layer, h) => layer.forward(h, pass));
   }
 }
 

@@ -13,6 +13,7 @@ import { FeedForward } from "../parts/feed-forward.js";
 import type { ModelOptions } from "../parts/model-options.js";
 import { place } from "../parts/model-options.js";
 import { RotaryCache } from "../parts/rotary-cache.js";
+import { throughLayers } from "../parts/through-layers.js";
 import type { Pass, Rotary } from "../pass.js";
 import type { LayerLayout } from "../step-plan.js";
 import { FusedAttention } from "./fused-attention.js";
@@ -63,8 +64,8 @@ class NeoXModel extends Module {
   }
 
   forward(pass: Pass): Tensor {
-    let h = this.embedIn.forward(pass.ids);
-    for (const layer of this.layers) h = layer.forward(h, pass, this.#rotary.for(pass));
+    const rotary = this.#rotary.for(pass);
+    const h = throughLayers(this.embedIn.forward(pass.ids), this.layers, (layer, x) => layer.forward(x, pass, rotary));
     return this.finalLayerNorm.forward(h);
   }
 

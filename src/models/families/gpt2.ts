@@ -12,6 +12,7 @@ import { ConfigKeys } from "../parts/config-keys.js";
 import { learnedPositions } from "../parts/learned-positions.js";
 import type { ModelOptions } from "../parts/model-options.js";
 import { place } from "../parts/model-options.js";
+import { throughLayers } from "../parts/through-layers.js";
 import type { Pass } from "../pass.js";
 import type { LayerLayout } from "../step-plan.js";
 
@@ -123,9 +124,8 @@ class Gpt2Model extends Module {
   }
 
   forward(pass: Pass): Tensor {
-    let h = add(this.wte.forward(pass.ids), learnedPositions(this.wpe, pass));
-    for (const layer of this.h) h = layer.forward(h, pass);
-    return this.lnF.forward(h);
+    const tokens = add(this.wte.forward(pass.ids), learnedPositions(this.wpe, pass));
+    return this.lnF.forward(throughLayers(tokens, this.h, (layer, x) => layer.forward(x, pass)));
   }
 }
 

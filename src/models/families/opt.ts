@@ -13,6 +13,7 @@ import { ConfigKeys } from "../parts/config-keys.js";
 import { learnedPositions } from "../parts/learned-positions.js";
 import type { ModelOptions } from "../parts/model-options.js";
 import { place } from "../parts/model-options.js";
+import { throughLayers } from "../parts/through-layers.js";
 import type { Pass } from "../pass.js";
 import type { LayerLayout } from "../step-plan.js";
 
@@ -119,8 +120,8 @@ class OptDecoder extends Module {
   forward(pass: Pass): Tensor {
     const tokens = this.embedTokens.forward(pass.ids);
     const wide = this.projectIn?.forward(tokens) ?? tokens;
-    let h = add(wide, learnedPositions(this.embedPositions, pass, POSITION_OFFSET));
-    for (const layer of this.layers) h = layer.forward(h, pass);
+    const placed = add(wide, learnedPositions(this.embedPositions, pass, POSITION_OFFSET));
+    const h = throughLayers(placed, this.layers, (layer, x) => layer.forward(x, pass));
     const normed = this.finalLayerNorm?.forward(h) ?? h;
     return this.projectOut?.forward(normed) ?? normed;
   }

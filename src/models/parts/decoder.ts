@@ -14,6 +14,7 @@ import type { LayerLayout } from "../step-plan.js";
 import type { DecoderConfig } from "./config-keys.js";
 import type { ModelOptions } from "./model-options.js";
 import { RotaryCache } from "./rotary-cache.js";
+import { throughLayers } from "./through-layers.js";
 
 /** One block of a decoder: hidden states [..., hidden] to hidden states. */
 export interface DecoderLayer extends Module {
@@ -50,9 +51,9 @@ export class DecoderModel<L extends DecoderLayer = DecoderLayer> extends Module 
   }
 
   forward(pass: Pass): Tensor {
-    let h = this.#scale(this.embedTokens.forward(pass.ids));
-    let i = 0;
-    for (const layer of this.layers) h = layer.forward(h, pass, (this.#rotaries[i++] as RotaryCache).for(pass));
+    const rotaries = this.#rotaries.map((rotary) => rotary.for(pass));
+    const tokens = this.#scale(this.embedTokens.forward(pass.ids));
+    const h = throughLayers(tokens, this.layers, (layer, x, i) => layer.forward(x, pass, rotaries[i] as Rotary));
     return this.norm.forward(h);
   }
 
