@@ -23,7 +23,6 @@ import {
   orNull,
 } from "../tensor/checks.js";
 import type { DeviceLike } from "../tensor/device.js";
-import { devices } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { optionTable } from "../tensor/options.js";
@@ -42,7 +41,7 @@ export interface FromPretrainedOptions {
    * The device that the whole model goes to; "auto": the first GPU, or the CPU where there is none. Default: the default
    * device.
    */
-  deviceMap?: DeviceLike | "auto";
+  deviceMap?: DeviceLike;
   /** Branch, tag or commit of a model on the hub. Default "main". */
   revision?: string;
   /** For private and gated models on the hub. Default HF_TOKEN, or what `hf auth login` left. */
@@ -106,7 +105,7 @@ export async function loadPretrained<M extends Module>(
   }
   const quantizationConfig = mergeConfigs(given, inFile);
   const dtype = dtypeOf(config, options.dtype);
-  const place = placeOf(options.deviceMap);
+  const place = options.deviceMap === undefined ? {} : { device: options.deviceMap };
   const file = await openCheckpoint(folder);
   const source = family.rename ? new RenamedSource(file, family.rename) : file;
   let model: M | undefined;
@@ -152,12 +151,6 @@ export function createModel<M extends Module>(
 export function tiesOf(model: Module, { head = "lm_head", embedding }: Family): ModelTies {
   const isTied = model.namedParameters().every(([name]) => name !== `${head}.weight`);
   return { head, tied: isTied && embedding !== undefined ? { [`${head}.weight`]: embedding } : {} };
-}
-
-/** Models are whole: a map of several devices would need parts that move. */
-function placeOf(map: DeviceLike | "auto" | undefined): { device?: DeviceLike } {
-  if (map === undefined) return {};
-  return { device: map === "auto" ? (devices()[1] ?? "cpu") : map };
 }
 
 /** A layer has tensors: a config that claims more layers than there can be would only take memory. */

@@ -1,6 +1,7 @@
 // Models by their id: from the cache that Hugging Face's libraries share, else from a hub, here one on this machine that
 // drops connections, refuses, and lies.
 import {
+  existsSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -100,6 +101,14 @@ describe("a model that the cache lacks", () => {
     await resolve();
     expect(hub.takeSeen().filter((line) => line.startsWith("GET")).length).toBe(1);
     expect(readFileSync(join(folder, shards[1]!), "utf8")).toBe(shards[1]);
+  });
+
+  it("has what sentence-transformers says of pooling", async () => {
+    const files = ["1_Pooling/config.json", "modules.json", "sentence_bert_config.json"];
+    for (const name of [...files, "2_Dense/config.json"]) hub.files.set(name, Buffer.from("{}"));
+    const folder = await resolve();
+    for (const name of files) expect(readFileSync(join(folder, name), "utf8")).toBe("{}");
+    expect(existsSync(join(folder, "2_Dense"))).toBe(false);
   });
 
   it("for its tokenizer comes without weights", async () => {
