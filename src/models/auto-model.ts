@@ -1,10 +1,12 @@
 // AutoModel and AutoModelForSequenceClassification: models that read texts and write none.
+import type { JsonObject } from "../hub/config-text.js";
 import { aString, checkArgument } from "../tensor/checks.js";
+import { BnbError } from "../tensor/errors.js";
 import { checkOptions } from "../tensor/options.js";
 import { addTokenizer, familyIn } from "./auto.js";
 import type { Encoder } from "./encoder.js";
-import { classifierFamilies, encoderFamilies } from "./families/index.js";
-import type { FromPretrainedOptions } from "./load.js";
+import { causalFamilies, classifierFamilies, encoderFamilies } from "./families/index.js";
+import type { Family, FromPretrainedOptions } from "./load.js";
 import { fromPretrainedOptions, loadPretrained } from "./load.js";
 import { readEmbedOptions } from "./sentence-transformers.js";
 import type { SequenceClassifier } from "./sequence-classifier.js";
@@ -22,9 +24,19 @@ export const AutoModel = {
   async fromPretrained(path: string, options: FromPretrainedOptions = {}): Promise<Encoder> {
     checkArgument("fromPretrained", "path", path, aString);
     checkOptions("fromPretrained", options, fromPretrainedOptions);
-    return loadPretrained(path, (config) => familyIn(encoderFamilies, config), options, addEmbedParts);
+    return loadPretrained(path, encoderOf, options, addEmbedParts);
   },
 };
+
+function encoderOf(config: JsonObject): Family<Encoder> {
+  const type = config["model_type"];
+  if (typeof type === "string" && Object.hasOwn(causalFamilies, type)) {
+    const rule = `AutoModel: model_type must be one of ${Object.keys(encoderFamilies).join(", ")}`;
+    const advice = "AutoModelForCausalLM opens it, and its embed gives vectors";
+    throw new BnbError("ERR_BNB_UNSUPPORTED", `${rule}, got ${JSON.stringify(type)}: ${advice}`);
+  }
+  return familyIn(encoderFamilies, config);
+}
 
 async function addEmbedParts(model: Encoder, folder: string): Promise<void> {
   model.embedDefaults = await readEmbedOptions(folder);

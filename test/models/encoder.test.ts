@@ -329,6 +329,12 @@ describe("texts", () => {
     model.dispose();
   });
 
+  it("of a language model are its own affair", async () => {
+    await expect(AutoModel.fromPretrained(fixturePath("families/llama-plain/fp32"))).rejects.toThrow(
+      'got "llama": AutoModelForCausalLM opens it, and its embed gives vectors',
+    );
+  });
+
   it("need a tokenizer", async () => {
     const model = await AutoModel.fromPretrained(fixturePath("families/bert/fp32"));
     await expect(model.embed("x")).rejects.toThrow(
