@@ -14,18 +14,22 @@ import { plainRope, ropeFrequencies } from "./rope-scaling.js";
  * Not a module: the tables follow from the configuration and are in no state dict.
  */
 export class RotaryTables {
-  readonly cos: Tensor; // [maxLength, headDim / 2] float32
-  readonly sin: Tensor; // [maxLength, headDim / 2] float32
+  readonly cos: Tensor; // [rows, headDim / 2] float32
+  readonly sin: Tensor; // [rows, headDim / 2] float32
+  /** Of the texts that they are for. */
   readonly maxLength: number;
+  /** The first positions that are there. */
+  readonly rows: number;
 
-  constructor(headDim: number, maxLength: number, rope: number | RopeParameters, device?: Device) {
+  constructor(headDim: number, maxLength: number, rope: number | RopeParameters, device?: Device, rows = maxLength) {
     this.maxLength = maxLength;
+    this.rows = rows;
     const half = headDim / 2;
-    const cos = new Float32Array(maxLength * half);
-    const sin = new Float32Array(maxLength * half);
+    const cos = new Float32Array(rows * half);
+    const sin = new Float32Array(rows * half);
     const parameters = typeof rope === "number" ? plainRope(rope, maxLength) : rope;
     const { frequencies, scale } = ropeFrequencies(parameters, headDim, maxLength);
-    for (let position = 0; position < maxLength; position++) {
+    for (let position = 0; position < rows; position++) {
       for (let i = 0; i < half; i++) {
         // Angles are rounded to float32, as models were trained with them.
         const angle = Math.fround(position * (frequencies[i] as number));
@@ -33,8 +37,8 @@ export class RotaryTables {
         sin[position * half + i] = Math.sin(angle) * scale;
       }
     }
-    this.cos = keep(tensor(cos, { shape: [maxLength, half], device }));
-    this.sin = keep(tensor(sin, { shape: [maxLength, half], device }));
+    this.cos = keep(tensor(cos, { shape: [rows, half], device }));
+    this.sin = keep(tensor(sin, { shape: [rows, half], device }));
   }
 
   /**

@@ -22,15 +22,25 @@ export class RotaryCache {
   for(pass: Pass): Rotary {
     const { device } = pass.ids;
     const length = RotaryTables.lengthFor(this.#rope, this.#maxPositions, pass.longest);
-    if (this.#tables?.device !== device || this.#tables.made.maxLength !== length) {
-      this.dispose();
-      this.#tables = { device, made: new RotaryTables(this.#dim, length, this.#rope, device) };
-    }
-    return this.#tables.made;
+    const rows = rowsFor(pass.longest, length);
+    const known = this.#tables;
+    if (known?.device === device && known.made.maxLength === length && known.made.rows >= rows) return known.made;
+    this.dispose();
+    const made = new RotaryTables(this.#dim, length, this.#rope, device, rows);
+    this.#tables = { device, made };
+    return made;
   }
 
   dispose(): void {
     this.#tables?.made.dispose();
     this.#tables = null;
   }
+}
+
+/**
+ * Most texts are far shorter than models allow, and a table of 131,072 rows takes half a second: it doubles as texts become
+ * longer. A step to be recorded does not know how long they will be, and gets all.
+ */
+function rowsFor(longest: number | null, most: number): number {
+  return longest === null ? most : Math.min(most, Math.max(1024, 2 ** Math.ceil(Math.log2(longest))));
 }
