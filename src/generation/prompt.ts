@@ -33,7 +33,7 @@ export function isPrompts<P extends Prompt | TextPrompt>(input: P | readonly P[]
 
 function isSeveral(input: unknown): boolean {
   if (!Array.isArray(input)) return false;
-  const [first] = input as unknown[];
+  const first: unknown = input[0]; // by its index: an array may have an iterator of its own
   return input.length === 0 || typeof first === "string" || Array.isArray(first) || types.isTypedArray(first);
 }
 

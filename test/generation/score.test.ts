@@ -25,7 +25,9 @@ afterAll(() => model.dispose());
 
 /** log softmax(logits)[next] of each position but the last, in float64. */
 function oracle(ids: ArrayLike<number>): number[] {
-  const logits = tidy(() => noGrad(() => model.forward(tensor(Int32Array.from(ids), { shape: [1, ids.length] }))));
+  const logits = tidy(() =>
+    noGrad(() => model.forward(tensor(Int32Array.from(ids), { shape: [1, ids.length], device: model.device }))),
+  );
   const values = logits.floatsSync();
   const vocab = logits.shape[2] as number;
   logits.dispose();
@@ -120,7 +122,7 @@ describe("embed", () => {
   /** Hidden states in float64, [t][hidden]. */
   const statesOf = (ids: number[]) => {
     const states = tidy(() =>
-      noGrad(() => model.hiddenStates(tensor(ids, { shape: [1, ids.length], dtype: "int32" }))),
+      noGrad(() => model.hiddenStates(tensor(ids, { shape: [1, ids.length], dtype: "int32", device: model.device }))),
     );
     const hidden = states.shape[2] as number;
     const values = states.floatsSync();
@@ -134,7 +136,7 @@ describe("embed", () => {
   };
 
   it("hidden states are what the head makes logits of", async () => {
-    const ids = tensor(texts[0]!, { shape: [1, 5], dtype: "int32" });
+    const ids = tensor(texts[0]!, { shape: [1, 5], dtype: "int32", device: model.device });
     const head = model as unknown as { head(states: unknown): { floatsSync(): Float32Array } };
     const [a, b] = tidy(() =>
       noGrad(() => [head.head(model.hiddenStates(ids)).floatsSync(), model.forward(ids).floatsSync()]),
