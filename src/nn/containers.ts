@@ -1,6 +1,6 @@
 // Sequential and ModuleList: modules in a row, named by their index.
 
-import { describe } from "../tensor/describe.js";
+import { describe, itemsOf } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { Member } from "./module.js";
@@ -59,10 +59,10 @@ export class ModuleList<M extends Module = Module> extends Module {
 }
 
 function modulesOf<M>(items: Iterable<M>): M[] {
-  if (typeof items?.[Symbol.iterator] !== "function") {
+  const list = itemsOf(items);
+  if (!list) {
     throw new BnbError("ERR_BNB_ARGUMENT", `ModuleList: items must be a list of Modules, got ${describe(items)}`);
   }
-  const list = [...items];
   const wrong = list.findIndex((item) => !(item instanceof Module));
   if (wrong < 0) return list;
   throw new BnbError("ERR_BNB_ARGUMENT", `ModuleList: every item must be a Module, got ${describe(list[wrong])}`);

@@ -1,7 +1,7 @@
 // Gradient clipping. One native call for all gradients; the norm stays on the device.
 import { addon } from "../tensor/addon.js";
 import { checkTensor, oneOf } from "../tensor/checks.js";
-import { describe } from "../tensor/describe.js";
+import { describe, itemsOf } from "../tensor/describe.js";
 import type { ClipRule } from "../tensor/enums.js";
 import { clipRules } from "../tensor/enums.js";
 import { BnbError } from "../tensor/errors.js";
@@ -10,8 +10,7 @@ import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 
 function gradientsOf(op: string, params: Tensor | Iterable<Tensor>): Tensor[] {
-  const isList = typeof (params as Iterable<Tensor> | undefined)?.[Symbol.iterator] === "function";
-  const list = isList ? [...(params as Iterable<Tensor>)] : [params as Tensor];
+  const list = itemsOf(params as Iterable<Tensor>) ?? [params as Tensor];
   for (const p of list) checkTensor(op, "each of params", p);
   return list.flatMap((p) => (p.grad ? [p.grad] : []));
 }

@@ -1,6 +1,6 @@
 // Overrides of single parameters' hyperparameters, for all optimizers of the process. Parameters and modules are
 // held weakly: an override never keeps one alive.
-import { describe, isPlainObject } from "../tensor/describe.js";
+import { describe, isPlainObject, itemsOf } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { Hyperparameters } from "./options.js";
@@ -69,7 +69,7 @@ export class GlobalOptimManager {
   overrideConfig(params: Tensor | Iterable<Tensor>, keyOrConfig: string | ParameterConfig, value?: unknown): void {
     const config: ParameterConfig = typeof keyOrConfig === "string" ? { [keyOrConfig]: value } : keyOrConfig;
     checkConfig(config);
-    const list = Symbol.iterator in params ? params : [params];
+    const list = itemsOf(params as Iterable<Tensor>) ?? [params as Tensor];
     for (const param of list) this.#configs.set(param, { ...this.#configs.get(param), ...config });
   }
 

@@ -2,7 +2,7 @@
 // step crosses to native code once, whatever the number of parameters, and never waits for the device.
 import { checkFunction } from "../tensor/checks.js";
 import { tensor } from "../tensor/create.js";
-import { describe, isPlainObject } from "../tensor/describe.js";
+import { describe, isPlainObject, itemsOf } from "../tensor/describe.js";
 import type { Device } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
 import { keep } from "../tensor/scope.js";
@@ -262,8 +262,7 @@ function scheduled(h: Hyperparameters, t: number): UpdateScalars {
 
 // A tensor is none, and neither is a string.
 function iterated<T>(list: Iterable<T>): T[] | null {
-  if (typeof list !== "object" || list === null || isTensor(list)) return null;
-  return typeof list[Symbol.iterator] === "function" ? [...list] : null;
+  return isTensor(list) ? null : itemsOf(list);
 }
 
 function isTensor(value: unknown): value is Tensor {

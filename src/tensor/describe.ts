@@ -1,5 +1,5 @@
-// How error messages show what came.
-import { inspect } from "node:util";
+// What came from a caller: how error messages show it, and what kind of thing it is.
+import { inspect, types } from "node:util";
 
 /** A value in a few words, on one line: `"nf4"`, `[1, 2]`, `Tensor(float32 [2, 3], cpu)`, `[Linear]`. */
 export function describe(value: unknown): string {
@@ -35,4 +35,10 @@ export function isPlainObject(value: unknown): value is object {
 
 function shortened(text: string): string {
   return text.length <= 80 ? text : `${text.slice(0, 77)}...`;
+}
+
+/** What an iterable of objects gives; null for what is none. TypedArrays hold numbers, and one may have lost its memory. */
+export function itemsOf<T>(value: Iterable<T> | undefined | null): T[] | null {
+  if (typeof value !== "object" || value === null || types.isTypedArray(value)) return null;
+  return typeof value[Symbol.iterator] === "function" ? [...value] : null;
 }

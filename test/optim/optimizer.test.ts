@@ -184,6 +184,12 @@ describe("groups", () => {
     expect(() => new Adam([{ params: [p] }, { params: [p] }])).toThrow("a parameter must be listed once");
     expect(() => new Adam([{ params: p as never }])).toThrow('must have a list of parameters under "params"');
     expect(() => new Adam([{ params: [3 as never] }])).toThrow("Adam: parameters must be Tensors, got 3");
+    const lost = new Float32Array(2);
+    structuredClone(lost.buffer, { transfer: [lost.buffer] });
+    for (const numbers of [new Float32Array(2), lost]) {
+      expect(() => new Adam(numbers as never)).toThrow(expect.objectContaining({ name: "BnbError" }));
+      expect(() => clipGradNorm(numbers as never, 1)).toThrow(expect.objectContaining({ name: "BnbError" }));
+    }
   });
 });
 
