@@ -4,11 +4,12 @@ import type { Member, UnaryModule } from "../nn/index.js";
 import { Linear } from "../nn/index.js";
 import type { Device } from "../tensor/device.js";
 import type { Tensor } from "../tensor/tensor.js";
-import type { CausalLM, ModelConfig } from "./causal-lm.js";
+import type { CausalLM } from "./causal-lm.js";
 import type { WholeTextOptions } from "./encoder.js";
 import type { ModelOptions } from "./parts/model-options.js";
 import type { Labels } from "./sequence-classifier.js";
 import { SequenceClassifier } from "./sequence-classifier.js";
+import type { ModelConfig } from "./text-model.js";
 
 /** Labels of whole texts by the last token's hidden state of a causal language model. */
 export class CausalSequenceClassifier extends SequenceClassifier {

@@ -3,25 +3,16 @@ import { noGrad } from "../autograd/no-grad.js";
 import type { GenerationConfig } from "../hub/index.js";
 import { embedding } from "../ops/index.js";
 import { anObject, aTensor, checkArgument, checkTensor } from "../tensor/checks.js";
-import type { Device } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { Pass } from "./pass.js";
 import { StepPass, TrainingPass } from "./pass.js";
-import type { RopeParameters } from "./rope-scaling.js";
 import { RotaryTables } from "./rotary.js";
 import type { KvStore, LayerLayout, StepPlan } from "./step-plan.js";
+import type { ModelConfig } from "./text-model.js";
 import { TextModel } from "./text-model.js";
-
-/** What those who drive a model must know of it. */
-export interface ModelConfig {
-  readonly vocabSize: number;
-  readonly maxPositionEmbeddings: number;
-  /** How positions turn, where they do. */
-  readonly rope?: RopeParameters;
-}
 
 /** Options of `CausalLM.forward`. */
 export interface ForwardOptions {
@@ -37,18 +28,9 @@ const forwardOptions = optionTable<ForwardOptions>({ starts: aTensor });
  * A model that continues texts. A family says what its body computes (`hidden`), how that becomes logits (`head`) and what
  * its attention layers keep (`kvLayout`).
  */
-export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends TextModel {
-  readonly config: C;
+export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends TextModel<C> {
   /** How texts are generated where callers say nothing else: generation_config.json, or empty. */
   generationConfig: GenerationConfig = {};
-
-  constructor(config: C) {
-    super();
-    this.config = config;
-  }
-
-  /** Where its weights are. */
-  abstract get device(): Device;
 
   /** What its activations are, and so keys and values unless an engine is told otherwise. */
   abstract get dtype(): DType;

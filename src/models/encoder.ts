@@ -12,18 +12,17 @@ import {
   either,
   oneOf,
 } from "../tensor/checks.js";
-import type { Device } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
-import type { ModelConfig } from "./causal-lm.js";
 import { inBatches, packTexts, shortened } from "./packing.js";
 import type { Pass } from "./pass.js";
 import { TrainingPass } from "./pass.js";
 import type { Pooling } from "./pooling.js";
 import { pool, poolings } from "./pooling.js";
+import type { ModelConfig } from "./text-model.js";
 import { TextModel } from "./text-model.js";
 
 /** What those who drive an encoder must know of it. */
@@ -60,18 +59,9 @@ const embedOptions = optionTable<EmbedOptions>({
 const someTexts = either(aString, arrayOf(aString, "an array of texts"));
 
 /** A model that turns tokens into hidden states, each of which has seen the whole text. */
-export abstract class Encoder<C extends EncoderConfig = EncoderConfig> extends TextModel {
-  readonly config: C;
+export abstract class Encoder<C extends EncoderConfig = EncoderConfig> extends TextModel<C> {
   /** What `embed` does unless told otherwise. */
   embedDefaults: EmbedOptions = {};
-
-  constructor(config: C) {
-    super();
-    this.config = config;
-  }
-
-  /** Where its weights are. */
-  abstract get device(): Device;
 
   /** What its activations are. */
   abstract get dtype(): DType;

@@ -1,7 +1,7 @@
 // Models: language models, ids to logits, in one piece with gradients or step by step over pages; encoders and classifiers.
 export { AutoModelForCausalLM } from "./auto.js";
 export { AutoModel, AutoModelForSequenceClassification } from "./auto-model.js";
-export { CausalLM, type ForwardOptions, type ModelConfig } from "./causal-lm.js";
+export { CausalLM, type ForwardOptions } from "./causal-lm.js";
 export { type DequantizeOptions, dequantizeModel } from "./dequantize.js";
 export { type EmbedOptions, Encoder, type EncoderConfig, type WholeTextOptions } from "./encoder.js";
 export { LlamaForCausalLM } from "./llama.js";
@@ -19,4 +19,4 @@ export {
   type TextPair,
 } from "./sequence-classifier.js";
 export type { KvStore, LayerLayout, StepPlan } from "./step-plan.js";
-export { TextModel } from "./text-model.js";
+export { type ModelConfig, TextModel } from "./text-model.js";

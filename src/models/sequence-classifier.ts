@@ -4,15 +4,14 @@ import { abs, argmax, cast, embedding, mul, reshape, sigmoid, sign, slice, softm
 import { aString, checkArgument } from "../tensor/checks.js";
 import { arange } from "../tensor/create.js";
 import { describe, isPlainObject } from "../tensor/describe.js";
-import type { Device } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
-import type { ModelConfig } from "./causal-lm.js";
 import type { WholeTextOptions } from "./encoder.js";
 import { checkWholeTexts } from "./encoder.js";
 import { inBatches, packTexts, shortened } from "./packing.js";
 import type { ConfigKeys } from "./parts/config-keys.js";
+import type { ModelConfig } from "./text-model.js";
 import { TextModel } from "./text-model.js";
 
 /** What a config says of its labels. */
@@ -41,18 +40,9 @@ export interface Classification {
 }
 
 /** A model that gives a logit per label for each text. */
-export abstract class SequenceClassifier<C extends ModelConfig & Labels = ModelConfig & Labels> extends TextModel {
-  readonly config: C;
+export abstract class SequenceClassifier<C extends ModelConfig & Labels = ModelConfig & Labels> extends TextModel<C> {
   /** Which token's hidden state is read: the first, which sees all, or the last of a causal model. */
   protected abstract readonly reads: "first" | "last";
-
-  constructor(config: C) {
-    super();
-    this.config = config;
-  }
-
-  /** Where its weights are. */
-  abstract get device(): Device;
 
   /** Hidden states with the axes of ids. */
   protected abstract hidden(ids: Tensor, options: WholeTextOptions): Tensor;

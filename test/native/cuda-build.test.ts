@@ -45,7 +45,8 @@ function decide({ smi, smiStatus = 0, card = false, nvcc, options = {} }: Machin
   return { ok: status === 0, text: `${stdout}${stderr}`.replace(/\s+/g, " ").trim() };
 }
 
-describe.skipIf(cmake === "")("a build from source", () => {
+const why = cmake === "" ? ": skipped, there is no CMake" : "";
+describe.skipIf(cmake === "")(`a build from source${why}`, () => {
   it("has CUDA kernels, those of its cards, where a GPU and a toolkit are", () => {
     const smi = "8.6\n9.0\n9.0";
     expect(decide({ smi, nvcc: "whole" })).toEqual({ ok: true, text: "-- cuda on 86 90" });

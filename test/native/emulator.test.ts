@@ -122,6 +122,7 @@ describe.runIf(emulated !== undefined)("the emulator", () => {
   const wrong = /the kernel gave a wrong result/;
   const hang = /hang: thread \(0, 0, 0\) of block \(\d+, 0, 0\) goes on without coming to a barrier/;
   // Threads are interrupted, and hangs counted, at accesses, which the build with sanitizers does not report.
+  const why = sanitized ? " (skipped: the build with sanitizers does not report accesses)" : "";
   it.skipIf(sanitized).each([
     ["forward", "passes correct kernels", 0, right],
     ["reverse", "passes correct kernels", 0, right],
@@ -137,7 +138,7 @@ describe.runIf(emulated !== undefined)("the emulator", () => {
     ["forward", "stops a block that waits for all others", WAITS_FOR_BLOCKS, hang],
     ["reverse", "stops a block that waits for all others", WAITS_FOR_BLOCKS, hang],
     ["random:1", "stops a block that waits for all others", WAITS_FOR_BLOCKS, hang],
-  ])("in %s order, %s", (order, _, which, message) => {
+  ])(`in %s order, %s${why}`, (order, _, which, message) => {
     expect(provokeApart(which, order).stdout.trim()).toMatch(message);
   });
 

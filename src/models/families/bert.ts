@@ -194,28 +194,37 @@ export class BertModel extends Encoder<BertConfig> {
   }
 }
 
-/** BERT with a head over the first token of a text. */
-export class BertForSequenceClassification extends SequenceClassifier<BertConfig & Labels> {
+/** A head over the first token of a text; checkpoints name the body after its family. */
+abstract class FirstTokenClassifier extends SequenceClassifier<BertConfig & Labels> {
   protected override readonly reads = "first";
-  bert: BertModel;
-  classifier: UnaryModule;
+  body: BertModel;
 
   constructor(c: BertConfig & Labels, options: ModelOptions) {
     super(c);
-    this.bert = new BertModel(c, options);
-    this.classifier = new Linear(c.hiddenSize, c.labels.length, options);
+    this.body = new BertModel(c, options);
   }
 
   override get device(): Device {
-    return this.bert.device;
+    return this.body.device;
   }
 
   protected override hidden(ids: Tensor, options: WholeTextOptions): Tensor {
-    return this.bert.forward(ids, options);
+    return this.body.forward(ids, options);
+  }
+}
+
+/** BERT's labels: a projection of what its pooler gives. */
+export class BertForSequenceClassification extends FirstTokenClassifier {
+  static override readonly names = { body: "bert" };
+  classifier: UnaryModule;
+
+  constructor(c: BertConfig & Labels, options: ModelOptions) {
+    super(c, options);
+    this.classifier = new Linear(c.hiddenSize, c.labels.length, options);
   }
 
   protected override head(states: Tensor): Tensor {
-    return this.classifier.forward(this.bert.pooled(states));
+    return this.classifier.forward(this.body.pooled(states));
   }
 }
 
@@ -235,24 +244,14 @@ class RobertaHead extends Module {
   }
 }
 
-/** RoBERTa with a head over the first token of a text. */
-export class RobertaForSequenceClassification extends SequenceClassifier<BertConfig & Labels> {
-  protected override readonly reads = "first";
-  roberta: BertModel;
+/** RoBERTa's labels: two projections of the first token's hidden state. */
+export class RobertaForSequenceClassification extends FirstTokenClassifier {
+  static override readonly names = { body: "roberta" };
   classifier: RobertaHead;
 
   constructor(c: BertConfig & Labels, options: ModelOptions) {
-    super(c);
-    this.roberta = new BertModel(c, options);
+    super(c, options);
     this.classifier = new RobertaHead(c, options);
-  }
-
-  override get device(): Device {
-    return this.roberta.device;
-  }
-
-  protected override hidden(ids: Tensor, options: WholeTextOptions): Tensor {
-    return this.roberta.forward(ids, options);
   }
 
   protected override head(states: Tensor): Tensor {
