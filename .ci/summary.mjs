@@ -1,7 +1,7 @@
-// Sums vitest's JSON reports: node .ci/summary.mjs <folder> <status so far> <runs skipped>. A command that failed without failing
-// a test (a build error, a crash, a lint finding) counts as one failure.
+// Sums vitest's JSON reports and names what failed: node .ci/summary.mjs <folder> <status so far> <runs skipped>. A command that
+// failed without failing a test (a build error, a crash, a lint finding) counts as one failure.
 import { existsSync, readdirSync, readFileSync } from "node:fs";
-import { join } from "node:path";
+import { join, relative } from "node:path";
 
 const [folder = "", status, runsSkipped] = process.argv.slice(2);
 let passed = 0;
@@ -13,8 +13,17 @@ for (const name of readdirSync(folder).filter((name) => name.endsWith(".json")))
   passed += report.numPassedTests;
   failed += report.numFailedTests;
   skipped += report.numPendingTests + report.numTodoTests;
-  // A file that does not load has no tests to fail.
-  failed += report.testResults.filter((file) => file.status === "failed" && file.assertionResults.length === 0).length;
+  for (const file of report.testResults) {
+    const run = `${name.replace(".json", "")}: ${relative(process.cwd(), file.name)}`;
+    for (const test of file.assertionResults.filter((test) => test.status === "failed")) {
+      console.log(`failed in ${run}: ${test.fullName}: ${test.failureMessages?.[0]?.split("\n")[0]}`);
+    }
+    // A file that does not load has no tests to fail.
+    if (file.status === "failed" && file.assertionResults.length === 0) {
+      failed++;
+      console.log(`failed in ${run}: ${file.message}`);
+    }
+  }
 }
 const commands = existsSync(join(folder, "failed"))
   ? readFileSync(join(folder, "failed"), "utf8").trim().split("\n")
