@@ -86,17 +86,26 @@ const fmas = await peak();
 // What a token reads: all but the embedding, of which it takes a row.
 const bytes = model.memoryFootprint() - 2 * config.vocabSize * config.hiddenSize;
 let alone = 0;
-for (const texts of [1, 8]) {
+for (const [texts, head] of [
+  [1, null],
+  [1, "int8"],
+  [1, "nf4"],
+  [8, null],
+] as const) {
+  const footprint = model.memoryFootprint();
+  model.quantizeHead(head);
+  const headBytes = head === null ? 0 : model.memoryFootprint() - footprint - 2 * config.vocabSize * config.hiddenSize;
   const ms = quantile(await decode(model, texts, 24), 0.5);
   const perSecond = (1000 / ms) * texts;
-  if (texts === 1) alone = perSecond;
+  if (texts === 1 && head === null) alone = perSecond;
   results.push({
-    case: `decode, ${texts} text${texts > 1 ? "s" : ""}`,
+    case: `decode, ${texts} text${texts > 1 ? "s" : ""}${head ? `, head in ${head}` : ""}`,
     msPerStep: ms,
     tokensPerSecond: perSecond,
-    ofBandwidth: bytes / (ms / 1000) / bandwidth,
+    ofBandwidth: (bytes + headBytes) / (ms / 1000) / bandwidth,
     timesOne: perSecond / alone,
   });
+  model.quantizeHead(null);
 }
 for (const length of [128, 512]) {
   using engine = new Engine(model, { maxLength: 1024, maxSequences: 1, stepTokens: 1024, sharePrefixes: false });

@@ -2,6 +2,7 @@
 import { BitsAndBytesConfig } from "../hub/index.js";
 import type { CausalLM, FromPretrainedOptions, FromPretrainedProgress } from "../models/index.js";
 import { AutoModelForCausalLM } from "../models/index.js";
+import { BnbError } from "../tensor/errors.js";
 import type { OptionSpec } from "./command.js";
 import { choice, deviceOption, revisionOption, usageError } from "./command.js";
 import { readConfig } from "./read-config.js";
@@ -19,6 +20,15 @@ export const loadOptions = {
 export const quantizeOptions = {
   "4bit": { type: "boolean", help: "quantize to NF4 while loading" },
   "8bit": { type: "boolean", help: "quantize to int8 while loading" },
+} as const satisfies Record<string, OptionSpec>;
+
+/** For commands that generate. */
+export const headOption = {
+  head: {
+    type: "string",
+    value: "FORMAT",
+    help: "also keep the output projection in int8, nf4 or fp4, to be faster; or float",
+  },
 } as const satisfies Record<string, OptionSpec>;
 
 interface LoadValues {
@@ -63,6 +73,16 @@ export async function loadModel(
     signal,
     ...more,
   });
+}
+
+/** Keeps the head of a model in the format of --head; the default only where the head is not quantized already. */
+export function quantizeHead(model: CausalLM, asked: string | undefined, byDefault: "float" | "int8"): void {
+  const format = choice("--head", asked ?? byDefault, ["float", "int8", "nf4", "fp4"]);
+  try {
+    model.quantizeHead(format === "float" ? null : format);
+  } catch (error) {
+    if (asked !== undefined || !(error instanceof BnbError && error.code === "ERR_BNB_UNSUPPORTED")) throw error;
+  }
 }
 
 function showProgress(terminal: Terminal, progress: FromPretrainedProgress): void {

@@ -6,7 +6,7 @@ import { readGenerationConfig } from "../hub/generation-config.js";
 import { AutoTokenizer } from "../hub/index.js";
 import type { Module } from "../nn/index.js";
 import { initChecks } from "../nn/layer-options.js";
-import { aPlainObject, aString, checkArgument } from "../tensor/checks.js";
+import { aPlainObject, aString, checkArgument, orNull } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import type { CausalLM } from "./causal-lm.js";
@@ -15,7 +15,18 @@ import type { Family, FromPretrainedOptions } from "./load.js";
 import { createModel, fromPretrainedOptions, loadPretrained } from "./load.js";
 import { drawWeights } from "./parts/decoder.js";
 import type { ModelOptions } from "./parts/model-options.js";
+import type { HeadFormat } from "./quantized-head.js";
+import { aHeadFormat } from "./quantized-head.js";
 import type { TextModel } from "./text-model.js";
+
+export interface CausalLMOptions extends FromPretrainedOptions {
+  /** Also keeps a copy of the output projection in this format, to generate faster; see `CausalLM.quantizeHead`. Default null. */
+  quantizeHead?: HeadFormat | null;
+}
+const causalLMOptions = optionTable<CausalLMOptions>({
+  ...fromPretrainedOptions.checks,
+  quantizeHead: orNull(aHeadFormat),
+});
 
 /**
  * Language models from checkpoints as transformers writes them.
@@ -34,10 +45,14 @@ export const AutoModelForCausalLM = {
    * Rejects with ERR_BNB_UNSUPPORTED for an architecture that is not known, ERR_BNB_FILE and ERR_BNB_FORMAT for files that
    * cannot be read, ERR_BNB_ABORTED when the signal is.
    */
-  async fromPretrained(path: string, options: FromPretrainedOptions = {}): Promise<CausalLM> {
+  async fromPretrained(path: string, options: CausalLMOptions = {}): Promise<CausalLM> {
     checkArgument("fromPretrained", "path", path, aString);
-    checkOptions("fromPretrained", options, fromPretrainedOptions);
-    return loadPretrained(path, familyOf, options, addTextParts);
+    checkOptions("fromPretrained", options, causalLMOptions);
+    const { quantizeHead = null, ...rest } = options;
+    return loadPretrained(path, familyOf, rest, async (model, folder, config) => {
+      model.quantizeHead(quantizeHead);
+      await addTextParts(model, folder, config);
+    });
   },
 
   /**

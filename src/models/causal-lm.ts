@@ -1,14 +1,18 @@
 // What every language model is, whatever its family: one body over a Pass, and the two passes that drive it.
-import { noGrad } from "../autograd/no-grad.js";
+import { isGradEnabled, noGrad } from "../autograd/no-grad.js";
 import type { GenerationConfig } from "../hub/index.js";
-import { embedding } from "../ops/index.js";
-import { anObject, aTensor, checkArgument, checkTensor } from "../tensor/checks.js";
+import type { Embedding } from "../nn/index.js";
+import { embedding, linear } from "../ops/index.js";
+import { anObject, aTensor, checkArgument, checkTensor, orNull } from "../tensor/checks.js";
+import type { Device, DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
-import type { Tensor } from "../tensor/tensor.js";
+import { Tensor } from "../tensor/tensor.js";
 import type { Pass } from "./pass.js";
 import { StepPass, TrainingPass } from "./pass.js";
+import type { HeadFormat, OutputProjection } from "./quantized-head.js";
+import { aHeadFormat, QuantizedHead } from "./quantized-head.js";
 import { RotaryTables } from "./rotary.js";
 import type { KvStore, LayerLayout, StepPlan } from "./step-plan.js";
 import type { ModelConfig } from "./text-model.js";
@@ -25,15 +29,29 @@ export interface ForwardOptions {
 const forwardOptions = optionTable<ForwardOptions>({ starts: aTensor });
 
 /**
- * A model that continues texts. A family says what its body computes (`hidden`), how that becomes logits (`head`) and what
- * its attention layers keep (`kvLayout`).
+ * A model that continues texts. A family says what its body computes (`hidden`), what makes logits of that
+ * (`outputProjection`, `logits`) and what its attention layers keep (`kvLayout`).
  */
 export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends TextModel<C> {
   /** How texts are generated where callers say nothing else: generation_config.json, or empty. */
   generationConfig: GenerationConfig = {};
 
+  #quantizedHead: QuantizedHead | null = null;
+
+  /** The table that makes hidden states of ids. */
+  protected abstract inputEmbedding(): Embedding;
+
+  /** What makes logits of hidden states: a layer, or the weight [vocab, hidden] that the embedding shares with it. */
+  protected abstract outputProjection(): OutputProjection;
+
+  override get device(): Device {
+    return this.inputEmbedding().weight.device;
+  }
+
   /** What its activations are, and so keys and values unless an engine is told otherwise. */
-  abstract get dtype(): DType;
+  get dtype(): DType {
+    return this.inputEmbedding().weight.dtype;
+  }
 
   /** What each attention layer keeps of a token, in the order of the numbers that the body gives to `pass.attend`. */
   abstract kvLayout(): readonly LayerLayout[];
@@ -50,12 +68,57 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
   /** Hidden states with the leading axes of `pass.ids`. */
   protected abstract hidden(pass: Pass): Tensor;
 
-  /** Logits [..., vocab] of hidden states. */
-  protected abstract head(hidden: Tensor): Tensor;
+  /** What becomes of the projected hidden states [..., vocab]. */
+  protected logits(projected: Tensor): Tensor {
+    return projected;
+  }
+
+  #head(hidden: Tensor): Tensor {
+    const projection = this.outputProjection();
+    const quantized = isGradEnabled() ? null : this.#quantizedHead;
+    if (quantized) return this.logits(quantized.forward(hidden, projection));
+    return this.logits(projection instanceof Tensor ? linear(hidden, projection, null) : projection.forward(hidden));
+  }
+
+  /**
+   * Keeps a copy of the output projection in int8 (as `Linear8bitLt`, threshold 6) or in blocks of 4 bits, by which logits
+   * are computed wherever no gradients are recorded; null drops it. A small model reads its head as often as all its layers
+   * together, so it generates faster. What is saved and trained is the float weight; a tied embedding looks up in it.
+   *
+   * Throws ERR_BNB_UNSUPPORTED if the head is no `Linear`, but quantized already or with adapters, and ERR_BNB_NONFINITE
+   * if its weight is not finite.
+   */
+  quantizeHead(format: HeadFormat | null): this {
+    checkArgument("quantizeHead", "format", format, orNull(aHeadFormat));
+    const next = format === null ? null : new QuantizedHead(format, this.outputProjection());
+    this.#quantizedHead?.dispose();
+    this.#quantizedHead = next;
+    return this;
+  }
+
+  /** The format of the head's copy that `quantizeHead` made, or null. */
+  get headFormat(): HeadFormat | null {
+    return this.#quantizedHead?.format ?? null;
+  }
+
+  override to(device: DeviceLike): this {
+    super.to(device);
+    this.#quantizedHead?.layer.to(device);
+    return this;
+  }
+
+  override memoryFootprint(): number {
+    return super.memoryFootprint() + (this.#quantizedHead?.layer.memoryFootprint() ?? 0);
+  }
+
+  override dispose(): void {
+    this.#quantizedHead?.dispose();
+    super.dispose();
+  }
 
   /** Logits [batch, t, vocab] of ids [batch, t] int32, with gradients. */
   forward(ids: Tensor, options: ForwardOptions = {}): Tensor {
-    return this.head(this.#states("forward", ids, options));
+    return this.#head(this.#states("forward", ids, options));
   }
 
   /** What the head takes: hidden states [batch, t, hidden] behind the last norm, with gradients. */
@@ -81,7 +144,7 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
     checkArgument(op, "kv", kv, anObject);
     return noGrad(() => {
       const hidden = this.hidden(new StepPass(plan, kv));
-      return this.head(plan.logitRows ? embedding(plan.logitRows, hidden) : hidden);
+      return this.#head(plan.logitRows ? embedding(plan.logitRows, hidden) : hidden);
     });
   }
 }

@@ -1,5 +1,5 @@
 // Models: language models, ids to logits, in one piece with gradients or step by step over pages; encoders and classifiers.
-export { AutoModelForCausalLM } from "./auto.js";
+export { AutoModelForCausalLM, type CausalLMOptions } from "./auto.js";
 export { AutoModel, AutoModelForSequenceClassification } from "./auto-model.js";
 export { CausalLM, type ForwardOptions } from "./causal-lm.js";
 export { type DequantizeOptions, dequantizeModel } from "./dequantize.js";
@@ -10,6 +10,7 @@ export type { Family, FromPretrainedOptions, FromPretrainedProgress } from "./lo
 export type { ModelOptions } from "./parts/model-options.js";
 export type { Pass, Rotary, Scores } from "./pass.js";
 export type { Pooling } from "./pooling.js";
+export type { HeadFormat, OutputProjection } from "./quantized-head.js";
 export { type SavePretrainedOptions, savePretrained } from "./save.js";
 export { seededRandom, type Uniform } from "./seeded-random.js";
 export {

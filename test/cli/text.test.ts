@@ -9,7 +9,7 @@ import { main } from "../../src/cli/main.js";
 import { textSettings } from "../../src/cli/text-options.js";
 import type { ChatMessage, GenerationConfig } from "../../src/hub/index.js";
 import { AutoModelForCausalLM, BitsAndBytesConfig, generate, memory } from "../../src/index.js";
-import type { FromPretrainedOptions } from "../../src/models/index.js";
+import type { CausalLMOptions } from "../../src/models/index.js";
 import { bnb, bnbJson, bnbWith, Sink } from "../helpers/bnb.js";
 
 const root = mkdtempSync(join(tmpdir(), "bnb-text-"));
@@ -25,7 +25,7 @@ beforeAll(async () => {
 async function texts(
   prompts: readonly (string | ChatMessage[])[],
   options: GenerationConfig,
-  load: FromPretrainedOptions = {},
+  load: CausalLMOptions = {},
 ): Promise<string[]> {
   const loaded = await AutoModelForCausalLM.fromPretrained(model, load);
   const answers: string[] = [];
@@ -65,8 +65,17 @@ describe("generate", () => {
     expect(eight).toMatchObject({ code: 0, stderr: "" });
   });
 
+  it("computes with a head in the format of --head", async () => {
+    for (const quantizeHead of ["nf4", "int8"] as const) {
+      const [want] = await texts(["A bit"], { maxNewTokens: 8, seed: 2, doSample: true }, { quantizeHead });
+      const options = ["--prompt", "A bit", "--max-new-tokens", "8", "--seed", "2", "--head", quantizeHead, ...cpu];
+      expect(await bnbJson("generate", model, ...options)).toMatchObject({ text: want });
+    }
+  });
+
   it("says what is wrong", async () => {
     const cases: [args: string[], message: string][] = [
+      [["--prompt", "a", "--head", "int4"], "--head must be one of float, int8, nf4, fp4, got int4"],
       [[], "--prompt TEXT is missing: what the model is to continue"],
       [["--prompt", "a", "--system", "b"], "--system needs --chat"],
       [["--prompt", "a", "--4bit", "--8bit"], "--4bit and --8bit: give one of them"],

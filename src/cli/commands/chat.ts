@@ -6,7 +6,7 @@ import type { CausalLM } from "../../models/index.js";
 import { BnbError } from "../../tensor/errors.js";
 import type { CommandContext } from "../command.js";
 import { command } from "../command.js";
-import { loadModel, loadOptions, quantizeOptions } from "../load-model.js";
+import { headOption, loadModel, loadOptions, quantizeHead, quantizeOptions } from "../load-model.js";
 import type { Terminal } from "../terminal.js";
 import { printable } from "../terminal.js";
 import { textOptions, textSettings } from "../text-options.js";
@@ -27,6 +27,7 @@ generation_config.json says.`,
     system: { type: "string", value: "TEXT", help: "what the model is told before" },
     ...textOptions,
     ...quantizeOptions,
+    ...headOption,
     ...loadOptions,
   },
   notes: `In the conversation:\n${commands}`,
@@ -35,6 +36,7 @@ generation_config.json says.`,
     const settings = textSettings(values);
     const model = await loadModel(words[0] as string, call);
     try {
+      quantizeHead(model, values.head, "int8");
       if (!model.tokenizer || model.tokenizer.chatTemplates.size === 0) {
         const rule = `${words[0]} has no chat template`;
         throw new BnbError("ERR_BNB_FILE", `${rule}: bnb generate continues texts without one`);

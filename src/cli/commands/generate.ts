@@ -1,7 +1,7 @@
 // `bnb generate`: what a model writes after a prompt, as it comes.
 import { generate as continueText } from "../../generation/index.js";
 import { command, usageError } from "../command.js";
-import { loadModel, loadOptions, quantizeOptions } from "../load-model.js";
+import { headOption, loadModel, loadOptions, quantizeHead, quantizeOptions } from "../load-model.js";
 import { printable } from "../terminal.js";
 import { textOptions, textSettings } from "../text-options.js";
 
@@ -16,6 +16,7 @@ to it is printed. What is not said here is as the model's generation_config.json
     system: { type: "string", value: "TEXT", help: "with --chat: what the model is told before" },
     ...textOptions,
     ...quantizeOptions,
+    ...headOption,
     ...loadOptions,
   },
   async run(call) {
@@ -28,6 +29,7 @@ to it is printed. What is not said here is as the model's generation_config.json
     const prompt = values.chat ? [...system, { role: "user", content: text }] : text;
     const model = await loadModel(words[0] as string, call);
     try {
+      quantizeHead(model, values.head, "float");
       let answer = "";
       let first = 0;
       const began = performance.now();

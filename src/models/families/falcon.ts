@@ -1,9 +1,7 @@
 // Falcon (Almazrouei et al., 2023) in its three shapes: attention and MLP side by side under two norms (40B and 180B) or one
 // (7B, with one head of keys for all), or one after the other.
 import { Embedding, LayerNorm, Module, ModuleList } from "../../nn/index.js";
-import { add, linear } from "../../ops/index.js";
-import type { Device } from "../../tensor/device.js";
-import type { DType } from "../../tensor/dtype.js";
+import { add } from "../../ops/index.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { CausalLM } from "../causal-lm.js";
 import type { Family } from "../load.js";
@@ -15,6 +13,7 @@ import { place } from "../parts/model-options.js";
 import { RotaryCache } from "../parts/rotary-cache.js";
 import { throughLayers } from "../parts/through-layers.js";
 import type { Pass, Rotary } from "../pass.js";
+import type { OutputProjection } from "../quantized-head.js";
 import type { LayerLayout } from "../step-plan.js";
 import { FusedAttention } from "./fused-attention.js";
 
@@ -89,12 +88,8 @@ export class FalconForCausalLM extends CausalLM<FalconConfig> {
     this.transformer = new FalconModel(c, options);
   }
 
-  override get device(): Device {
-    return this.transformer.wordEmbeddings.weight.device;
-  }
-
-  override get dtype(): DType {
-    return this.transformer.wordEmbeddings.weight.dtype;
+  protected override inputEmbedding(): Embedding {
+    return this.transformer.wordEmbeddings;
   }
 
   override kvLayout(): LayerLayout[] {
@@ -106,8 +101,8 @@ export class FalconForCausalLM extends CausalLM<FalconConfig> {
     return this.transformer.forward(pass);
   }
 
-  protected override head(hidden: Tensor): Tensor {
-    return linear(hidden, this.transformer.wordEmbeddings.weight, null);
+  protected override outputProjection(): OutputProjection {
+    return this.transformer.wordEmbeddings.weight;
   }
 }
 

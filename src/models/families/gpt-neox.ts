@@ -2,8 +2,6 @@
 import type { UnaryModule } from "../../nn/index.js";
 import { Embedding, LayerNorm, Linear, Module, ModuleList } from "../../nn/index.js";
 import { add } from "../../ops/index.js";
-import type { Device } from "../../tensor/device.js";
-import type { DType } from "../../tensor/dtype.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { CausalLM } from "../causal-lm.js";
 import type { Family } from "../load.js";
@@ -15,6 +13,7 @@ import { place } from "../parts/model-options.js";
 import { RotaryCache } from "../parts/rotary-cache.js";
 import { throughLayers } from "../parts/through-layers.js";
 import type { Pass, Rotary } from "../pass.js";
+import type { OutputProjection } from "../quantized-head.js";
 import type { LayerLayout } from "../step-plan.js";
 import { FusedAttention } from "./fused-attention.js";
 
@@ -86,12 +85,8 @@ export class GptNeoXForCausalLM extends CausalLM<NeoXConfig> {
     this.embedOut = new Linear(c.hiddenSize, c.vocabSize, { bias: false, ...options });
   }
 
-  override get device(): Device {
-    return this.gptNeox.embedIn.weight.device;
-  }
-
-  override get dtype(): DType {
-    return this.gptNeox.embedIn.weight.dtype;
+  protected override inputEmbedding(): Embedding {
+    return this.gptNeox.embedIn;
   }
 
   override kvLayout(): LayerLayout[] {
@@ -103,8 +98,8 @@ export class GptNeoXForCausalLM extends CausalLM<NeoXConfig> {
     return this.gptNeox.forward(pass);
   }
 
-  protected override head(hidden: Tensor): Tensor {
-    return this.embedOut.forward(hidden);
+  protected override outputProjection(): OutputProjection {
+    return this.embedOut;
   }
 }
 

@@ -1,9 +1,7 @@
 // GPT-2 (Radford et al., 2019): learned positions, layer norms before attention and MLP, weights stored as [in, out].
 import { Embedding, LayerNorm, Module, ModuleList, Parameter } from "../../nn/index.js";
-import { add, linear, matmul, reshape, slice } from "../../ops/index.js";
+import { add, matmul, reshape, slice } from "../../ops/index.js";
 import { zeros } from "../../tensor/create.js";
-import type { Device } from "../../tensor/device.js";
-import type { DType } from "../../tensor/dtype.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { CausalLM } from "../causal-lm.js";
 import type { Family } from "../load.js";
@@ -14,6 +12,7 @@ import type { ModelOptions } from "../parts/model-options.js";
 import { place } from "../parts/model-options.js";
 import { throughLayers } from "../parts/through-layers.js";
 import type { Pass } from "../pass.js";
+import type { OutputProjection } from "../quantized-head.js";
 import type { LayerLayout } from "../step-plan.js";
 
 interface Gpt2Config {
@@ -138,12 +137,8 @@ export class Gpt2LMHeadModel extends CausalLM<Gpt2Config> {
     this.transformer = new Gpt2Model(c, options);
   }
 
-  override get device(): Device {
-    return this.transformer.wte.weight.device;
-  }
-
-  override get dtype(): DType {
-    return this.transformer.wte.weight.dtype;
+  protected override inputEmbedding(): Embedding {
+    return this.transformer.wte;
   }
 
   override kvLayout(): LayerLayout[] {
@@ -155,8 +150,8 @@ export class Gpt2LMHeadModel extends CausalLM<Gpt2Config> {
     return this.transformer.forward(pass);
   }
 
-  protected override head(hidden: Tensor): Tensor {
-    return linear(hidden, this.transformer.wte.weight, null);
+  protected override outputProjection(): OutputProjection {
+    return this.transformer.wte.weight;
   }
 }
 

@@ -2,9 +2,7 @@
 // the 350M model, after them, and embeddings that may be narrower than the layers.
 import type { UnaryModule } from "../../nn/index.js";
 import { Embedding, LayerNorm, Linear, linearEach, Module, ModuleList } from "../../nn/index.js";
-import { add, linear, reshape } from "../../ops/index.js";
-import type { Device } from "../../tensor/device.js";
-import type { DType } from "../../tensor/dtype.js";
+import { add, reshape } from "../../ops/index.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { CausalLM } from "../causal-lm.js";
 import type { Family } from "../load.js";
@@ -15,6 +13,7 @@ import type { ModelOptions } from "../parts/model-options.js";
 import { place } from "../parts/model-options.js";
 import { throughLayers } from "../parts/through-layers.js";
 import type { Pass } from "../pass.js";
+import type { OutputProjection } from "../quantized-head.js";
 import type { LayerLayout } from "../step-plan.js";
 
 interface OptConfig {
@@ -149,12 +148,8 @@ export class OptForCausalLM extends CausalLM<OptConfig> {
     this.model = new OptModel(c, options);
   }
 
-  override get device(): Device {
-    return this.model.decoder.embedTokens.weight.device;
-  }
-
-  override get dtype(): DType {
-    return this.model.decoder.embedTokens.weight.dtype;
+  protected override inputEmbedding(): Embedding {
+    return this.model.decoder.embedTokens;
   }
 
   override kvLayout(): LayerLayout[] {
@@ -166,8 +161,8 @@ export class OptForCausalLM extends CausalLM<OptConfig> {
     return this.model.forward(pass);
   }
 
-  protected override head(hidden: Tensor): Tensor {
-    return linear(hidden, this.model.decoder.embedTokens.weight, null);
+  protected override outputProjection(): OutputProjection {
+    return this.model.decoder.embedTokens.weight;
   }
 }
 

@@ -2,14 +2,13 @@
 import { noGrad } from "../../autograd/no-grad.js";
 import type { UnaryModule } from "../../nn/index.js";
 import { Embedding, init, Linear, Module, ModuleList } from "../../nn/index.js";
-import { copyInto, linear } from "../../ops/index.js";
-import type { Device } from "../../tensor/device.js";
-import type { DType } from "../../tensor/dtype.js";
+import { copyInto } from "../../ops/index.js";
 import { isUninitialized } from "../../tensor/placeholder.js";
 import { tidy } from "../../tensor/scope.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { CausalLM } from "../causal-lm.js";
 import type { Pass, Rotary } from "../pass.js";
+import type { OutputProjection } from "../quantized-head.js";
 import type { LayerLayout } from "../step-plan.js";
 import type { DecoderConfig } from "./config-keys.js";
 import type { ModelOptions } from "./model-options.js";
@@ -81,12 +80,8 @@ export class DecoderForCausalLM<
     this.#logits = logits;
   }
 
-  override get device(): Device {
-    return this.model.embedTokens.weight.device;
-  }
-
-  override get dtype(): DType {
-    return this.model.embedTokens.weight.dtype;
+  protected override inputEmbedding(): Embedding {
+    return this.model.embedTokens;
   }
 
   override kvLayout(): LayerLayout[] {
@@ -98,9 +93,12 @@ export class DecoderForCausalLM<
     return this.model.forward(pass);
   }
 
-  protected override head(hidden: Tensor): Tensor {
-    const { embedTokens } = this.model;
-    return this.#logits(this.lmHead ? this.lmHead.forward(hidden) : linear(hidden, embedTokens.weight, null));
+  protected override outputProjection(): OutputProjection {
+    return this.lmHead ?? this.model.embedTokens.weight;
+  }
+
+  protected override logits(projected: Tensor): Tensor {
+    return this.#logits(projected);
   }
 }
 
