@@ -10,6 +10,7 @@ import type { FileDType } from "./file-dtype.js";
 import { byteLengthOf, fileDTypeOf, fileTypes } from "./file-dtype.js";
 import type { Replacement } from "./replace-files.js";
 import { replaceFiles } from "./replace-files.js";
+import { TransposedTensor } from "./transposed-source.js";
 
 /** A tensor as its bytes, row-major and little-endian: for types that tensors do not have, such as I64. */
 export interface FileTensor {
@@ -35,9 +36,12 @@ const saveOptions = optionTable<SaveOptions>({
   },
 });
 
+/** What is written: also a matrix that turns on its way. */
+export type StagedTensor = WritableTensor | TransposedTensor;
+
 interface Planned {
   readonly name: string;
-  readonly source: WritableTensor;
+  readonly source: StagedTensor;
   readonly dtype: FileDType;
   readonly shape: readonly number[];
   readonly nbytes: number;
@@ -72,7 +76,7 @@ export function entriesOf(op: string, tensors: WritableTensors): readonly (reado
 export async function stageSafetensors(
   files: Replacement,
   path: string,
-  entries: readonly (readonly [string, WritableTensor])[],
+  entries: readonly (readonly [string, StagedTensor])[],
   { metadata = { format: "pt" }, onTensor }: SaveOptions & { onTensor?: (name: string, nbytes: number) => void } = {},
 ): Promise<void> {
   const planned = plan(entries);
@@ -80,7 +84,7 @@ export async function stageSafetensors(
   await files.write(path, async (file) => {
     await writeAll(file, header);
     for (const { name, source, nbytes } of planned) {
-      const bytes = source instanceof Tensor ? bytesOf(await source.data()) : source.bytes;
+      const bytes = "data" in source ? bytesOf(await source.data()) : source.bytes;
       if (bytes.byteLength !== nbytes) {
         throw new BnbError("ERR_BNB_ARGUMENT", `saveSafetensors: "${name}" changed its size while it was saved`);
       }
@@ -99,12 +103,12 @@ async function writeAll(file: FileHandle, bytes: Uint8Array): Promise<void> {
 const bytesOf = (view: ArrayBufferView): Uint8Array => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
 
 /** In the order of the file: wide types first, then names in the order of their bytes. */
-function plan(entries: readonly (readonly [string, WritableTensor])[]): Planned[] {
+function plan(entries: readonly (readonly [string, StagedTensor])[]): Planned[] {
   const planned = entries.map(([name, source]): Planned => {
     if (name === "__metadata__") {
       throw new BnbError("ERR_BNB_ARGUMENT", 'saveSafetensors: a tensor must not be named "__metadata__"');
     }
-    if (source instanceof Tensor) {
+    if (source instanceof Tensor || source instanceof TransposedTensor) {
       const { shape, nbytes } = source;
       return { name, source, dtype: fileDTypeOf(source.dtype), shape, nbytes };
     }

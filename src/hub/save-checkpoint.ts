@@ -9,7 +9,7 @@ import { byteLengthOf } from "./file-dtype.js";
 import type { LoadProgress } from "./load-checkpoint.js";
 import type { Replacement } from "./replace-files.js";
 import { replaceFiles } from "./replace-files.js";
-import type { WritableTensor, WritableTensors } from "./safetensors-writer.js";
+import type { StagedTensor, WritableTensors } from "./safetensors-writer.js";
 import { entriesOf, stageSafetensors } from "./safetensors-writer.js";
 
 export interface SaveCheckpointOptions {
@@ -29,7 +29,7 @@ const saveOptions = optionTable<SaveCheckpointOptions>({
   signal: anAbortSignal,
 });
 
-type Entry = readonly [name: string, tensor: WritableTensor];
+type Entry = readonly [name: string, tensor: StagedTensor];
 
 /**
  * Saves tensors into a folder, which is made if need be: model.safetensors, or numbered shards with an index when they
@@ -112,7 +112,7 @@ function shardsOf(entries: readonly Entry[], maxShardSize: number): Entry[][] {
   return shards;
 }
 
-const sizeOf = (source: WritableTensor): number =>
+const sizeOf = (source: StagedTensor): number =>
   "nbytes" in source ? source.nbytes : (byteLengthOf(source.dtype, source.shape) ?? 0);
 
 const escapeNonAscii = (json: string): string =>

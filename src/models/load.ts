@@ -6,9 +6,10 @@ import { parseConfig } from "../hub/config-text.js";
 import type { LoadProgress, QuantizationLoss, TensorSource } from "../hub/index.js";
 import { BitsAndBytesConfig, loadCheckpoint, openCheckpoint } from "../hub/index.js";
 import type { ModelTies } from "../hub/quantize-linears.js";
-import { mergeConfigs } from "../hub/quantize-linears.js";
+import { formatOf, mergeConfigs } from "../hub/quantize-linears.js";
 import { RenamedSource } from "../hub/renamed-source.js";
 import { resolveModel } from "../hub/resolve.js";
+import { TransposedSource } from "../hub/transposed-source.js";
 import type { Module } from "../nn/index.js";
 import { aBlocksize } from "../ops/quant-checks.js";
 import {
@@ -81,6 +82,8 @@ export interface Family<M extends Module = Module> {
   readonly embedding?: string;
   /** The model's name of a tensor that checkpoints call differently; null for one that has no use. */
   rename?(name: string): string | null;
+  /** Whether files hold the float weight of this name of the model as [in, out]. */
+  isTransposed?(name: string): boolean;
 }
 
 /** @internal Loads the model of a folder, or of an id on the hub, as its family makes it; `addParts` adds what is not weights. */
@@ -107,7 +110,7 @@ export async function loadPretrained<M extends Module>(
   const dtype = dtypeOf(config, options.dtype);
   const place = options.deviceMap === undefined ? {} : { device: options.deviceMap };
   const file = await openCheckpoint(folder);
-  const source = family.rename ? new RenamedSource(file, family.rename) : file;
+  const source = adapted(file, family);
   let model: M | undefined;
   try {
     const tensors = [...source.names()].length;
@@ -129,8 +132,16 @@ export async function loadPretrained<M extends Module>(
   } finally {
     await source.close();
   }
-  rememberOrigin(model, { folder, configText, quantizationConfig, dtype });
+  rememberOrigin(model, { folder, configText, quantizationConfig, dtype, isTransposed: family.isTransposed });
   return model.eval();
+}
+
+/** A checkpoint with the names of the model, and its matrices as layers have them. */
+function adapted(file: TensorSource, { rename, isTransposed }: Family): TensorSource {
+  const source = rename ? new RenamedSource(file, rename) : file;
+  if (!isTransposed) return source;
+  const pathOf = (name: string): string => name.replace(/\.weight$/, "");
+  return new TransposedSource(source, (name) => isTransposed(name) && formatOf(source, pathOf(name)) === "float");
 }
 
 /** @internal A model of a config.json with new weights. */
@@ -141,9 +152,10 @@ export function createModel<M extends Module>(
 ): M {
   const dtype = dtypeOf(config, options.dtype);
   checkLayers(config, MAX_LAYERS, `${MAX_LAYERS} are the most that are made`);
-  const model = familyOf(config).create(config, { ...options, dtype }, null);
+  const { create, isTransposed } = familyOf(config);
+  const model = create(config, { ...options, dtype }, null);
   const configText = `${JSON.stringify(config, null, 2)}\n`;
-  rememberOrigin(model, { folder: null, configText, quantizationConfig: null, dtype });
+  rememberOrigin(model, { folder: null, configText, quantizationConfig: null, dtype, isTransposed });
   return model.eval();
 }
 

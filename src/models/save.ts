@@ -6,9 +6,11 @@ import type { BitsAndBytesConfig, SaveCheckpointOptions } from "../hub/index.js"
 import type { Replacement } from "../hub/replace-files.js";
 import { replaceFiles } from "../hub/replace-files.js";
 import { stageCheckpoint } from "../hub/save-checkpoint.js";
+import { TransposedTensor } from "../hub/transposed-source.js";
 import { Linear4bit, Linear8bitLt, Module, Params4bit } from "../nn/index.js";
 import { aFunction, aNumberAbove, anAbortSignal, anInstance, aString, checkArgument } from "../tensor/checks.js";
 import type { DType } from "../tensor/dtype.js";
+import { isFloat } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { CausalLM } from "./causal-lm.js";
@@ -20,6 +22,8 @@ interface Origin {
   readonly configText: string;
   readonly quantizationConfig: BitsAndBytesConfig | null;
   readonly dtype: DType;
+  /** Of the model's names of float weights, those that files hold as [in, out]. */
+  readonly isTransposed?: ((name: string) => boolean) | undefined;
 }
 const origins = new WeakMap<Module, Origin>();
 
@@ -81,7 +85,10 @@ export async function stagePretrained(
     const rule = "savePretrained: model must come from fromPretrained or fromConfig, or be a float Llama";
     throw new BnbError("ERR_BNB_ARGUMENT", `${rule}; saveCheckpoint saves the weights of any model`);
   }
-  const entries = [...model.stateDict()];
+  const entries = [...model.stateDict()].map(([name, tensor]) => {
+    const isTurned = isFloat(tensor.dtype) && !(tensor instanceof Params4bit) && origin.isTransposed?.(name);
+    return [name, isTurned ? new TransposedTensor(tensor) : tensor] as const;
+  });
   const { folder: from } = origin;
   const isElsewhere = from !== null && resolve(folder) !== resolve(from);
   const others = isElsewhere ? (await readdir(from)).filter((name) => companions.test(name)) : [];

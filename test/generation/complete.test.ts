@@ -133,9 +133,15 @@ describe("token ids", () => {
     await model.complete([1], { maxNewTokens: 2 });
     const before = memory();
     const control = new AbortController();
-    const running = model.complete(prompts, { maxNewTokens: 60, signal: control.signal });
-    setTimeout(() => control.abort("enough"), 5);
-    await expect(running).rejects.toThrow(expect.objectContaining({ code: "ERR_BNB_ABORTED", cause: "enough" }));
+    let tokens = 0;
+    const abortAtTen = (): null => {
+      if (++tokens === 10) control.abort("enough");
+      return null;
+    };
+    const aborted = { maxNewTokens: 60, signal: control.signal, prefixAllowedTokens: abortAtTen };
+    await expect(model.complete(prompts, aborted)).rejects.toThrow(
+      expect.objectContaining({ code: "ERR_BNB_ABORTED", cause: "enough" }),
+    );
     await expect(model.complete(prompts, { signal: AbortSignal.abort(), numBeams: 3 })).rejects.toThrow(
       "complete: aborted by its signal",
     );

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { noGrad } from "../../src/autograd/no-grad.js";
 import type { CausalLM } from "../../src/index.js";
-import { AutoModelForCausalLM, generate, hub, memory, tensor, tidy } from "../../src/index.js";
+import { AutoModelForCausalLM, generate, memory, tensor, tidy } from "../../src/index.js";
 import { fixturePath, readSafetensors, toNumbers } from "../helpers/safetensors.js";
 
 const root = mkdtempSync(join(tmpdir(), "bnb-families-"));
@@ -73,19 +73,6 @@ describe.each(names)("%s", (name) => {
     }
     model.dispose();
   });
-});
-
-it("GPT-2 without its prefix, as the first checkpoints have it", async () => {
-  const path = fixturePath("families/gpt2/fp32");
-  const model = await AutoModelForCausalLM.fromPretrained(path);
-  const folder = join(root, "gpt2-body");
-  cpSync(path, folder, { recursive: true });
-  const tensors = [...model.stateDict()].map(([name, value]) => [name.replace("transformer.", ""), value] as const);
-  await hub.saveSafetensors(join(folder, "model.safetensors"), new Map(tensors));
-  const again = await AutoModelForCausalLM.fromPretrained(folder);
-  expect(logitsOf(again, Int32Array.of(5, 6, 7))).toEqual(logitsOf(model, Int32Array.of(5, 6, 7)));
-  model.dispose();
-  again.dispose();
 });
 
 function logitsOf(model: CausalLM, ids: Int32Array): Float32Array {

@@ -1,7 +1,8 @@
-// GPT-2 (Radford et al., 2019): learned positions, layer norms before attention and MLP, weights stored as [in, out].
-import { Embedding, LayerNorm, Module, ModuleList, Parameter } from "../../nn/index.js";
-import { add, matmul, reshape, slice } from "../../ops/index.js";
-import { zeros } from "../../tensor/create.js";
+// GPT-2 (Radford et al., 2019): learned positions, layer norms before attention and MLP, weights that files hold
+// as [in, out].
+import type { UnaryModule } from "../../nn/index.js";
+import { Embedding, LayerNorm, Linear, Module, ModuleList } from "../../nn/index.js";
+import { add, reshape, slice } from "../../ops/index.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { CausalLM } from "../causal-lm.js";
 import type { Family } from "../load.js";
@@ -28,32 +29,16 @@ interface Gpt2Config {
   scale(layer: number): number;
 }
 
-/** A linear layer whose weight lies the other way around: `x weight + bias`. */
-export class Conv1D extends Module {
-  weight: Parameter; // [in, out]
-  bias: Parameter; // [out]
-
-  constructor(inFeatures: number, outFeatures: number, options: ModelOptions) {
-    super();
-    this.weight = new Parameter(zeros([inFeatures, outFeatures], place(options)));
-    this.bias = new Parameter(zeros([outFeatures], place(options)));
-  }
-
-  forward(x: Tensor): Tensor {
-    return add(matmul(x, this.weight), this.bias);
-  }
-}
-
 class Gpt2Attention extends Module {
-  cAttn: Conv1D;
-  cProj: Conv1D;
+  cAttn: UnaryModule;
+  cProj: UnaryModule;
   readonly #c: Gpt2Config;
   readonly #index: number;
 
   constructor(c: Gpt2Config, index: number, options: ModelOptions) {
     super();
-    this.cAttn = new Conv1D(c.hiddenSize, 3 * c.hiddenSize, options);
-    this.cProj = new Conv1D(c.hiddenSize, c.hiddenSize, options);
+    this.cAttn = new Linear(c.hiddenSize, 3 * c.hiddenSize, options);
+    this.cProj = new Linear(c.hiddenSize, c.hiddenSize, options);
     this.#c = c;
     this.#index = index;
   }
@@ -70,14 +55,14 @@ class Gpt2Attention extends Module {
 }
 
 class Gpt2Mlp extends Module {
-  cFc: Conv1D;
-  cProj: Conv1D;
+  cFc: UnaryModule;
+  cProj: UnaryModule;
   readonly #activation: (x: Tensor) => Tensor;
 
   constructor(c: Gpt2Config, options: ModelOptions) {
     super();
-    this.cFc = new Conv1D(c.hiddenSize, c.intermediateSize, options);
-    this.cProj = new Conv1D(c.intermediateSize, c.hiddenSize, options);
+    this.cFc = new Linear(c.hiddenSize, c.intermediateSize, options);
+    this.cProj = new Linear(c.intermediateSize, c.hiddenSize, options);
     this.#activation = activation(c.activation);
   }
 
@@ -179,6 +164,8 @@ export const gpt2: Family<Gpt2LMHeadModel> = {
     );
   },
   embedding: "transformer.wte.weight",
+  // What transformers calls a Conv1D.
+  isTransposed: (name) => /\.(c_attn|c_proj|c_fc)\.weight$/.test(name),
   // The first checkpoints are those of the body alone.
   rename: (name) => (/^(wte|wpe|h|ln_f)\./.test(name) ? `transformer.${name}` : name),
 };
