@@ -82,6 +82,8 @@ export interface Family<M extends Module = Module> {
   readonly embedding?: string;
   /** The model's name of a tensor that checkpoints call differently; null for one that has no use. */
   rename?(name: string): string | null;
+  /** The config of the language model within one of a model that also takes images; only it is made, loaded and saved. */
+  languageConfig?(config: JsonObject): JsonObject;
   /** Whether files hold the float weight of this name of the model as [in, out]. */
   isTransposed?(name: string): boolean;
 }
@@ -97,9 +99,11 @@ export async function loadPretrained<M extends Module>(
   const onDownload = (name: string, bytes: number, totalBytes: number): void =>
     onProgress?.({ stage: "download", name, bytes, totalBytes });
   const folder = await resolveModel(path, "model", { revision, token, signal, onDownload });
-  const configText = await readConfigText(folder);
-  const config = parseConfig(configText);
-  const family = familyOf(config);
+  const wholeText = await readConfigText(folder);
+  const whole = parseConfig(wholeText);
+  const family = familyOf(whole);
+  const config = family.languageConfig?.(whole) ?? whole;
+  const configText = config === whole ? wholeText : textOf(config);
   const inFile = readQuantization(config);
   const given = options.quantizationConfig ?? null;
   if (given && !given.loadIn4bit && !given.loadIn8bit) {
@@ -136,6 +140,8 @@ export async function loadPretrained<M extends Module>(
   return model.eval();
 }
 
+const textOf = (config: JsonObject): string => `${JSON.stringify(config, null, 2)}\n`;
+
 /** A checkpoint with the names of the model, and its matrices as layers have them. */
 function adapted(file: TensorSource, { rename, isTransposed }: Family): TensorSource {
   const source = rename ? new RenamedSource(file, rename) : file;
@@ -146,15 +152,16 @@ function adapted(file: TensorSource, { rename, isTransposed }: Family): TensorSo
 
 /** @internal A model of a config.json with new weights. */
 export function createModel<M extends Module>(
-  config: JsonObject,
+  whole: JsonObject,
   familyOf: (config: JsonObject) => Family<M>,
   options: ModelOptions = {},
 ): M {
+  const { create, isTransposed, languageConfig } = familyOf(whole);
+  const config = languageConfig?.(whole) ?? whole;
   const dtype = dtypeOf(config, options.dtype);
   checkLayers(config, MAX_LAYERS, `${MAX_LAYERS} are the most that are made`);
-  const { create, isTransposed } = familyOf(config);
   const model = create(config, { ...options, dtype }, null);
-  const configText = `${JSON.stringify(config, null, 2)}\n`;
+  const configText = textOf(config);
   rememberOrigin(model, { folder: null, configText, quantizationConfig: null, dtype, isTransposed });
   return model.eval();
 }

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { noGrad } from "../../src/autograd/no-grad.js";
 import type { CausalLM } from "../../src/index.js";
-import { AutoModelForCausalLM, generate, memory, tensor, tidy } from "../../src/index.js";
+import { AutoModelForCausalLM, generate, memory, savePretrained, tensor, tidy } from "../../src/index.js";
 import { fixturePath, readSafetensors, toNumbers } from "../helpers/safetensors.js";
 
 const root = mkdtempSync(join(tmpdir(), "bnb-families-"));
@@ -24,7 +24,7 @@ const names = [
     "qwen3",
   ],
   ...["qwen3-moe", "smollm3", "gemma2", "gemma3-text", "phi3-longrope", "olmo2", "granite", "gpt2", "gpt-neox", "opt"],
-  ...["falcon", "gemma", "qwen2"],
+  ...["falcon", "gemma", "qwen2", "gemma3"],
 ];
 
 interface Expected {
@@ -73,6 +73,22 @@ describe.each(names)("%s", (name) => {
     }
     model.dispose();
   });
+});
+
+it("Gemma 3 with images is its language model, and is saved as one", async () => {
+  const folder = join(root, "gemma3-saved");
+  const model = await AutoModelForCausalLM.fromPretrained(fixturePath("families/gemma3/fp32"));
+  await savePretrained(model, folder);
+  const names = [...readSafetensors(join(folder, "model.safetensors")).keys()];
+  expect(names).toHaveLength(41);
+  expect(names.every((name) => name.startsWith("model."))).toBe(true);
+  const config = JSON.parse(readFileSync(join(folder, "config.json"), "utf8"));
+  expect(config).toMatchObject({ architectures: ["Gemma3ForCausalLM"], model_type: "gemma3_text", dtype: "float32" });
+  expect(config).not.toHaveProperty("vision_config");
+  const again = await AutoModelForCausalLM.fromPretrained(folder);
+  expect(logitsOf(again, Int32Array.of(5, 6, 7))).toEqual(logitsOf(model, Int32Array.of(5, 6, 7)));
+  model.dispose();
+  again.dispose();
 });
 
 function logitsOf(model: CausalLM, ids: Int32Array): Float32Array {

@@ -136,6 +136,26 @@ export const gemma3: Family<DecoderForCausalLM> = {
   embedding,
 };
 
+/** The language model of a Gemma 3 that takes images, too; its other parts are left. */
+export const gemma3WithImages: Family<DecoderForCausalLM> = {
+  ...gemma3,
+  languageConfig({ text_config, ...whole }) {
+    const { dtype, torch_dtype, quantization_config } = whole;
+    const outer = JSON.parse(JSON.stringify({ dtype, torch_dtype, quantization_config })) as Json;
+    const given = (text_config ?? {}) as Json;
+    return { ...textDefaults, ...given, ...outer, architectures: ["Gemma3ForCausalLM"], model_type: "gemma3_text" };
+  },
+  rename(name) {
+    if (/^(model\.)?(vision_tower|multi_modal_projector)\./.test(name)) return null;
+    return name.replace(/^language_model\.(model\.|lm_head\.)/, "$1").replace(/^model\.language_model\./, "model.");
+  },
+};
+// What a text_config leaves out.
+const textDefaults = {
+  ...{ vocab_size: 262_208, hidden_size: 2304, intermediate_size: 9216, num_hidden_layers: 26 },
+  ...{ num_attention_heads: 8, num_key_value_heads: 4 },
+};
+
 function gemmaModel(
   c: DecoderConfig,
   options: ModelOptions,

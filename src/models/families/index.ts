@@ -9,7 +9,7 @@ import { readLabels } from "../sequence-classifier.js";
 import { bert, bertClassifier, roberta, robertaClassifier } from "./bert.js";
 import { mixtral, qwen3Moe } from "./experts.js";
 import { falcon } from "./falcon.js";
-import { gemma, gemma2, gemma3 } from "./gemma.js";
+import { gemma, gemma2, gemma3, gemma3WithImages } from "./gemma.js";
 import { gptNeox } from "./gpt-neox.js";
 import { gpt2 } from "./gpt2.js";
 import { granite } from "./granite.js";
@@ -29,6 +29,7 @@ export const causalFamilies: Readonly<Record<string, Family<CausalLM>>> = {
   gemma,
   gemma2,
   gemma3_text: gemma3,
+  gemma3: gemma3WithImages,
   phi3,
   olmo2,
   granite,
@@ -54,7 +55,13 @@ export const classifierFamilies: Readonly<Record<string, Family<SequenceClassifi
 };
 
 /** The same body with a head of labels. */
-function classifierOf({ create, rename, head = "lm_head" }: Family<CausalLM>): Family<SequenceClassifier> {
+function classifierOf({
+  create,
+  rename,
+  languageConfig,
+  isTransposed,
+  head = "lm_head",
+}: Family<CausalLM>): Family<SequenceClassifier> {
   return {
     create(config, options, source) {
       const width = source?.has("score.weight") ? source.info("score.weight").shape[1] : undefined;
@@ -63,6 +70,8 @@ function classifierOf({ create, rename, head = "lm_head" }: Family<CausalLM>): F
       return new CausalSequenceClassifier(body, labels, head, width ?? body.config.vocabSize, options);
     },
     ...(rename && { rename }),
+    ...(languageConfig && { languageConfig }),
+    ...(isTransposed && { isTransposed }),
     head: "score",
   };
 }
