@@ -7,6 +7,7 @@ import { ConfigKeys } from "../parts/config-keys.js";
 import type { SequenceClassifier } from "../sequence-classifier.js";
 import { readLabels } from "../sequence-classifier.js";
 import { bert, bertClassifier, roberta, robertaClassifier } from "./bert.js";
+import { distilBert, distilBertClassifier } from "./distilbert.js";
 import { mixtral, qwen3Moe } from "./experts.js";
 import { falcon } from "./falcon.js";
 import { gemma, gemma2, gemma3, gemma3WithImages } from "./gemma.js";
@@ -14,6 +15,7 @@ import { gptNeox } from "./gpt-neox.js";
 import { gpt2 } from "./gpt2.js";
 import { granite } from "./granite.js";
 import { llama, mistral, qwen2, qwen3, smollm3 } from "./llama-like.js";
+import { nomicBert } from "./nomic-bert.js";
 import { olmo2 } from "./olmo2.js";
 import { opt } from "./opt.js";
 import { phi3 } from "./phi3.js";
@@ -44,6 +46,8 @@ export const encoderFamilies: Readonly<Record<string, Family<Encoder>>> = {
   roberta,
   "xlm-roberta": roberta,
   camembert: roberta,
+  distilbert: distilBert,
+  nomic_bert: nomicBert,
 };
 
 export const classifierFamilies: Readonly<Record<string, Family<SequenceClassifier>>> = {
@@ -51,6 +55,7 @@ export const classifierFamilies: Readonly<Record<string, Family<SequenceClassifi
   roberta: robertaClassifier,
   "xlm-roberta": robertaClassifier,
   camembert: robertaClassifier,
+  distilbert: distilBertClassifier,
   ...Object.fromEntries(Object.entries(causalFamilies).map(([type, family]) => [type, classifierOf(family)])),
 };
 
