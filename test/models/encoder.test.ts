@@ -166,7 +166,12 @@ describe("classifiers", () => {
   )("%s, %s, have the logits of transformers", async (name, _, folder) => {
     const { model, logits, want } = await logitsOf(name, folder, { starts: true });
     expectClose(logits, want, { atol: 1e-5, rtol: 1e-4 });
-    expect(model.config.labels).toEqual(name.startsWith("bert") ? ["no", "yes", "maybe"] : ["LABEL_0"]);
+    const labels = name.startsWith("bert")
+      ? ["no", "yes", "maybe"]
+      : name.startsWith("dis")
+        ? ["NEGATIVE", "POSITIVE"]
+        : ["LABEL_0"];
+    expect(model.config.labels).toEqual(labels);
     expect(model.config.problem).toBe(name.startsWith("bert") ? "multiple" : "single");
     model.dispose();
   });
