@@ -42,7 +42,8 @@ struct ExpertWeights {
   Tensor table;                  // bytes: a Weight4Bit a matrix (kernels/experts_swiglu.h)
   int64_t count, hidden, width;
   bool is_quantized;
-  DType dtype;  // of the matrices, if they are floats
+  bool aligned;  // every matrix to 16 bytes
+  DType dtype;   // of the matrices, if they are floats
 
   Device& device() const { return table.device(); }
 };

@@ -1,6 +1,6 @@
-// A mixture of experts, each a gated MLP without biases: y[t] = residual[t] + the sum over the experts e that row t chose
-// of share * down_e(silu(gate_e(x[t])) * up_e(x[t])). Only what was chosen is computed; which rows an expert has only the
-// device knows.
+// A mixture of experts, each a gated MLP without biases: y[t] = residual[t] + the sum over the experts e that row t
+// chose of share * down_e(silu(gate_e(x[t])) * up_e(x[t])). Only what was chosen is computed; which rows an expert has
+// only the device knows.
 #pragma once
 #include "core/kernel.h"
 #include "kernels/linear_4bit.h"
@@ -14,7 +14,7 @@ struct ExpertChoice {
   const float* shares;         // [tokens, choices]
   int64_t tokens, choices, count, hidden, width;
   // Unless they are quantized, `packed` holds the elements of a matrix, of this dtype.
-  bool is_quantized;
+  bool is_quantized, aligned;  // aligned: every matrix to 16 bytes
   DType matrix_dtype;
   Fault* fault;
 };

@@ -37,8 +37,8 @@ Tensor choose_experts_backward(const Tensor& dshares, const Tensor& logits, cons
   check_dtype_is(op, "dshares", dshares, DType::float32);
   check_dtype_is(op, "shares", shares, DType::float32);
   check_indices(op, "experts", experts);
-  check_shape(shares.ndim() == 2 && shares.shape()[0] == logits.shape()[0], op, "shares must be [",
-              logits.shape()[0], ", k], got ", shares.shape());
+  check_shape(shares.ndim() == 2 && shares.shape()[0] == logits.shape()[0], op, "shares must be [", logits.shape()[0],
+              ", k], got ", shares.shape());
   check_shape_is(op, "experts", experts, shares.shape());
   check_shape_is(op, "dshares", dshares, shares.shape());
   const Tensor dlogits = Tensor::empty(logits.shape(), logits.dtype(), logits.device());

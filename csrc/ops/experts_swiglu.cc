@@ -62,6 +62,7 @@ ExpertChoice check_choice(const char* op, const Tensor& x, const Tensor& shares,
           .hidden = weights.hidden,
           .width = weights.width,
           .is_quantized = weights.is_quantized,
+          .aligned = weights.aligned,
           .matrix_dtype = weights.dtype,
           .fault = x.device().fault()};
 }
@@ -87,12 +88,14 @@ ExpertWeights expert_weights(const std::vector<Matrix>& gates, const std::vector
                            .hidden = hidden,
                            .width = width,
                            .is_quantized = floats == nullptr,
+                           .aligned = true,
                            .dtype = floats ? floats->dtype() : DType::float32};
   std::vector<Weight4Bit> table;
   const auto add = [&](const char* name, size_t i, const Matrix& m, const Shape& expected) {
     check_matrix(op, name, i, m, first, expected);
     weights.matrices.push_back(m);
     table.push_back(view_of(m));
+    weights.aligned &= reinterpret_cast<uintptr_t>(table.back().packed) % 16 == 0;
   };
   for (size_t i = 0; i < gates.size(); i++) {
     add("gates", i, gates[i], {width, hidden});

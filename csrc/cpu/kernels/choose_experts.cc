@@ -2,7 +2,8 @@
 //
 // Layout    rows of logits, contiguous.
 // Work      an item is a group of rows: softmax, then a pass over the row for each choice.
-// Numerics  float32 inside. Shares that are divided by their sum are the softmax of the chosen logits alone, and that is
+// Numerics  float32 inside. Shares that are divided by their sum are the softmax of the chosen logits alone, and that
+// is
 //           how their gradient is taken.
 // Needs     k <= n.
 #include "kernels/choose_experts.h"
@@ -81,8 +82,7 @@ void choose_experts(const ChooseExpertsArgs& a) {
 void choose_experts_backward(const ChooseExpertsBackwardArgs& a) {
   parallel_for(a.rows, items_of(kGrainElements, a.n + a.k), [&](int64_t begin, int64_t end) {
     float* p = scratch<float>(0, a.n);
-    for (int64_t r = begin; r < end; r++)
-      visit_float(a.dtype, [&](auto t) { backward_row<decltype(t)>(a, r, p); });
+    for (int64_t r = begin; r < end; r++) visit_float(a.dtype, [&](auto t) { backward_row<decltype(t)>(a, r, p); });
   });
 }
 

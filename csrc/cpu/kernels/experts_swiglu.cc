@@ -133,9 +133,7 @@ void each_piece(const ExpertChoice& c, const Groups& groups, const F& f) {
 }
 
 // The most rows that a piece can have: no row chooses an expert twice, and if it does the pieces are larger.
-int64_t piece_rows(const ExpertChoice& c, int64_t rows) {
-  return rows * c.choices < kRows ? rows * c.choices : kRows;
-}
+int64_t piece_rows(const ExpertChoice& c, int64_t rows) { return rows * c.choices < kRows ? rows * c.choices : kRows; }
 
 template <class T>
 void gather(const ExpertChoice& c, const void* x, const int64_t* pairs, int64_t m, float* rows) {
