@@ -50,7 +50,8 @@ struct Runtime {
   void (*replay)(Device&, void* executable) = nullptr;
   void (*release_graph)(Device&, void* executable) = nullptr;
   // How bytes of the host come to a GPU beside its other work. fence(), on the worker, marks what was launched so far;
-  // copy_aside() and end_aside(), on another thread, copy behind that mark, and wait for the copies and forget the mark.
+  // copy_aside() and end_aside(), on another thread, copy behind that mark, and wait for the copies and forget the
+  // mark.
   void* (*fence)(Device&) = nullptr;
   void (*copy_aside)(Device&, void* fence, void* to, const void* from, size_t nbytes) = nullptr;
   void (*end_aside)(Device&, void* fence) = nullptr;

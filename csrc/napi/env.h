@@ -20,7 +20,7 @@ struct Env {
   ~Env();
 
   napi_env napi;
-  ThreadPoolKeeper thread_pool;  // outlives the streams, whose work uses it
+  ThreadPoolKeeper thread_pool;    // outlives the streams, whose work uses it
   std::unique_ptr<Loader> loader;  // made when it is first needed; outlives the devices
   std::vector<std::unique_ptr<Device>> devices;
   Slots slots;
