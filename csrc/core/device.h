@@ -49,6 +49,12 @@ struct Runtime {
   void (*abandon_capture)(Device&) = nullptr;
   void (*replay)(Device&, void* executable) = nullptr;
   void (*release_graph)(Device&, void* executable) = nullptr;
+  // How bytes of the host come to a GPU beside its other work. fence(), on the worker, marks what was launched so far;
+  // copy_aside() and end_aside(), on another thread, copy behind that mark, and wait for the copies and forget the
+  // mark.
+  void* (*fence)(Device&) = nullptr;
+  void (*copy_aside)(Device&, void* fence, void* to, const void* from, size_t nbytes) = nullptr;
+  void (*end_aside)(Device&, void* fence) = nullptr;
   // Fills a block whose first nbytes are about to be used with garbage; null except on an emulated device.
   void (*poison)(Device&, void* block, size_t nbytes, size_t capacity) = nullptr;
   // Runs a kernel that is wrong in a known way (emulation/broken.cu); null except on an emulated device.

@@ -1,8 +1,9 @@
 // What every language model is, whatever its family: one body over a Pass, and the two passes that drive it.
 import { noGrad } from "../autograd/no-grad.js";
 import type { GenerationConfig } from "../hub/index.js";
-import { embedding } from "../ops/index.js";
+import { embedding, to } from "../ops/index.js";
 import { anObject, aTensor, checkArgument, checkTensor } from "../tensor/checks.js";
+import type { Device } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
@@ -55,12 +56,12 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
 
   /** Logits [batch, t, vocab] of ids [batch, t] int32, with gradients. */
   forward(ids: Tensor, options: ForwardOptions = {}): Tensor {
-    return this.head(this.#states("forward", ids, options));
+    return back(this.head(this.#states("forward", ids, options)), ids.device);
   }
 
   /** What the head takes: hidden states [batch, t, hidden] behind the last norm, with gradients. */
   hiddenStates(ids: Tensor, options: ForwardOptions = {}): Tensor {
-    return this.#states("hiddenStates", ids, options);
+    return back(this.#states("hiddenStates", ids, options), ids.device);
   }
 
   #states(method: string, ids: Tensor, options: ForwardOptions): Tensor {
@@ -71,7 +72,8 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
       const advice = ids.ndim === 1 ? `; write reshape(ids, [1, ${ids.size}])` : "";
       throw new BnbError("ERR_BNB_SHAPE", `${op}: ids must be [batch, length], got [${ids.shape.join(", ")}]${advice}`);
     }
-    return this.hidden(new TrainingPass(ids, { starts: options.starts }));
+    using pass = new TrainingPass(ids, { starts: options.starts });
+    return this.hidden(pass);
   }
 
   /** Logits [rows, vocab] of the rows that a plan wants; keys and values go into pages. Without gradients. */
@@ -80,8 +82,14 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
     checkArgument(op, "plan", plan, anObject);
     checkArgument(op, "kv", kv, anObject);
     return noGrad(() => {
-      const hidden = this.hidden(new StepPass(plan, kv));
-      return this.head(plan.logitRows ? embedding(plan.logitRows, hidden) : hidden);
+      using pass = new StepPass(plan, kv);
+      const hidden = this.hidden(pass);
+      const { logitRows } = plan;
+      const wanted = logitRows ? embedding(back(logitRows, hidden.device), hidden) : hidden;
+      return back(this.head(wanted), plan.ids.device);
     });
   }
 }
+
+/** x where the caller is, if a model on several devices left it elsewhere. */
+const back = (x: Tensor, device: Device): Tensor => (x.device === device ? x : to(x, device));

@@ -6,42 +6,30 @@ import { parseConfig } from "../hub/config-text.js";
 import type { LoadProgress, QuantizationLoss, TensorSource } from "../hub/index.js";
 import { BitsAndBytesConfig, loadCheckpoint, openCheckpoint } from "../hub/index.js";
 import type { ModelTies } from "../hub/quantize-linears.js";
-import { mergeConfigs } from "../hub/quantize-linears.js";
+import { defaultSkips, mergeConfigs } from "../hub/quantize-linears.js";
 import { RenamedSource } from "../hub/renamed-source.js";
 import { resolveModel } from "../hub/resolve.js";
 import type { Module } from "../nn/index.js";
 import { aBlocksize } from "../ops/quant-checks.js";
-import {
-  aDevice,
-  aFloatDType,
-  aFunction,
-  anAbortSignal,
-  anInstance,
-  aString,
-  either,
-  oneOf,
-  orNull,
-} from "../tensor/checks.js";
-import type { DeviceLike } from "../tensor/device.js";
+import { aFloatDType, aFunction, anAbortSignal, anInstance, aString, either, oneOf, orNull } from "../tensor/checks.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { optionTable } from "../tensor/options.js";
 import { uninitialized } from "../tensor/placeholder.js";
+import type { PlacementOptions } from "./decide-placement.js";
+import { aDeviceMap, aMemoryMap, decidePlacement, wholeDevice } from "./decide-placement.js";
 import type { ModelOptions } from "./parts/model-options.js";
+import type { ModelPlacement } from "./placement.js";
 import { rememberOrigin } from "./save.js";
+import type { TextModel } from "./text-model.js";
 
-export interface FromPretrainedOptions {
+export interface FromPretrainedOptions extends PlacementOptions {
   /** How linear layers are quantized as they load. A checkpoint that is quantized already needs none. */
   quantizationConfig?: BitsAndBytesConfig | null;
   /** Weights that share a scale in layers quantized to 4 bits here; files say their own. Default 64. */
   blocksize?: number;
   /** float32, float16 or bfloat16; default "auto": what config.json says, or float32. */
   dtype?: DType | "auto";
-  /**
-   * The device that the whole model goes to; "auto": the first GPU, or the CPU where there is none. Default: the default
-   * device.
-   */
-  deviceMap?: DeviceLike;
   /** Branch, tag or commit of a model on the hub. Default "main". */
   revision?: string;
   /** For private and gated models on the hub. Default HF_TOKEN, or what `hf auth login` left. */
@@ -63,7 +51,9 @@ export const fromPretrainedOptions = optionTable<FromPretrainedOptions>({
   quantizationConfig: orNull(anInstance(() => BitsAndBytesConfig, "a BitsAndBytesConfig")),
   blocksize: aBlocksize,
   dtype: either(aFloatDType, oneOf(["auto"])),
-  deviceMap: aDevice,
+  deviceMap: aDeviceMap,
+  maxMemory: aMemoryMap,
+  offloadFolder: aString,
   revision: aString,
   token: aString,
   onProgress: aFunction,
@@ -84,7 +74,7 @@ export interface Family<M extends Module = Module> {
 }
 
 /** @internal Loads the model of a folder, or of an id on the hub, as its family makes it; `addParts` adds what is not weights. */
-export async function loadPretrained<M extends Module>(
+export async function loadPretrained<M extends TextModel>(
   path: string,
   familyOf: (config: JsonObject) => Family<M>,
   options: FromPretrainedOptions,
@@ -105,25 +95,34 @@ export async function loadPretrained<M extends Module>(
   }
   const quantizationConfig = mergeConfigs(given, inFile);
   const dtype = dtypeOf(config, options.dtype);
-  const place = options.deviceMap === undefined ? {} : { device: options.deviceMap };
+  const whole = wholeDevice(options);
   const file = await openCheckpoint(folder);
   const source = family.rename ? new RenamedSource(file, family.rename) : file;
   let model: M | undefined;
+  let placement: ModelPlacement | undefined;
   try {
     const tensors = [...source.names()].length;
     checkLayers(config, tensors, `the checkpoint has ${tensors} tensors`);
-    model = uninitialized(() => family.create(config, { dtype, ...place }, source));
-    const { unexpected } = await loadCheckpoint(model, source, {
-      quantizationConfig,
-      ...tiesOf(model, family),
+    const made = uninitialized(() => family.create(config, { dtype, ...(whole ?? { device: "cpu" }) }, source));
+    model = made;
+    const ties = tiesOf(made, family);
+    const loading = { source, config: quantizationConfig, ties, blocksize: blocksize ?? 64, dtype };
+    const decided = whole ? null : await decidePlacement(made, loading, options);
+    placement = decided?.placement;
+    const { unexpected } = await loadCheckpoint(made, source, {
+      quantizationConfig: withFloatUnits(quantizationConfig, defaultSkips(made, ties), placement?.floatUnits),
+      ...ties,
+      ...(decided && { onModule: (path: string) => decided.placement.loaded(path) }),
       ...(onProgress && { onProgress: (progress: LoadProgress) => onProgress({ stage: "load", ...progress }) }),
       ...(onQuantized && { onQuantized }),
       ...(blocksize !== undefined && { blocksize }),
       signal,
     });
     warnOfUnused(unexpected);
-    await addParts(model, folder, config);
+    if (decided && !decided.placement.isWhole) await decided.placement.attach(made, decided.tied);
+    await addParts(made, folder, config);
   } catch (error) {
+    placement?.dispose();
     model?.dispose();
     throw error;
   } finally {
@@ -131,6 +130,23 @@ export async function loadPretrained<M extends Module>(
   }
   rememberOrigin(model, { folder, configText, quantizationConfig, dtype });
   return model.eval();
+}
+
+/** The config, with modules that stay floats because they are offloaded. */
+function withFloatUnits(
+  config: BitsAndBytesConfig | null,
+  skips: readonly string[],
+  units: readonly string[] = [],
+): BitsAndBytesConfig | null {
+  if (!config || units.length === 0) return config;
+  const { llmInt8Threshold, llmInt8HasFp16Weight, llmInt8SkipModules } = config;
+  const more = units.map((path) => `${path.replaceAll(".", "\\.")}\\.`);
+  return new BitsAndBytesConfig({
+    loadIn8bit: true,
+    llmInt8Threshold,
+    llmInt8HasFp16Weight,
+    llmInt8SkipModules: [...(llmInt8SkipModules ?? skips), ...more],
+  });
 }
 
 /** @internal A model of a config.json with new weights. */
