@@ -3,7 +3,18 @@
 import { describe, expect, it } from "vitest";
 import { backward } from "../../src/autograd/backward.js";
 import type { DType, Tensor } from "../../src/index.js";
-import { capture, copyInto, dequantize4bit, LoraLinear, manualSeed, memory, nn, noGrad, tensor, tidy } from "../../src/index.js";
+import {
+  capture,
+  copyInto,
+  dequantize4bit,
+  LoraLinear,
+  manualSeed,
+  memory,
+  nn,
+  noGrad,
+  tensor,
+  tidy,
+} from "../../src/index.js";
 import { GatedMlp } from "../../src/models/parts/gated-mlp.js";
 import { Experts } from "../../src/models/parts/moe.js";
 import { testDevices } from "../helpers/devices.js";
@@ -57,7 +68,11 @@ describe.each(testDevices())("Experts on %s", (device) => {
     });
     const choice = chooseExpertsReference(logits, count, chosen, isNormalized);
     const weights = [...experts.experts].map(
-      (mlp): ExpertMatrices => ({ gate: floatsOf(mlp.gateProj), up: floatsOf(mlp.upProj), down: floatsOf(mlp.downProj) }),
+      (mlp): ExpertMatrices => ({
+        gate: floatsOf(mlp.gateProj),
+        up: floatsOf(mlp.upProj),
+        down: floatsOf(mlp.downProj),
+      }),
     );
     const sizes = { hidden, width, choices: chosen };
     return expertsSwigluReference(rows, choice.shares, choice.experts, weights, sizes, residual.floatsSync());
@@ -130,6 +145,32 @@ describe.each(testDevices())("Experts on %s", (device) => {
       });
     }));
 
+  it("gives trainable experts and their router their gradients", () =>
+    tidy(() => {
+      const experts = block();
+      const { x, residual } = problem(6);
+      const dy = make(normals(x.size, 8), x.shape);
+      backward(experts.forward(x, residual), dy);
+      const weightsOfY = dy.floatsSync();
+      const total = () => oracle(experts, x, residual).reduce((sum, v, i) => sum + v * weightsOfY[i]!, 0);
+      const [first] = experts.experts;
+      for (const layer of [experts.gate, first!.downProj, first!.upProj] as nn.Linear[]) {
+        const { weight } = layer;
+        const direction = normals(weight.size, 9);
+        const values = weight.floatsSync();
+        const at = (step: number): number => {
+          const moved = values.map((v, i) => v + step * direction[i]!);
+          noGrad(() => copyInto(weight, make(moved, weight.shape)));
+          return total();
+        };
+        const numeric = (at(1e-3) - at(-1e-3)) / 2e-3;
+        noGrad(() => copyInto(weight, make(values, weight.shape)));
+        const analytic = weight.grad!.floatsSync().reduce((sum, v, i) => sum + v * direction[i]!, 0);
+        expect(Math.abs(analytic - numeric)).toBeLessThan(2e-3 * (1 + Math.abs(numeric)));
+      }
+      experts.dispose();
+    }));
+
   it("trains adapters around layers of experts", () =>
     tidy(() => {
       const experts = inFourBits(block());
@@ -176,7 +217,8 @@ describe.each(testDevices())("Experts on %s", (device) => {
       graph.dispose();
       expect(relativeError(run(experts, x, residual), oracle(experts, x, residual))).toBeLessThan(2e-6);
       experts.dispose();
-    }));
+    }),
+  );
 
   it("leaves nothing when it is disposed, also after a move", () => {
     const before = memory().tensors;
