@@ -77,6 +77,10 @@ export class ModelPlacement implements Placement {
     return this.#units.every(({ isOffloaded, device }) => !isOffloaded && device === this.#units[0]?.device);
   }
 
+  get isOffloaded(): boolean {
+    return this.#groups.size > 0;
+  }
+
   /** A module was loaded: a unit that is complete with it goes to where it waits. */
   async loaded(path: string): Promise<void> {
     const unit = this.#units.find((u) => path === u.path || path.startsWith(`${u.path}.`)) ?? null;

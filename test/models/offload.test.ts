@@ -18,6 +18,7 @@ import {
   tidy,
 } from "../../src/index.js";
 import type { CausalLM, FromPretrainedOptions } from "../../src/models/index.js";
+import { testDevices } from "../helpers/devices.js";
 
 const config = {
   model_type: "llama",
@@ -69,7 +70,8 @@ const formats: Record<string, FromPretrainedOptions> = {
   int8: { quantizationConfig: new BitsAndBytesConfig({ loadIn8bit: true }) },
 };
 
-describe.each(Object.entries(formats))("%s", (_, options) => {
+// A run for a GPU leaves the CPU to the run without one.
+describe.runIf(testDevices().includes("cpu")).each(Object.entries(formats))("%s", (_, options) => {
   it("gives the same tokens within memory below the model's, and leaves nothing", async () => {
     const whole = await load({ ...options, deviceMap: "cpu" });
     const expected = await tokensOf(whole);
