@@ -86,6 +86,9 @@ describe.runIf(testDevices().includes("cpu")).each(Object.entries(formats))("%s"
     const model = await load({ ...options, maxMemory: { cpu }, offloadFolder });
     expect(new Set(Object.values(model.deviceMap))).toEqual(new Set(["cpu", "disk"]));
     expect(model.memoryFootprint()).toBe(footprint);
+    // As ever, a load has two tensors in hand beside the model: here of 128 by 256 floats.
+    const most = memory().devices["cpu"]!.peakBytes - before.devices["cpu"]!.liveBytes;
+    expect(most).toBeLessThan(cpu + 2 * 131_072);
     const loaded = liveBytes() - before.devices["cpu"]!.liveBytes;
     expect(loaded).toBeLessThan(cpu);
     emptyCache();

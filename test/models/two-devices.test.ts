@@ -19,6 +19,8 @@ interface Outcome {
   /** By the map: logits of a forward, tokens of a batch. */
   logits: Record<string, number[]>;
   tokens: Record<string, number[][]>;
+  /** Of the first and of the last layer, where the model can be trained. */
+  gradients: Record<string, number[][]>;
   errors: Record<string, string>;
   leaked: Record<string, object>;
 }
@@ -26,8 +28,8 @@ interface Outcome {
 /** Loads a checkpoint by each of the maps, the first of which is the model in one piece. */
 function run(path: string, maps: Record<string, object>, env: Record<string, string>): Outcome {
   const program = `
-    const { AutoModelForCausalLM, complete, memory, noGrad, synchronize, tensor, tidy } = require(${JSON.stringify(join(dist, "index.js"))});
-    const outcome = { maps: {}, logits: {}, tokens: {}, errors: {}, leaked: {} };
+    const { AutoModelForCausalLM, complete, crossEntropy, memory, noGrad, synchronize, tensor, tidy } = require(${JSON.stringify(join(dist, "index.js"))});
+    const outcome = { maps: {}, logits: {}, tokens: {}, errors: {}, leaked: {}, gradients: {} };
     const snapshot = async () => {
       await synchronize();
       const { tensors, devices } = memory();
@@ -43,6 +45,14 @@ function run(path: string, maps: Record<string, object>, env: Record<string, str
       ids.dispose();
       const found = await complete(model, [[1, 2, 3], [7]], { maxNewTokens: 2, minNewTokens: 2, eosTokenId: [] });
       outcome.tokens[name] = found.flat().map(({ tokens }) => [...tokens]);
+      if (!model.isOffloaded && model.config.vocabSize === 512) {
+        const [a, b] = [0, 1].map((at) => tensor(Int32Array.of(5, 6, 7, 8).subarray(at, at + 3), { shape: [1, 3], device: model.device }));
+        tidy(() => crossEntropy(model.forward(a), b).backward());
+        const named = new Map(model.namedParameters());
+        outcome.gradients[name] = await Promise.all(["model.embed_tokens.weight", "model.layers.1.input_layernorm.weight"].map(async (key) => [...(await named.get(key).grad.floats())]));
+        a.dispose();
+        b.dispose();
+      }
       model.dispose();
     };
     (async () => {
@@ -112,6 +122,14 @@ describe.runIf(isEmulated)("on two emulated GPUs", () => {
       "model.norm": "cuda:1",
       lm_head: "cuda:1",
     });
+  });
+
+  it("llama in training", { timeout: 240_000 }, () => {
+    const { split } = llama;
+    const { gradients, leaked } = run(fixturePath("models/llama/fp32"), { split }, env);
+    expect(gradients["first"]![0]!.some((value) => value !== 0)).toBe(true);
+    expect(gradients["split"]).toEqual(gradients["first"]);
+    expect(leaked).toEqual({});
   });
 
   it.each(["fp32", "int8"])("llama in %s", { timeout: 240_000 }, (variant) => {
