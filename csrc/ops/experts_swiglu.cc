@@ -104,7 +104,7 @@ ExpertWeights expert_weights(const std::vector<Matrix>& gates, const std::vector
   }
   const size_t nbytes = table.size() * sizeof(Weight4Bit);
   weights.table =
-      upload(table.data(), nbytes, {static_cast<int64_t>(nbytes)}, DType::uint8, elements_of(first).device());
+      upload_once(table.data(), nbytes, {static_cast<int64_t>(nbytes)}, DType::uint8, elements_of(first).device());
   return weights;
 }
 

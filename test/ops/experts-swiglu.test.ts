@@ -196,6 +196,17 @@ describe.each(testDevices())("expertsSwiglu on %s", (device) => {
       }),
     );
 
+    it("refuse weights that were changed after the forward pass", () =>
+      tidy(() => {
+        const [gate, down] = [make(normals(24, 1), [4, 6]), make(normals(24, 2), [6, 4])];
+        const s = { tokens: 2, choices: 1, count: 1, hidden: 6, width: 4 };
+        const { x, shares, experts } = problem(s);
+        x.requiresGrad = true;
+        const y = expertsSwiglu(x, { shares, experts }, expertWeights([gate], [gate], [down]));
+        copyInto(down, make(normals(24, 3), [6, 4]));
+        expect(() => backward(y, make(normals(x.size, 8), x.shape))).toThrow(/expertsSwiglu.*changed in place/s);
+      }));
+
     it("reach the residual as they are", () =>
       tidy(() => {
         const s = sizes[0]!;
