@@ -45,11 +45,11 @@ function run(path: string, maps: Record<string, object>, env: Record<string, str
       ids.dispose();
       const found = await complete(model, [[1, 2, 3], [7]], { maxNewTokens: 2, minNewTokens: 2, eosTokenId: [] });
       outcome.tokens[name] = found.flat().map(({ tokens }) => [...tokens]);
-      if (!model.isOffloaded && model.config.vocabSize === 512) {
+      if (process.env.TRAINS) {
         const [a, b] = [0, 1].map((at) => tensor(Int32Array.of(5, 6, 7, 8).subarray(at, at + 3), { shape: [1, 3], device: model.device }));
         tidy(() => crossEntropy(model.forward(a), b).backward());
         const named = new Map(model.namedParameters());
-        outcome.gradients[name] = await Promise.all(["model.embed_tokens.weight", "model.layers.1.input_layernorm.weight"].map(async (key) => [...(await named.get(key).grad.floats())]));
+        outcome.gradients[name] = await Promise.all(["model.embed_tokens.weight", "model.layers.1.input_layernorm.weight"].map(async (key) => [...(await named.get(key).grad.floats())].slice(0, 1024)));
         a.dispose();
         b.dispose();
       }
@@ -77,7 +77,6 @@ function run(path: string, maps: Record<string, object>, env: Record<string, str
 
 const llama = {
   split: { deviceMap: { "": 0, "model.layers.1": 1, "model.norm": 1 } },
-  "head elsewhere": { deviceMap: { "": 1, lm_head: 0 } },
   balanced: { deviceMap: "balanced" },
   auto: { deviceMap: "auto" },
   "second alone": { deviceMap: "cuda:1" },
@@ -126,7 +125,7 @@ describe.runIf(isEmulated)("on two emulated GPUs", () => {
 
   it("llama in training", { timeout: 240_000 }, () => {
     const { split } = llama;
-    const { gradients, leaked } = run(fixturePath("models/llama/fp32"), { split }, env);
+    const { gradients, leaked } = run(fixturePath("models/llama/fp32"), { split }, { ...env, TRAINS: "1" });
     expect(gradients["first"]![0]!.some((value) => value !== 0)).toBe(true);
     expect(gradients["split"]).toEqual(gradients["first"]);
     expect(leaked).toEqual({});
@@ -171,8 +170,8 @@ describe.runIf(isEmulated)("on two emulated GPUs", () => {
 
 describe.runIf(fake !== undefined)("on the fake CUDA runtime", () => {
   it("copies beside the compute stream", { timeout: 240_000 }, () => {
-    const { split, disk, "host memory": host } = llama;
-    const maps = { split, disk, host };
+    const { disk, "all at once": all } = llama;
+    const maps = { disk, all };
     expectSame(run(fixturePath("models/llama/nf4"), maps, { BNB_BINARY: fake as string }), Object.keys(maps));
   });
 });
