@@ -73,6 +73,9 @@ class Device {
   Stream& stream() { return stream_; }
   Pool& pool() { return pool_; }
   ChangeClock& changes() { return changes_; }
+  // Grows when a tensor that exists gives up its memory (core/offload.h): addresses taken before may be wrong.
+  uint64_t moves() const { return moves_; }
+  void count_move() { moves_++; }
   // Handed to kernels that can meet bad data.
   Fault* fault() { return stream_.fault(); }
   // What the runtime keeps for this device; null on a CPU.
@@ -82,6 +85,7 @@ class Device {
   DeviceInfo info_;
   const Runtime& runtime_;
   ChangeClock changes_;
+  uint64_t moves_ = 0;
   Pool pool_;  // destroyed after the stream has run what is queued
   Stream stream_;
 };

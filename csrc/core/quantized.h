@@ -39,7 +39,9 @@ using Matrix = std::variant<Tensor, Quantized4Bit>;
 // The matrices of a mixture of experts, and the table of them that kernels read.
 struct ExpertWeights {
   std::vector<Matrix> matrices;  // gate, up and down of each expert
-  Tensor table;                  // bytes: a Weight4Bit a matrix (kernels/experts_swiglu.h)
+  // Bytes: a Weight4Bit a matrix (kernels/experts_swiglu.h), with their addresses when the device had so many moves.
+  mutable Tensor table;
+  mutable uint64_t moves;
   int64_t count, hidden, width;
   bool is_quantized;
   bool aligned;  // every matrix to 16 bytes

@@ -13,6 +13,7 @@ Storage::~Storage() {
 
 void Storage::evict() {
   device_.pool().give_back(block_);
+  device_.count_move();
   block_ = {};
   is_out_ = true;
 }

@@ -38,6 +38,23 @@ void check_matrix(const char* op, const char* name, size_t i, const Matrix& m, c
   check_shape(shape_of(m) == shape, op, name, "[", i, "] must have shape ", shape, ", got ", shape_of(m));
 }
 
+Tensor table_of(const std::vector<Matrix>& matrices) {
+  std::vector<Weight4Bit> table;
+  table.reserve(matrices.size());
+  for (const Matrix& m : matrices) table.push_back(view_of(m));
+  const size_t nbytes = table.size() * sizeof(Weight4Bit);
+  return upload_once(table.data(), nbytes, {static_cast<int64_t>(nbytes)}, DType::uint8,
+                     elements_of(matrices[0]).device());
+}
+
+// Matrices that were offloaded meanwhile lie elsewhere now.
+void renew_table(const ExpertWeights& weights) {
+  const uint64_t moves = weights.device().moves();
+  if (weights.moves == moves) return;
+  weights.table = table_of(weights.matrices);
+  weights.moves = moves;
+}
+
 // The fields that forward and backward share.
 ExpertChoice check_choice(const char* op, const Tensor& x, const Tensor& shares, const Tensor& experts,
                           const ExpertWeights& weights) {
@@ -50,6 +67,7 @@ ExpertChoice check_choice(const char* op, const Tensor& x, const Tensor& shares,
   check_shape(experts.ndim() == 2 && experts.shape()[0] == x.shape()[0], op, "experts must be [", x.shape()[0],
               ", choices], got ", experts.shape());
   check_shape_is(op, "shares", shares, experts.shape());
+  renew_table(weights);
   // A recording holds what it gets the address of: the table has those of the matrices.
   if (x.device().pool().is_recording())
     for (const Matrix& m : weights.matrices) view_of(m);
@@ -84,27 +102,24 @@ ExpertWeights expert_weights(const std::vector<Matrix>& gates, const std::vector
   const int64_t width = shape[0], hidden = shape[1];
   ExpertWeights weights = {.matrices = {},
                            .table = {},
+                           .moves = elements_of(first).device().moves(),
                            .count = static_cast<int64_t>(gates.size()),
                            .hidden = hidden,
                            .width = width,
                            .is_quantized = floats == nullptr,
                            .aligned = true,
                            .dtype = floats ? floats->dtype() : DType::float32};
-  std::vector<Weight4Bit> table;
   const auto add = [&](const char* name, size_t i, const Matrix& m, const Shape& expected) {
     check_matrix(op, name, i, m, first, expected);
     weights.matrices.push_back(m);
-    table.push_back(view_of(m));
-    weights.aligned &= reinterpret_cast<uintptr_t>(table.back().packed) % 16 == 0;
+    weights.aligned &= reinterpret_cast<uintptr_t>(view_of(m).packed) % 16 == 0;
   };
   for (size_t i = 0; i < gates.size(); i++) {
     add("gates", i, gates[i], {width, hidden});
     add("ups", i, ups[i], {width, hidden});
     add("downs", i, downs[i], {hidden, width});
   }
-  const size_t nbytes = table.size() * sizeof(Weight4Bit);
-  weights.table =
-      upload_once(table.data(), nbytes, {static_cast<int64_t>(nbytes)}, DType::uint8, elements_of(first).device());
+  weights.table = table_of(weights.matrices);
   return weights;
 }
 

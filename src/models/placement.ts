@@ -39,7 +39,8 @@ export class ModelPlacement implements Placement {
   readonly #units: readonly PlacedUnit[];
   readonly #folder: OffloadFolder | null;
   readonly #groups = new Map<PlacedUnit, OffloadedTensors>();
-  readonly #last = new Map<PlacedUnit, PlacedUnit>();
+  /** Of each unit that is brought, the one that came behind it last time. */
+  readonly #followers = new Map<PlacedUnit, PlacedUnit>();
   #current: PlacedUnit | null = null;
   #ahead: PlacedUnit | null = null;
   #loading: PlacedUnit | null = null;
@@ -77,6 +78,10 @@ export class ModelPlacement implements Placement {
     return this.#units.every(({ isOffloaded, device }) => !isOffloaded && device === this.#units[0]?.device);
   }
 
+  get isOffloaded(): boolean {
+    return this.#groups.size > 0;
+  }
+
   /** A module was loaded: a unit that is complete with it goes to where it waits. */
   async loaded(path: string): Promise<void> {
     const unit = this.#units.find((u) => path === u.path || path.startsWith(`${u.path}.`)) ?? null;
@@ -94,6 +99,8 @@ export class ModelPlacement implements Placement {
       if (unit.path === tied && model instanceof CausalLM) this.#wrap(model, "head", unit, dtype);
     }
     if (this.#groups.size > 0) model.requiresGrad_(false);
+    const streamed = [...this.#groups.keys()];
+    for (const [i, next] of streamed.slice(1).entries()) this.#followers.set(streamed[i] as PlacedUnit, next);
     if (model instanceof CausalLM) {
       const devices = this.#units.filter(({ isLayer }) => isLayer).map(({ device }) => device);
       const layout = model.kvLayout.bind(model);
@@ -152,10 +159,9 @@ export class ModelPlacement implements Placement {
   #use(unit: PlacedUnit, group: OffloadedTensors): void {
     if (this.#ahead && this.#ahead !== unit) this.#groups.get(this.#ahead)?.drop();
     group.use();
-    if (this.#current) this.#last.set(this.#current, unit);
+    if (this.#current) this.#followers.set(this.#current, unit);
     this.#current = unit;
-    const offloaded = this.#units.filter(({ isOffloaded }) => isOffloaded);
-    const next = this.#last.get(unit) ?? offloaded[offloaded.indexOf(unit) + 1] ?? null;
+    const next = this.#followers.get(unit) ?? null;
     this.#ahead = next === unit ? null : next;
     if (this.#ahead) this.#groups.get(this.#ahead)?.fetch();
   }

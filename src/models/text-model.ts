@@ -42,6 +42,11 @@ export abstract class TextModel<C extends ModelConfig = ModelConfig> extends Mod
     return this.#placement === null;
   }
 
+  /** Whether weights of it wait in host memory or on disk until they are needed. */
+  get isOffloaded(): boolean {
+    return this.#placement?.isOffloaded ?? false;
+  }
+
   /** @internal Parts on several devices, or elsewhere; ends with the model. */
   adoptPlacement(placement: Placement): void {
     this.#placement = placement;
@@ -77,6 +82,7 @@ export abstract class TextModel<C extends ModelConfig = ModelConfig> extends Mod
 /** Where the parts of a model are. */
 export interface Placement {
   readonly deviceMap: Readonly<Record<string, string>>;
+  readonly isOffloaded: boolean;
   dispose(): void;
 }
 

@@ -1,7 +1,7 @@
 // `bnb generate`: what a model writes after a prompt, as it comes.
 import { generate as continueText } from "../../generation/index.js";
 import { command, usageError } from "../command.js";
-import { loadModel, loadOptions, quantizeOptions } from "../load-model.js";
+import { loadModel, loadOptions, placementOptions, quantizeOptions } from "../load-model.js";
 import { printable } from "../terminal.js";
 import { textOptions, textSettings } from "../text-options.js";
 
@@ -17,6 +17,7 @@ to it is printed. What is not said here is as the model's generation_config.json
     ...textOptions,
     ...quantizeOptions,
     ...loadOptions,
+    ...placementOptions,
   },
   async run(call) {
     const { values, words, terminal, signal, stdin } = call;
