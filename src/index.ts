@@ -42,7 +42,7 @@ export {
 export { type DType, dtypes, type TypedArray } from "./tensor/dtype.js";
 export { BnbError, type ErrorCode } from "./tensor/errors.js";
 export { capture, Graph } from "./tensor/graph.js";
-export { Quantized4Bit } from "./tensor/quantized.js";
+export { ExpertWeights, Quantized4Bit } from "./tensor/quantized.js";
 export { type DeviceMemory, emptyCache, keep, type MemoryInfo, memory, tidy } from "./tensor/scope.js";
 export { Tensor } from "./tensor/tensor.js";
 export * as train from "./train/index.js";

@@ -49,6 +49,12 @@ struct Runtime {
   void (*abandon_capture)(Device&) = nullptr;
   void (*replay)(Device&, void* executable) = nullptr;
   void (*release_graph)(Device&, void* executable) = nullptr;
+  // How bytes of the host come to a GPU beside its other work. fence(), on the worker, marks what was launched so far;
+  // copy_aside() and end_aside(), on another thread, copy behind that mark, and wait for the copies and forget the
+  // mark.
+  void* (*fence)(Device&) = nullptr;
+  void (*copy_aside)(Device&, void* fence, void* to, const void* from, size_t nbytes) = nullptr;
+  void (*end_aside)(Device&, void* fence) = nullptr;
   // Fills a block whose first nbytes are about to be used with garbage; null except on an emulated device.
   void (*poison)(Device&, void* block, size_t nbytes, size_t capacity) = nullptr;
   // Runs a kernel that is wrong in a known way (emulation/broken.cu); null except on an emulated device.
@@ -67,6 +73,9 @@ class Device {
   Stream& stream() { return stream_; }
   Pool& pool() { return pool_; }
   ChangeClock& changes() { return changes_; }
+  // Grows when a tensor that exists gives up its memory (core/offload.h): addresses taken before may be wrong.
+  uint64_t moves() const { return moves_; }
+  void count_move() { moves_++; }
   // Handed to kernels that can meet bad data.
   Fault* fault() { return stream_.fault(); }
   // What the runtime keeps for this device; null on a CPU.
@@ -76,6 +85,7 @@ class Device {
   DeviceInfo info_;
   const Runtime& runtime_;
   ChangeClock changes_;
+  uint64_t moves_ = 0;
   Pool pool_;  // destroyed after the stream has run what is queued
   Stream stream_;
 };

@@ -1,4 +1,4 @@
-// Positional reads, straight into a CPU's memory and through a small buffer into that of a GPU.
+// Positional reads and writes, straight into a CPU's memory and through a small buffer into that of a GPU.
 
 #include "core/file.h"
 
@@ -29,7 +29,33 @@ void read_fully(int descriptor, int64_t offset, char* to, size_t nbytes) {
   }
 }
 
+void write_fully(int descriptor, int64_t offset, const char* from, size_t nbytes) {
+  while (nbytes > 0) {
+    const int64_t n = pwrite(descriptor, from, std::min(nbytes, size_t{1} << 30), offset);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) fail(Code::file, "offloadFolder", "its file could not be written: ", std::strerror(errno));
+    offset += n;
+    from += n;
+    nbytes -= static_cast<size_t>(n);
+  }
+}
+
 }  // namespace
+
+void read_file(int descriptor, int64_t offset, void* to, size_t nbytes) {
+  read_fully(descriptor, offset, static_cast<char*>(to), nbytes);
+}
+
+void write_file(Device& device, int descriptor, int64_t offset, const void* from, size_t nbytes) {
+  if (device.type() == DeviceType::cpu) return write_fully(descriptor, offset, static_cast<const char*>(from), nbytes);
+  const size_t step = std::min(nbytes, kStaging);
+  const std::unique_ptr<char[]> staging(new char[step]);
+  for (size_t at = 0; at < nbytes; at += step) {
+    const size_t n = std::min(step, nbytes - at);
+    device.runtime().copy(device, staging.get(), static_cast<const char*>(from) + at, n);
+    write_fully(descriptor, offset + static_cast<int64_t>(at), staging.get(), n);
+  }
+}
 
 void read_file(Device& device, int descriptor, int64_t offset, void* to, size_t nbytes) {
   if (device.type() == DeviceType::cpu) {

@@ -1,6 +1,9 @@
 // What blockwise quantization keeps, each as one object behind one slot: a layer's forward passes one handle, not six
 // tensors and three numbers.
 #pragma once
+#include <variant>
+#include <vector>
+
 #include "core/tensor.h"
 
 namespace bnb {
@@ -28,6 +31,23 @@ struct Quantized4Bit {
   DType dtype;  // of the unquantized tensor: what dequantizing gives by default
 
   Device& device() const { return packed.device(); }
+};
+
+// A matrix [outputs, inputs]: floats, or 4-bit.
+using Matrix = std::variant<Tensor, Quantized4Bit>;
+
+// The matrices of a mixture of experts, and the table of them that kernels read.
+struct ExpertWeights {
+  std::vector<Matrix> matrices;  // gate, up and down of each expert
+  // Bytes: a Weight4Bit a matrix (kernels/experts_swiglu.h), with their addresses when the device had so many moves.
+  mutable Tensor table;
+  mutable uint64_t moves;
+  int64_t count, hidden, width;
+  bool is_quantized;
+  bool aligned;  // every matrix to 16 bytes
+  DType dtype;   // of the matrices, if they are floats
+
+  Device& device() const { return table.device(); }
 };
 
 }  // namespace bnb

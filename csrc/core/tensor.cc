@@ -7,7 +7,25 @@ namespace bnb {
 Storage::Storage(Device& device, size_t nbytes)
     : device_(device), nbytes_(nbytes), block_(device.pool().take(nbytes)), changes_(device.changes()) {}
 
-Storage::~Storage() { device_.pool().give_back(block_); }
+Storage::~Storage() {
+  if (!is_out_) device_.pool().give_back(block_);
+}
+
+void Storage::evict() {
+  device_.pool().give_back(block_);
+  device_.count_move();
+  block_ = {};
+  is_out_ = true;
+}
+
+void Storage::restore() {
+  block_ = device_.pool().take(nbytes_);
+  is_out_ = false;
+}
+
+void Tensor::fail_offloaded() {
+  fail(Code::unsupported, "tensor", "it is offloaded, and in memory only while its layer computes");
+}
 
 Tensor Tensor::empty(const Shape& shape, DType dtype, Device& device) {
   const int64_t numel = shape.numel();

@@ -19,6 +19,10 @@ class Storage {
 
   Device& device() const { return device_; }
   void* data() const { return block_.data; }
+  // Without memory for now, as its bytes wait elsewhere: core/offload.h.
+  bool is_out() const { return is_out_; }
+  void evict();
+  void restore();
   void touch() const { device_.pool().touch(block_); }
   size_t nbytes() const { return nbytes_; }
   Changes& changes() { return changes_; }
@@ -30,6 +34,7 @@ class Storage {
   Block block_;
   Changes changes_;
   size_t holders_ = 0;
+  bool is_out_ = false;
 };
 
 // A holder of a storage. Not std::shared_ptr: its counts are atomic, and only one thread changes them here.
@@ -75,6 +80,8 @@ class Tensor {
 
   // Device memory: pass it to enqueue(), never read or write it here. A recording holds what it gets the address of.
   void* data() const {
+    if (storage_->is_out()) [[unlikely]]
+      fail_offloaded();
     if (device().pool().is_recording()) [[unlikely]]
       storage_->touch();
     return static_cast<char*>(storage_->data()) + offset_;
@@ -100,7 +107,11 @@ class Tensor {
     return storage_ == other.storage_ && offset_ < other.offset_ + other.nbytes() && other.offset_ < offset_ + nbytes();
   }
 
+  const StorageRef& storage() const { return storage_; }
+
  private:
+  [[noreturn]] static void fail_offloaded();
+
   StorageRef storage_;
   Shape shape_;
   DType dtype_ = DType::float32;

@@ -180,7 +180,7 @@ ThreadPool& started_pool() {
 }
 
 struct Scratch {
-  static constexpr int kBuffers = 4;
+  static constexpr int kBuffers = 6;
   void* data[kBuffers] = {};
   size_t capacity[kBuffers] = {};
   ~Scratch() {

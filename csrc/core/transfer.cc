@@ -27,6 +27,10 @@ struct StagedUpload {
 
 Tensor upload(const void* bytes, size_t nbytes, const Shape& shape, DType dtype, Device& device) {
   Graph::check_not_recording(device, "tensor");
+  return upload_once(bytes, nbytes, shape, dtype, device);
+}
+
+Tensor upload_once(const void* bytes, size_t nbytes, const Shape& shape, DType dtype, Device& device) {
   Tensor t = Tensor::empty(shape, dtype, device);
   check_shape(t.nbytes() == nbytes, "tensor", "shape ", shape, " of ", name_of(dtype), " needs ", t.nbytes(),
               " bytes, got ", nbytes);

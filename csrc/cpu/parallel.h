@@ -19,7 +19,7 @@ void parallel_range(int64_t n, int64_t grain, RangeBody body, void* context);
 // Threads that parallel_range may use, the caller included.
 int thread_count();
 
-// A 64-byte aligned buffer of this thread, valid until the next request for the same index (0 to 3) on the
+// A 64-byte aligned buffer of this thread, valid until the next request for the same index (0 to 5) on the
 // same thread. The caller's buffer may be read by the workers of its parallel_for. Never null: a request
 // that cannot be met ends the kernel through the stream's error.
 void* thread_scratch(int index, size_t nbytes);

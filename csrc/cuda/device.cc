@@ -24,7 +24,10 @@ constexpr Runtime kRuntime = {.allocate = allocate,
                               .capture = capture,
                               .abandon_capture = abandon_capture,
                               .replay = replay,
-                              .release_graph = release_graph};
+                              .release_graph = release_graph,
+                              .fence = fence,
+                              .copy_aside = copy_aside,
+                              .end_aside = end_aside};
 
 // Why a GPU cannot be used, by its index; -1 where none can. Of all environments.
 struct Reasons {

@@ -74,16 +74,16 @@ void wait_for(cudaEvent_t event, const char* what) {
 }
 
 // Chunks go through the halves in turn; a half is filled again when its last copy has left.
-void upload(RuntimeStream& s, unsigned char* to, const unsigned char* from, size_t nbytes) {
+void upload(cudaStream_t stream, Staging& staging, unsigned char* to, const unsigned char* from, size_t nbytes) {
   while (nbytes > 0) {
     const size_t n = nbytes < Staging::kHalf ? nbytes : Staging::kHalf;
-    const int half = s.staging.next;
-    s.staging.next ^= 1;
-    unsigned char* staged = s.staging.memory + static_cast<size_t>(half) * Staging::kHalf;
-    wait_for(s.staging.copied[half], "upload");
+    const int half = staging.next;
+    staging.next ^= 1;
+    unsigned char* staged = staging.memory + static_cast<size_t>(half) * Staging::kHalf;
+    wait_for(staging.copied[half], "upload");
     std::memcpy(staged, from, n);
-    check(cudaMemcpyAsync(to, staged, n, cudaMemcpyHostToDevice, s.stream()), "upload");
-    check(cudaEventRecord(s.staging.copied[half], s.stream()), "upload");
+    check(cudaMemcpyAsync(to, staged, n, cudaMemcpyHostToDevice, stream), "upload");
+    check(cudaEventRecord(staging.copied[half], stream), "upload");
     to += n;
     from += n;
     nbytes -= n;
@@ -145,10 +145,33 @@ void copy(Device& device, void* to, const void* from, size_t nbytes) {
     // Within one GPU the stream keeps the order; another goes on when the copy is done.
     if (target != source) check(cudaStreamSynchronize(s.stream()), "copy");
   } else if (target >= 0) {
-    upload(s, static_cast<unsigned char*>(to), static_cast<const unsigned char*>(from), nbytes);
+    upload(s.stream(), s.staging, static_cast<unsigned char*>(to), static_cast<const unsigned char*>(from), nbytes);
   } else {
     download(s, static_cast<unsigned char*>(to), static_cast<const unsigned char*>(from), nbytes);
   }
+}
+
+void* fence(Device& device) {
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "offload");
+  const cudaError_t status = cudaEventRecord(event, runtime_stream(device).stream());
+  if (status != cudaSuccess) cudaEventDestroy(event);
+  check(status, "offload");
+  return event;
+}
+
+void copy_aside(Device& device, void* fence, void* to, const void* from, size_t nbytes) {
+  RuntimeStream& s = runtime_stream(device);
+  check(cudaSetDevice(s.device), "offload");
+  make_aside(s);
+  check(cudaStreamWaitEvent(s.aside, static_cast<cudaEvent_t>(fence), 0), "offload");
+  upload(s.aside, s.aside_staging, static_cast<unsigned char*>(to), static_cast<const unsigned char*>(from), nbytes);
+}
+
+void end_aside(Device& device, void* fence) {
+  RuntimeStream& s = runtime_stream(device);
+  if (fence) cudaEventDestroy(static_cast<cudaEvent_t>(fence));
+  if (s.aside) check(cudaStreamSynchronize(s.aside), "offload");
 }
 
 }  // namespace cuda

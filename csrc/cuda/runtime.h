@@ -30,6 +30,9 @@ void* capture(Device& device);
 void abandon_capture(Device& device);
 void replay(Device& device, void* executable);
 void release_graph(Device& device, void* executable);
+void* fence(Device& device);
+void copy_aside(Device& device, void* fence, void* to, const void* from, size_t nbytes);
+void end_aside(Device& device, void* fence);
 // Host memory that a GPU reads and writes directly, in two halves that take turns: one is filled while the other is
 // under way.
 struct Staging {
@@ -44,6 +47,9 @@ struct RuntimeStream : CudaStream {
   int device = 0;
   bool is_open = false;
   Staging staging;
+  // Of the thread that copies beside the compute stream; made at its first copy.
+  cudaStream_t aside = nullptr;
+  Staging aside_staging;
   Fault* fault = nullptr;                                // mapped host memory
   std::unordered_map<const void*, size_t> most_dynamic;  // kernel -> dynamic shared memory that it may have
   std::vector<void*> graph_blocks;                       // scratch of the graph that is being captured
@@ -57,5 +63,7 @@ inline RuntimeStream& runtime_stream(Device& device) { return *static_cast<Runti
 // gives an explanation, empty when all went well.
 std::string make_stream(RuntimeStream& s);
 void free_stream(RuntimeStream& s);
+// The stream for copies aside and its staging. Throws Code::cuda.
+void make_aside(RuntimeStream& s);
 
 }  // namespace bnb::cuda

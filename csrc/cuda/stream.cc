@@ -2,6 +2,7 @@
 // it, and graphs of them.
 
 #include <memory>
+#include <utility>
 
 #include "core/error.h"
 #include "cuda/cublaslt.h"
@@ -30,7 +31,23 @@ cudaError_t end_capture(RuntimeStream& s, cudaGraph_t* graph) {
   return cudaStreamEndCapture(s.stream(), graph);
 }
 
+void free_aside(RuntimeStream& s) {
+  for (cudaEvent_t& event : s.aside_staging.copied)
+    if (cudaEvent_t own = std::exchange(event, nullptr)) cudaEventDestroy(own);
+  if (s.aside_staging.memory) cudaFreeHost(std::exchange(s.aside_staging.memory, nullptr));
+  if (s.aside) cudaStreamDestroy(std::exchange(s.aside, nullptr));
+}
+
 }  // namespace
+
+void make_aside(RuntimeStream& s) {
+  if (s.aside_staging.copied[1]) return;
+  check(cudaStreamCreateWithFlags(&s.aside, cudaStreamNonBlocking), "offload");
+  check(cudaHostAlloc(reinterpret_cast<void**>(&s.aside_staging.memory), 2 * Staging::kHalf, cudaHostAllocDefault),
+        "offload");
+  for (cudaEvent_t& event : s.aside_staging.copied)
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync), "offload");
+}
 
 std::string make_stream(RuntimeStream& s) {
   std::string why;
@@ -68,6 +85,7 @@ void free_stream(RuntimeStream& s) {
     if (event) cudaEventDestroy(event);
     event = nullptr;
   }
+  free_aside(s);
   if (s.staging.memory) cudaFreeHost(s.staging.memory);
   if (s.counters) cudaFree(s.counters);
   if (s.eager.block) cudaFree(s.eager.block);

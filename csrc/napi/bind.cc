@@ -35,7 +35,8 @@ SlotValue& slot_arg(const Argument& a, const char* expected) {
 }
 
 // In the order of SlotValue.
-constexpr const char* kKinds[] = {"nothing", "a Tensor", "a quantized weight", "the scales of blocks"};
+constexpr const char* kKinds[] = {"nothing", "a Tensor", "a quantized weight", "the scales of blocks",
+                                  "the weights of experts"};
 
 template <size_t Kind>
 const auto& object_arg(const Argument& a) {
@@ -80,6 +81,7 @@ Signature::Signature(const char* text) {
 const Tensor& tensor_arg(const Argument& a) { return object_arg<1>(a); }
 const Quantized4Bit& quantized_arg(const Argument& a) { return *object_arg<2>(a); }
 const Scales& scales_arg(const Argument& a) { return *object_arg<3>(a); }
+const ExpertWeights& experts_arg(const Argument& a) { return *object_arg<4>(a); }
 
 bool is_absent(const Argument& a) {
   double number;
@@ -135,6 +137,24 @@ std::vector<Tensor> tensors_arg(const Argument& a) {
   return tensors;
 }
 
+std::vector<Matrix> matrices_arg(const Argument& a) {
+  constexpr const char* expected = "an array of Tensors or quantized weights";
+  const uint32_t length = array_length(a, expected);
+  check_argument(length == 0 || a.is_handle(), a.op(), a.name(), " must be ", expected, ", got other values in it");
+  std::vector<Matrix> matrices;
+  matrices.reserve(length);
+  for (uint32_t i = 0; i < length; i++) {
+    const Argument item = element(a, i);
+    const SlotValue& slot = slot_arg(item, expected);
+    if (const auto* q = std::get_if<std::unique_ptr<Quantized4Bit>>(&slot)) {
+      matrices.emplace_back(**q);
+    } else {
+      matrices.emplace_back(tensor_arg(item));
+    }
+  }
+  return matrices;
+}
+
 std::vector<double> numbers_arg(const Argument& a) {
   napi_typedarray_type type = napi_int8_array;
   size_t length = 0;
@@ -168,6 +188,11 @@ void Results::put(const Quantized4Bit& q) {
 void Results::put(const Scales& s) {
   const double device = static_cast<double>(env_.index_of(s.device()));
   write(env_.slots.add(std::make_unique<Scales>(s)), -3, device, {s.blocks()});
+}
+
+void Results::put(const ExpertWeights& e) {
+  const double device = static_cast<double>(env_.index_of(e.device()));
+  write(env_.slots.add(std::make_unique<ExpertWeights>(e)), -4, device, {e.count, e.width, e.hidden});
 }
 
 void Results::put(const std::optional<Tensor>& t) {

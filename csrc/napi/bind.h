@@ -38,6 +38,7 @@ struct Argument {
 const Tensor& tensor_arg(const Argument& a);
 const Quantized4Bit& quantized_arg(const Argument& a);
 const Scales& scales_arg(const Argument& a);
+const ExpertWeights& experts_arg(const Argument& a);
 bool is_absent(const Argument& a);  // null
 double number_arg(const Argument& a);
 int64_t integer_arg(const Argument& a);
@@ -45,6 +46,7 @@ bool bool_arg(const Argument& a);
 DType dtype_arg(const Argument& a);
 Shape shape_arg(const Argument& a);
 std::vector<Tensor> tensors_arg(const Argument& a);
+std::vector<Matrix> matrices_arg(const Argument& a);
 std::vector<double> numbers_arg(const Argument& a);  // a Float64Array
 
 // References to what lives in the environment are passed as such, the rest is converted to a value.
@@ -57,6 +59,8 @@ decltype(auto) arg(const Argument& a) {
     return quantized_arg(a);
   } else if constexpr (std::is_same_v<T, Scales>) {
     return scales_arg(a);
+  } else if constexpr (std::is_same_v<T, ExpertWeights>) {
+    return experts_arg(a);
   } else if constexpr (std::is_same_v<T, Tensor>) {
     return tensor_arg(a);
   } else if constexpr (std::is_same_v<T, std::optional<Tensor>>) {
@@ -65,6 +69,8 @@ decltype(auto) arg(const Argument& a) {
     return is_absent(a) ? std::optional<Quantized4Bit>{} : std::optional<Quantized4Bit>{quantized_arg(a)};
   } else if constexpr (std::is_same_v<T, std::vector<Tensor>>) {
     return tensors_arg(a);
+  } else if constexpr (std::is_same_v<T, std::vector<Matrix>>) {
+    return matrices_arg(a);
   } else if constexpr (std::is_same_v<T, std::vector<double>>) {
     return numbers_arg(a);
   } else if constexpr (std::is_same_v<T, Shape>) {
@@ -88,7 +94,8 @@ decltype(auto) arg(const Argument& a) {
 }
 
 // Writes the outputs of one call: per tensor [handle, dtype, device, ndim, dims...]; an absent one has handle 0,
-// a quantized weight dtype -1, a plain number dtype -2 and its value in place of the handle, the scales of blocks -3.
+// a quantized weight dtype -1, a plain number dtype -2 and its value in place of the handle, the scales of blocks -3,
+// the weights of experts -4.
 class Results {
  public:
   explicit Results(Env& env) : env_(env), at_(env.results + 1) {}
@@ -97,6 +104,7 @@ class Results {
   void put(const Tensor& t);
   void put(const Quantized4Bit& q);
   void put(const Scales& s);
+  void put(const ExpertWeights& e);
   void put(const std::optional<Tensor>& t);
   void put(double value);
   void put(int64_t value) { put(static_cast<double>(value)); }

@@ -122,6 +122,13 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::linear_4bit_backward>("linear4bitBackward(dy, weight, biasDtype, needsX, needsBias)");
   b.bind<&ops::embedding_4bit>("embedding4bit(ids, weight, dtype)");
 
+  // experts
+  b.bind<&ops::choose_experts>("chooseExperts(logits, k, normalize)");
+  b.bind<&ops::choose_experts_backward>("chooseExpertsBackward(dshares, logits, shares, experts, normalize)");
+  b.bind<&ops::expert_weights>("expertWeights(gates, ups, downs)");
+  b.bind<&ops::experts_swiglu>("expertsSwiglu(x, shares, experts, weights, residual)");
+  b.bind<&ops::experts_swiglu_backward>("expertsSwigluBackward(dy, x, shares, experts, weights)");
+
   // plans
   b.bind<&ops::linear_4bit_plan>("linear4bitPlan(m, k)");
   b.bind<&ops::linear_4bit_gpu_plan>("linear4bitGpuPlan(problem)");

@@ -24,6 +24,7 @@ Env::Env(napi_env env) : napi(env), devices(make_devices()), level_(kLeastAllowa
 Env::~Env() {
   // Run what is queued first: it may write into ArrayBuffers that reads hold.
   for (auto& device : devices) device->stream().wait();
+  offloaded.clear();
   slots = Slots{};
   graphs.clear();
   devices.clear();

@@ -9,6 +9,7 @@
 
 #include "core/device.h"
 #include "core/graph.h"
+#include "core/offload.h"
 #include "core/thread_pool.h"
 #include "napi/slots.h"
 
@@ -19,11 +20,14 @@ struct Env {
   ~Env();
 
   napi_env napi;
-  ThreadPoolKeeper thread_pool;  // outlives the streams, whose work uses it
+  ThreadPoolKeeper thread_pool;    // outlives the streams, whose work uses it
+  std::unique_ptr<Loader> loader;  // made when it is first needed; outlives the devices
   std::vector<std::unique_ptr<Device>> devices;
   Slots slots;
   std::map<int32_t, std::shared_ptr<Graph>> graphs;
   int32_t last_graph = 0;
+  std::map<int32_t, std::unique_ptr<Offloaded>> offloaded;
+  int32_t last_offloaded = 0;
 
   // Results of an op, read by src/tensor/run.ts: [count, then per output: handle, dtype, device, ndim, dims...]. Before
   // the call run() leaves in the first place which arguments are handles, one bit each.
@@ -61,6 +65,8 @@ struct Env {
 
 // Everything that is not an op: setup, dispose, uploads, reads, devices, memory.
 void define_runtime(Env& env, napi_value exports);
+// Tensors that wait elsewhere: core/offload.h.
+void define_offload(Env& env, napi_value exports);
 // Every op of ops.h.
 void define_ops(Env& env, napi_value exports);
 

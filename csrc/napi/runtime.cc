@@ -6,28 +6,10 @@
 #include "core/graph.h"
 #include "core/transfer.h"
 #include "napi/bind.h"
+#include "napi/guarded.h"
 
 namespace bnb {
 namespace {
-
-// Runs body(env, values) with at least N arguments, turning exceptions into JavaScript's.
-template <size_t N, class F>
-napi_value guarded(napi_env napi, napi_callback_info info, const char* name, const F& body) {
-  size_t n = N;
-  napi_value values[N + 1];
-  void* data;
-  if (napi_get_cb_info(napi, info, &n, values, nullptr, &data) != napi_ok) return nullptr;
-  Env& env = *static_cast<Env*>(data);
-  try {
-    check_argument(n >= N, name, "takes ", N, " arguments, got ", n);
-    return body(env, values);
-  } catch (const Error& error) {
-    env.throw_error(error);
-  } catch (const std::exception& error) {
-    env.throw_error(Error(Code::oom, std::string(name) + ": " + error.what()));
-  }
-  return nullptr;
-}
 
 // Function-local, so that nothing runs when the addon is loaded.
 const Signature& read_signature() {
@@ -449,6 +431,7 @@ NAPI_MODULE_INIT() {
   try {
     auto state = std::make_unique<Env>(env);
     define_runtime(*state, exports);
+    define_offload(*state, exports);
     define_ops(*state, exports);
     // Hooks run last in, first out: queued work is finished while the functions and the read queue still exist.
     must(env, napi_add_env_cleanup_hook(

@@ -12,7 +12,8 @@
 namespace bnb {
 
 // What a handle stands for. Tensors lie in the table itself, the rarer and larger kinds beside it.
-using SlotValue = std::variant<std::monostate, Tensor, std::unique_ptr<Quantized4Bit>, std::unique_ptr<Scales>>;
+using SlotValue = std::variant<std::monostate, Tensor, std::unique_ptr<Quantized4Bit>, std::unique_ptr<Scales>,
+                               std::unique_ptr<ExpertWeights>>;
 
 // Calls f with each tensor that a value consists of.
 template <class F>
@@ -20,12 +21,20 @@ void each_tensor(const SlotValue& value, const F& f) {
   const auto scales = [&](const Scales& s) {
     for (const Tensor* t : {&s.absmax, &s.nested_absmax, &s.nested_code, &s.offset}) f(*t);
   };
+  const auto quantized = [&](const Quantized4Bit& q) {
+    f(q.packed);
+    scales(q.scales);
+  };
   if (const auto* t = std::get_if<Tensor>(&value)) f(*t);
-  if (const auto* q = std::get_if<std::unique_ptr<Quantized4Bit>>(&value)) {
-    f((*q)->packed);
-    scales((*q)->scales);
-  }
+  if (const auto* q = std::get_if<std::unique_ptr<Quantized4Bit>>(&value)) quantized(**q);
   if (const auto* s = std::get_if<std::unique_ptr<Scales>>(&value)) scales(**s);
+  if (const auto* e = std::get_if<std::unique_ptr<ExpertWeights>>(&value)) {
+    f((*e)->table);
+    for (const Matrix& m : (*e)->matrices) {
+      if (const auto* t = std::get_if<Tensor>(&m)) f(*t);
+      if (const auto* q = std::get_if<Quantized4Bit>(&m)) quantized(*q);
+    }
+  }
 }
 
 class Slots {

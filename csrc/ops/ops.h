@@ -261,6 +261,22 @@ std::tuple<std::optional<Tensor>, std::optional<Tensor>> linear_4bit_backward(co
 // Rows of a 4-bit table by int32 ids, as dtype.
 Tensor embedding_4bit(const Tensor& ids, const Quantized4Bit& weight, DType dtype);
 
+// ---- experts (ops/choose_experts.cc, ops/experts_swiglu.cc)
+// Shares and experts [tokens, k]: the k largest of softmax(logits[tokens, experts]), on request divided by their sum.
+std::tuple<Tensor, Tensor> choose_experts(const Tensor& logits, int64_t k, bool normalize);
+// The gradient of the logits.
+Tensor choose_experts_backward(const Tensor& dshares, const Tensor& logits, const Tensor& shares, const Tensor& experts,
+                               bool normalize);
+// The matrices of gated MLPs: gates and ups [width, hidden], downs [hidden, width]; all floats of one dtype, or 4-bit.
+ExpertWeights expert_weights(const std::vector<Matrix>& gates, const std::vector<Matrix>& ups,
+                             const std::vector<Matrix>& downs);
+// residual + the sum of share * down(silu(gate(x)) * up(x)) over the experts that a row chose.
+Tensor experts_swiglu(const Tensor& x, const Tensor& shares, const Tensor& experts, const ExpertWeights& weights,
+                      const std::optional<Tensor>& residual);
+// The gradients of x and of the shares.
+std::tuple<Tensor, Tensor> experts_swiglu_backward(const Tensor& dy, const Tensor& x, const Tensor& shares,
+                                                   const Tensor& experts, const ExpertWeights& weights);
+
 // ---- plans (ops/plans.cc): records of numbers both ways, in the order of src/ops/plans.ts
 // Which way the CPU takes for m rows of k inputs: Linear4BitPlan.
 int64_t linear_4bit_plan(int64_t m, int64_t k);

@@ -2,6 +2,7 @@
 import { BitsAndBytesConfig } from "../hub/index.js";
 import type { CausalLM, FromPretrainedOptions, FromPretrainedProgress } from "../models/index.js";
 import { AutoModelForCausalLM } from "../models/index.js";
+import { toDevice } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
 import type { OptionSpec } from "./command.js";
 import { choice, deviceOption, revisionOption, usageError } from "./command.js";
@@ -31,12 +32,22 @@ export const headOption = {
   },
 } as const satisfies Record<string, OptionSpec>;
 
+/** Options of commands that only compute with it, wherever its parts are. */
+export const placementOptions = {
+  "device-map": { type: "string", value: "MAP", help: "auto, balanced, sequential, or JSON: places by module" },
+  "max-memory": { type: "string", value: "SIZES", help: "what weights may take, such as cuda:0=10GiB,cpu=20GiB" },
+  "offload-folder": { type: "string", value: "DIR", help: "where layers wait that find no room in memory" },
+} as const satisfies Record<string, OptionSpec>;
+
 interface LoadValues {
   dtype: string | undefined;
   device: string;
   revision: string | undefined;
   "4bit"?: boolean;
   "8bit"?: boolean;
+  "device-map"?: string | undefined;
+  "max-memory"?: string | undefined;
+  "offload-folder"?: string | undefined;
 }
 
 interface LoadCall {
@@ -51,7 +62,7 @@ export async function loadModel(
   { values, terminal, signal }: LoadCall,
   more: FromPretrainedOptions = {},
 ): Promise<CausalLM> {
-  const { dtype, device, revision } = values;
+  const { dtype, revision } = values;
   if (values["4bit"] && values["8bit"]) throw usageError("--4bit and --8bit: give one of them");
   const quantizationConfig = values["4bit"]
     ? new BitsAndBytesConfig({ loadIn4bit: true, bnb4bitQuantType: "nf4" })
@@ -66,7 +77,7 @@ export async function loadModel(
   }
   return AutoModelForCausalLM.fromPretrained(name, {
     quantizationConfig,
-    deviceMap: device,
+    ...placementOf(values),
     dtype: dtype === undefined ? "auto" : choice("--dtype", dtype, ["float32", "float16", "bfloat16"]),
     ...(revision !== undefined && { revision }),
     onProgress: (progress) => showProgress(terminal, progress),
@@ -83,6 +94,31 @@ export function quantizeHead(model: CausalLM, asked: string | undefined, byDefau
   } catch (error) {
     if (asked !== undefined || !(error instanceof BnbError && error.code === "ERR_BNB_UNSUPPORTED")) throw error;
   }
+}
+
+/** Where the model goes: to one device as a whole, unless there is more to be said. */
+function placementOf(values: LoadValues): FromPretrainedOptions {
+  const { device, "device-map": map, "max-memory": sizes, "offload-folder": offloadFolder } = values;
+  const folder = offloadFolder === undefined ? {} : { offloadFolder };
+  if (map === undefined && sizes === undefined) return { deviceMap: toDevice(device), ...folder };
+  const maxMemory = sizes === undefined ? {} : { maxMemory: readSizes(sizes) };
+  return { deviceMap: map === undefined ? device : readMap(map), ...maxMemory, ...folder };
+}
+
+function readMap(text: string): NonNullable<FromPretrainedOptions["deviceMap"]> {
+  if (!text.trimStart().startsWith("{")) return text;
+  try {
+    return JSON.parse(text) as Record<string, string>;
+  } catch (error) {
+    throw usageError(`--device-map must be a name, or JSON such as {"": "cpu"}: ${(error as Error).message}`);
+  }
+}
+
+function readSizes(text: string): Record<string, string> {
+  const pairs = text.split(",").map((pair) => pair.split("="));
+  const wrong = pairs.find((pair) => pair.length !== 2 || pair.some((part) => part.trim() === ""));
+  if (wrong) throw usageError(`--max-memory must be such as cuda:0=10GiB,cpu=20GiB, got ${text}`);
+  return Object.fromEntries(pairs.map(([device, size]) => [device?.trim(), size?.trim()]));
 }
 
 function showProgress(terminal: Terminal, progress: FromPretrainedProgress): void {

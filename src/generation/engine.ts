@@ -137,7 +137,7 @@ export class Engine implements Disposable {
     this.maxLength = Math.min(options.maxLength ?? maxPositionEmbeddings, maxPositionEmbeddings);
     const pages = Math.ceil((options.kvTokens ?? this.maxLength) / pageSize);
     const { maxSequences = 64, stepTokens = 512, sharePrefixes = true } = options;
-    const { graph = model.device.type === "cuda" } = options;
+    const { graph = model.device.type === "cuda" && model.isWhole !== false } = options;
     this.deterministic = options.deterministic ?? false;
     const tokens = Math.max(stepTokens, maxSequences + pageSize);
     this.#owner = this.#makeOwner();

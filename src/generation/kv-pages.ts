@@ -20,7 +20,7 @@ export interface KvPagesOptions {
   pages: number;
   /** Default float32. */
   dtype?: KvDType;
-  /** Default the default device. */
+  /** Of layers whose layout names none. Default the default device. */
   device?: DeviceLike;
 }
 
@@ -49,14 +49,14 @@ export class KvPages implements KvStore, Disposable {
     checkArgument("KvPages", "layout", layout, arrayOf(anObject));
     checkOptions("KvPages", options ?? null, pagesOptions);
     const { pages, dtype = "float32", device } = options;
-    const make = (shape: number[], dtype: KvDType) => {
+    const make = (shape: number[], dtype: KvDType, device: DeviceLike | undefined) => {
       const tensor = keep(zeros(shape, { dtype, device }));
       this.#tensors.push(tensor);
       return tensor;
     };
-    this.#layers = layout.map(({ kvHeads, headDim }) => {
-      const block = () => make([pages, kvHeads, pageSize, headDim], dtype);
-      const scales = () => make([pages, kvHeads, pageSize], "float32");
+    this.#layers = layout.map(({ kvHeads, headDim, device: own = device }) => {
+      const block = () => make([pages, kvHeads, pageSize, headDim], dtype, own);
+      const scales = () => make([pages, kvHeads, pageSize], "float32", own);
       const layer = { keys: block(), values: block() };
       return dtype === "int8" ? { ...layer, keyScales: scales(), valueScales: scales() } : layer;
     });

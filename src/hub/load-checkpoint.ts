@@ -53,6 +53,8 @@ export interface LoadCheckpointOptions {
   readonly onProgress?: (progress: LoadProgress) => void;
   /** Called with what each linear layer lost as it was quantized; measuring it decodes the layer once. */
   readonly onQuantized?: (loss: QuantizationLoss) => void;
+  /** Called with the path of each module whose own tensors are complete, which the next one waits for. */
+  readonly onModule?: (path: string) => Promise<void>;
   readonly signal?: AbortSignal | undefined;
 }
 const loadOptions = optionTable<LoadCheckpointOptions>({
@@ -62,6 +64,7 @@ const loadOptions = optionTable<LoadCheckpointOptions>({
   tied: aPlainObject,
   onProgress: aFunction,
   onQuantized: aFunction,
+  onModule: aFunction,
   signal: anAbortSignal,
 });
 const aModule = anInstance(() => Module, "a Module");
@@ -92,6 +95,7 @@ export async function loadCheckpoint(
     tied = {},
     onProgress,
     onQuantized,
+    onModule,
     signal,
   } = options;
   const tensors = await withoutTies(source, tied);
@@ -119,6 +123,7 @@ export async function loadCheckpoint(
     const left = await loadUnit(unit, path, own, load, onQuantized);
     for (const name of own) if (!left.unexpected.includes(name)) unexpected.delete(name);
     missing.push(...left.missing);
+    await onModule?.(path);
   }
   if (missing.length > 0) {
     const [more, some] = [missing.length - 5, missing.slice(0, 5).map((name) => JSON.stringify(name))];

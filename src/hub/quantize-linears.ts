@@ -44,6 +44,30 @@ export function defaultSkips(model: Module, { head, tied }: ModelTies): string[]
 }
 
 /**
+ * How the weight of each linear layer will be kept: as its checkpoint holds it, or as a config wants. Throws ERR_BNB_FORMAT where
+ * the two contradict each other.
+ */
+export function formatsOf(
+  model: Module,
+  source: TensorSource,
+  config: BitsAndBytesConfig | null,
+  ties: ModelTies,
+): { formats: Map<string, WeightFormat>; unmatched: readonly string[] } {
+  const linears = model.namedModules().flatMap(([path, module]) => (module instanceof Linear ? [path] : []));
+  const formats = new Map<string, WeightFormat>();
+  if (isQuantized(source)) {
+    for (const path of linears) formats.set(path, formatOf(source, path));
+    checkAgreement(source, formats, config);
+  } else if (config?.loadIn4bit || config?.loadIn8bit) {
+    const wanted = config.loadIn8bit ? "int8" : config.bnb4bitQuantType;
+    const { skipped, unmatched } = skippedModules(model, config, ties);
+    for (const path of linears) formats.set(path, skipped.has(path) ? "float" : wanted);
+    return { formats, unmatched };
+  }
+  return { formats, unmatched: [] };
+}
+
+/**
  * Replaces the linear layers of `model` that are to be quantized by layers whose weights wait to be loaded. A quantized
  * checkpoint decides for each module; of the config it takes what files do not hold. Throws ERR_BNB_FORMAT where the two
  * contradict each other.
@@ -55,18 +79,8 @@ export function quantizeLinears(
   ties: ModelTies,
   blocksize = 64,
 ): void {
-  const linears = new Map(
-    model.namedModules().flatMap(([path, module]) => (module instanceof Linear ? [[path, module] as const] : [])),
-  );
-  const formats = new Map<string, WeightFormat>();
-  if (isQuantized(source)) {
-    for (const path of linears.keys()) formats.set(path, formatOf(source, path));
-    checkAgreement(source, formats, config);
-  } else if (config?.loadIn4bit || config?.loadIn8bit) {
-    const wanted = config.loadIn8bit ? "int8" : config.bnb4bitQuantType;
-    const skipped = skippedModules(model, config, ties);
-    for (const path of linears.keys()) formats.set(path, skipped.has(path) ? "float" : wanted);
-  }
+  const { formats, unmatched } = formatsOf(model, source, config, ties);
+  warnOfUnmatched(unmatched);
   const settings = config ?? new BitsAndBytesConfig();
   uninitialized(() =>
     replaceLinear(
@@ -106,20 +120,26 @@ function quantizedLayer(
   });
 }
 
-/** Paths of modules that stay; warns of patterns of the user's that match none. */
-function skippedModules(model: Module, config: BitsAndBytesConfig, ties: ModelTies): Set<string> {
+/** Paths of modules that stay, and patterns of the user's that match none. */
+function skippedModules(
+  model: Module,
+  config: BitsAndBytesConfig,
+  ties: ModelTies,
+): { skipped: Set<string>; unmatched: readonly string[] } {
   const given = config.llmInt8SkipModules;
   const list = new SkipList(given ?? defaultSkips(model, ties));
   const paths = model.namedModules().flatMap(([path]) => (path === "" ? [] : [path]));
   const skipped = new Set(paths.filter((path) => list.skips(path)));
-  if (given && list.unmatched.length > 0) {
-    const names = list.unmatched.map((text) => JSON.stringify(text)).join(", ");
-    process.emitWarning(`llmInt8SkipModules: no module matches ${names}`, {
-      type: "BnbWarning",
-      code: "BNB_UNMATCHED_PATTERN",
-    });
-  }
-  return skipped;
+  return { skipped, unmatched: given ? list.unmatched : [] };
+}
+
+function warnOfUnmatched(patterns: readonly string[]): void {
+  if (patterns.length === 0) return;
+  const names = patterns.map((text) => JSON.stringify(text)).join(", ");
+  process.emitWarning(`llmInt8SkipModules: no module matches ${names}`, {
+    type: "BnbWarning",
+    code: "BNB_UNMATCHED_PATTERN",
+  });
 }
 
 /** A quantized checkpoint beside a config that says otherwise is a mistake of one of them. */

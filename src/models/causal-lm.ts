@@ -2,7 +2,7 @@
 import { isGradEnabled, noGrad } from "../autograd/no-grad.js";
 import type { GenerationConfig } from "../hub/index.js";
 import type { Embedding } from "../nn/index.js";
-import { embedding, linear } from "../ops/index.js";
+import { embedding, linear, to } from "../ops/index.js";
 import { anObject, aTensor, checkArgument, checkTensor, orNull } from "../tensor/checks.js";
 import type { Device, DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
@@ -16,7 +16,7 @@ import { aHeadFormat, QuantizedHead } from "./quantized-head.js";
 import { RotaryTables } from "./rotary.js";
 import type { KvStore, LayerLayout, StepPlan } from "./step-plan.js";
 import type { ModelConfig } from "./text-model.js";
-import { TextModel } from "./text-model.js";
+import { refuseSpread, TextModel } from "./text-model.js";
 
 /** Options of `CausalLM.forward`. */
 export interface ForwardOptions {
@@ -85,11 +85,12 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
    * are computed wherever no gradients are recorded; null drops it. A small model reads its head as often as all its layers
    * together, so it generates faster. What is saved and trained is the float weight; a tied embedding looks up in it.
    *
-   * Throws ERR_BNB_UNSUPPORTED if the head is no `Linear`, but quantized already or with adapters, and ERR_BNB_NONFINITE
-   * if its weight is not finite.
+   * Throws ERR_BNB_UNSUPPORTED if the head is no `Linear`, but quantized already or with adapters, or if weights of the
+   * model are offloaded; ERR_BNB_NONFINITE if the head's are not finite.
    */
   quantizeHead(format: HeadFormat | null): this {
     checkArgument("quantizeHead", "format", format, orNull(aHeadFormat));
+    if (this.isOffloaded) refuseSpread("quantizeHead", "give it more memory");
     const next = format === null ? null : new QuantizedHead(format, this.outputProjection());
     this.#quantizedHead?.dispose();
     this.#quantizedHead = next;
@@ -118,12 +119,12 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
 
   /** Logits [batch, t, vocab] of ids [batch, t] int32, with gradients. */
   forward(ids: Tensor, options: ForwardOptions = {}): Tensor {
-    return this.#head(this.#states("forward", ids, options));
+    return back(this.#head(this.#states("forward", ids, options)), ids.device);
   }
 
   /** What the head takes: hidden states [batch, t, hidden] behind the last norm, with gradients. */
   hiddenStates(ids: Tensor, options: ForwardOptions = {}): Tensor {
-    return this.#states("hiddenStates", ids, options);
+    return back(this.#states("hiddenStates", ids, options), ids.device);
   }
 
   #states(method: string, ids: Tensor, options: ForwardOptions): Tensor {
@@ -134,7 +135,8 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
       const advice = ids.ndim === 1 ? `; write reshape(ids, [1, ${ids.size}])` : "";
       throw new BnbError("ERR_BNB_SHAPE", `${op}: ids must be [batch, length], got [${ids.shape.join(", ")}]${advice}`);
     }
-    return this.hidden(new TrainingPass(ids, { starts: options.starts }));
+    using pass = new TrainingPass(ids, { starts: options.starts });
+    return this.hidden(pass);
   }
 
   /** Logits [rows, vocab] of the rows that a plan wants; keys and values go into pages. Without gradients. */
@@ -143,8 +145,14 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
     checkArgument(op, "plan", plan, anObject);
     checkArgument(op, "kv", kv, anObject);
     return noGrad(() => {
-      const hidden = this.hidden(new StepPass(plan, kv));
-      return this.#head(plan.logitRows ? embedding(plan.logitRows, hidden) : hidden);
+      using pass = new StepPass(plan, kv);
+      const hidden = this.hidden(pass);
+      const { logitRows } = plan;
+      const wanted = logitRows ? embedding(back(logitRows, hidden.device), hidden) : hidden;
+      return back(this.#head(wanted), plan.ids.device);
     });
   }
 }
+
+/** x where the caller is, if a model on several devices left it elsewhere. */
+const back = (x: Tensor, device: Device): Tensor => (x.device === device ? x : to(x, device));

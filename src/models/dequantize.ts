@@ -10,6 +10,7 @@ import { materialize, uninitialized } from "../tensor/placeholder.js";
 import { keep, tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { forgetQuantization, originDType } from "./save.js";
+import { refuseSpread, TextModel } from "./text-model.js";
 
 export interface DequantizeOptions {
   /** Of the float weights. Default: that of the weights before they were quantized; for int8 that of the model. */
@@ -29,6 +30,9 @@ export function dequantizeModel<M extends Module>(model: M, options: DequantizeO
     anInstance(() => Module, "a Module"),
   );
   checkOptions("dequantizeModel", options, dequantizeOptions);
+  if (model instanceof TextModel && !model.isWhole) {
+    refuseSpread("dequantizeModel", "load it without a deviceMap to dequantize it");
+  }
   const otherwise = originDType(model) ?? "float32";
   replaceLinear(model, (_in, _out, _bias, linear) => floatLayer(linear, options.dtype, otherwise), {
     skipModules: [],

@@ -1,6 +1,6 @@
 // Encoders: models whose tokens see the whole text. They give hidden states, and a vector for each text.
 import { noGrad } from "../autograd/no-grad.js";
-import { concat } from "../ops/index.js";
+import { concat, to } from "../ops/index.js";
 import {
   aBoolean,
   anInteger,
@@ -73,7 +73,9 @@ export abstract class Encoder<C extends EncoderConfig = EncoderConfig> extends T
   forward(ids: Tensor, options: WholeTextOptions = {}): Tensor {
     checkWholeTexts(this.constructor.name, ids, options);
     const { starts, tokenTypeIds = null } = options;
-    return this.hidden(new TrainingPass(ids, { starts, causal: false }), tokenTypeIds);
+    using pass = new TrainingPass(ids, { starts, causal: false });
+    const states = this.hidden(pass, tokenTypeIds);
+    return states.device === ids.device ? states : to(states, ids.device);
   }
 
   /**

@@ -2,7 +2,9 @@
 export { AutoModelForCausalLM, type CausalLMOptions } from "./auto.js";
 export { AutoModel, AutoModelForSequenceClassification } from "./auto-model.js";
 export { CausalLM, type ForwardOptions } from "./causal-lm.js";
+export type { PlacementOptions } from "./decide-placement.js";
 export { type DequantizeOptions, dequantizeModel } from "./dequantize.js";
+export type { DeviceMap, Place } from "./device-map.js";
 export { type EmbedOptions, Encoder, type EncoderConfig, type WholeTextOptions } from "./encoder.js";
 export { LlamaForCausalLM } from "./llama.js";
 export { LlamaConfig, type LlamaConfigOptions } from "./llama-config.js";

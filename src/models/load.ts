@@ -6,43 +6,31 @@ import { parseConfig } from "../hub/config-text.js";
 import type { LoadProgress, QuantizationLoss, TensorSource } from "../hub/index.js";
 import { BitsAndBytesConfig, loadCheckpoint, openCheckpoint } from "../hub/index.js";
 import type { ModelTies } from "../hub/quantize-linears.js";
-import { formatOf, mergeConfigs } from "../hub/quantize-linears.js";
+import { defaultSkips, formatOf, mergeConfigs } from "../hub/quantize-linears.js";
 import { RenamedSource } from "../hub/renamed-source.js";
 import { resolveModel } from "../hub/resolve.js";
 import { TransposedSource } from "../hub/transposed-source.js";
 import type { Module } from "../nn/index.js";
 import { aBlocksize } from "../ops/quant-checks.js";
-import {
-  aDevice,
-  aFloatDType,
-  aFunction,
-  anAbortSignal,
-  anInstance,
-  aString,
-  either,
-  oneOf,
-  orNull,
-} from "../tensor/checks.js";
-import type { DeviceLike } from "../tensor/device.js";
+import { aFloatDType, aFunction, anAbortSignal, anInstance, aString, either, oneOf, orNull } from "../tensor/checks.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { optionTable } from "../tensor/options.js";
 import { uninitialized } from "../tensor/placeholder.js";
+import type { PlacementOptions } from "./decide-placement.js";
+import { aDeviceMap, aMemoryMap, decidePlacement, wholeDevice } from "./decide-placement.js";
 import type { ModelOptions } from "./parts/model-options.js";
+import type { ModelPlacement } from "./placement.js";
 import { rememberOrigin } from "./save.js";
+import type { TextModel } from "./text-model.js";
 
-export interface FromPretrainedOptions {
+export interface FromPretrainedOptions extends PlacementOptions {
   /** How linear layers are quantized as they load. A checkpoint that is quantized already needs none. */
   quantizationConfig?: BitsAndBytesConfig | null;
   /** Weights that share a scale in layers quantized to 4 bits here; files say their own. Default 64. */
   blocksize?: number;
   /** float32, float16 or bfloat16; default "auto": what config.json says, or float32. */
   dtype?: DType | "auto";
-  /**
-   * The device that the whole model goes to; "auto": the first GPU, or the CPU where there is none. Default: the default
-   * device.
-   */
-  deviceMap?: DeviceLike;
   /** Branch, tag or commit of a model on the hub. Default "main". */
   revision?: string;
   /** For private and gated models on the hub. Default HF_TOKEN, or what `hf auth login` left. */
@@ -64,7 +52,9 @@ export const fromPretrainedOptions = optionTable<FromPretrainedOptions>({
   quantizationConfig: orNull(anInstance(() => BitsAndBytesConfig, "a BitsAndBytesConfig")),
   blocksize: aBlocksize,
   dtype: either(aFloatDType, oneOf(["auto"])),
-  deviceMap: aDevice,
+  deviceMap: aDeviceMap,
+  maxMemory: aMemoryMap,
+  offloadFolder: aString,
   revision: aString,
   token: aString,
   onProgress: aFunction,
@@ -89,7 +79,7 @@ export interface Family<M extends Module = Module> {
 }
 
 /** @internal Loads the model of a folder, or of an id on the hub, as its family makes it; `addParts` adds what is not weights. */
-export async function loadPretrained<M extends Module>(
+export async function loadPretrained<M extends TextModel>(
   path: string,
   familyOf: (config: JsonObject) => Family<M>,
   options: FromPretrainedOptions,
@@ -100,10 +90,10 @@ export async function loadPretrained<M extends Module>(
     onProgress?.({ stage: "download", name, bytes, totalBytes });
   const folder = await resolveModel(path, "model", { revision, token, signal, onDownload });
   const wholeText = await readConfigText(folder);
-  const whole = parseConfig(wholeText);
-  const family = familyOf(whole);
-  const config = family.languageConfig?.(whole) ?? whole;
-  const configText = config === whole ? wholeText : textOf(config);
+  const described = parseConfig(wholeText);
+  const family = familyOf(described);
+  const config = family.languageConfig?.(described) ?? described;
+  const configText = config === described ? wholeText : textOf(config);
   const inFile = readQuantization(config);
   const given = options.quantizationConfig ?? null;
   if (given && !given.loadIn4bit && !given.loadIn8bit) {
@@ -112,25 +102,34 @@ export async function loadPretrained<M extends Module>(
   }
   const quantizationConfig = mergeConfigs(given, inFile);
   const dtype = dtypeOf(config, options.dtype);
-  const place = options.deviceMap === undefined ? {} : { device: options.deviceMap };
+  const whole = wholeDevice(options);
   const file = await openCheckpoint(folder);
   const source = adapted(file, family);
   let model: M | undefined;
+  let placement: ModelPlacement | undefined;
   try {
     const tensors = [...source.names()].length;
     checkLayers(config, tensors, `the checkpoint has ${tensors} tensors`);
-    model = uninitialized(() => family.create(config, { dtype, ...place }, source));
-    const { unexpected } = await loadCheckpoint(model, source, {
-      quantizationConfig,
-      ...tiesOf(model, family),
+    const made = uninitialized(() => family.create(config, { dtype, ...(whole ?? { device: "cpu" }) }, source));
+    model = made;
+    const ties = tiesOf(made, family);
+    const loading = { source, config: quantizationConfig, ties, blocksize: blocksize ?? 64, dtype };
+    const decided = whole ? null : await decidePlacement(made, loading, options);
+    placement = decided?.placement;
+    const { unexpected } = await loadCheckpoint(made, source, {
+      quantizationConfig: withFloatUnits(quantizationConfig, defaultSkips(made, ties), placement?.floatUnits),
+      ...ties,
+      ...(decided && { onModule: (path: string) => decided.placement.loaded(path) }),
       ...(onProgress && { onProgress: (progress: LoadProgress) => onProgress({ stage: "load", ...progress }) }),
       ...(onQuantized && { onQuantized }),
       ...(blocksize !== undefined && { blocksize }),
       signal,
     });
     warnOfUnused(unexpected);
-    await addParts(model, folder, config);
+    if (decided && !decided.placement.isWhole) await decided.placement.attach(made, decided.tied);
+    await addParts(made, folder, config);
   } catch (error) {
+    placement?.dispose();
     model?.dispose();
     throw error;
   } finally {
@@ -150,14 +149,31 @@ function adapted(file: TensorSource, { rename, isTransposed }: Family): TensorSo
   return new TransposedSource(source, (name) => isTransposed(name) && formatOf(source, pathOf(name)) === "float");
 }
 
+/** The config, with modules that stay floats because they are offloaded. */
+function withFloatUnits(
+  config: BitsAndBytesConfig | null,
+  skips: readonly string[],
+  units: readonly string[] = [],
+): BitsAndBytesConfig | null {
+  if (!config || units.length === 0) return config;
+  const { llmInt8Threshold, llmInt8HasFp16Weight, llmInt8SkipModules } = config;
+  const more = units.map((path) => `${path.replaceAll(".", "\\.")}\\.`);
+  return new BitsAndBytesConfig({
+    loadIn8bit: true,
+    llmInt8Threshold,
+    llmInt8HasFp16Weight,
+    llmInt8SkipModules: [...(llmInt8SkipModules ?? skips), ...more],
+  });
+}
+
 /** @internal A model of a config.json with new weights. */
 export function createModel<M extends Module>(
-  whole: JsonObject,
+  described: JsonObject,
   familyOf: (config: JsonObject) => Family<M>,
   options: ModelOptions = {},
 ): M {
-  const { create, isTransposed, languageConfig } = familyOf(whole);
-  const config = languageConfig?.(whole) ?? whole;
+  const { create, isTransposed, languageConfig } = familyOf(described);
+  const config = languageConfig?.(described) ?? described;
   const dtype = dtypeOf(config, options.dtype);
   checkLayers(config, MAX_LAYERS, `${MAX_LAYERS} are the most that are made`);
   const model = create(config, { ...options, dtype }, null);

@@ -1,8 +1,9 @@
 // One forward pass, seen from a model: which tokens, where they sit, and how a layer attends. A model body is written
 // once over a Pass; training, packing, generation and serving differ in the pass they hand to it.
-import { attention, cast, kvAppend, max, mul, pagedAttention, reshape, rope, sign, sub } from "../ops/index.js";
+import { attention, cast, kvAppend, max, mul, pagedAttention, reshape, rope, sign, sub, to } from "../ops/index.js";
 import { arange } from "../tensor/create.js";
-import { tidy } from "../tensor/scope.js";
+import type { Device } from "../tensor/device.js";
+import { keep, tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { KvStore, StepPlan } from "./step-plan.js";
 
@@ -22,8 +23,13 @@ export interface Rotary {
   readonly sin: Tensor;
 }
 
+/** What has its tensors on one device, and a copy of itself for each other one that asks. */
+export interface Movable<T> {
+  on(device: Device): T;
+}
+
 /** What a model body computes over. */
-export interface Pass {
+export interface Pass extends Movable<Pass> {
   readonly ids: Tensor; // [batch, t] or [tokens], int32
   /** Where the tokens sit, int32 [tokens]; null where every row of `ids` counts from 0. */
   readonly positions: Tensor | null;
@@ -43,22 +49,53 @@ export interface TrainingPassOptions {
   starts?: Tensor | undefined;
   /** Whether a token sees only those before it; default true. */
   causal?: boolean;
+  /** @internal Where the rows sit, if that is known; default: it follows from `starts`. */
+  positions?: Tensor | null;
+}
+
+/** A pass and its copies on other devices, which go with it. */
+abstract class CopiedPass<P extends Pass> implements Disposable {
+  abstract readonly ids: Tensor;
+  readonly #copies = new Map<Device, P>();
+  readonly #tensors: Tensor[] = [];
+
+  on(device: Device): P {
+    if (device === this.ids.device) return this as unknown as P;
+    const known = this.#copies.get(device);
+    if (known) return known;
+    const copy = this.copied((x) => {
+      const moved = keep(to(x, device));
+      this.#tensors.push(moved);
+      return moved;
+    });
+    this.#copies.set(device, copy);
+    return copy;
+  }
+
+  /** The same pass over tensors that were moved. */
+  protected abstract copied(move: (x: Tensor) => Tensor): P;
+
+  [Symbol.dispose](): void {
+    for (const tensor of this.#tensors) tensor.dispose();
+    this.#copies.clear();
+  }
 }
 
 /** Whole texts with gradients, dense or packed. */
-export class TrainingPass implements Pass {
+export class TrainingPass extends CopiedPass<TrainingPass> implements Pass {
   readonly ids: Tensor;
   readonly positions: Tensor | null;
   readonly longest: number;
   readonly #starts: Tensor | undefined;
   readonly #causal: boolean;
 
-  constructor(ids: Tensor, { starts, causal = true }: TrainingPassOptions = {}) {
+  constructor(ids: Tensor, { starts, causal = true, positions }: TrainingPassOptions = {}) {
+    super();
     this.ids = ids;
     this.longest = ids.shape.at(-1) as number;
     this.#starts = starts;
     this.#causal = causal;
-    this.positions = starts ? positionsIn(ids, starts) : null;
+    this.positions = positions !== undefined ? positions : starts ? positionsIn(ids, starts) : null;
   }
 
   attend(_layer: number, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | null, scores: Scores = {}): Tensor {
@@ -66,10 +103,18 @@ export class TrainingPass implements Pass {
     const starts = this.#starts && { starts: this.#starts };
     return attention(turn(q), turn(k), v, { causal: this.#causal, ...scores, ...starts });
   }
+
+  protected override copied(move: (x: Tensor) => Tensor): TrainingPass {
+    return new TrainingPass(move(this.ids), {
+      starts: this.#starts && move(this.#starts),
+      causal: this.#causal,
+      positions: this.positions && move(this.positions),
+    });
+  }
 }
 
 /** A step of any sequences over pages; without gradients. */
-export class StepPass implements Pass {
+export class StepPass extends CopiedPass<StepPass> implements Pass {
   readonly ids: Tensor;
   readonly positions: Tensor;
   readonly longest: number | null;
@@ -77,6 +122,7 @@ export class StepPass implements Pass {
   readonly #kv: KvStore;
 
   constructor(plan: StepPlan, kv: KvStore) {
+    super();
     this.ids = plan.ids;
     this.positions = plan.positions;
     this.longest = plan.longest;
@@ -88,6 +134,13 @@ export class StepPass implements Pass {
     const pages = this.#kv.layer(layer);
     const turn = rotary && { cos: rotary.cos, sin: rotary.sin, positions: this.positions };
     return pagedAttention(kvAppend(q, k, v, pages, this.#plan.slots, turn), pages, this.#plan, scores);
+  }
+
+  protected override copied(move: (x: Tensor) => Tensor): StepPass {
+    const { ids, positions, slots, starts, lengths, pages } = this.#plan;
+    const plan = { ids, positions, slots, starts, lengths, pages };
+    for (const key of Object.keys(plan) as (keyof typeof plan)[]) plan[key] = move(plan[key]);
+    return new StepPass({ ...this.#plan, ...plan }, this.#kv);
   }
 }
 

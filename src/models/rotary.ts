@@ -1,9 +1,11 @@
 // Rotary position embedding tables: the cosine and sine of every position's angles.
+import { to } from "../ops/index.js";
 import { tensor } from "../tensor/create.js";
 import type { Device } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
 import { keep } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
+import type { Rotary } from "./pass.js";
 import type { RopeParameters } from "./rope-scaling.js";
 import { plainRope, ropeFrequencies } from "./rope-scaling.js";
 
@@ -20,6 +22,7 @@ export class RotaryTables {
   readonly maxLength: number;
   /** The first positions that are there. */
   readonly rows: number;
+  readonly #copies = new Map<Device, Rotary>();
 
   constructor(headDim: number, maxLength: number, rope: number | RopeParameters, device?: Device, rows = maxLength) {
     this.maxLength = maxLength;
@@ -58,7 +61,23 @@ export class RotaryTables {
     return longest <= originalMaxPositions ? originalMaxPositions : maxPositions;
   }
 
+  /** The tables on a device; copies are theirs and go with them. */
+  on(device: Device): Rotary {
+    if (device === this.cos.device) return this;
+    let copy = this.#copies.get(device);
+    if (!copy) {
+      copy = { cos: keep(to(this.cos, device)), sin: keep(to(this.sin, device)) };
+      this.#copies.set(device, copy);
+    }
+    return copy;
+  }
+
   dispose(): void {
+    for (const { cos, sin } of this.#copies.values()) {
+      cos.dispose();
+      sin.dispose();
+    }
+    this.#copies.clear();
     this.cos.dispose();
     this.sin.dispose();
   }

@@ -14,6 +14,7 @@ import { isFloat } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { CausalLM } from "./causal-lm.js";
+import { refuseSpread, TextModel } from "./text-model.js";
 
 /** Where a model came from. */
 interface Origin {
@@ -84,6 +85,9 @@ export async function stagePretrained(
   if (!origin) {
     const rule = "savePretrained: model must come from fromPretrained or fromConfig, or be a float Llama";
     throw new BnbError("ERR_BNB_ARGUMENT", `${rule}; saveCheckpoint saves the weights of any model`);
+  }
+  if (model instanceof TextModel && model.isOffloaded) {
+    refuseSpread("savePretrained", "load it without a deviceMap to save it");
   }
   const entries = [...model.stateDict()].map(([name, tensor]) => {
     const isTurned = isFloat(tensor.dtype) && !(tensor instanceof Params4bit) && origin.isTransposed?.(name);

@@ -1,6 +1,7 @@
 // One forward pass over any sequences, as models see it: a flat list of tokens, where each sits, and the pages that hold
 // the keys and values of those before. src/generation makes plans and pages; models know only what stands here.
 import type { KvLayer, PageTable } from "../ops/index.js";
+import type { Device } from "../tensor/device.js";
 import type { Tensor } from "../tensor/tensor.js";
 
 /** Tokens of a page of keys and values. */
@@ -23,6 +24,8 @@ export interface LayerLayout {
   readonly headDim: number;
   /** Keys further back are never read again. */
   readonly window?: number;
+  /** Where the layer computes, in a model on several devices. */
+  readonly device?: Device;
 }
 
 /** The pages of every attention layer. */

@@ -1,7 +1,7 @@
 // What every model of texts is: a module with a config and the tokenizer of its checkpoint.
 import type { Tokenizer } from "../hub/index.js";
 import { Module } from "../nn/index.js";
-import type { Device } from "../tensor/device.js";
+import type { Device, DeviceLike } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
 import type { RopeParameters } from "./rope-scaling.js";
 
@@ -19,6 +19,7 @@ export abstract class TextModel<C extends ModelConfig = ModelConfig> extends Mod
   /** What makes tokens of texts; null where the checkpoint has none. A model made in code may be given one. */
   tokenizer: Tokenizer | null = null;
   #ownTokenizer: Tokenizer | null = null;
+  #placement: Placement | null = null;
 
   constructor(config: C) {
     super();
@@ -27,6 +28,35 @@ export abstract class TextModel<C extends ModelConfig = ModelConfig> extends Mod
 
   /** Where its weights are. */
   abstract get device(): Device;
+
+  /**
+   * Where its parts are: names of devices, "cpu" or "disk" by the paths of modules, as `fromPretrained` decided; one entry
+   * for "" where all is in one place.
+   */
+  get deviceMap(): Readonly<Record<string, string>> {
+    return this.#placement?.deviceMap ?? { "": String(this.device) };
+  }
+
+  /** Whether all of it is in memory, on one device. */
+  get isWhole(): boolean {
+    return this.#placement === null;
+  }
+
+  /** Whether weights of it wait in host memory or on disk until they are needed. */
+  get isOffloaded(): boolean {
+    return this.#placement?.isOffloaded ?? false;
+  }
+
+  /** @internal Parts on several devices, or elsewhere; ends with the model. */
+  adoptPlacement(placement: Placement): void {
+    this.#placement = placement;
+  }
+
+  /** Moves the model; one whose parts are in several places stays: throws ERR_BNB_UNSUPPORTED. */
+  override to(device: DeviceLike): this {
+    if (this.#placement) refuseSpread("to", "load it with another deviceMap instead");
+    return super.to(device);
+  }
 
   /** @internal A tokenizer that ends with the model. */
   adoptTokenizer(tokenizer: Tokenizer): void {
@@ -44,6 +74,20 @@ export abstract class TextModel<C extends ModelConfig = ModelConfig> extends Mod
   /** Frees the weights, and the tokenizer that was loaded with them; one that was set stays the caller's. */
   override dispose(): void {
     this.#ownTokenizer?.dispose();
+    this.#placement?.dispose();
     super.dispose();
   }
+}
+
+/** Where the parts of a model are. */
+export interface Placement {
+  readonly deviceMap: Readonly<Record<string, string>>;
+  readonly isOffloaded: boolean;
+  dispose(): void;
+}
+
+/** @internal Throws ERR_BNB_UNSUPPORTED: what `op` needs to be in one place is not. */
+export function refuseSpread(op: string, advice: string): never {
+  const rule = `${op}: the model must be in memory on one device, got one whose deviceMap spreads it`;
+  throw new BnbError("ERR_BNB_UNSUPPORTED", `${rule}; ${advice}`);
 }

@@ -53,6 +53,18 @@ export interface NativeRuntime {
   disposeGraph(graph: number): void;
   /** As disposeGraph, for one that was collected. */
   finalizeGraph(graph: number): void;
+  /**
+   * Writes tensors of one device into an open file, or into memory of the host where `descriptor` is -1, and gives up their
+   * memory; the id of the group. What goes wrong then is an error of the device's stream.
+   */
+  offload(handles: readonly number[], descriptor: number): number;
+  /** Takes memory for a group and has it filled beside other work; `use`: what is queued later may read the tensors. */
+  offloadFetch(id: number): void;
+  offloadUse(id: number): void;
+  /** Gives the memory up again. */
+  offloadDrop(id: number): void;
+  /** The values are gone for good. */
+  offloadDispose(id: number): void;
   /** Queues a kernel that is wrong in a known way: test/native/emulator.test.ts. */
   provoke(device: number, which: number): void;
 }

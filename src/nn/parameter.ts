@@ -44,6 +44,11 @@ export class Parameter extends Tensor {
     return isFloat(this.dtype);
   }
 
+  /** @internal What belongs to its codes and grows with them, where it is quantized. */
+  get statistics(): readonly Tensor[] {
+    return [];
+  }
+
   /** @internal Bytes of what belongs to its codes, where it is quantized. */
   get statisticsBytes(): number {
     return 0;

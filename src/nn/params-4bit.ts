@@ -112,6 +112,11 @@ export class Params4bit extends Parameter implements Quantization {
     this.module = options.module ?? null;
   }
 
+  override get statistics(): readonly Tensor[] {
+    const { absmax, state2 = null } = this.quantState ?? {};
+    return [absmax, state2?.absmax].filter((t) => t !== undefined);
+  }
+
   override get statisticsBytes(): number {
     return this.quantState?.nbytes ?? 0;
   }

@@ -6,8 +6,8 @@ import { arrayOf, checkArgument, checkTensor } from "../tensor/checks.js";
 import type { Quantized4Bit } from "../tensor/quantized.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { UnaryModule } from "./containers.js";
-import { Linear4bit } from "./linear-4bit.js";
 import { aModule } from "./module.js";
+import { isPlain4bit } from "./plain-weight.js";
 
 const modules = arrayOf(aModule);
 
@@ -16,7 +16,7 @@ export function linearResidual(layer: UnaryModule, x: Tensor, residual: Tensor):
   checkArgument("linearResidual", "layer", layer, aModule);
   checkTensor("linearResidual", "x", x);
   checkTensor("linearResidual", "residual", residual);
-  if (!isPlain(layer) || x.dtype !== residual.dtype) return add(residual, layer.forward(x));
+  if (!isPlain4bit(layer) || x.dtype !== residual.dtype) return add(residual, layer.forward(x));
   return linear4bit(x, layer.quantize().weight.quantized, layer.bias, residual);
 }
 
@@ -34,18 +34,13 @@ export function linearSwiglu(gate: UnaryModule, up: UnaryModule, x: Tensor): Ten
   return linear4bitSwiglu(x, first, second);
 }
 
-// A subclass that computes something else, such as a wrapper, keeps its forward.
-function isPlain(layer: UnaryModule): layer is Linear4bit {
-  return layer instanceof Linear4bit && layer.forward === Linear4bit.prototype.forward;
-}
-
 /** Null where one of the layers is no plain Linear4bit or has a bias, or a gradient is wanted. */
 function weightsWithoutGradient(op: string, layers: readonly UnaryModule[], x: Tensor): Quantized4Bit[] | null {
   checkArgument(op, "layers", layers, modules);
   checkTensor(op, "x", x);
   if (isGradEnabled() && x.requiresGrad) return null;
   const weights = layers.flatMap((layer) =>
-    isPlain(layer) && layer.bias === null ? [layer.quantize().weight.quantized] : [],
+    isPlain4bit(layer) && layer.bias === null ? [layer.quantize().weight.quantized] : [],
   );
   return weights.length === layers.length ? weights : null;
 }

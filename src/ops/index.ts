@@ -3,6 +3,7 @@ import "./methods.js";
 
 export * from "./attention.js";
 export * from "./cast.js";
+export { type ChooseExpertsOptions, chooseExperts, type ExpertChoice } from "./choose-experts.js";
 export * from "./clamp.js";
 export {
   createDynamicMap,
@@ -18,6 +19,7 @@ export * from "./dropout.js";
 export * from "./elementwise.js";
 export * from "./embedding.js";
 export { embedding4bit } from "./embedding-4bit.js";
+export { expertsSwiglu, expertWeights } from "./experts-swiglu.js";
 export {
   embedding8bit,
   type Int8MmDequantOptions,

@@ -2,11 +2,11 @@
 // replaces tensors by their handles and reads the outputs from the shared results buffer.
 import type { NativeRuntime } from "../native/runtime.js";
 import { runtime } from "../native/runtime.js";
-import type { BlockScales, Quantized4Bit } from "./quantized.js";
+import type { BlockScales, ExpertWeights, Quantized4Bit } from "./quantized.js";
 import type { Tensor } from "./tensor.js";
 
 /** What an op may return: tensors and other native objects, null for an absent one, or plain numbers. */
-export type Output = Tensor | Quantized4Bit | BlockScales | number | null;
+export type Output = Tensor | Quantized4Bit | BlockScales | ExpertWeights | number | null;
 
 /** A native op: what it takes and what run() gives back. */
 export interface NativeOp<Args extends readonly unknown[], Outputs extends readonly Output[]> {
@@ -321,6 +321,29 @@ export interface NativeOps {
     [dx: Tensor | null, dbias: Tensor | null]
   >;
   embedding4bit: NativeOp<[ids: Tensor, weight: Quantized4Bit, dtype: number], [Tensor]>;
+
+  // experts
+  chooseExperts: NativeOp<[logits: Tensor, k: number, normalize: boolean], [shares: Tensor, experts: Tensor]>;
+  chooseExpertsBackward: NativeOp<
+    [dshares: Tensor, logits: Tensor, shares: Tensor, experts: Tensor, normalize: boolean],
+    [dlogits: Tensor]
+  >;
+  expertWeights: NativeOp<
+    [
+      gates: readonly (Tensor | Quantized4Bit)[],
+      ups: readonly (Tensor | Quantized4Bit)[],
+      downs: readonly (Tensor | Quantized4Bit)[],
+    ],
+    [ExpertWeights]
+  >;
+  expertsSwiglu: NativeOp<
+    [x: Tensor, shares: Tensor, experts: Tensor, weights: ExpertWeights, residual: Tensor | null],
+    [y: Tensor]
+  >;
+  expertsSwigluBackward: NativeOp<
+    [dy: Tensor, x: Tensor, shares: Tensor, experts: Tensor, weights: ExpertWeights],
+    [dx: Tensor, dshares: Tensor]
+  >;
 
   // plans: records of numbers both ways, see ops/plans.ts
   linear4bitPlan: NativeOp<[m: number, k: number], [number]>;

@@ -1,5 +1,5 @@
-// What blockwise quantization keeps natively, each as one object behind one handle: the scales of blocks, and a packed
-// 4-bit weight with its scales.
+// What weights are natively, each as one object behind one handle: the scales of blocks, a packed 4-bit weight with its
+// scales, and the weights of many experts.
 import type { Device } from "./device.js";
 import type { Handle } from "./handle.js";
 import { NativeObject } from "./native-object.js";
@@ -24,6 +24,20 @@ export class BlockScales extends NativeObject {
   readonly shape: readonly number[];
   readonly device: Device;
 
+  constructor(handle: Handle, shape: readonly number[], device: Device) {
+    super(handle);
+    this.shape = shape;
+    this.device = device;
+  }
+}
+
+/** The frozen weights of experts, as `expertsSwiglu` takes them. It holds the memory of the matrices it was made of. */
+export class ExpertWeights extends NativeObject {
+  /** [experts, width, hidden]. */
+  readonly shape: readonly number[];
+  readonly device: Device;
+
+  /** @internal */
   constructor(handle: Handle, shape: readonly number[], device: Device) {
     super(handle);
     this.shape = shape;

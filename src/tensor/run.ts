@@ -9,7 +9,7 @@ import type { DType } from "./dtype.js";
 import { dtypes } from "./dtype.js";
 import { Handle } from "./handle.js";
 import { NativeObject } from "./native-object.js";
-import { BlockScales, Quantized4Bit } from "./quantized.js";
+import { BlockScales, ExpertWeights, Quantized4Bit } from "./quantized.js";
 import { Tensor } from "./tensor.js";
 
 // [count, then per output: handle, dtype, device, ndim, dims...]; written by csrc/napi/bind.h.
@@ -18,6 +18,7 @@ const results = new Float64Array(1 << 14);
 const QUANTIZED = -1;
 const NUMBER = -2;
 const SCALES = -3;
+const EXPERTS = -4;
 
 const MOST_ITEMS = 1 << 20;
 
@@ -104,6 +105,7 @@ function isHandle(item: unknown): boolean {
 function wrap(handle: Handle, dtype: number, shape: readonly number[], device: Device): Output {
   if (dtype === QUANTIZED) return new Quantized4Bit(handle, shape, device);
   if (dtype === SCALES) return new BlockScales(handle, shape, device);
+  if (dtype === EXPERTS) return new ExpertWeights(handle, shape, device);
   return new Tensor(handle, dtypes[dtype] as DType, shape, device);
 }
 

@@ -25,7 +25,7 @@ const pairs = [
 /** Ops that have no gradient, because their results are codes, indices, random numbers, plans or writes in place. */
 const withoutGradient = new Set(
   (
-    "argmax createDynamicMap createFp8Map createLinearMap createNormalMap get4bitType quantTypes embedding4bit " +
+    "argmax expertWeights createDynamicMap createFp8Map createLinearMap createNormalMap get4bitType quantTypes embedding4bit " +
     "embedding8bit embeddingRenorm int8LinearMatmul int8MmDequant int8VectorwiseDequant int8VectorwiseQuant " +
     "int8DoubleQuant gemv4bit linear4bitEach linear4bitSwiglu quantize4bit quantizeFp4 quantizeNf4 dequantize4bit " +
     "dequantizeFp4 dequantizeNf4 quantizeBlockwise dequantizeBlockwise expandAbsmax copyInto kvAppend " +
@@ -219,6 +219,33 @@ function casesOn(device: string): BackwardCase[] {
       smooth: (x, weight, b) => ops.linear(x as Tensor, weight as Tensor, b as Tensor),
     },
   ];
+  const experts = ids([2, 0, 1, 2], [2, 2]);
+  const matrices3 = (rows: number, cols: number, seed: number) =>
+    [0, 1, 2].map((e) => put(representable(rows * cols, seed + e), [rows, cols]));
+  const [gates, ups, downs] = [matrices3(2, 3, 1), matrices3(2, 3, 4), matrices3(3, 2, 7)];
+  const mlps = ops.expertWeights(gates, ups, downs);
+  const mixtures: BackwardCase[] = [
+    {
+      name: "chooseExperts",
+      shapes: [[[2, 3]], [[1, 2]], [[0, 4]]],
+      fn: (x) => ops.chooseExperts(x as Tensor, 2).shares,
+    },
+    ...[true, false].map(
+      (hasResidual): BackwardCase => ({
+        name: "expertsSwiglu",
+        shapes: [
+          hasResidual
+            ? [
+                [2, 3],
+                [2, 3],
+              ]
+            : [[2, 3]],
+        ],
+        fn: (x, r) =>
+          ops.expertsSwiglu(x as Tensor, { shares: put([1, 0.5, 0.25, 2], [2, 2]), experts }, mlps, r ?? null),
+      }),
+    ),
+  ];
   const tables = [
     put([1, 0.5, 0.25, -0.5, 0.75, 1, 0.5, 0.25], [4, 2]),
     put([0, 0.5, 1, -0.5, 0.25, 0, 0.5, 1], [4, 2]),
@@ -285,7 +312,19 @@ function casesOn(device: string): BackwardCase[] {
       fn: (x) => ops.crossEntropy(x as Tensor, ids(Array(x!.size / 4).fill(1), x!.shape.slice(0, -1))),
     },
   ];
-  return [...unary, soft, soft, ...positive, ...binary, ...reductions, ...moves, ...matrices, ...quantized, ...models];
+  return [
+    ...unary,
+    soft,
+    soft,
+    ...positive,
+    ...binary,
+    ...reductions,
+    ...moves,
+    ...matrices,
+    ...quantized,
+    ...mixtures,
+    ...models,
+  ];
 }
 
 describe.each(testDevices())("on %s", (device) => {

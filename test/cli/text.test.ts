@@ -73,11 +73,24 @@ describe("generate", () => {
     }
   });
 
+  it("computes where a map says", async () => {
+    const [want] = await texts(["A bit"], { maxNewTokens: 6 });
+    const options = ["generate", model, "--prompt", "A bit", "--max-new-tokens", "6", "--offload-folder", root, ...cpu];
+    for (const where of [
+      ["--device-map", '{"": "cpu", "model.layers.0": "disk"}'],
+      ["--device-map", "auto", "--max-memory", "cpu=1GiB"],
+    ]) {
+      expect(await bnbJson("generate", ...options.slice(1), ...where)).toMatchObject({ text: want });
+    }
+  });
+
   it("says what is wrong", async () => {
     const cases: [args: string[], message: string][] = [
       [["--prompt", "a", "--head", "int4"], "--head must be one of float, int8, nf4, fp4, got int4"],
       [[], "--prompt TEXT is missing: what the model is to continue"],
       [["--prompt", "a", "--system", "b"], "--system needs --chat"],
+      [["--prompt", "a", "--max-memory", "10GB"], "--max-memory must be such as cuda:0=10GiB,cpu=20GiB, got 10GB"],
+      [["--prompt", "a", "--device-map", "{cpu}"], '--device-map must be a name, or JSON such as {"": "cpu"}: '],
       [["--prompt", "a", "--4bit", "--8bit"], "--4bit and --8bit: give one of them"],
       [["--prompt", "a", "--top-p", "2"], '--top-p must be a number from 0 to 1, got "2"'],
       [["--prompt", "a", "--temperature", "0", "--seed", "1"], "--temperature 0 takes the likeliest token: leave out"],

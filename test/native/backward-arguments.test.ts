@@ -2,7 +2,7 @@
 // would be read as if it were the right one.
 import { describe, expect, it } from "vitest";
 import { addon } from "../../src/tensor/addon.js";
-import { ones } from "../../src/tensor/create.js";
+import { ones, zeros } from "../../src/tensor/create.js";
 import { binaryOps, unaryOps } from "../../src/tensor/enums.js";
 import { run } from "../../src/tensor/run.js";
 import type { Tensor } from "../../src/tensor/tensor.js";
@@ -14,6 +14,9 @@ describe.each(testDevices())("backward ops on %s", (device) => {
   const other = () => ones([3, 4], { device });
   const row = () => ones([4], { device });
   const column = () => ones([2], { device });
+  const chosen = () => zeros([2, 4], { device, dtype: "int32" });
+  const square = () => [ones([4, 4], { device })];
+  const weights = () => run(addon.expertWeights, square(), square(), square())[0];
   const silu = unaryOps.indexOf("silu");
   const mul = binaryOps.indexOf("mul");
 
@@ -25,6 +28,8 @@ describe.each(testDevices())("backward ops on %s", (device) => {
     layerNorm: (dy) => run(addon.layerNormBackward, dy, x(), row(), column(), column(), true, true),
     matmul: (dy) => run(addon.matmulBackward, x(), ones([4, 4], { device }), dy, false, false, true, true),
     linear: (dy) => run(addon.linearBackward, x(), ones([4, 4], { device }), dy, true, true, true),
+    chooseExperts: (dy) => run(addon.chooseExpertsBackward, dy, x(), x(), chosen(), true),
+    expertsSwiglu: (dy) => run(addon.expertsSwigluBackward, dy, x(), x(), chosen(), weights()),
     swiglu: (dy) => run(addon.swigluBackward, x(), x(), dy),
   };
 

@@ -136,6 +136,18 @@ const cases: Record<string, Case> = {
     run: (make, a, b, c) => bnb.noGrad(() => bnb.linear4bitSwiglu(make([a, b]), quantized([c, b]), quantized([c, b]))),
     discrete: true,
   },
+  chooseExperts: {
+    run: (make, a, b) => bnb.chooseExperts(make([a, 1 + b]), 1, { normalize: true }).shares,
+    value: 1,
+  },
+  expertsSwiglu: {
+    run: (make, a, b, c) => {
+      const weights = bnb.expertWeights([quantized([c, b])], [quantized([c, b])], [quantized([b, c])]);
+      const experts = zeros([a, 1], { dtype: "int32" });
+      return bnb.expertsSwiglu(make([a, b]), { shares: make([a, 1], "float32"), experts }, weights, make([a, b]));
+    },
+    value: 1,
+  },
   gemv4bit: {
     run: (make, _, b, c) => (b * c > 0 ? undefined : bnb.noGrad(() => bnb.gemv4bit(make([1, b]), ...fourBits([c, b])))),
     discrete: true,
@@ -272,7 +284,7 @@ function quantized(shape: number[]): bnb.Quantized4Bit {
 
 // Functions that take no tensor with free sizes, or that another case calls.
 const apart =
-  /^(create\w+Map|get4bitType|\w+Plan|fmaPeak|manualSeed|(de)?quantize(Nf4|Fp4)|dequantize(4bit|Blockwise)|expandAbsmax|randn|matmul4bit|packDictToTensor|unpackTensorToDict|int8(VectorwiseDequant|MmDequant))$/;
+  /^(create\w+Map|get4bitType|\w+Plan|fmaPeak|manualSeed|(de)?quantize(Nf4|Fp4)|dequantize(4bit|Blockwise)|expandAbsmax|expertWeights|randn|matmul4bit|packDictToTensor|unpackTensorToDict|int8(VectorwiseDequant|MmDequant))$/;
 
 // Freed memory that is handed out again must not pass for zeros.
 function dirty(): void {

@@ -2,6 +2,7 @@
 import { describe, expect, it } from "vitest";
 import {
   capture,
+  expertWeights,
   Generator,
   KvPages,
   LoraLinear,
@@ -30,6 +31,7 @@ const things: [name: string, thing: object][] = [
   ["a QuantState", state],
   ["a Tensor", state.asDict({ packed: true })],
   ["a Quantized4Bit", state.quantized(packed)],
+  ["a ExpertWeights", expertWeights([layer.weight], [layer.weight], [layer.weight])],
   ["a Graph", capture(() => noGrad(() => x.add(1)))],
   ["a KvPages", new KvPages([{ kvHeads: 1, headDim: 1 }], { pages: 1 })],
   ["a Parameter", new optim.Adam([layer.weight]).paramGroups],

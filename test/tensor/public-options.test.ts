@@ -90,6 +90,7 @@ const withOptions: Record<string, Entry> = {
     matmul: { call: (o) => bnb.matmul(x, x, o), needs: { transposeB: true } },
     attention: { call: (o) => bnb.attention(heads, heads, heads, o) },
     pagedAttention: { call: (o) => bnb.pagedAttention(heads.reshape([2, 1, 4]), kv, table, o) },
+    chooseExperts: { call: (o) => bnb.chooseExperts(x, 1, o) },
     crossEntropy: { call: (o) => bnb.crossEntropy(bnb.rand([2, 4]), bnb.tensor([0, 1], { dtype: "int32" }), o) },
     dropout: { call: (o) => bnb.dropout(x, 0.5, o) },
     embedding: { call: (o) => bnb.embedding(ids, x, o) },
@@ -221,7 +222,7 @@ const withoutOptions = new Set(
   kvAppend
   layerNorm linear linear4bit linear4bitEach linear4bitSwiglu log logSoftmax manualSeed maximum memory minimum mul neg noGrad
   permute pow reciprocal relu reshape rmsNorm rope rsqrt seededRandom setDefaultDevice sigmoid sign silu slice
-  softmax softplus MatmulLtState Int8DoubleQuant unpackTensorToDict sqrt square sub swiglu synchronize tanh tidy to transpose BnbError Device Generator Graph Quantized4Bit Tensor
+  softmax softplus MatmulLtState Int8DoubleQuant unpackTensorToDict sqrt square sub swiglu synchronize tanh tidy to transpose BnbError Device Generator Graph ExpertWeights expertWeights expertsSwiglu Quantized4Bit Tensor
   CausalLM Encoder SequenceClassifier TextModel
   linear4bitPlan linear4bitGpuPlan linear4bitGroupGpuPlan matmulGpuPlan
   nn.OutlierTracer nn.Bnb4bitParametrization nn.replaceParameter4bitPrequantized

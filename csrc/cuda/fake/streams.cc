@@ -113,6 +113,15 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   return cudaSuccess;
 }
 
+// What comes on the stream from here on finds done what the event marks.
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t event, unsigned) {
+  const Lock lock(state().mutex);
+  const cudaError_t status = counted(__func__);
+  if (status != cudaSuccess) return done(status);
+  if (event->stream) fake::wait_for(*event->stream, cudaSuccess);
+  return cudaSuccess;
+}
+
 // The first look is always too early.
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   const Lock lock(state().mutex);

@@ -6,7 +6,7 @@ import type { CausalLM } from "../../models/index.js";
 import { BnbError } from "../../tensor/errors.js";
 import type { CommandContext } from "../command.js";
 import { command } from "../command.js";
-import { headOption, loadModel, loadOptions, quantizeHead, quantizeOptions } from "../load-model.js";
+import { headOption, loadModel, loadOptions, placementOptions, quantizeHead, quantizeOptions } from "../load-model.js";
 import type { Terminal } from "../terminal.js";
 import { printable } from "../terminal.js";
 import { textOptions, textSettings } from "../text-options.js";
@@ -29,6 +29,7 @@ generation_config.json says.`,
     ...quantizeOptions,
     ...headOption,
     ...loadOptions,
+    ...placementOptions,
   },
   notes: `In the conversation:\n${commands}`,
   async run(call) {

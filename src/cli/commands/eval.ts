@@ -9,7 +9,7 @@ import { evaluate } from "../../train/index.js";
 import { choice, command, usageError, wholeNumber } from "../command.js";
 import type { EvalResult, FormatResult } from "../eval-page.js";
 import { evalPage } from "../eval-page.js";
-import { loadModel, loadOptions } from "../load-model.js";
+import { loadModel, loadOptions, placementOptions } from "../load-model.js";
 import { modelBytes, quantizedLayers } from "../measure.js";
 import { checkWritable } from "../new-folder.js";
 import { signedPercent } from "../page.js";
@@ -45,6 +45,7 @@ quantized already is measured as it is.`,
     "max-tokens": { type: "string", value: "N", help: "the first N tokens of the text only" },
     html: { type: "string", value: "FILE", help: "write the result as a page, too" },
     ...loadOptions,
+    ...placementOptions,
   },
   async run(call) {
     const { values, words, terminal, signal, version } = call;

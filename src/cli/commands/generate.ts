@@ -1,7 +1,7 @@
 // `bnb generate`: what a model writes after a prompt, as it comes.
 import { generate as continueText } from "../../generation/index.js";
 import { command, usageError } from "../command.js";
-import { headOption, loadModel, loadOptions, quantizeHead, quantizeOptions } from "../load-model.js";
+import { headOption, loadModel, loadOptions, placementOptions, quantizeHead, quantizeOptions } from "../load-model.js";
 import { printable } from "../terminal.js";
 import { textOptions, textSettings } from "../text-options.js";
 
@@ -18,6 +18,7 @@ to it is printed. What is not said here is as the model's generation_config.json
     ...quantizeOptions,
     ...headOption,
     ...loadOptions,
+    ...placementOptions,
   },
   async run(call) {
     const { values, words, terminal, signal, stdin } = call;

@@ -19,7 +19,8 @@ export class GatedMlp extends Module {
   gateProj: UnaryModule;
   upProj: UnaryModule;
   downProj: UnaryModule;
-  readonly #isSwiglu: boolean;
+  /** Whether the activation is SiLU. */
+  readonly isSwiglu: boolean;
   readonly #activation: (x: Tensor) => Tensor;
 
   constructor(own: GatedMlpOptions, options: ModelOptions) {
@@ -28,13 +29,13 @@ export class GatedMlp extends Module {
     this.gateProj = new Linear(hiddenSize, intermediateSize, { bias, ...options });
     this.upProj = new Linear(hiddenSize, intermediateSize, { bias, ...options });
     this.downProj = new Linear(intermediateSize, hiddenSize, { bias, ...options });
-    this.#isSwiglu = name === "silu";
+    this.isSwiglu = name === "silu";
     this.#activation = activation(name);
   }
 
   /** x [..., hidden]; the residual, if given, is added to the result. */
   forward(x: Tensor, residual: Tensor | null = null): Tensor {
-    const y = this.#isSwiglu
+    const y = this.isSwiglu
       ? linearSwiglu(this.gateProj, this.upProj, x)
       : mul(this.#activation(this.gateProj.forward(x)), this.upProj.forward(x));
     return residual ? linearResidual(this.downProj, y, residual) : this.downProj.forward(y);

@@ -27,6 +27,21 @@ const packed4bit = (B, r, dims) =>
     compressStatistics: r.chance(0.3),
   });
 
+/**
+ * Gates, ups and downs of experts, and how wide their input is.
+ * @param {any} B @param {Random} r @param {number} count @returns {[lists: any[][], hidden: number]}
+ */
+const experts = (B, r, count) => {
+  const [width, hidden, isQuantized, dtype] = [size(r), r.pick([64, 3, 20]), r.chance(0.5), float(r)];
+  const matrix = (/** @type {number[]} */ dims) => {
+    if (!isQuantized) return B.randn(dims, { dtype });
+    const [packed, state] = packed4bit(B, r, dims);
+    return state.quantized(packed);
+  };
+  const list = (/** @type {number[]} */ dims) => Array.from({ length: count }, () => matrix(dims));
+  return [[list([width, hidden]), list([width, hidden]), list([hidden, width])], hidden];
+};
+
 /** A matrix in 8 bits: [codes, statistics of rows]. @param {any} B @param {number[]} dims */
 const rows8bit = (B, dims) => {
   const { codes, stats } = B.int8VectorwiseQuant(B.randn(dims));
@@ -149,6 +164,21 @@ export const functions = {
     const [packed, state] = packed4bit(B, r, [size(r), 64]);
     const weight = state.quantized(packed);
     return [floatTensor(B, r, [size(r), 64]), weight, weight];
+  },
+  chooseExperts: (B, r) => {
+    const count = 1 + r.int(20);
+    return [floatTensor(B, r, [size(r), count]), 1 + r.int(count), r.some({ normalize: true })];
+  },
+  expertWeights: (B, r) => {
+    const [list] = experts(B, r, 1 + r.int(3));
+    return list;
+  },
+  expertsSwiglu: (B, r) => {
+    const [count, tokens, choices] = [1 + r.int(3), size(r), r.int(3)];
+    const [lists, hidden] = experts(B, r, count);
+    const [x, dtype] = [[tokens, hidden], float(r)];
+    const choice = { shares: B.rand([tokens, choices]), experts: ids(B, r, [tokens, choices], count) };
+    return [tensor(B, r, x, dtype), choice, B.expertWeights(...lists), r.pick([null, tensor(B, r, x, dtype)])];
   },
   matmul4bit: (B, r) => {
     const k = r.pick([64, 128, 33]);
