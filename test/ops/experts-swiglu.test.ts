@@ -24,15 +24,21 @@ interface Sizes {
 // Few and many rows of an expert, experts that nobody chose, all of them chosen, one alone, rows that are no whole blocks.
 const sizes: Sizes[] = [
   { tokens: 1, choices: 2, count: 4, hidden: 64, width: 128 },
-  { tokens: 1, choices: 8, count: 40, hidden: 64, width: 64 },
+  { tokens: 1, choices: 8, count: 40, hidden: 64, width: 32 },
   { tokens: 3, choices: 1, count: 1, hidden: 128, width: 64 },
-  { tokens: 5, choices: 3, count: 3, hidden: 64, width: 192 },
+  { tokens: 5, choices: 3, count: 3, hidden: 64, width: 128 },
   { tokens: 33, choices: 2, count: 5, hidden: 64, width: 64 },
   { tokens: 9, choices: 2, count: 6, hidden: 50, width: 22 },
   { tokens: 2, choices: 2, count: 3, hidden: 6, width: 5 },
 ];
 const kinds = ["nf4", "nested", "float32", "bfloat16"] as const;
 type Kind = (typeof kinds)[number];
+// Each kind where rows are whole blocks, where they are none, and where they are tiny; elsewhere one of each family.
+const problems = sizes.flatMap((s, i) =>
+  kinds
+    .filter((kind) => [0, 5, 6].includes(i) || kind === "nf4" || kind === "bfloat16")
+    .map((kind) => ({ kind, ...s })),
+);
 
 describe.each(testDevices())("expertsSwiglu on %s", (device) => {
   const make = (values: ArrayLike<number>, shape: readonly number[], dtype: DType = "float32"): Tensor =>
@@ -87,8 +93,7 @@ describe.each(testDevices())("expertsSwiglu on %s", (device) => {
   };
 
   describe("values", () => {
-    const cases = sizes.flatMap((s) => kinds.map((kind) => ({ kind, ...s })));
-    it.each(cases)("%o", ({ kind, ...s }) =>
+    it.each(problems)("%o", ({ kind, ...s }) =>
       tidy(() => {
         const { weights, values } = expertsOf(kind, s);
         const { x, residual, shares, experts, ids } = problem(s);
@@ -156,7 +161,7 @@ describe.each(testDevices())("expertsSwiglu on %s", (device) => {
   });
 
   describe("gradients", () => {
-    const cases = sizes.filter((_, i) => i !== 1).flatMap((s) => kinds.map((kind) => ({ kind, ...s })));
+    const cases = problems.filter(({ count }) => count !== 40);
     // The oracle is a float64 forward pass a difference: the small problems for every element, the others along dy.
     it.each(cases.filter((s) => s.tokens * s.hidden <= 100))("of x and the shares: %o", ({ kind, ...s }) =>
       tidy(() => {

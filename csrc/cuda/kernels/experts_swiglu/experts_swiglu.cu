@@ -68,7 +68,7 @@ struct ProductArgs {
 template <class W>
 __global__ void __launch_bounds__(kThreads, 2) product_kernel(ProductArgs a) {
   BNB_SHARED(Values4bitTables, tables);
-  tables.load();
+  tables.load<W>();
   __syncthreads();
   const int lane = threadIdx.x % kWarp;
   const int64_t columns = ceil_div(a.n * a.parts, kWarps), items = columns * ceil_div(a.groups.pairs, a.together);
@@ -131,7 +131,7 @@ template <class W>
 __global__ void __launch_bounds__(kThreads, 2) product_backward_kernel(ProductBackwardArgs a) {
   BNB_SHARED(Values4bitTables, tables);
   BNB_SHARED(float[kWarps][kColumns], shared);
-  tables.load();
+  tables.load<W>();
   __syncthreads();
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t strips = ceil_div(a.k, kColumns), items = strips * ceil_div(a.groups.pairs, a.together);

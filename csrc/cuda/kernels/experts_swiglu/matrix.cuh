@@ -1,5 +1,7 @@
 // The matrices of experts as kernels read them: 4-bit or floats, eight elements or one at a time.
 #pragma once
+#include <type_traits>
+
 #include "cuda/codebooks.cuh"
 #include "cuda/kernel.cuh"
 #include "kernels/experts_swiglu.h"
@@ -10,11 +12,13 @@ struct Quantized {};
 
 constexpr int kMatrixRun = 8;  // elements of a lane's step
 
-// The tables of all types: the matrices of one call may differ in theirs.
+// The tables of all types: the matrices of one call may differ in theirs. Floats need none.
 struct Values4bitTables {
   Values4bitTable of[4];
 
+  template <class W>
   __device__ __forceinline__ void load() {
+    if constexpr (!std::is_same_v<W, Quantized>) return;
     for (int i = 0; i < 4; i++) of[i].load(static_cast<QuantType>(i));
   }
 };
