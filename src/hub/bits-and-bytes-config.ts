@@ -30,7 +30,10 @@ export interface BitsAndBytesConfigOptions {
    * the default, is the output embedding, what is tied to others and the module of the last parameter.
    */
   llmInt8SkipModules?: readonly string[] | null;
-  /** Whether layers that do not fit on the GPU may stay in host memory, unquantized. Default false. */
+  /**
+   * Whether layers that wait in host memory or on disk (`deviceMap`) stay float32 where others become int8. Default false: they
+   * wait there quantized.
+   */
   llmInt8EnableFp32CpuOffload?: boolean;
   /** 8-bit layers keep their float weight. Default false. */
   llmInt8HasFp16Weight?: boolean;

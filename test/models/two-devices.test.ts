@@ -141,6 +141,7 @@ describe.runIf(isEmulated)("on two emulated GPUs", () => {
     ["gemma2", "model.layers.1"],
     ["falcon", "transformer.h.1"],
     ["gpt-neox", "gpt_neox.layers.0"],
+    ["mixtral", "model.layers.1"],
     ["llama-dynamic-ntk", "model.layers.0"],
   ])("%s", { timeout: 240_000 }, (name, layer) => {
     const maps = {
