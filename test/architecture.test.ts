@@ -18,6 +18,7 @@ const layers: Record<string, number> = {
   models: 7,
   generation: 8,
   lora: 9,
+  serve: 9,
   train: 10,
   cli: 12,
   adapters: 12,

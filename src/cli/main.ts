@@ -40,6 +40,10 @@ const commands: Record<string, { summary: string; load: () => Promise<Command> }
     summary: "talk with a model",
     load: async () => (await import("./commands/chat.js")).chat,
   },
+  serve: {
+    summary: "serve a model over HTTP, as OpenAI's API",
+    load: async () => (await import("./commands/serve.js")).serve,
+  },
   "make-model": {
     summary: "write a small random model with its tokenizer, to try everything without a network",
     load: async () => (await import("./commands/make-model.js")).makeModel,

@@ -1,0 +1,129 @@
+// POST /v1/completions: texts that go on from prompts, without a template.
+import type { ServerResponse } from "node:http";
+import type { Next } from "../generation/branch.js";
+import { promptIds } from "../generation/prompt.js";
+import { wrongField } from "./api-error.js";
+import type { Fields } from "./fields.js";
+import { EventStream, sendJson } from "./http.js";
+import type { Served } from "./served.js";
+import type { TextRequest } from "./text-request.js";
+import { newId, now, readTextRequest, runTexts, tokenText, usageOf } from "./text-request.js";
+
+export async function completions(
+  fields: Fields,
+  served: Served,
+  response: ServerResponse,
+  signal: AbortSignal,
+): Promise<void> {
+  const prompts = await readPrompts(fields, served);
+  const echo = fields.flag("echo") ?? false;
+  const logprobs = fields.whole("logprobs", 0, 5) ?? null;
+  const request = readTextRequest(fields, served, fields.whole("max_tokens", 1) ?? 16, logprobs, signal);
+  fields.refuse("suffix");
+  fields.refuse("best_of", (v) => v === request.n);
+  fields.ignore("user");
+  fields.refuseOthers();
+  if (echo && logprobs !== null) throw wrongField("logprobs", "absent with echo", logprobs);
+  const before = echo ? await Promise.all(prompts.map((ids) => served.tokenizer.decode(ids))) : [];
+  const textBefore = (index: number): string => before[Math.floor(index / request.n)] ?? "";
+  const head = { id: newId("cmpl"), object: "text_completion", created: now(), model: served.name };
+  if (request.stream) {
+    return streamed(head, served, prompts, request, textBefore, new EventStream(response));
+  }
+  const choices = Array.from({ length: prompts.length * request.n }, (_, i) => ({
+    text: textBefore(i),
+    tokens: [] as Next[],
+    offsets: [] as number[],
+    finish: "stop",
+  }));
+  for await (const { index, text, next, finish } of runTexts(served, prompts, request)) {
+    const choice = choices[index] as (typeof choices)[number];
+    if (next) {
+      choice.tokens.push(next);
+      choice.offsets.push(choice.text.length);
+    }
+    choice.text += text;
+    if (finish) choice.finish = finish;
+  }
+  const made = choices.reduce((sum, { tokens }) => sum + tokens.length, 0);
+  sendJson(response, 200, {
+    ...head,
+    choices: await Promise.all(
+      choices.map(async ({ text, tokens, offsets, finish }, index) => ({
+        index,
+        text,
+        logprobs: await logprobsOf(served, tokens, offsets, request),
+        finish_reason: finish,
+      })),
+    ),
+    usage: usageOf(prompts, made),
+  });
+}
+
+async function streamed(
+  head: object,
+  served: Served,
+  prompts: readonly Int32Array[],
+  request: TextRequest,
+  textBefore: (index: number) => string,
+  events: EventStream,
+): Promise<void> {
+  const usage = request.includeUsage ? { usage: null } : {};
+  const chunk = (index: number, text: string, finish: string | null, logprobs: object | null = null): object => ({
+    ...head,
+    choices: [{ index, text, logprobs, finish_reason: finish }],
+    ...usage,
+  });
+  const lengths = Array.from({ length: prompts.length * request.n }, () => 0);
+  let made = 0;
+  for (const index of lengths.keys()) {
+    const text = textBefore(index);
+    if (text !== "") await events.send(chunk(index, text, null));
+    lengths[index] = text.length;
+  }
+  for await (const { index, text, next, finish } of runTexts(served, prompts, request)) {
+    if (next) made++;
+    const logprobs = next && (await logprobsOf(served, [next], [lengths[index] as number], request));
+    lengths[index] = (lengths[index] as number) + text.length;
+    if (text !== "" || logprobs || finish) await events.send(chunk(index, text, finish, logprobs));
+  }
+  if (request.includeUsage) await events.send({ ...head, choices: [], usage: usageOf(prompts, made) });
+  await events.send("[DONE]");
+  events.end();
+}
+
+async function logprobsOf(
+  { tokenizer }: Served,
+  tokens: readonly Next[],
+  offsets: number[],
+  { logprobs }: TextRequest,
+) {
+  if (logprobs === null) return null;
+  const text = async (id: number): Promise<string> => (await tokenText(tokenizer, id)).token;
+  return {
+    tokens: await Promise.all(tokens.map(({ id }) => text(id))),
+    token_logprobs: tokens.map(({ logprob }) => logprob),
+    top_logprobs: await Promise.all(
+      tokens.map(async ({ bestIds, bestLogprobs }) => {
+        const best = [...bestIds.subarray(0, logprobs)];
+        return Object.fromEntries(await Promise.all(best.map(async (id, i) => [await text(id), bestLogprobs[i]])));
+      }),
+    ),
+    text_offset: offsets,
+  };
+}
+
+/** A text, texts, token ids, or lists of them. */
+async function readPrompts(fields: Fields, { tokenizer, model }: Served): Promise<Int32Array[]> {
+  const prompt = fields.raw("prompt");
+  const isIds = (value: unknown): value is number[] => Array.isArray(value) && value.every(Number.isInteger);
+  const isOne = typeof prompt === "string" || (isIds(prompt) && prompt.length > 0);
+  const list: unknown[] = isOne ? [prompt] : Array.isArray(prompt) ? prompt : [];
+  const isGood = list.length > 0 && list.every((one) => typeof one === "string" || isIds(one));
+  if (!isGood) throw wrongField("prompt", "a text, texts, token ids, or lists of token ids", prompt);
+  return Promise.all(
+    list.map(async (one) =>
+      promptIds("prompt", typeof one === "string" ? await tokenizer.encode(one) : one, model.config),
+    ),
+  );
+}

@@ -1,0 +1,39 @@
+// POST /v1/embeddings: the pooled last hidden states of texts.
+import type { ServerResponse } from "node:http";
+import { embed } from "../generation/index.js";
+import { promptIds } from "../generation/prompt.js";
+import { wrongField } from "./api-error.js";
+import type { Fields } from "./fields.js";
+import { sendJson } from "./http.js";
+import type { Served } from "./served.js";
+
+export async function embeddings(fields: Fields, served: Served, response: ServerResponse): Promise<void> {
+  const input = fields.raw("input");
+  const format = fields.one("encoding_format", ["float", "base64"]) ?? "float";
+  fields.refuse("dimensions");
+  fields.ignore("user");
+  fields.refuseOthers();
+  const isIds = (value: unknown): value is number[] =>
+    Array.isArray(value) && value.length > 0 && value.every(Number.isInteger);
+  const list: unknown[] = typeof input === "string" || isIds(input) ? [input] : Array.isArray(input) ? input : [];
+  if (list.length === 0 || !list.every((one) => typeof one === "string" || isIds(one))) {
+    throw wrongField("input", "a text, texts, token ids, or lists of token ids", input);
+  }
+  const ids = await Promise.all(
+    list.map(async (one) => {
+      const tokens = typeof one === "string" ? await served.tokenizer.encode(one) : one;
+      return promptIds("input", tokens, served.model.config);
+    }),
+  );
+  using vectors = await embed(served.model, ids, { normalize: true });
+  const width = vectors.shape[1] as number;
+  const values = await vectors.floats();
+  const data = ids.map((_, index) => {
+    const own = values.slice(index * width, (index + 1) * width);
+    const embedding = format === "float" ? [...own] : Buffer.from(own.buffer).toString("base64");
+    return { object: "embedding", index, embedding };
+  });
+  const tokens = ids.reduce((sum, { length }) => sum + length, 0);
+  const usage = { prompt_tokens: tokens, total_tokens: tokens };
+  sendJson(response, 200, { object: "list", data, model: served.name, usage });
+}

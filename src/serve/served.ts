@@ -1,0 +1,13 @@
+// What a server serves: a model under a name, and the engine that computes all of its requests together.
+import type { Engine } from "../generation/index.js";
+import type { Tokenizer } from "../hub/index.js";
+import type { CausalLM } from "../models/index.js";
+
+export interface Served {
+  readonly name: string;
+  readonly model: CausalLM;
+  readonly engine: Engine;
+  readonly tokenizer: Tokenizer;
+  /** When it was loaded, in seconds since 1970. */
+  readonly created: number;
+}
