@@ -2,9 +2,8 @@
 //
 // Layout    rows of logits, contiguous.
 // Work      an item is a group of rows: softmax, then a pass over the row for each choice.
-// Numerics  float32 inside. Shares that are divided by their sum are the softmax of the chosen logits alone, and that
-// is
-//           how their gradient is taken.
+// Numerics  float32 inside. Shares that are divided by their sum are the softmax of the chosen logits alone, and so is
+//           their gradient.
 // Needs     k <= n.
 #include "kernels/choose_experts.h"
 

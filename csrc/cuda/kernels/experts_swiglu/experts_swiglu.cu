@@ -1,16 +1,12 @@
 // A mixture of experts, each a gated MLP, and its gradients for x and for the shares.
 //
 // Layout    everything between x and y is float32 and by pairs (row, choice), in their own order; the sorted list of
-// them
-//           says only who computes what. Each piece of rows has scratch memory of its own kind: [pairs, width] and
-//           [pairs, hidden].
-// Work      A warp an expert sorts the pairs; a product takes a warp per output and up to eight pairs of one expert,
-// its
-//           gradient a block per 64 columns; sums over a row's choices take a thread an element. The number of launches
-//           does not depend on the number of experts.
-// Numerics  weights are fl(table * scale), one fmaf per product, lanes and warps added in a fixed tree; what the
-// experts
-//           give is added in the order of the choices, so a row's bits do not depend on the others. One rounding.
+//           them says only who computes what. Pieces of rows have scratch memory: [pairs, width] and [pairs, hidden].
+// Work      A warp an expert sorts the pairs; a product takes a warp per output and up to eight pairs of an expert,
+//           its gradient a block per 64 columns; sums over a row's choices take a thread an element. The number of
+//           launches does not depend on the number of experts.
+// Numerics  weights are fl(table * scale), one fmaf per product, lanes and warps added in a fixed tree; experts are
+//           added in the order of the choices, so a row's bits do not depend on the others. One rounding.
 // Needs     nothing; experts outside the table are reported and count zero.
 #include "cuda/kernels/experts_swiglu/groups.cuh"
 #include "cuda/kernels/experts_swiglu/matrix.cuh"
@@ -319,12 +315,15 @@ class Piece {
   float* floats_;
 };
 
-// Where row `row` of an array [rows, hidden] of a dtype begins; null stays null.
-const void* row_of(const void* x, int64_t row, const ExpertChoice& c, DType dtype) {
-  return x ? static_cast<const char*>(x) + row * c.hidden * static_cast<int64_t>(size_of(dtype)) : nullptr;
-}
-void* row_of(void* y, int64_t row, const ExpertChoice& c, DType dtype) {
-  return static_cast<char*>(y) + row * c.hidden * static_cast<int64_t>(size_of(dtype));
+// Where row `row` of an array [rows, hidden] of a float dtype begins; null stays null.
+template <class Void>
+Void* row_of(Void* x, int64_t row, const ExpertChoice& c, DType dtype) {
+  Void* at = nullptr;
+  visit_float(dtype, [&](auto t) {
+    using T = std::conditional_t<std::is_const_v<Void>, const decltype(t), decltype(t)>;
+    if (x) at = static_cast<T*>(x) + row * c.hidden;
+  });
+  return at;
 }
 
 }  // namespace

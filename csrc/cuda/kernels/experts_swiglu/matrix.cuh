@@ -18,8 +18,8 @@ struct Values4bitTables {
 
   template <class W>
   __device__ __forceinline__ void load() {
-    if constexpr (!std::is_same_v<W, Quantized>) return;
-    for (int i = 0; i < 4; i++) of[i].load(static_cast<QuantType>(i));
+    if constexpr (std::is_same_v<W, Quantized>)
+      for (int i = 0; i < 4; i++) of[i].load(static_cast<QuantType>(i));
   }
 };
 
