@@ -73,7 +73,8 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
     return projected;
   }
 
-  #head(hidden: Tensor): Tensor {
+  /** Logits [..., vocab] of hidden states. */
+  protected head(hidden: Tensor): Tensor {
     const projection = this.outputProjection();
     const quantized = isGradEnabled() ? null : this.#quantizedHead;
     if (quantized) return this.logits(quantized.forward(hidden, projection));
@@ -90,7 +91,7 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
    */
   quantizeHead(format: HeadFormat | null): this {
     checkArgument("quantizeHead", "format", format, orNull(aHeadFormat));
-    if (this.isOffloaded) refuseSpread("quantizeHead", "give it more memory");
+    if (format !== null && this.isOffloaded) refuseSpread("quantizeHead", "give it more memory");
     const next = format === null ? null : new QuantizedHead(format, this.outputProjection());
     this.#quantizedHead?.dispose();
     this.#quantizedHead = next;
@@ -119,7 +120,7 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
 
   /** Logits [batch, t, vocab] of ids [batch, t] int32, with gradients. */
   forward(ids: Tensor, options: ForwardOptions = {}): Tensor {
-    return back(this.#head(this.#states("forward", ids, options)), ids.device);
+    return back(this.head(this.#states("forward", ids, options)), ids.device);
   }
 
   /** What the head takes: hidden states [batch, t, hidden] behind the last norm, with gradients. */
@@ -149,7 +150,7 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
       const hidden = this.hidden(pass);
       const { logitRows } = plan;
       const wanted = logitRows ? embedding(back(logitRows, hidden.device), hidden) : hidden;
-      return back(this.#head(wanted), plan.ids.device);
+      return back(this.head(wanted), plan.ids.device);
     });
   }
 }

@@ -32,7 +32,9 @@ const offloadFolder = join(root, "offload");
 afterAll(() => rmSync(root, { recursive: true }));
 
 const family = (name: string) => fixturePath(`families/${name}/fp32`);
-const causal = readdirSync(fixturePath("families")).filter((name) => !/classification|^bert$|^xlm-roberta$/.test(name));
+const encoders = ["bert", "xlm-roberta", "distilbert", "nomic-bert"];
+const isCausal = (name: string): boolean => !name.includes("classification") && !encoders.includes(name);
+const causal = readdirSync(fixturePath("families")).filter(isCausal);
 const idsOf = (...ids: number[]) => tensor(Int32Array.from(ids), { shape: [1, ids.length], device: "cpu" });
 const onDisk = { deviceMap: { "": "disk" }, offloadFolder };
 const llama = fixturePath("models/llama/fp32");
@@ -68,10 +70,8 @@ async function expectSame(open: (options: FromPretrainedOptions) => Promise<Mode
 // A run for a GPU leaves the CPU to the run without one.
 describe.runIf(testDevices().includes("cpu"))("all on disk", () => {
   it.each(causal)("%s", (name) => expectSame((options) => AutoModelForCausalLM.fromPretrained(family(name), options)));
-  it.each(["bert", "xlm-roberta"])("%s", (name) =>
-    expectSame((options) => AutoModel.fromPretrained(family(name), options)),
-  );
-  it.each(["bert", "roberta", "llama"])("%s with a head of labels", (name) =>
+  it.each(encoders)("%s", (name) => expectSame((options) => AutoModel.fromPretrained(family(name), options)));
+  it.each(["bert", "roberta", "distilbert", "llama"])("%s with a head of labels", (name) =>
     expectSame((options) =>
       AutoModelForSequenceClassification.fromPretrained(family(`${name}-sequence-classification`), options),
     ),
