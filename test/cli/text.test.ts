@@ -201,3 +201,33 @@ describe("chat", () => {
     );
   });
 });
+
+describe("serve", () => {
+  it("answers until Ctrl-C", async () => {
+    const [interrupts, stdout, stderr] = [new Interrupts(), new Sink(), new Sink()];
+    const before = memory();
+    const running = main(["serve", model, "--port", "0", "--name", "tiny", ...cpu], { stdout, stderr, interrupts });
+    let url: string | undefined;
+    while (url === undefined) {
+      await new Promise((resolve) => setTimeout(resolve, 5));
+      url = /is served at (http:\S+)/.exec(stdout.text)?.[1];
+    }
+    const models = (await (await fetch(`${url}/models`)).json()) as { data: { id: string }[] };
+    expect(models.data.map(({ id }) => id)).toEqual(["tiny"]);
+    const body = JSON.stringify({ model: "tiny", prompt: "A bit", max_tokens: 4, temperature: 0 });
+    const answer = (await (await fetch(`${url}/completions`, { method: "POST", body })).json()) as object;
+    expect(answer).toMatchObject({ choices: [{ index: 0 }], usage: { completion_tokens: 4 } });
+    const { port } = new URL(url);
+    const other = await bnb("serve", model, "--port", port, ...cpu);
+    expect(other).toMatchObject({ code: 1, stderr: expect.stringContaining(`127.0.0.1:${port}: listen EADDRINUSE`) });
+    interrupts.fire();
+    expect(await running).toBe(0);
+    expect(memory()).toMatchObject({ tensors: before.tensors, liveBytes: before.liveBytes });
+  });
+
+  it("says what is wrong", async () => {
+    expect((await bnb("serve", model, "--port", "99999")).stderr).toContain("--port must be at most 65535, got 99999");
+    expect((await bnb("serve", model, "--port", "x")).stderr).toContain("--port must be a whole number of at least 0");
+    expect((await bnb("serve", model, "--kv-tokens", "0")).stderr).toContain("--kv-tokens must be a whole number");
+  });
+});

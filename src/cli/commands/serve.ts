@@ -3,7 +3,7 @@ import { once } from "node:events";
 import type { AddressInfo } from "node:net";
 import { createServer } from "../../serve/index.js";
 import { BnbError } from "../../tensor/errors.js";
-import { command, wholeNumber } from "../command.js";
+import { command, usageError, wholeNumber } from "../command.js";
 import { headOption, loadModel, loadOptions, quantizeHead, quantizeOptions } from "../load-model.js";
 import { bytes } from "../terminal.js";
 
@@ -30,6 +30,7 @@ are computed together. Listens for this machine alone unless --host says otherwi
     const { values, words, terminal, signal } = call;
     const [name] = words as [string];
     const port = wholeNumber("--port", values.port, 0);
+    if (port > 65_535) throw usageError(`--port must be at most 65535, got ${port}`);
     const kvTokens = values["kv-tokens"] === undefined ? undefined : wholeNumber("--kv-tokens", values["kv-tokens"]);
     const model = await loadModel(name, call);
     try {
@@ -44,6 +45,8 @@ are computed together. Listens for this machine alone unless --host says otherwi
       try {
         await once(server, "listening", { signal });
       } catch (cause) {
+        server.close();
+        await once(server, "close");
         throw new BnbError("ERR_BNB_FILE", `${values.host}:${port}: ${(cause as Error).message}`, { cause });
       }
       const at = server.address() as AddressInfo;
