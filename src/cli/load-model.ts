@@ -3,7 +3,6 @@ import { BitsAndBytesConfig } from "../hub/index.js";
 import type { CausalLM, FromPretrainedOptions, FromPretrainedProgress } from "../models/index.js";
 import { AutoModelForCausalLM } from "../models/index.js";
 import { toDevice } from "../tensor/device.js";
-import { BnbError } from "../tensor/errors.js";
 import type { OptionSpec } from "./command.js";
 import { choice, deviceOption, revisionOption, usageError } from "./command.js";
 import { readConfig } from "./read-config.js";
@@ -28,7 +27,8 @@ export const headOption = {
   head: {
     type: "string",
     value: "FORMAT",
-    help: "also keep the output projection in int8, nf4 or fp4, to be faster; or float",
+    default: "float",
+    help: "compute logits by a copy of the output projection in int8, nf4 or fp4",
   },
 } as const satisfies Record<string, OptionSpec>;
 
@@ -86,14 +86,10 @@ export async function loadModel(
   });
 }
 
-/** Keeps the head of a model in the format of --head; the default only where the head is not quantized already. */
-export function quantizeHead(model: CausalLM, asked: string | undefined, byDefault: "float" | "int8"): void {
-  const format = choice("--head", asked ?? byDefault, ["float", "int8", "nf4", "fp4"]);
-  try {
-    model.quantizeHead(format === "float" ? null : format);
-  } catch (error) {
-    if (asked !== undefined || !(error instanceof BnbError && error.code === "ERR_BNB_UNSUPPORTED")) throw error;
-  }
+/** Keeps the head of a model in the format of --head, too. */
+export function quantizeHead(model: CausalLM, format: string): void {
+  const chosen = choice("--head", format, ["float", "int8", "nf4", "fp4"]);
+  model.quantizeHead(chosen === "float" ? null : chosen);
 }
 
 /** Where the model goes: to one device as a whole, unless there is more to be said. */

@@ -20,7 +20,7 @@ import { aHeadFormat } from "./quantized-head.js";
 import type { TextModel } from "./text-model.js";
 
 export interface CausalLMOptions extends FromPretrainedOptions {
-  /** Also keeps a copy of the output projection in this format, to generate faster; see `CausalLM.quantizeHead`. Default null. */
+  /** Also keeps a copy of the output projection in this format, which generates; see `CausalLM.quantizeHead`. Default null. */
   quantizeHead?: HeadFormat | null;
 }
 const causalLMOptions = optionTable<CausalLMOptions>({

@@ -83,8 +83,8 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
 
   /**
    * Keeps a copy of the output projection in int8 (as `Linear8bitLt`, threshold 6) or in blocks of 4 bits, by which logits
-   * are computed wherever no gradients are recorded; null drops it. A small model reads its head as often as all its layers
-   * together, so it generates faster. What is saved and trained is the float weight; a tied embedding looks up in it.
+   * are computed wherever no gradients are recorded; null drops it. The head of a small model is a large part of what a token
+   * reads. What is saved and trained is the float weight; a tied embedding looks up in it.
    *
    * Throws ERR_BNB_UNSUPPORTED if the head is no `Linear`, but quantized already or with adapters, or if weights of the
    * model are offloaded; ERR_BNB_NONFINITE if the head's are not finite.

@@ -86,7 +86,6 @@ describe("int8", () => {
     expect(most).toBeGreaterThan(0);
   });
 
-  // The gate for making it the default of a conversation.
   it("changes the perplexity of texts by less than a thousandth", async () => {
     using model = await open("models/llama/fp32");
     const known = readSafetensors("perplexity/tokens_and_nll.safetensors");

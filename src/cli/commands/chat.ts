@@ -37,7 +37,7 @@ generation_config.json says.`,
     const settings = textSettings(values);
     const model = await loadModel(words[0] as string, call);
     try {
-      quantizeHead(model, values.head, "int8");
+      quantizeHead(model, values.head);
       if (!model.tokenizer || model.tokenizer.chatTemplates.size === 0) {
         const rule = `${words[0]} has no chat template`;
         throw new BnbError("ERR_BNB_FILE", `${rule}: bnb generate continues texts without one`);

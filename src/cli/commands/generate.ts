@@ -30,7 +30,7 @@ to it is printed. What is not said here is as the model's generation_config.json
     const prompt = values.chat ? [...system, { role: "user", content: text }] : text;
     const model = await loadModel(words[0] as string, call);
     try {
-      quantizeHead(model, values.head, "float");
+      quantizeHead(model, values.head);
       let answer = "";
       let first = 0;
       const began = performance.now();

@@ -34,7 +34,7 @@ are computed together. Listens for this machine alone unless --host says otherwi
     const kvTokens = values["kv-tokens"] === undefined ? undefined : wholeNumber("--kv-tokens", values["kv-tokens"]);
     const model = await loadModel(name, call);
     try {
-      quantizeHead(model, values.head, "int8");
+      quantizeHead(model, values.head);
       const server = createServer({
         model,
         name: values.name ?? name,
