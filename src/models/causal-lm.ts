@@ -77,7 +77,7 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
   protected head(hidden: Tensor): Tensor {
     const projection = this.outputProjection();
     const quantized = isGradEnabled() ? null : this.#quantizedHead;
-    if (quantized) return this.logits(quantized.forward(hidden, projection));
+    if (quantized) return this.logits(quantized.forward(back(hidden, quantized.layer.weight.device), projection));
     return this.logits(projection instanceof Tensor ? linear(hidden, projection, null) : projection.forward(hidden));
   }
 

@@ -26,8 +26,9 @@ export interface PlacementOptions {
   /**
    * A device for the whole model; "auto": the first GPU if it has room, else all GPUs alike, then host memory, then disk (the
    * CPU and disk where there is no GPU); "balanced": all GPUs alike; "sequential": one GPU after the other; or a place for
-   * each module by its path, such as `{ "": "cuda:0", "model.layers.30": "cpu", "model.layers.31": "disk" }`. Layers on "cpu" beside a GPU, and those on "disk",
-   * wait there and are brought to the first device of the map as they are needed. Default: the default device, or "auto" with maxMemory.
+   * each module by its path, such as `{ "": "cuda:0", "model.layers.30": "cpu", "model.layers.31": "disk" }`. Layers on "cpu"
+   * beside a GPU, and those on "disk", wait there and are brought to the first device of the map as they are needed. Default:
+   * the default device, or "auto" with maxMemory.
    */
   deviceMap?: DeviceLike | number | DeviceMap;
   /**
@@ -63,8 +64,11 @@ export function wholeDevice({ deviceMap, maxMemory }: PlacementOptions): { devic
   if (maxMemory !== undefined || isPlainObject(deviceMap)) return null;
   if (deviceMap === undefined) return {};
   if (strategies.includes(deviceMap as string)) return null;
-  return { device: toDevice(typeof deviceMap === "number" ? placeName(deviceMap) : (deviceMap as DeviceLike)) };
+  return { device: deviceOf(deviceMap as DeviceLike | number) };
 }
+
+const deviceOf = (device: DeviceLike | number): Device =>
+  toDevice(typeof device === "number" ? placeName(device) : device);
 
 /** @internal What is known of a model that is about to be loaded. */
 export interface Loading {
@@ -116,18 +120,15 @@ function planOf(
     if (limits) checkRooms(plan, units, limits);
     return plan;
   }
+  const planFor = (gpus: readonly Device[], strategy: Strategy): Plan =>
+    planUnits(units, roomsOf(gpus, limits, model, loading, offloadFolder), strategy);
   if (strategies.includes(deviceMap as string)) {
-    const gpus = devices().filter(
-      (device) => device.type === "cuda" && (limits?.has(String(device)) ?? canOpen(device)),
-    );
-    return planUnits(units, roomsOf(gpus, limits, model, loading, offloadFolder), deviceMap as Strategy);
+    const isUsable = (device: Device): boolean => limits?.has(String(device)) ?? canOpen(device);
+    const gpus = devices().filter((device) => device.type === "cuda" && isUsable(device));
+    return planFor(gpus, deviceMap as Strategy);
   }
-  const device = toDevice(typeof deviceMap === "number" ? placeName(deviceMap) : (deviceMap as DeviceLike));
-  return planUnits(
-    units,
-    roomsOf(device.type === "cuda" ? [device] : [], limits, model, loading, offloadFolder),
-    "sequential",
-  );
+  const device = deviceOf(deviceMap as DeviceLike | number);
+  return planFor(device.type === "cuda" ? [device] : [], "sequential");
 }
 
 /** Bytes by the names of devices. Throws ERR_BNB_OPTION, and as toDevice does. */

@@ -1,5 +1,6 @@
 // Encoders: models whose tokens see the whole text. They give hidden states, and a vector for each text.
 import { noGrad } from "../autograd/no-grad.js";
+import type { Embedding } from "../nn/index.js";
 import { concat, to } from "../ops/index.js";
 import {
   aBoolean,
@@ -12,6 +13,7 @@ import {
   either,
   oneOf,
 } from "../tensor/checks.js";
+import type { Device } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
@@ -63,8 +65,17 @@ export abstract class Encoder<C extends EncoderConfig = EncoderConfig> extends T
   /** What `embed` does unless told otherwise. */
   embedDefaults: EmbedOptions = {};
 
+  /** The table that makes hidden states of ids. */
+  protected abstract inputEmbedding(): Embedding;
+
+  override get device(): Device {
+    return this.inputEmbedding().weight.device;
+  }
+
   /** What its activations are. */
-  abstract get dtype(): DType;
+  get dtype(): DType {
+    return this.inputEmbedding().weight.dtype;
+  }
 
   /** Hidden states with the leading axes of `pass.ids`. */
   protected abstract hidden(pass: Pass, tokenTypeIds: Tensor | null): Tensor;

@@ -101,15 +101,14 @@ function readRequest(fields: Fields, served: Served, signal: AbortSignal): TextR
   const top = fields.whole("top_logprobs", 0, 20);
   if (top !== undefined && !wantsLogprobs)
     throw wrongField("logprobs", "true where top_logprobs is given", wantsLogprobs);
-  const most = fields.whole("max_completion_tokens", 1) ?? fields.whole("max_tokens", 1);
-  fields.has("max_tokens");
+  const [most, older] = [fields.whole("max_completion_tokens", 1), fields.whole("max_tokens", 1)];
   fields.ignore("user", "safety_identifier", "metadata", "store", "service_tier", "prompt_cache_key", "verbosity");
   fields.refuse("tools", (v) => Array.isArray(v) && v.length === 0);
   fields.refuse("tool_choice", (v) => v === "none" || v === "auto");
   fields.ignore("parallel_tool_calls");
   fields.refuse("response_format", (v) => (v as { type?: unknown }).type === "text");
   fields.refuse("modalities", (v) => Array.isArray(v) && v.every((one) => one === "text"));
-  return readTextRequest(fields, served, most, wantsLogprobs ? (top ?? 0) : null, signal);
+  return readTextRequest(fields, served, most ?? older, wantsLogprobs ? (top ?? 0) : null, signal);
 }
 
 const roles = ["system", "developer", "user", "assistant"];

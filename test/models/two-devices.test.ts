@@ -56,7 +56,7 @@ function run(path: string, maps: Record<string, object>, env: Record<string, str
       model.dispose();
     };
     (async () => {
-      await one("first", { deviceMap: "cuda:0" });
+      await one("first", { deviceMap: "cuda:0", ...JSON.parse(process.env.OPTIONS ?? "{}") });
       for (const [name, options] of Object.entries(JSON.parse(process.env.MAPS))) {
         const before = await snapshot();
         try { await one(name, options); } catch (error) { outcome.errors[name] = error.message; }
@@ -149,6 +149,16 @@ describe.runIf(isEmulated)("on two emulated GPUs", () => {
       "host memory": { deviceMap: { "": "cpu", [layer]: 1 } },
     };
     expectSame(run(fixturePath(`families/${name}/fp32`), maps, env), Object.keys(maps));
+  });
+
+  it.each([
+    ["llama-plain", { "": 0, lm_head: 1 }],
+    ["gpt2", { "": 1, "transformer.h": 0 }],
+  ])("%s with a quantized head", { timeout: 240_000 }, (name, deviceMap) => {
+    const options = { quantizeHead: "nf4" };
+    const maps = { split: { deviceMap, ...options } };
+    const path = fixturePath(`families/${name}/fp32`);
+    expectSame(run(path, maps, { ...env, OPTIONS: JSON.stringify(options) }), ["split"]);
   });
 
   it("says what is missing on which GPU", { timeout: 240_000 }, () => {

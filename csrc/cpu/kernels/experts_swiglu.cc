@@ -25,75 +25,60 @@ constexpr int64_t kRows = 256;     // of one expert, computed at once
 // Scratch memory that no product uses.
 constexpr int kOrderScratch = 4, kFloatScratch = 5;
 
+// y[m, n] = a[m, k] times a matrix of floats [k, n], or transposed [n, k]; a and y float32.
+void float_product(const ExpertChoice& c, const float* a, const Weight4Bit& w, float* y, int64_t m, int64_t n,
+                   int64_t k, bool transposed) {
+  matmul({.a = a,
+          .b = w.packed,
+          .bias = nullptr,
+          .c = y,
+          .batch = 1,
+          .m = m,
+          .n = n,
+          .k = k,
+          .stride_a = 0,
+          .stride_b = 0,
+          .dtype_a = DType::float32,
+          .dtype_b = c.matrix_dtype,
+          .dtype_c = DType::float32,
+          .transpose_a = false,
+          .transpose_b = transposed,
+          .accumulate = false});
+}
+
 // y[m, n] = x[m, k] w^T of the matrix `which` of an expert, and dx[m, k] = dy[m, n] w; all float32.
 void product(const ExpertChoice& c, int64_t expert, int which, int64_t m, const float* x, float* y) {
   const int64_t n = which == kDown ? c.hidden : c.width, k = which == kDown ? c.width : c.hidden;
   const Weight4Bit& w = c.matrices[expert * kExpertMatrices + which];
-  if (c.is_quantized) {
-    linear_4bit({.x = x,
-                 .bias = nullptr,
-                 .residual = nullptr,
-                 .y = y,
-                 .w = w,
-                 .m = m,
-                 .n = n,
-                 .k = k,
-                 .dtype = DType::float32,
-                 .bias_dtype = DType::float32,
-                 .y_dtype = DType::float32,
-                 .plan = plan_linear_4bit(m, k),
-                 .variant = -1});
-  } else {
-    matmul({.a = x,
-            .b = w.packed,
-            .bias = nullptr,
-            .c = y,
-            .batch = 1,
-            .m = m,
-            .n = n,
-            .k = k,
-            .stride_a = 0,
-            .stride_b = 0,
-            .dtype_a = DType::float32,
-            .dtype_b = c.matrix_dtype,
-            .dtype_c = DType::float32,
-            .transpose_a = false,
-            .transpose_b = true,
-            .accumulate = false});
-  }
+  if (!c.is_quantized) return float_product(c, x, w, y, m, n, k, true);
+  linear_4bit({.x = x,
+               .bias = nullptr,
+               .residual = nullptr,
+               .y = y,
+               .w = w,
+               .m = m,
+               .n = n,
+               .k = k,
+               .dtype = DType::float32,
+               .bias_dtype = DType::float32,
+               .y_dtype = DType::float32,
+               .plan = plan_linear_4bit(m, k),
+               .variant = -1});
 }
 
 void product_backward(const ExpertChoice& c, int64_t expert, int which, int64_t m, const float* dy, float* dx) {
   const int64_t n = which == kDown ? c.hidden : c.width, k = which == kDown ? c.width : c.hidden;
   const Weight4Bit& w = c.matrices[expert * kExpertMatrices + which];
-  if (c.is_quantized) {
-    linear_4bit_backward({.dy = dy,
-                          .dx = dx,
-                          .w = w,
-                          .m = m,
-                          .n = n,
-                          .k = k,
-                          .dtype = DType::float32,
-                          .plan = plan_linear_4bit_backward(k),
-                          .variant = -1});
-  } else {
-    matmul({.a = dy,
-            .b = w.packed,
-            .bias = nullptr,
-            .c = dx,
-            .batch = 1,
-            .m = m,
-            .n = k,
-            .k = n,
-            .stride_a = 0,
-            .stride_b = 0,
-            .dtype_a = DType::float32,
-            .dtype_b = c.matrix_dtype,
-            .dtype_c = DType::float32,
-            .transpose_a = false,
-            .transpose_b = false,
-            .accumulate = false});
-  }
+  if (!c.is_quantized) return float_product(c, dy, w, dx, m, k, n, false);
+  linear_4bit_backward({.dy = dy,
+                        .dx = dx,
+                        .w = w,
+                        .m = m,
+                        .n = n,
+                        .k = k,
+                        .dtype = DType::float32,
+                        .plan = plan_linear_4bit_backward(k),
+                        .variant = -1});
 }
 
 // The pairs of rows [row0, row0 + rows) by expert: those of expert e are order[starts[e] .. starts[e + 1]).

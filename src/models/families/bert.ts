@@ -4,7 +4,6 @@ import type { UnaryModule } from "../../nn/index.js";
 import { Embedding, LayerNorm, Linear, linearEach, linearResidual, Module, ModuleList } from "../../nn/index.js";
 import { add, reshape, tanh } from "../../ops/index.js";
 import type { Device } from "../../tensor/device.js";
-import type { DType } from "../../tensor/dtype.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import type { EncoderConfig, WholeTextOptions } from "../encoder.js";
 import { Encoder } from "../encoder.js";
@@ -176,12 +175,8 @@ export class BertModel extends Encoder<BertConfig> {
     this.pooler = c.hasPooler ? new Dense(c.hiddenSize, c.hiddenSize, options) : null;
   }
 
-  override get device(): Device {
-    return this.embeddings.wordEmbeddings.weight.device;
-  }
-
-  override get dtype(): DType {
-    return this.embeddings.wordEmbeddings.weight.dtype;
+  protected override inputEmbedding(): Embedding {
+    return this.embeddings.wordEmbeddings;
   }
 
   protected override hidden(pass: Pass, tokenTypeIds: Tensor | null): Tensor {

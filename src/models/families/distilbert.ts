@@ -3,7 +3,6 @@ import type { UnaryModule } from "../../nn/index.js";
 import { Embedding, LayerNorm, Linear, linearEach, linearResidual, Module, ModuleList } from "../../nn/index.js";
 import { add, relu, reshape } from "../../ops/index.js";
 import type { Device } from "../../tensor/device.js";
-import type { DType } from "../../tensor/dtype.js";
 import { BnbError } from "../../tensor/errors.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import type { EncoderConfig, WholeTextOptions } from "../encoder.js";
@@ -139,12 +138,8 @@ export class DistilBertModel extends Encoder<DistilBertConfig> {
     this.transformer = new DistilBertLayers(c, options);
   }
 
-  override get device(): Device {
-    return this.embeddings.wordEmbeddings.weight.device;
-  }
-
-  override get dtype(): DType {
-    return this.embeddings.wordEmbeddings.weight.dtype;
+  protected override inputEmbedding(): Embedding {
+    return this.embeddings.wordEmbeddings;
   }
 
   protected override hidden(pass: Pass): Tensor {

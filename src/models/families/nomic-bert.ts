@@ -2,8 +2,6 @@
 import type { UnaryModule } from "../../nn/index.js";
 import { Embedding, LayerNorm, Linear, linearResidual, Module, ModuleList } from "../../nn/index.js";
 import { add, reshape, slice } from "../../ops/index.js";
-import type { Device } from "../../tensor/device.js";
-import type { DType } from "../../tensor/dtype.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import type { EncoderConfig } from "../encoder.js";
 import { Encoder } from "../encoder.js";
@@ -126,12 +124,8 @@ export class NomicBertModel extends Encoder<NomicConfig> {
     this.#rotary = new RotaryCache(c.hiddenSize / c.heads, c.rope, c.maxPositionEmbeddings);
   }
 
-  override get device(): Device {
-    return this.embeddings.wordEmbeddings.weight.device;
-  }
-
-  override get dtype(): DType {
-    return this.embeddings.wordEmbeddings.weight.dtype;
+  protected override inputEmbedding(): Embedding {
+    return this.embeddings.wordEmbeddings;
   }
 
   protected override hidden(pass: Pass, tokenTypeIds: Tensor | null): Tensor {

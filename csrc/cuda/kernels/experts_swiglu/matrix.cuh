@@ -4,6 +4,7 @@
 
 #include "cuda/codebooks.cuh"
 #include "cuda/kernel.cuh"
+#include "cuda/load_run.cuh"
 #include "kernels/experts_swiglu.h"
 
 namespace bnb::cuda {
@@ -22,17 +23,6 @@ struct Values4bitTables {
       for (int i = 0; i < 4; i++) of[i].load(static_cast<QuantType>(i));
   }
 };
-
-template <class T>
-__device__ __forceinline__ void load_run(const T* from, float (&v)[kMatrixRun]) {
-  constexpr int kVec = 16 / sizeof(T);
-#pragma unroll
-  for (int i = 0; i < kMatrixRun; i += kVec) {
-    const Vec<T, kVec> part = load_vec<kVec>(from + i);
-#pragma unroll
-    for (int j = 0; j < kVec; j++) v[i + j] = widen(part.v[j]);
-  }
-}
 
 // A matrix of elements of type W.
 template <class W>

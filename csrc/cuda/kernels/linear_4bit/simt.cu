@@ -8,6 +8,7 @@
 // Needs     nothing.
 #include "cuda/kernels/linear_4bit/common.cuh"
 #include "cuda/kernels/linear_4bit/repair.cuh"
+#include "cuda/load_run.cuh"
 
 namespace bnb::cuda {
 namespace {
@@ -16,17 +17,6 @@ constexpr int kWarps = 8, kThreads = kWarps * kWarp;
 constexpr int kRows = 8;      // of x, together
 constexpr int kGroup = 8;     // weights of a lane's step
 constexpr int kColumns = 64;  // of dx, of a block
-
-template <class T>
-__device__ __forceinline__ void load_group(const T* from, float (&x)[kGroup]) {
-  constexpr int kVec = 16 / sizeof(T);
-#pragma unroll
-  for (int i = 0; i < kGroup; i += kVec) {
-    const Vec<T, kVec> v = load_vec<kVec>(from + i);
-#pragma unroll
-    for (int j = 0; j < kVec; j++) x[i + j] = widen(v.v[j]);
-  }
-}
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
@@ -58,7 +48,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         for (int r = 0; r < kRows; r++) {
           if (r >= rows) break;
           float u[kGroup];
-          load_group(from + r * k + p, u);
+          load_run(from + r * k + p, u);
 #pragma unroll
           for (int i = 0; i < kGroup; i++) sums[r] = fmaf(v[i], u[i], sums[r]);
         }
