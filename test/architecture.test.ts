@@ -133,6 +133,11 @@ describe("files", () => {
     expect(sources.filter((path) => read(path).trimEnd().split("\n").length > 500)).toEqual([]);
   });
 
+  it("one function makes folders: that of Node does not end in /proc", () => {
+    const makers = sources.filter((path) => path.startsWith("src/") && /\bmkdir(Sync)?\(/.test(read(path)));
+    expect(makers).toEqual(["src/hub/make-folders.ts"]);
+  });
+
   it("the NF4 codes stand in one place", () => {
     const copies = sources.filter((path) => !path.startsWith("test/") && read(path).includes("0.6961928"));
     expect(copies).toEqual(["csrc/kernels/codebooks.h"]);

@@ -1,7 +1,8 @@
 // Where a command is to write: found unusable before the work, not after it.
-import { accessSync, existsSync, mkdirSync, statSync } from "node:fs";
+import { accessSync, existsSync, statSync } from "node:fs";
 import { access, constants, readdir, realpath, stat } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
+import { makeFolders } from "../hub/make-folders.js";
 import { BnbError } from "../tensor/errors.js";
 import type { OptionSpec } from "./command.js";
 import { usageError } from "./command.js";
@@ -36,9 +37,9 @@ export async function checkNewFolder(out: string, isForced: boolean, from?: stri
 }
 
 /** Makes the folder of a file that will be written; throws ERR_BNB_OPTION where that cannot be. */
-export function checkWritable(option: string, path: string): void {
+export async function checkWritable(option: string, path: string): Promise<void> {
   try {
-    mkdirSync(dirname(path), { recursive: true });
+    await makeFolders(dirname(path));
     if (existsSync(path) && statSync(path).isDirectory()) throw new Error("it is a folder");
     accessSync(existsSync(path) ? path : dirname(path), constants.W_OK);
   } catch (cause) {

@@ -3,13 +3,14 @@
 import type { Hash } from "node:crypto";
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { copyFile, mkdir, open, rename, rm, stat, symlink } from "node:fs/promises";
+import { copyFile, open, rename, rm, stat, symlink } from "node:fs/promises";
 import { dirname, join, relative } from "node:path";
 import { BnbError } from "../tensor/errors.js";
 import type { ModelCache } from "./cache.js";
 import { exists } from "./cache.js";
 import type { HubRequests } from "./http.js";
 import { bodyOf, request, WrongContent, withRetries } from "./http.js";
+import { makeFolders } from "./make-folders.js";
 
 export interface RemoteFile {
   readonly id: string;
@@ -53,7 +54,7 @@ async function complete(
   onBytes: OnBytes,
 ): Promise<void> {
   if (await exists(blob)) return;
-  await mkdir(dirname(blob), { recursive: true });
+  await makeFolders(dirname(blob));
   await withRetries(url, requests, (progress) =>
     transfer(url, `${blob}.incomplete`, content, requests, (bytes) => {
       progress();
@@ -162,7 +163,7 @@ function hashFor({ hash, size }: Content): Hash {
 
 /** Names a blob in a snapshot; by a copy where there are no links. */
 async function link(blob: string, target: string): Promise<void> {
-  await mkdir(dirname(target), { recursive: true });
+  await makeFolders(dirname(target));
   try {
     await symlink(relative(dirname(target), blob), target);
   } catch (cause) {

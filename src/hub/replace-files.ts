@@ -3,10 +3,10 @@
 import { randomBytes } from "node:crypto";
 import { rmSync } from "node:fs";
 import type { FileHandle } from "node:fs/promises";
-import { mkdir, open, readFile, rename, rm, rmdir } from "node:fs/promises";
+import { open, readFile, rename, rm, rmdir } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { BnbError } from "../tensor/errors.js";
-import { exists } from "./cache.js";
+import { makeFolders } from "./make-folders.js";
 
 /** Files that are being written; they go even when the program ends meanwhile, as after Ctrl-C. */
 const unfinished = new Set<string>();
@@ -91,18 +91,6 @@ export async function replaceFiles(stage: (files: Replacement) => Promise<void>)
   } finally {
     await files.discard();
   }
-}
-
-/** Makes a folder and those above it; gives those that were not there. (mkdir's own recursion does not end in /proc.) */
-async function makeFolders(path: string): Promise<string[]> {
-  const missing: string[] = [];
-  for (let at = path; !(await exists(at)); at = dirname(at)) missing.unshift(at);
-  for (const folder of missing) {
-    await mkdir(folder).catch((error: NodeJS.ErrnoException) => {
-      if (error.code !== "EEXIST") throw error;
-    });
-  }
-  return missing;
 }
 
 async function refusable(path: string, action: () => Promise<void>): Promise<void> {

@@ -1,5 +1,5 @@
 // From what names a model to a folder with its files: a folder as it is, an id from the cache, or from the hub.
-import { mkdir, readFile, stat, writeFile } from "node:fs/promises";
+import { readFile, stat, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { BnbError } from "../tensor/errors.js";
 import { checkRepoId, checkRevision, exists, hubSettings, ModelCache } from "./cache.js";
@@ -7,6 +7,7 @@ import { INDEX, PICKLE, PICKLE_INDEX, SINGLE, shardsOfIndex } from "./checkpoint
 import { downloadFile } from "./download.js";
 import type { HubRequests } from "./http.js";
 import { request, withRetries } from "./http.js";
+import { makeFolders } from "./make-folders.js";
 
 /** What of a model is wanted. */
 export type Needs = "model" | "tokenizer" | "config";
@@ -57,7 +58,13 @@ export async function resolveModel(name: string, needs: Needs, options: ResolveO
     signal,
     ...(retryDelay !== undefined && { retryDelay }),
   };
-  return fetchSnapshot(cache, name, revision, needs, requests, options);
+  try {
+    return await fetchSnapshot(cache, name, revision, needs, requests, options);
+  } catch (cause) {
+    if (!(cause instanceof Error && "syscall" in cause)) throw cause;
+    const rule = `${name}: the cache at ${settings.cache} could not be written: ${cause.message}`;
+    throw new BnbError("ERR_BNB_FILE", rule, { cause });
+  }
 }
 
 function refusePath(name: string, isFile: boolean): never {
@@ -110,7 +117,7 @@ async function fetchSnapshot(
     }
   }
   if (commit !== revision) {
-    await mkdir(dirname(cache.ref(revision)), { recursive: true });
+    await makeFolders(dirname(cache.ref(revision)));
     await writeFile(cache.ref(revision), commit);
   }
   return cache.snapshot(commit);

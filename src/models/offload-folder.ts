@@ -1,8 +1,9 @@
 // Files for weights that wait on disk. Each loses its name as soon as it is open, so that nothing stays behind, however
 // the process ends.
 import type { FileHandle } from "node:fs/promises";
-import { mkdir, mkdtemp, open, rm } from "node:fs/promises";
+import { mkdtemp, open, rm } from "node:fs/promises";
 import { join } from "node:path";
+import { makeFolders } from "../hub/make-folders.js";
 import { BnbError } from "../tensor/errors.js";
 
 export class OffloadFolder {
@@ -22,7 +23,7 @@ export class OffloadFolder {
   async create(): Promise<FileHandle> {
     let folder: string | undefined;
     try {
-      await mkdir(this.#path, { recursive: true });
+      await makeFolders(this.#path);
       folder = await mkdtemp(join(this.#path, "bnb-offload-"));
       return await open(join(folder, "weights.bin"), "wx+", 0o600);
     } catch (error) {

@@ -214,6 +214,18 @@ describe("a transfer that breaks off", () => {
   });
 });
 
+describe("a cache that refuses", () => {
+  const cannot = process.platform === "linux" ? ["/proc/none/hub"] : [];
+  it.each([join(root, "file", "hub"), ...cannot])(
+    "folders, such as %s, ends the download with an error",
+    async (path) => {
+      writeFileSync(join(root, "file"), "");
+      vi.stubEnv("HF_HOME", path);
+      await expect(resolve()).rejects.toMatchObject({ code: "ERR_BNB_FILE", message: expect.stringContaining(path) });
+    },
+  );
+});
+
 describe("a server that refuses", () => {
   const api = /^GET \/api/;
   it.each([

@@ -200,6 +200,11 @@ describe("what is wrong", () => {
       { ...onDisk, offloadFolder: file },
       `offloadFolder: no file could be made in ${file}: `,
     ],
+    [
+      "an offloadFolder below one that refuses it",
+      { ...onDisk, offloadFolder: join(file, "a", "b") },
+      `offloadFolder: no file could be made in ${join(file, "a", "b")}: `,
+    ],
     ["no memory at all", { maxMemory: { cpu: 0 } }, "maxMemory: it must give some device more than 0 bytes, got none"],
     ["no device with memory", { maxMemory: {} }, "maxMemory: it must give some device more than 0 bytes, got none"],
     [

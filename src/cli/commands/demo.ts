@@ -52,7 +52,7 @@ claims that it prints does not hold. The trained model stays as a checkpoint in 
     async run({ values, terminal, version, signal }) {
       const settings = sizes ?? (values.quick ? quickSettings : fullSettings);
       // Before the work, which takes a minute or more.
-      checkWritable("--report", values.report);
+      await checkWritable("--report", values.report);
       const results = await runDemo({
         settings,
         seed: wholeNumber("--seed", values.seed, 0),

@@ -53,7 +53,7 @@ quantized already is measured as it is.`,
     const { text: path } = values;
     if (path === undefined) throw usageError("--text FILE is missing: the text to measure on");
     const text = readText(path);
-    if (values.html !== undefined) checkWritable("--html", values.html);
+    if (values.html !== undefined) await checkWritable("--html", values.html);
     const asked = values.formats?.split(",").map((format) => choice("--formats", format.trim(), names));
     const given = values.context === undefined ? undefined : wholeNumber("--context", values.context);
     const most = values["max-tokens"] === undefined ? Infinity : wholeNumber("--max-tokens", values["max-tokens"]);
