@@ -24,6 +24,9 @@ struct Values4bitTables {
   }
 };
 
+// Of a positive x. A function, because what initializes a member is compiled for the host, too, which lacks __clzll.
+__device__ __forceinline__ int floor_log2(int64_t x) { return 63 - __clzll(x); }
+
 // A matrix of elements of type W.
 template <class W>
 class MatrixView {
@@ -45,8 +48,8 @@ class MatrixView<Quantized> {
       : table_(tables.of[static_cast<int>(w.type)]),
         packed_(w.packed),
         scales_(w.scales),
-        shift_(63 - __clzll(w.blocksize)),
-        nested_shift_(w.scales.nested_absmax ? 63 - __clzll(w.scales.nested_blocksize) : 0) {}
+        shift_(floor_log2(w.blocksize)),
+        nested_shift_(w.scales.nested_absmax ? floor_log2(w.scales.nested_blocksize) : 0) {}
   __device__ __forceinline__ void run(int64_t at, float (&v)[kMatrixRun]) const {
     const Vec<uint8_t, 4> bytes = load_vec<4>(packed_ + at / 2);
     const float s = scale(at);
