@@ -8,13 +8,11 @@ import type { Ceilings } from "./report.js";
 import type { Effort } from "./stream.js";
 import { time } from "./stream.js";
 
-// Relative to the folder that benchmarks start in.
-const script = "bench/gpu/torch_baseline.py";
-
-/** Runs torch_baseline.py; null where torch or Python is missing, with the reason on the console. */
-export function torch<T>(what: "ceilings" | "all", extent: Extent): T | null {
-  const args = [script, what, ...(extent === "full" ? [] : [`--${extent}`])];
-  const { status, stdout, stderr, error } = spawnSync("python3", args, { encoding: "utf8", maxBuffer: 1 << 28 });
+/** Runs a Python program beside this file; null where what it times is missing, with the reason on the console. */
+export function python<T>(script: string, args: string[], extent: Extent): T | null {
+  // Relative to the folder that benchmarks start in.
+  const all = [`bench/gpu/${script}`, ...args, ...(extent === "full" ? [] : [`--${extent}`])];
+  const { status, stdout, stderr, error } = spawnSync("python3", all, { encoding: "utf8", maxBuffer: 1 << 28 });
   const last = stdout?.trim().split("\n").at(-1) ?? "";
   try {
     if (status !== 0) throw new Error(error?.message ?? stderr.slice(-2000));
@@ -22,7 +20,7 @@ export function torch<T>(what: "ceilings" | "all", extent: Extent): T | null {
     if (result.missing) throw new Error(`${result.missing} is not installed`);
     return result;
   } catch (cause) {
-    console.log(`no figures of torch (${what}): ${(cause as Error).message}`);
+    console.log(`no figures of ${[script, ...args].join(" ")}: ${(cause as Error).message}`);
     return null;
   }
 }
@@ -48,7 +46,7 @@ export async function ceilings(device: Device, effort: Effort, extent: Extent, w
     copyGBs: (2 * nbytes) / copy.us.median / 1e3,
     gemmBf16TFLOPs: (2 * n ** 3) / gemm.us.median / 1e6,
   };
-  const theirs = withTorch ? torch<Measured["torch"] & object>("ceilings", extent) : null;
+  const theirs = withTorch ? python<Measured["torch"] & object>("torch_baseline.py", ["ceilings"], extent) : null;
   return {
     copyGBs: Math.max(ours.copyGBs, theirs?.copyGBs ?? 0),
     gemmBf16TFLOPs: Math.max(ours.gemmBf16TFLOPs, theirs?.gemmBf16TFLOPs ?? 0),

@@ -4,7 +4,7 @@ import { execFileSync } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { devices, emptyCache, gpuStatus, setDefaultDevice } from "bitsandbytes-node";
-import { ceilings, torch } from "./ceilings.js";
+import { ceilings, python } from "./ceilings.js";
 import type { Extent } from "./context.js";
 import { Context } from "./context.js";
 import { decode } from "./decode.js";
@@ -12,7 +12,8 @@ import { int8 } from "./int8.js";
 import { prefill, smallM } from "./linear.js";
 import { optimizers } from "./optimizer.js";
 import { quantize } from "./quantize.js";
-import { heading, rounded } from "./report.js";
+import type { Baseline } from "./report.js";
+import { baselineRow, heading, rounded } from "./report.js";
 import { hasty, quick, thorough } from "./stream.js";
 
 const groups: Record<string, { name: string; run: (context: Context) => Promise<void> }> = {
@@ -124,7 +125,11 @@ for (const group of wanted) {
   }
 }
 emptyCache();
-const theirs = withTorch ? torch<{ results: unknown[] }>("all", extent) : null;
+const theirs = (withTorch ? ["torch", "bitsandbytes"] : []).flatMap(
+  (name) =>
+    python<{ results: Baseline[] }>(`${name}_baseline.py`, name === "torch" ? ["all"] : [], extent)?.results ?? [],
+);
+for (const found of theirs) console.log(baselineRow(found));
 // Starting torch takes seconds.
 const after = await ceilings(device, effort, extent, withTorch && !options.quick);
 // What was measured the same way at both ends.
@@ -143,7 +148,7 @@ file({
     before,
     after,
   },
-  torch: theirs?.results ?? null,
+  baselines: theirs,
 });
 
 const { results, failures, notRun } = context;

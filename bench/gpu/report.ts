@@ -114,4 +114,15 @@ export function row(r: Result): string {
   return line(columns.map((name) => cells[name])).trimEnd();
 }
 
+/** What a Python program found: a case, or why it could not go on. */
+export type Baseline =
+  | (Pick<Result, "op" | "case" | "us" | "timing"> & { impl: string })
+  | { op: string; error: string };
+
+export function baselineRow(found: Baseline): string {
+  if ("error" in found) return `FAILED ${found.op}: ${found.error}`;
+  const described = Object.entries(found.case).map(([key, x]) => (typeof x === "number" ? `${key}=${x}` : String(x)));
+  return `${found.impl}: ${found.op} ${described.join(" ")} ${found.timing} ${fixed(found.us.median)} us`;
+}
+
 const fixed = (us: number): string => (us < 100 ? us.toFixed(2) : us.toFixed(0));

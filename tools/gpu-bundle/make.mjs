@@ -118,6 +118,9 @@ writeFileSync(join(shim, "package.json"), '{ "name": "vitest", "exports": "./ind
 /** @type {(...args: string[]) => string} */
 const git = (...args) => execFileSync("git", args, { encoding: "utf8" }).trim();
 const changed = git("status", "--porcelain", "--untracked-files=no") === "" ? "" : "+";
+run("tar", "-C", bundle, "-cf", join(bundle, "app.tar"), "app");
+run("xz", "-6", "-T0", join(bundle, "app.tar"));
+rmSync(app, { recursive: true });
 const manifest = {
   commit: `${git("rev-parse", "--short", "HEAD")}${changed}`,
   date: new Date().toISOString(),

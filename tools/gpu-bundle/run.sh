@@ -7,31 +7,36 @@
 #   run.sh sanitize [tool ...] [option ...] [part of a path ...]  the tests of kernels under compute-sanitizer: memcheck
 #                                                 unless racecheck, synccheck or initcheck are named; first attention,
 #                                                 the 4-bit linear layer and optimizers. --timeout (600), --budget, --jobs
-#   run.sh bench [option ...]                     the benchmarks, beside torch where it is installed: --quick for about 40
+#   run.sh bench [option ...]                     the benchmarks, beside torch and bitsandbytes where they are: --quick for about 40
 #                                                 cases in under 4 minutes, --budget SECONDS; --help lists the others
 #   run.sh bnb [argument ...]                     the bnb command, such as bnb demo --device cuda:0
 # Results, as JSON and text, go to $BNB_RESULTS (default: results/ beside this file), and are written as they come.
-set -u
+set -u -o pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 results=${BNB_RESULTS:-$here/results}
 mkdir -p "$results" && results=$(cd "$results" && pwd) || exit 1
 
-unpack() { # file.xz, once
-  [ -x "$here/$1" ] && ! [ "$here/$1.xz" -nt "$here/$1" ] && return
+# file.xz, once: what it holds is written by the command that follows, from its standard input.
+unpack() {
+  local name=$1
+  shift
+  [ -e "$here/$name" ] && ! [ "$here/$name.xz" -nt "$here/$name" ] && return
   if command -v xz >/dev/null; then
-    xz -dc "$here/$1.xz" >"$here/$1.part"
+    xz -dc "$here/$name.xz"
   else
-    python3 -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), open(sys.argv[2], "wb"))' \
-      "$here/$1.xz" "$here/$1.part"
-  fi || { echo "run.sh: $1.xz could not be unpacked: install xz or python3"; exit 1; }
-  chmod +x "$here/$1.part" && mv "$here/$1.part" "$here/$1"
+    python3 -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), sys.stdout.buffer)' "$here/$name.xz"
+  fi | "$@" || { echo "run.sh: $name.xz could not be unpacked: install xz or python3"; exit 1; }
+}
+binary() { cat >"$here/$1.part" && chmod +x "$here/$1.part" && mv "$here/$1.part" "$here/$1"; }
+folder() {
+  rm -rf "$here/app" && tar -xf - -C "$here" && touch "$here/app.tar"
 }
 
 # The cuBLASLt that torch brings, where the system has none: it lies in a folder of Python's packages, where the loader
 # does not look. Found without importing torch, which takes seconds.
 find_cublaslt() {
   [ -n "${BNB_CUBLASLT+set}" ] && return
-  { ldconfig -p 2>/dev/null || /sbin/ldconfig -p 2>/dev/null; } | grep -q 'libcublasLt\.so\.1[23]' && return
+  { ldconfig -p 2>/dev/null || /sbin/ldconfig -p 2>/dev/null; } | grep 'libcublasLt\.so\.1[23]' >/dev/null && return
   local found
   found=$(python3 - <<'PYTHON' 2>/dev/null
 import glob, importlib.util, os
@@ -44,8 +49,9 @@ PYTHON
   [ -n "$found" ] && export BNB_CUBLASLT=$found && echo "cuBLASLt: $found"
 }
 
-unpack node
-unpack bitsandbytes.node
+unpack node binary node
+unpack bitsandbytes.node binary bitsandbytes.node
+unpack app.tar folder
 export BNB_BINARY=$here/bitsandbytes.node
 find_cublaslt
 cd "$here/app" || exit 1
