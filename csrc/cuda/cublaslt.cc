@@ -90,6 +90,15 @@ std::string& status() {
   return *text;
 }
 bool disabled = false;
+// Why the last product was refused.
+std::string& refusal() {
+  static auto* text = new std::string;
+  return *text;
+}
+bool refuse(const char* call, int status) {
+  refusal() = std::string(call) + " gave status " + std::to_string(status);
+  return false;
+}
 
 void disable(const std::string& why) {
   disabled = true;
@@ -254,11 +263,13 @@ bool choose(Library& lib, DeviceState& state, const Problem& p, uint32_t alignme
             lib.preference_set(preference, kReductions, &kReduceInFloat32, sizeof kReduceInFloat32) == 0;
   for (int32_t i = 0; i < 4; i++)
     ok = ok && lib.preference_set(preference, kAlignment + i, &alignment, sizeof alignment) == 0;
+  if (!ok) return refuse("cublasLtMatmulPreferenceSetAttribute", -1);
   Heuristic found{};
   int count = 0;
-  ok = ok &&
-       lib.heuristic(state.handle, p.desc, p.left, p.right, p.result, p.result, preference, 1, &found, &count) == 0;
-  if (!ok || count < 1 || found.state != 0 || found.workspace > kWorkspace) return false;
+  const Status status =
+      lib.heuristic(state.handle, p.desc, p.left, p.right, p.result, p.result, preference, 1, &found, &count);
+  if (status != 0 || count < 1) return refuse("cublasLtMatmulAlgoGetHeuristic", status);
+  if (found.state != 0 || found.workspace > kWorkspace) return refuse("the heuristic's algorithm", found.state);
   algorithm = found.algorithm;
   return true;
 }
@@ -271,15 +282,16 @@ int log2_of(int64_t n) {
 
 bool multiply(Library& lib, DeviceState& state, const MatmulArgs& a, void* workspace, const CudaStream& s) {
   const Problem p(lib, a);
-  if (!p.ok()) return false;
+  if (!p.ok()) return refuse("a descriptor of the problem", -1);
   const uint32_t alignment = alignment_of(a);
   const int flags = (a.dtype_c == DType::float16) | a.transpose_a << 1 | a.transpose_b << 2 | (a.bias != nullptr) << 3 |
                     a.accumulate << 4 | log2_of(alignment) << 5;
   const Key key = {log2_of(a.m), a.n, a.k, a.row_c, a.batch, flags};
   const float alpha = 1.0f, beta = a.accumulate ? 1.0f : 0.0f;
   const auto run = [&](const Algorithm& algorithm) {
-    return lib.matmul(state.handle, p.desc, &alpha, a.b, p.left, a.a, p.right, &beta, a.c, p.result, a.c, p.result,
-                      &algorithm, workspace, kWorkspace, s.handle) == 0;
+    const Status status = lib.matmul(state.handle, p.desc, &alpha, a.b, p.left, a.a, p.right, &beta, a.c, p.result, a.c,
+                                     p.result, &algorithm, workspace, kWorkspace, s.handle);
+    return status == 0 || refuse("cublasLtMatmul", status);
   };
   const auto [entry, is_new] = state.algorithms.try_emplace(key);
   std::optional<Algorithm>& known = entry->second;
@@ -334,7 +346,9 @@ bool agrees(Library& lib, DeviceState& state, DType dtype, unsigned char* memory
     for (int64_t i = 0; i < kCount; i++) {
       const float x = to_float(theirs[static_cast<size_t>(i)]), y = to_float(ours[static_cast<size_t>(i)]);
       // One rounding apart at most; 64 products of numbers below 1 give sums of a few units.
-      if (!(std::fabs(x - y) <= 0x1p-7f * std::fabs(y) + 1e-3f)) return false;
+      if (std::fabs(x - y) <= 0x1p-7f * std::fabs(y) + 1e-3f) continue;
+      refusal() = std::to_string(x) + " where our kernel has " + std::to_string(y);
+      return false;
     }
   }
   return true;
@@ -349,7 +363,7 @@ bool ready(Library& lib, DeviceState& state, DType dtype, unsigned char* memory,
   }
   tested =
       dtype == DType::float16 ? agrees<f16>(lib, state, dtype, memory, s) : agrees<bf16>(lib, state, dtype, memory, s);
-  if (!tested) disable(status() + " failed the self-test");
+  if (!tested) disable(status() + " failed the self-test: " + refusal());
   return tested;
 }
 

@@ -97,8 +97,9 @@ function take(name) {
   const manifest = JSON.parse(readFileSync(join(from, "package.json"), "utf8"));
   for (const dependency of Object.keys(manifest.dependencies ?? {})) take(dependency);
 }
-// The first two are vitest's own, of exactly its version.
-for (const name of ["@vitest/runner", "@vitest/expect", "fast-check", "node-gyp-build"]) {
+const { dependencies } = JSON.parse(readFileSync("package.json", "utf8"));
+// What tests need beside it; vitest's own are of exactly its version.
+for (const name of [...Object.keys(dependencies), "@vitest/runner", "@vitest/expect", "fast-check", "openai"]) {
   take(name);
   if (!packages.has(name)) throw new Error(`node_modules/${name} is missing`);
 }
