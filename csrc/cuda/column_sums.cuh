@@ -30,6 +30,8 @@ ColumnSumPlan plan_column_sums(const CudaStream& s, int64_t rows, int64_t cols, 
   const int64_t most = int64_t{s.gpu.sms} * (wanted < held ? wanted : held),
                 useful = ceil_div(rows, int64_t{4} * block.y);
   plan.blocks = useful < most ? useful : most;
+  // Without rows one block leaves zeros.
+  if (plan.blocks == 0) plan.blocks = 1;
   return plan;
 }
 

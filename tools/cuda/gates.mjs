@@ -8,7 +8,7 @@ import { spawn, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { parseArgs } from "node:util";
 import { buildCommands } from "./build-commands.mjs";
 import { compare, figures, formatTable, instructionsPerElement, measure, parseTable, shortNames } from "./cubin.mjs";
@@ -29,6 +29,8 @@ const { values: options, positionals: filters } = parseArgs({
   allowPositionals: true,
 });
 const archs = options.arch?.split(",") ?? allArchs;
+// For this one all of a file is compiled: the compiler for the host refuses what that for the GPU takes.
+const hostArch = archs.includes("90") ? "90" : archs[0];
 const sources = readdirSync("csrc/cuda", { recursive: true, encoding: "utf8" })
   .filter((path) => path.endsWith(".cu") && !path.startsWith("emulation"))
   .filter((path) => filters.length === 0 || filters.some((part) => path.includes(part)))
@@ -130,20 +132,22 @@ async function compile({ source, arch }) {
   const stored = existsSync(`${stem}.json`) ? JSON.parse(readFileSync(`${stem}.json`, "utf8")) : null;
   if (stored?.inputs === inputs) return { kernels: withShortNames(stored.kernels), seconds: 0 };
   const began = performance.now();
-  const cubin = `${stem}.cubin`;
+  const kept = `${stem}.parts`;
+  mkdirSync(kept, { recursive: true });
+  const cubin = arch === hostArch ? join(kept, `${basename(source, ".cu")}.sm_${arch}.cubin`) : join(kept, "cubin");
+  const output =
+    arch === hostArch ? ["-c", "--keep", `--keep-dir=${kept}`, "-o", join(kept, "object")] : ["-cubin", "-o", cubin];
   const { status, text } = await execute(nvcc, [
     ...flagsOf(source),
     `-arch=sm_${arch}`,
-    "-cubin",
+    ...output,
     `csrc/cuda/${source}`,
-    "-o",
-    cubin,
   ]);
   const seconds = (performance.now() - began) / 1000;
-  if (status !== 0) return { error: text, seconds };
   // A file whose kernels all exist for other architectures makes no cubin with code in it.
-  const found = measure(text, readFileSync(cubin));
-  rmSync(cubin);
+  const found = status === 0 ? measure(text, readFileSync(cubin)) : null;
+  rmSync(kept, { recursive: true });
+  if (!found) return { error: text, seconds };
   const names = demangle([...found.keys()]);
   /** @type {Kernels} */
   const kernels = [...found.values()].map((value, i) => [names[i], value]);
