@@ -30,6 +30,7 @@ case $* in *tests.mjs*) exit "\${FAKE_TESTS:-0}" ;; esac`;
 put("run.sh", read("tools/gpu-bundle/run.sh"), 0o755);
 put("manifest.json", "{}");
 put("bitsandbytes.node", "", 0o755);
+put("app.tar", "");
 put("node", node, 0o755);
 put("app/package.json", '{ "type": "commonjs" }');
 put(

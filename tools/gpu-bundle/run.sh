@@ -9,6 +9,8 @@
 #                                                 the 4-bit linear layer and optimizers. --timeout (600), --budget, --jobs
 #   run.sh bench [option ...]                     the benchmarks, beside torch and bitsandbytes where they are: --quick for about 40
 #                                                 cases in under 4 minutes, --budget SECONDS; --help lists the others
+#   run.sh profile [ncu option ...]               Nsight Compute on the kernels that decide the speed: profile.txt has what
+#                                                 bounds each, profile.csv where in its code it waits
 #   run.sh bnb [argument ...]                     the bnb command, such as bnb demo --device cuda:0
 # Results, as JSON and text, go to $BNB_RESULTS (default: results/ beside this file), and are written as they come.
 set -u -o pipefail
@@ -128,6 +130,20 @@ bench() {
   return "${PIPESTATUS[0]}"
 }
 
+profile() {
+  local ncu kernels='small_m|tile|mma_kernel|step_kernel|quantize|int8_linear|dense'
+  ncu=$(command -v ncu || ls /usr/local/cuda*/bin/ncu 2>/dev/null | tail -1)
+  [ -n "$ncu" ] || { echo "run.sh: ncu was not found; it is part of the CUDA toolkit"; return 1; }
+  "$ncu" --set full --clock-control none -k "regex:$kernels" -f -o "$results/profile" "$@" \
+    "$here/node" bench/gpu/profile.js 2>&1 | grep -v '^==PROF==.*passes$' | tail -20
+  [ "${PIPESTATUS[0]}" -eq 0 ] || return 1
+  "$ncu" -i "$results/profile.ncu-rep" --page details >"$results/profile.txt"
+  "$ncu" -i "$results/profile.ncu-rep" --page source --csv >"$results/profile.csv"
+  "$ncu" -i "$results/profile.ncu-rep" --page raw --csv --metrics \
+    gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,sm__throughput.avg.pct_of_peak_sustained_elapsed,l1tex__throughput.avg.pct_of_peak_sustained_active,lts__throughput.avg.pct_of_peak_sustained_elapsed,launch__registers_per_thread,sm__warps_active.avg.pct_of_peak_sustained_active |
+    cut -c1-400
+}
+
 bnb() { "$here/node" dist/cli/main.js "$@"; }
 
 # What comes later has its share kept for it, and gets what the former left.
@@ -167,6 +183,6 @@ all() {
 command=${1:-}
 [ $# -gt 0 ] && shift
 case $command in
-  all | check | sanitize | bench | bnb) "$command" "$@" ;;
-  *) sed -n '2,15s/^# \{0,1\}//p' "$here/run.sh"; exit 2 ;;
+  all | check | sanitize | bench | profile | bnb) "$command" "$@" ;;
+  *) sed -n '2,17s/^# \{0,1\}//p' "$here/run.sh"; exit 2 ;;
 esac
