@@ -1,6 +1,15 @@
 // The GPU bundle's run.sh, in a folder of stand-ins: what it runs, in which order and time, and what it says.
 import { spawnSync } from "node:child_process";
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { afterAll, beforeEach, describe, expect, it } from "vitest";
@@ -102,6 +111,37 @@ describe("run.sh", { timeout: 300_000 }, () => {
     const { status, text, calls } = run(["all"], { REFUSE: "1" });
     expect([status, calls.map(({ name }) => name)]).toEqual([1, ["tests", "bench"]]);
     expect(text).toContain("compute-sanitizer cannot run one op here:\nDevice not supported");
+  });
+
+  it("unpacks the app once, and again when it is newer", () => {
+    const pack = (word: string) =>
+      spawnSync("python3", [
+        "-c",
+        `import io, lzma, sys, tarfile
+tar = io.BytesIO()
+with tarfile.open(fileobj=tar, mode="w") as t:
+    entry = tarfile.TarInfo("app/word.txt")
+    entry.size = len(sys.argv[2])
+    t.addfile(entry, io.BytesIO(sys.argv[2].encode()))
+lzma.open(sys.argv[1], "w").write(tar.getvalue())`,
+        join(home, "app.tar.xz"),
+        word,
+      ]);
+    const kept = readFileSync(join(home, "app/dist/index.js"), "utf8");
+    rmSync(join(home, "app.tar"));
+    for (const word of ["first", "second"]) {
+      expect(pack(word).status).toBe(0);
+      utimesSync(join(home, "app.tar.xz"), Date.now() / 1000 + 60, Date.now() / 1000 + 60);
+      run(["bench"], { BNB_FOUND: "1" });
+      expect(readFileSync(join(home, "app/word.txt"), "utf8")).toBe(word);
+    }
+    writeFileSync(join(home, "app/word.txt"), "third");
+    utimesSync(join(home, "app.tar.xz"), 1, 1);
+    run(["bench"], { BNB_FOUND: "1" });
+    expect(readFileSync(join(home, "app/word.txt"), "utf8")).toBe("third");
+    rmSync(join(home, "app.tar.xz"));
+    put("app/package.json", '{ "type": "commonjs" }');
+    put("app/dist/index.js", kept);
   });
 
   it("hands options and parts on", () => {
