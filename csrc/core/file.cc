@@ -8,11 +8,16 @@
 #include <cerrno>
 #include <cstring>
 #include <memory>
+#include <mutex>
+#include <optional>
+
+#include "core/parallel_range.h"
 
 namespace bnb {
 namespace {
 
 constexpr size_t kStaging = size_t{16} << 20;  // bytes at a time on their way to a GPU
+constexpr size_t kPart = size_t{2} << 20;      // bytes that a thread reads at a time
 
 void read_fully(int descriptor, int64_t offset, char* to, size_t nbytes) {
   constexpr size_t kMost = size_t{1} << 30;  // what one call takes everywhere
@@ -27,6 +32,32 @@ void read_fully(int descriptor, int64_t offset, char* to, size_t nbytes) {
     to += n;
     nbytes -= static_cast<size_t>(n);
   }
+}
+
+// In parts by all threads: one copies out of the page cache, into memory that it touches for the first time, at half of
+// what two do.
+void read_in_parts(int descriptor, int64_t offset, char* to, size_t nbytes) {
+  struct Job {
+    int descriptor;
+    int64_t offset;
+    char* to;
+    size_t nbytes;
+    std::mutex mutex;
+    std::optional<Error> error;
+  } job{descriptor, offset, to, nbytes, {}, {}};
+  const auto read = [](void* context, int64_t begin, int64_t end) {
+    Job& j = *static_cast<Job*>(context);
+    try {
+      const size_t from = static_cast<size_t>(begin) * kPart;
+      read_fully(j.descriptor, j.offset + static_cast<int64_t>(from), j.to + from,
+                 std::min(j.nbytes, static_cast<size_t>(end) * kPart) - from);
+    } catch (const Error& error) {
+      const std::lock_guard lock(j.mutex);
+      if (!j.error) j.error = error;
+    }
+  };
+  parallel_range(static_cast<int64_t>((nbytes + kPart - 1) / kPart), 1, read, &job);
+  if (job.error) throw *job.error;
 }
 
 void write_fully(int descriptor, int64_t offset, const char* from, size_t nbytes) {
@@ -58,10 +89,7 @@ void write_file(Device& device, int descriptor, int64_t offset, const void* from
 }
 
 void read_file(Device& device, int descriptor, int64_t offset, void* to, size_t nbytes) {
-  if (device.type() == DeviceType::cpu) {
-    read_fully(descriptor, offset, static_cast<char*>(to), nbytes);
-    return;
-  }
+  if (device.type() == DeviceType::cpu) return read_in_parts(descriptor, offset, static_cast<char*>(to), nbytes);
   const size_t step = std::min(nbytes, kStaging);
   const std::unique_ptr<char[]> staging(new char[step]);
   for (size_t at = 0; at < nbytes; at += step) {

@@ -1,5 +1,6 @@
 // The process-wide fork-join pool behind parallel_for (cpu/parallel.h). Shared by all environments.
 #pragma once
+#include "core/parallel_range.h"
 
 namespace bnb {
 
@@ -12,8 +13,5 @@ class ThreadPoolKeeper {
   ThreadPoolKeeper(const ThreadPoolKeeper&) = delete;
   ThreadPoolKeeper& operator=(const ThreadPoolKeeper&) = delete;
 };
-
-// BNB_THREADS, or one thread per core that this process may run on (affinity and container quota).
-int thread_count();
 
 }  // namespace bnb

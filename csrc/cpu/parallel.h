@@ -7,17 +7,9 @@
 
 #include "core/integer.h"
 #include "core/kernel.h"
+#include "core/parallel_range.h"
 
 namespace bnb {
-
-using RangeBody = void (*)(void* context, int64_t begin, int64_t end);
-
-// Splits [0, n) into chunks of `grain` items, handed out by one atomic counter to the pool's threads and
-// the caller. Runs inline when there is one chunk or the pool is busy with another environment.
-void parallel_range(int64_t n, int64_t grain, RangeBody body, void* context);
-
-// Threads that parallel_range may use, the caller included.
-int thread_count();
 
 // A 64-byte aligned buffer of this thread, valid until the next request for the same index (0 to 5) on the
 // same thread. The caller's buffer may be read by the workers of its parallel_for. Never null: a request

@@ -210,6 +210,46 @@ napi_value read_sync(napi_env napi, napi_callback_info info) {
   });
 }
 
+// includesByte(tensor, byte): whether the memory holds it, in the order of the device's other work; waits. What is not
+// the host's is copied piece by piece.
+napi_value includes_byte(napi_env napi, napi_callback_info info) {
+  return guarded<2>(napi, info, "includesByte", [&](Env& env, napi_value* v) {
+    const Tensor& source = tensor_arg({env, read_signature(), v[0], 0, 1});
+    Graph::check_not_recording(source.device(), "includesByte");
+    struct Search {
+      const unsigned char* at;
+      size_t nbytes;
+      int byte;
+      bool found = false;
+      std::optional<Error> error{};
+    } search{static_cast<const unsigned char*>(source.data()), source.nbytes(), int32_of(napi, v[1])};
+    source.device().stream().push_always(
+        "includesByte", &search, +[](Device& d, Search* const& s) {
+          s->error = d.stream().take_error();
+          if (s->error || s->nbytes == 0) return;
+          if (d.type() == DeviceType::cpu) {
+            s->found = std::memchr(s->at, s->byte, s->nbytes) != nullptr;
+            return;
+          }
+          try {
+            std::vector<unsigned char> piece(std::min(s->nbytes, size_t{4} << 20));
+            for (size_t at = 0; at < s->nbytes && !s->found; at += piece.size()) {
+              const size_t n = std::min(piece.size(), s->nbytes - at);
+              d.runtime().copy(d, piece.data(), s->at + at, n);
+              s->found = std::memchr(piece.data(), s->byte, n) != nullptr;
+            }
+          } catch (const Error& error) {
+            s->error = error;
+          }
+        });
+    source.device().stream().wait();
+    if (search.error) throw *search.error;
+    napi_value result;
+    must(napi, napi_get_boolean(napi, search.found, &result));
+    return result;
+  });
+}
+
 // synchronize(device, buffer): resolves with the buffer when everything queued on the device has run.
 napi_value synchronize(napi_env napi, napi_callback_info info) {
   return guarded<2>(napi, info, "synchronize", [&](Env& env, napi_value* v) {
@@ -396,6 +436,7 @@ void define_runtime(Env& env, napi_value exports) {
       {"fromBytes", from_bytes},
       {"read", read_async},
       {"readSync", read_sync},
+      {"includesByte", includes_byte},
       {"readFile", read_file_async},
       {"synchronize", synchronize},
       {"devices", list_devices},

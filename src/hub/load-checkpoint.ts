@@ -146,7 +146,7 @@ async function loadUnit(
   const into = tensorsOf(unit, path);
   const loaded = new Map<string, Tensor>();
   try {
-    for (const name of names) loaded.set(name, await load(name, into));
+    await eachTwo(names, async (name) => void loaded.set(name, await load(name, into)));
     const loader = new StateLoader(loaded, true);
     // Checks read values, and so wait for the device: it must have nothing else to do then.
     await synchronize(into.values().next().value?.device);
@@ -160,6 +160,21 @@ async function loadUnit(
   } finally {
     for (const tensor of loaded.values()) tensor.dispose();
   }
+}
+
+/** Two at a time: a device that reads one has the next already. Rejects with the first error, when both have ended. */
+async function eachTwo<T>(items: readonly T[], visit: (item: T) => Promise<void>): Promise<void> {
+  const rest = items.values();
+  let failed = false;
+  const lane = async (): Promise<void> => {
+    try {
+      for (let { value, done } = rest.next(); !done && !failed; { value, done } = rest.next()) await visit(value as T);
+    } catch (error) {
+      failed = true;
+      throw error;
+    }
+  };
+  for (const end of await Promise.allSettled([lane(), lane()])) if (end.status === "rejected") throw end.reason;
 }
 
 /** The topmost modules that hold tensors themselves, each once, with their paths. */

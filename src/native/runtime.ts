@@ -31,6 +31,8 @@ export interface NativeRuntime {
   fromBytes(bytes: Uint8Array, dtype: number, shape: readonly number[], device: number): void;
   read(handle: number, buffer: ArrayBuffer): Promise<ArrayBuffer>;
   readSync(handle: number, buffer: ArrayBuffer): void;
+  /** Whether a byte of the tensor's memory is `byte`, without a copy for JavaScript. Waits. */
+  includesByte(handle: number, byte: number): boolean;
   /** Fills a tensor from an open file, from byte `offset` on; `buffer` has no bytes. */
   readFile(handle: number, descriptor: number, offset: number, buffer: ArrayBuffer): Promise<ArrayBuffer>;
   synchronize(device: number, buffer: ArrayBuffer): Promise<ArrayBuffer>;

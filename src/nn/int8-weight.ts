@@ -1,4 +1,5 @@
 // What Linear8bitLt and Embedding8bit share on disk: `weight` int8 [N, K], `SCB` float32 [N], `weight_format` 0.
+import { runtime } from "../native/runtime.js";
 import { int8VectorwiseQuant } from "../ops/int8.js";
 import { to } from "../ops/to-device.js";
 import { zeros } from "../tensor/create.js";
@@ -94,7 +95,7 @@ export function planInt8Weight(
   want(!hasLowest(codes), "weight", "hold codes from -127 to 127", "-128");
   const bad = badScale(stats);
   want(bad === undefined, "SCB", "be finite and not negative", String(bad));
-  source.plan(() => adopt(ownWeight(to(codes, device), to(stats, device))));
+  source.plan(() => adopt(ownWeight(source.own(codes, device), source.own(stats, device))));
 }
 
 /** Throws ERR_BNB_NONFINITE for scales that loading would refuse. Waits for the device. */
@@ -104,10 +105,9 @@ export function checkScales(SCB: Tensor, name: string): void {
   throw new BnbError("ERR_BNB_NONFINITE", `stateDict: "${name}" must be finite to be saved, got ${bad}`);
 }
 
-/** Whether a code is -128. Buffers are searched many times faster than arrays of numbers. */
+/** Whether a code is -128. Waits for the device. */
 function hasLowest(codes: Tensor): boolean {
-  const { buffer, byteOffset, byteLength } = codes.dataSync();
-  return Buffer.from(buffer as ArrayBuffer, byteOffset, byteLength).includes(0x80);
+  return runtime.includesByte(codes.slot, 0x80);
 }
 
 function badScale(SCB: Tensor): number | undefined {

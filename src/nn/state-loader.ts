@@ -5,6 +5,7 @@ import { cast } from "../ops/cast.js";
 import { firstNonFinite } from "../ops/non-finite.js";
 import { copyInto, reshape } from "../ops/shape.js";
 import { clone, to } from "../ops/to-device.js";
+import type { Device } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { isFloat } from "../tensor/dtype.js";
 import type { ErrorCode } from "../tensor/errors.js";
@@ -37,6 +38,8 @@ export interface StateSource {
   takeFinite(key: string, shape: readonly number[], dtype?: DType): Tensor | undefined;
   /** Plans an action for when everything has been checked. */
   plan(action: () => void): void;
+  /** In an action: a tensor that was taken as one of the module's own, on a device; without a copy where it is given up. */
+  own(taken: Tensor, device: Device): Tensor;
   /** Notes a problem: the load will throw, with the code of the first one, without having changed anything. */
   reject(code: ErrorCode, problem: string): void;
 }
@@ -98,6 +101,10 @@ export class StateLoader implements StateSource {
 
   plan(action: () => void): void {
     this.#actions.push(action);
+  }
+
+  own(taken: Tensor, device: Device): Tensor {
+    return this.#takesOver && taken.device === device ? taken.detach() : to(taken, device);
   }
 
   reject(code: ErrorCode, problem: string): void {

@@ -134,6 +134,22 @@ describe.each(testDevices())("loading on %s", (device) => {
   });
 });
 
+describe("a tensor of many parts", () => {
+  const bytes = Uint8Array.from({ length: 5_000_003 }, (_, i) => (i * 2654435761) >>> 13);
+
+  it("is read by several threads to the last byte", async () => {
+    await saveSafetensors(inFolder("large"), { before: tensor(new Float32Array(3)), x: tensor(bytes) });
+    const file = await openSafetensors(inFolder("large"));
+    const x = await file.load("x");
+    expect(Buffer.compare(Buffer.from((await x.data()) as Uint8Array), Buffer.from(bytes))).toBe(0);
+    truncateSync(inFolder("large"), 3_000_000);
+    await expect(file.load("x")).rejects.toThrow(
+      /readFile: the file ends at byte 3000000, \d+ more must be/,
+    );
+    await file.close();
+  });
+});
+
 describe("a file that cannot be read", () => {
   it("says so when it became shorter after it was opened", async () => {
     await saveSafetensors(inFolder("short"), { x: tensor(new Float32Array(4096)) });
