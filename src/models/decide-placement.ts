@@ -12,6 +12,7 @@ import { Device, devices, toDevice } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 import { sizeOf } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
+import { withNearest } from "../tensor/nearest.js";
 import { memory } from "../tensor/scope.js";
 import { CausalLM } from "./causal-lm.js";
 import type { DeviceMap, Place, Plan, Rooms, Strategy } from "./device-map.js";
@@ -67,8 +68,16 @@ export function wholeDevice({ deviceMap, maxMemory }: PlacementOptions): { devic
   return { device: deviceOf(deviceMap as DeviceLike | number) };
 }
 
-const deviceOf = (device: DeviceLike | number): Device =>
-  toDevice(typeof device === "number" ? placeName(device) : device);
+function deviceOf(device: DeviceLike | number): Device {
+  if (typeof device === "string" && !/^(cpu|cuda)(:|$)/.test(device)) {
+    const known = [...strategies, ...devices().map(String)];
+    throw new BnbError(
+      "ERR_BNB_DEVICE",
+      `deviceMap: must be one of ${known.join(", ")}, got ${withNearest(device, known)}`,
+    );
+  }
+  return toDevice(typeof device === "number" ? placeName(device) : device);
+}
 
 /** @internal What is known of a model that is about to be loaded. */
 export interface Loading {

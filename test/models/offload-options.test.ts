@@ -178,7 +178,7 @@ describe("what is wrong", () => {
     ],
     ["a device that is not there", { deviceMap: { "": "cuda:9" } }, "device: "],
     ["a name that is none", { deviceMap: { "": "gpu" } }, "device: must be one of"],
-    ["another strategy", { deviceMap: "balanced_low_0" }, "device: must be one of"],
+    ["another strategy", { deviceMap: "balanced_low_0" }, "deviceMap: must be one of auto, balanced, sequential, cpu"],
     [
       "a list",
       { deviceMap: ["cpu"] as never },
