@@ -13,7 +13,7 @@ export {
   type GenerationConfig,
   type Tokenizer,
 } from "./hub/index.js";
-export * from "./lora/index.js";
+export * from "./peft/index.js";
 export * from "./models/index.js";
 export * as nn from "./nn/index.js";
 export * from "./ops/index.js";

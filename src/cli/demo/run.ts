@@ -1,7 +1,7 @@
 // The demo from the first byte to the last claim: train twice, quantize five ways, fine-tune, generate. Prints as
 // it goes and returns everything it measured.
 import { cpus } from "node:os";
-import { applyLora } from "../../lora/index.js";
+import { applyLora } from "../../peft/index.js";
 import { LlamaForCausalLM } from "../../models/index.js";
 import type { Parameter } from "../../nn/index.js";
 import { Generator as RandomSource } from "../../ops/index.js";
