@@ -2,7 +2,6 @@
 // the same function in float32 on unquantized weights.
 import { describe, expect, it } from "vitest";
 import { backward } from "../../src/autograd/backward.js";
-import { LoraLinear } from "../../src/peft/index.js";
 import * as nn from "../../src/nn/index.js";
 import {
   cast,
@@ -14,6 +13,7 @@ import {
   linear,
   rmsNorm,
 } from "../../src/ops/index.js";
+import { LoraLinear } from "../../src/peft/index.js";
 import { tensor } from "../../src/tensor/create.js";
 import { toDevice } from "../../src/tensor/device.js";
 import { BnbError } from "../../src/tensor/errors.js";

@@ -1,9 +1,9 @@
 // What a module saves it loads, and what it would not load it does not save: values that are not finite, and integers,
 // which may be codes, where floats belong.
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { LoraLinear } from "../../src/peft/index.js";
 import * as nn from "../../src/nn/index.js";
 import { int8VectorwiseQuant, QuantState, quantize4bit } from "../../src/ops/index.js";
+import { LoraLinear } from "../../src/peft/index.js";
 import { tensor, zeros } from "../../src/tensor/create.js";
 import { BnbError } from "../../src/tensor/errors.js";
 import { memory, tidy } from "../../src/tensor/scope.js";
