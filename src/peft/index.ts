@@ -1,5 +1,6 @@
 // The public names of adapters (LoRA as Python's peft does it).
 export type { MergeLoss } from "./adapter-layer.js";
+export type { CombinationType } from "./combine.js";
 export { type InitLoraWeights, LoraConfig, type LoraConfigOptions } from "./config.js";
 export {
   type ApplyLoraOptions,
@@ -10,4 +11,13 @@ export {
 } from "./get-peft-model.js";
 export type { LoraOptions } from "./lora-adapter.js";
 export { type LinearLike, LoraLinear } from "./lora-linear.js";
-export { type AddAdapterOptions, type MergeOptions, type ParameterCount, PeftModel } from "./peft-model.js";
+export {
+  type AddAdapterOptions,
+  type LoadAdapterOptions,
+  type MergeOptions,
+  type ParameterCount,
+  type PeftFromPretrainedOptions,
+  PeftModel,
+  type SavePeftOptions,
+  type WeightedOptions,
+} from "./peft-model.js";

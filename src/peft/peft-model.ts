@@ -1,4 +1,5 @@
 // PeftModel: a model with adapters in it.
+import { join } from "node:path";
 import type { Member, Parameter } from "../nn/index.js";
 import { Module, Params4bit } from "../nn/index.js";
 import { aModule } from "../nn/module.js";
@@ -6,25 +7,53 @@ import type { Generator } from "../ops/index.js";
 import { aGenerator } from "../ops/random.js";
 import {
   aBoolean,
+  aFiniteNumber,
   aFunction,
   anInstance,
+  anInteger,
   arrayOf,
   aString,
   checkArgument,
   checkFunction,
   either,
+  oneOf,
 } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
 import { withNearest } from "../tensor/nearest.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import type { AdapterLayer, MergeLoss } from "./adapter-layer.js";
+import type { CombinationType } from "./combine.js";
+import { combinedConfig, fillCombination } from "./combine.js";
 import { LoraConfig } from "./config.js";
 import { adapterLayersOf, inject, trainedBiases } from "./inject.js";
+import type { SaveEmbeddings } from "./persist.js";
+import { loadOne, saveOne } from "./persist.js";
 import type { SavedParameter } from "./saved-modules.js";
 
 export interface AddAdapterOptions {
   /** Source of the initial values; default the global one. */
   generator?: Generator;
+}
+/** Options of `PeftModel.fromPretrained` and `loadAdapter`. */
+export interface LoadAdapterOptions {
+  /** Whether it learns; default false. */
+  isTrainable?: boolean;
+}
+export interface PeftFromPretrainedOptions extends LoadAdapterOptions {
+  /** Default "default". */
+  adapterName?: string;
+}
+export interface SavePeftOptions {
+  /** Default all adapters: "default" into the folder itself, others into folders of their names within it. */
+  selectedAdapters?: readonly string[];
+  /** Whether tables of embeddings and the head go along; "auto" (the default): those that have LoRA. */
+  saveEmbeddingLayers?: SaveEmbeddings;
+}
+export interface WeightedOptions {
+  /** Default "svd". */
+  combinationType?: CombinationType;
+  /** Of "svd"; default the largest of the ranks. */
+  svdRank?: number;
 }
 export interface MergeOptions {
   /** Which adapters, in this order; default the active ones. */
@@ -41,6 +70,16 @@ export interface ParameterCount {
 }
 
 const addOptions = optionTable<AddAdapterOptions>({ generator: aGenerator });
+const loadOptions = optionTable<LoadAdapterOptions>({ isTrainable: aBoolean });
+const fromOptions = optionTable<PeftFromPretrainedOptions>({ adapterName: aString, isTrainable: aBoolean });
+const saveOptions = optionTable<SavePeftOptions>({
+  selectedAdapters: arrayOf(aString),
+  saveEmbeddingLayers: either(aBoolean, oneOf(["auto"])),
+});
+const weightedOptions = optionTable<WeightedOptions>({
+  combinationType: oneOf(["linear", "cat", "svd"]),
+  svdRank: anInteger(1),
+});
 const mergeOptions = optionTable<MergeOptions>({ adapterNames: arrayOf(aString), onMerged: aFunction });
 const setOptions = optionTable<{ inferenceMode?: boolean }>({ inferenceMode: aBoolean });
 const names = either(aString, arrayOf(aString));
@@ -60,6 +99,8 @@ export class PeftModel<M extends Module = Module> extends Module {
   readonly #saved = new Map<string, SavedParameter>();
   #active: readonly string[] = [];
   #frozen = false;
+  // Loaded without isTrainable.
+  readonly #fixed = new Set<string>();
   #enabled = true;
 
   /** @internal Freezes the base. Throws ERR_BNB_OPTION for a model that has adapters. */
@@ -136,7 +177,10 @@ export class PeftModel<M extends Module = Module> extends Module {
     this.#activate(this.#active.length === 0 ? [name] : this.#active);
   }
 
-  /** Makes one adapter active, or several, whose updates add up; they learn unless `inferenceMode` is true. */
+  /**
+   * Makes one adapter active, or several, whose updates add up; they learn unless `inferenceMode` is true. One that was
+   * loaded without isTrainable learns only with `inferenceMode: false`.
+   */
   setAdapter(name: string | readonly string[], options: { inferenceMode?: boolean } = {}): void {
     checkArgument("setAdapter", "name", name, names);
     checkOptions("setAdapter", options, setOptions);
@@ -144,6 +188,8 @@ export class PeftModel<M extends Module = Module> extends Module {
     for (const item of wanted) this.#known("setAdapter", item);
     this.#refuseMerged("setAdapter");
     this.#frozen = options.inferenceMode ?? false;
+    // Asked for by name, an adapter learns unless it is said otherwise.
+    if (options.inferenceMode === false) for (const item of wanted) this.#fixed.delete(item);
     this.#activate([...new Set(wanted)]);
   }
 
@@ -187,9 +233,106 @@ export class PeftModel<M extends Module = Module> extends Module {
     for (const layer of this.layers.values()) layer.deleteAdapter(name);
     for (const parameter of this.#saved.values()) parameter.deleteAdapter(name);
     this.#configs.delete(name);
+    this.#fixed.delete(name);
     const left = this.#active.filter((item) => item !== name);
     const next = [...this.#configs.keys()].slice(0, 1);
     this.#activate(left.length > 0 ? left : next);
+  }
+
+  /**
+   * Adds an adapter, inactive, that does what the sum of others does, each with a weight. As in PEFT its other settings are
+   * those of the first; with useRslora that includes a scale of sqrt(r). Throws ERR_BNB_OPTION where one of the adapters has
+   * DoRA, whole modules or rows of tokens, and for different ranks with "linear".
+   *
+   * @example
+   * model.addWeightedAdapter(["style", "facts"], [0.7, 0.5], "both", { combinationType: "cat" });
+   * model.setAdapter("both");
+   */
+  addWeightedAdapter(
+    adapters: readonly string[],
+    weights: readonly number[],
+    name: string,
+    options: WeightedOptions = {},
+  ): void {
+    const op = "addWeightedAdapter";
+    checkArgument(op, "adapters", adapters, arrayOf(aString));
+    checkArgument(op, "weights", weights, arrayOf(aFiniteNumber));
+    checkOptions(op, options, weightedOptions);
+    if (adapters.length === 0 || adapters.length !== weights.length) {
+      const rule = `${op}: there must be adapters, and a weight for each`;
+      throw new BnbError("ERR_BNB_ARGUMENT", `${rule}, got ${adapters.length} and ${weights.length}`);
+    }
+    for (const item of adapters) this.#known(op, item);
+    const configs = adapters.map((item) => this.#configs.get(item) as LoraConfig);
+    const { combinationType = "svd", svdRank } = options;
+    const config = combinedConfig(configs, combinationType, svdRank);
+    this.addUnder(op, name, config);
+    fillCombination(this.layers, name, adapters, weights, combinationType);
+  }
+
+  /** Adds the adapter of a folder as PEFT saves it, inactive. Errors as those of `fromPretrained`; nothing changes then. */
+  async loadAdapter(folder: string, name: string, options: LoadAdapterOptions = {}): Promise<void> {
+    checkArgument("loadAdapter", "folder", folder, aString);
+    checkArgument("loadAdapter", "name", name, aString);
+    checkOptions("loadAdapter", options, loadOptions);
+    await this.loadUnder("loadAdapter", folder, name, options);
+  }
+
+  /** @internal loadAdapter, with another name in errors. */
+  async loadUnder(op: string, folder: string, name: string, options: LoadAdapterOptions): Promise<void> {
+    const add = (config: LoraConfig): void => this.addUnder(op, name, config);
+    await loadOne(this, folder, name, add, () => this.deleteAdapter(name));
+    if (options.isTrainable) return;
+    this.#fixed.add(name);
+    this.#activate(this.#active);
+  }
+
+  /**
+   * A model with the adapter of a folder, as Python's PEFT saves it: `adapter_config.json` and `adapter_model.safetensors`.
+   * The model is changed in place, frozen, and belongs to the result.
+   *
+   * Throws ERR_BNB_FILE where there is no adapter, ERR_BNB_UNSUPPORTED for settings that have no meaning here,
+   * ERR_BNB_FORMAT for tensors of another model and ERR_BNB_SHAPE for another rank or size, naming the first of them;
+   * the model is then without adapters.
+   *
+   * @example
+   * const base = await AutoModelForCausalLM.fromPretrained("llama", { quantizationConfig });
+   * const model = await PeftModel.fromPretrained(base, "my-adapter");
+   * for await (const text of streamText(model.model, "Hello")) process.stdout.write(text);
+   */
+  static async fromPretrained<M extends Module>(
+    model: M,
+    folder: string,
+    options: PeftFromPretrainedOptions = {},
+  ): Promise<PeftModel<M>> {
+    checkArgument("PeftModel.fromPretrained", "folder", folder, aString);
+    checkOptions("PeftModel.fromPretrained", options, fromOptions);
+    const { adapterName = "default", ...rest } = options;
+    const peft = new PeftModel(model);
+    try {
+      await peft.loadUnder("PeftModel.fromPretrained", folder, adapterName, rest);
+    } catch (error) {
+      peft.unload();
+      throw error;
+    }
+    peft.adopt();
+    return peft;
+  }
+
+  /**
+   * Saves adapters as PEFT does, so that Python loads them: "default" into the folder, others into folders of their names
+   * within it. Files get their names when they are complete. What was loaded and did not change gives the same bytes.
+   */
+  async savePretrained(folder: string, options: SavePeftOptions = {}): Promise<void> {
+    checkArgument("PeftModel.savePretrained", "folder", folder, aString);
+    checkOptions("PeftModel.savePretrained", options, saveOptions);
+    const { selectedAdapters = [...this.#configs.keys()], saveEmbeddingLayers = "auto" } = options;
+    for (const name of selectedAdapters) this.#known("PeftModel.savePretrained", name);
+    this.#refuseMerged("PeftModel.savePretrained");
+    for (const name of selectedAdapters) {
+      const own = name === "default" ? folder : join(folder, name);
+      await saveOne(this, name, this.#configs.get(name) as LoraConfig, own, saveEmbeddingLayers);
+    }
   }
 
   /** How many parameters learn. */
@@ -286,7 +429,7 @@ export class PeftModel<M extends Module = Module> extends Module {
     }
     for (const parameter of this.#saved.values()) parameter.activate(this.#enabled ? active : []);
     for (const [name, config] of this.#configs) {
-      const learns = active.includes(name) && !this.#frozen;
+      const learns = active.includes(name) && !this.#frozen && !this.#fixed.has(name);
       for (const parameter of this.parametersOf(name)) parameter.requiresGrad = learns;
       for (const bias of trainedBiases(this.model, config).values()) bias.requiresGrad = learns;
     }

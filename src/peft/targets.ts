@@ -77,7 +77,8 @@ export function findTargets(op: string, sites: readonly Site[], config: LoraConf
   return found;
 }
 
-const isHead = (path: string): boolean => path.split(".").some((part) => heads.test(part));
+/** @internal Whether a module is a head, or in one. */
+export const isHead = (path: string): boolean => path.split(".").some((part) => heads.test(part));
 
 function matches(path: string, items: readonly string[] | string): boolean {
   return typeof items === "string" ? new RegExp(`^(?:${items})$`).test(path) : isNamed(path, items);

@@ -37,6 +37,8 @@ const config = { vocabSize: 8, hiddenSize: 4, intermediateSize: 4, numHiddenLaye
 const model = new bnb.LlamaForCausalLM(config);
 const qProj = new bnb.LoraConfig({ targetModules: ["q_proj"] });
 const newPeft = () => bnb.getPeftModel(new bnb.LlamaForCausalLM(config), qProj);
+const plainText = readFileSync("test/fixtures/families/llama-plain/fp32/config.json", "utf8");
+const plainLlama = () => new bnb.LlamaForCausalLM(bnb.LlamaConfig.fromJSON(JSON.parse(plainText)));
 const llama = model.config;
 const llamaFixture = bnb.LlamaConfig.fromJSON(
   JSON.parse(readFileSync("test/fixtures/models/llama/nf4/config.json", "utf8")),
@@ -129,6 +131,10 @@ const withOptions: Record<string, Entry> = {
     getPeftModel: { call: (o) => bnb.getPeftModel(new bnb.LlamaForCausalLM(config), qProj, o) },
     "PeftModel.addAdapter": { call: (o) => newPeft().addAdapter("b", qProj, o) },
     "PeftModel.setAdapter": { call: (o) => newPeft().setAdapter("default", o) },
+    "PeftModel.addWeightedAdapter": { call: (o) => newPeft().addWeightedAdapter(["default"], [1], "b", o) },
+    "PeftModel.savePretrained": { call: (o) => newPeft().savePretrained(`${folder}/adapter`, o) },
+    "PeftModel.loadAdapter": { call: (o) => bnb.getPeftModel(plainLlama(), qProj).loadAdapter("test/fixtures/adapters/part-a", "b", o) },
+    "PeftModel.fromPretrained": { call: (o) => bnb.PeftModel.fromPretrained(plainLlama(), "test/fixtures/adapters/part-a", o) },
     "PeftModel.mergeAdapter": { call: (o) => newPeft().mergeAdapter(o) },
     "PeftModel.mergeAndUnload": { call: (o) => newPeft().mergeAndUnload(o) },
     generate: { call: (o) => bnb.generate(model, [1], o), needs: { maxNewTokens: 1 } },
