@@ -41,6 +41,7 @@ export function configText(config: LoraConfig): string {
 
 function pythonOf(key: string, value: unknown): PythonValue {
   if (key === "inferenceMode") return true;
+  if (key === "initLoraWeights" && value === "loftq") return true;
   if (key !== "loftqConfig") return value as PythonValue;
   return Object.fromEntries(Object.entries(value as object).map(([name, v]) => [snakeCase(name), v as PythonValue]));
 }
@@ -92,6 +93,8 @@ export function readConfig(text: string, file: string = CONFIG): LoraConfig {
 
 function checked(options: Record<string, unknown>, file: string): LoraConfig {
   const init = options["initLoraWeights"];
+  // Its base is quantized by now.
+  if (init === "loftq") options["initLoraWeights"] = true;
   // How it started once does not matter to what is loaded.
   if (typeof init === "string" && !["gaussian", "pissa", "olora", "loftq"].includes(init)) {
     if (!init.startsWith("pissa_niter_") && init !== "orthogonal") {

@@ -12,8 +12,8 @@ import { keep, tidy } from "../tensor/scope.js";
 import { LoraConfig } from "./config.js";
 import type { LoraOptions } from "./lora-adapter.js";
 import { loraOptions } from "./lora-adapter.js";
-import type { AddAdapterOptions } from "./peft-model.js";
 import { PeftModel } from "./peft-model.js";
+import type { AddAdapterOptions } from "./peft-options.js";
 
 export interface GetPeftModelOptions extends AddAdapterOptions {
   /** Default "default". */

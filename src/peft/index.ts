@@ -11,13 +11,13 @@ export {
 } from "./get-peft-model.js";
 export type { LoraOptions } from "./lora-adapter.js";
 export { type LinearLike, LoraLinear } from "./lora-linear.js";
-export {
-  type AddAdapterOptions,
-  type LoadAdapterOptions,
-  type MergeOptions,
-  type ParameterCount,
-  type PeftFromPretrainedOptions,
-  PeftModel,
-  type SavePeftOptions,
-  type WeightedOptions,
-} from "./peft-model.js";
+export { PeftModel } from "./peft-model.js";
+export type {
+  AddAdapterOptions,
+  LoadAdapterOptions,
+  MergeOptions,
+  ParameterCount,
+  PeftFromPretrainedOptions,
+  SavePeftOptions,
+  WeightedOptions,
+} from "./peft-options.js";

@@ -12,6 +12,7 @@ import type { LinearLike } from "./lora-linear.js";
 import { LoraLinear, withoutAdapter } from "./lora-linear.js";
 import type { SavedParameter } from "./saved-modules.js";
 import { savedParametersOf } from "./saved-modules.js";
+import { checkStart, startFromWeight } from "./starts.js";
 import type { Site } from "./targets.js";
 import { findTargets, isNamed, namesOf, sitesOf } from "./targets.js";
 import { TrainableTokens } from "./trainable-tokens.js";
@@ -73,7 +74,14 @@ export function inject(
     );
     if (!(layer instanceof LoraLayer)) failBoth(op, path);
     const options = optionsOf(config, path, generator);
-    if (!added.has(layer)) added.set(layer, () => layer.addAdapter(name, options));
+    const { initLoraWeights: kind, loftqConfig } = config;
+    const start = kind === "pissa" || kind === "olora" || kind === "loftq" ? kind : null;
+    if (start) checkStart(op, start, layer.baseLayer, path);
+    if (added.has(layer)) continue;
+    added.set(layer, () => {
+      const adapter = layer.addAdapter(name, options);
+      if (start) startFromWeight(start, layer as LoraLinear, adapter, loftqConfig.loftqIter);
+    });
   }
   for (const [site, indices] of tokens) {
     const layer = layerOf(site.module, () => new TrainableTokens(site.module as Embedding));

@@ -99,6 +99,9 @@ export class LoraAdapter extends Module {
     this.loraBias = options.loraBias ? new Parameter(none(outputs)) : null;
   }
 
+  /** A and B as they began, where the base gave a part of its weight for them. */
+  start: { readonly a: readonly number[] | Float32Array; readonly b: readonly number[] | Float32Array } | null = null;
+
   /** Every tensor that learns. */
   get tensors(): Parameter[] {
     return [this.loraA, this.loraB, this.loraBias, this.magnitude].filter((t): t is Parameter => t !== null);

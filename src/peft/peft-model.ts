@@ -3,85 +3,38 @@ import { join } from "node:path";
 import type { Member, Parameter } from "../nn/index.js";
 import { Module, Params4bit } from "../nn/index.js";
 import { aModule } from "../nn/module.js";
-import type { Generator } from "../ops/index.js";
-import { aGenerator } from "../ops/random.js";
-import {
-  aBoolean,
-  aFiniteNumber,
-  aFunction,
-  anInstance,
-  anInteger,
-  arrayOf,
-  aString,
-  checkArgument,
-  checkFunction,
-  either,
-  oneOf,
-} from "../tensor/checks.js";
+import { aFiniteNumber, anInstance, arrayOf, aString, checkArgument, checkFunction, either } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
 import { withNearest } from "../tensor/nearest.js";
-import { checkOptions, optionTable } from "../tensor/options.js";
-import type { AdapterLayer, MergeLoss } from "./adapter-layer.js";
-import type { CombinationType } from "./combine.js";
+import { checkOptions } from "../tensor/options.js";
+import type { AdapterLayer } from "./adapter-layer.js";
 import { combinedConfig, fillCombination } from "./combine.js";
 import { LoraConfig } from "./config.js";
 import { adapterLayersOf, inject, trainedBiases } from "./inject.js";
-import type { SaveEmbeddings } from "./persist.js";
+import { LoraAdapter } from "./lora-adapter.js";
+import { LoraLinear } from "./lora-linear.js";
+import type {
+  AddAdapterOptions,
+  LoadAdapterOptions,
+  MergeOptions,
+  ParameterCount,
+  PeftFromPretrainedOptions,
+  SavePeftOptions,
+  WeightedOptions,
+} from "./peft-options.js";
+import {
+  addOptions,
+  fromOptions,
+  loadOptions,
+  mergeOptions,
+  saveOptions,
+  setOptions,
+  weightedOptions,
+} from "./peft-options.js";
 import { loadOne, saveOne } from "./persist.js";
 import type { SavedParameter } from "./saved-modules.js";
+import { restoreStart } from "./starts.js";
 
-export interface AddAdapterOptions {
-  /** Source of the initial values; default the global one. */
-  generator?: Generator;
-}
-/** Options of `PeftModel.fromPretrained` and `loadAdapter`. */
-export interface LoadAdapterOptions {
-  /** Whether it learns; default false. */
-  isTrainable?: boolean;
-}
-export interface PeftFromPretrainedOptions extends LoadAdapterOptions {
-  /** Default "default". */
-  adapterName?: string;
-}
-export interface SavePeftOptions {
-  /** Default all adapters: "default" into the folder itself, others into folders of their names within it. */
-  selectedAdapters?: readonly string[];
-  /** Whether tables of embeddings and the head go along; "auto" (the default): those that have LoRA. */
-  saveEmbeddingLayers?: SaveEmbeddings;
-}
-export interface WeightedOptions {
-  /** Default "svd". */
-  combinationType?: CombinationType;
-  /** Of "svd"; default the largest of the ranks. */
-  svdRank?: number;
-}
-export interface MergeOptions {
-  /** Which adapters, in this order; default the active ones. */
-  adapterNames?: readonly string[];
-  /** Called with what each quantized layer lost as it was quantized again. */
-  onMerged?: (loss: MergeLoss) => void;
-}
-/** Parameters that learn, and all of them; packed weights count as what they stand for. */
-export interface ParameterCount {
-  readonly trainable: number;
-  readonly all: number;
-  /** trainable / all * 100. */
-  readonly percent: number;
-}
-
-const addOptions = optionTable<AddAdapterOptions>({ generator: aGenerator });
-const loadOptions = optionTable<LoadAdapterOptions>({ isTrainable: aBoolean });
-const fromOptions = optionTable<PeftFromPretrainedOptions>({ adapterName: aString, isTrainable: aBoolean });
-const saveOptions = optionTable<SavePeftOptions>({
-  selectedAdapters: arrayOf(aString),
-  saveEmbeddingLayers: either(aBoolean, oneOf(["auto"])),
-});
-const weightedOptions = optionTable<WeightedOptions>({
-  combinationType: oneOf(["linear", "cat", "svd"]),
-  svdRank: anInteger(1),
-});
-const mergeOptions = optionTable<MergeOptions>({ adapterNames: arrayOf(aString), onMerged: aFunction });
-const setOptions = optionTable<{ inferenceMode?: boolean }>({ inferenceMode: aBoolean });
 const names = either(aString, arrayOf(aString));
 const aConfig = anInstance(() => LoraConfig, "a LoraConfig");
 
@@ -230,7 +183,10 @@ export class PeftModel<M extends Module = Module> extends Module {
   deleteAdapter(name: string): void {
     this.#known("deleteAdapter", name);
     this.#refuseMerged("deleteAdapter");
-    for (const layer of this.layers.values()) layer.deleteAdapter(name);
+    for (const layer of this.layers.values()) {
+      giveBack(layer, name);
+      layer.deleteAdapter(name);
+    }
     for (const parameter of this.#saved.values()) parameter.deleteAdapter(name);
     this.#configs.delete(name);
     this.#fixed.delete(name);
@@ -326,12 +282,17 @@ export class PeftModel<M extends Module = Module> extends Module {
   async savePretrained(folder: string, options: SavePeftOptions = {}): Promise<void> {
     checkArgument("PeftModel.savePretrained", "folder", folder, aString);
     checkOptions("PeftModel.savePretrained", options, saveOptions);
-    const { selectedAdapters = [...this.#configs.keys()], saveEmbeddingLayers = "auto" } = options;
+    const {
+      selectedAdapters = [...this.#configs.keys()],
+      saveEmbeddingLayers = "auto",
+      convertStart = false,
+    } = options;
     for (const name of selectedAdapters) this.#known("PeftModel.savePretrained", name);
     this.#refuseMerged("PeftModel.savePretrained");
     for (const name of selectedAdapters) {
       const own = name === "default" ? folder : join(folder, name);
-      await saveOne(this, name, this.#configs.get(name) as LoraConfig, own, saveEmbeddingLayers);
+      const config = this.#configs.get(name) as LoraConfig;
+      await saveOne(this, name, config, own, saveEmbeddingLayers, convertStart);
     }
   }
 
@@ -381,6 +342,7 @@ export class PeftModel<M extends Module = Module> extends Module {
   unload(): M {
     this.unmergeAdapter();
     for (const parameter of this.#saved.values()) parameter.activate([]);
+    for (const layer of this.layers.values()) for (const name of layer.adapters.keys()) giveBack(layer, name);
     return this.#takeBase();
   }
 
@@ -461,6 +423,12 @@ export class PeftModel<M extends Module = Module> extends Module {
     const saved = [...this.#saved].map(([path, value]) => ({ field: path, name: null, value }));
     return [...super.members(), ...saved];
   }
+}
+
+/** Undoes what an adapter that began as a part of the base's weight took from it, up to rounding. */
+function giveBack(layer: AdapterLayer, name: string): void {
+  const adapter = layer.adapters.get(name);
+  if (layer instanceof LoraLinear && adapter instanceof LoraAdapter) restoreStart(layer, adapter);
 }
 
 /** Where layers with adapters are held. */

@@ -1,5 +1,6 @@
 // What of a model with adapters goes into the folder of one adapter, and comes from there.
 import { join } from "node:path";
+import type { WritableTensor } from "../hub/index.js";
 import type { Module } from "../nn/index.js";
 import { Embedding, Parameter } from "../nn/index.js";
 import { isFloat } from "../tensor/dtype.js";
@@ -7,6 +8,7 @@ import type { Tensor } from "../tensor/tensor.js";
 import { baseKey, loadTensors, openAdapter, saveAdapter, tensorsOf, WEIGHTS } from "./adapter-files.js";
 import type { LoraConfig } from "./config.js";
 import { adapterLayersOf, trainedBiases } from "./inject.js";
+import { LoraAdapter } from "./lora-adapter.js";
 import type { SavedParameter } from "./saved-modules.js";
 import { isHead } from "./targets.js";
 
@@ -26,19 +28,69 @@ export async function saveOne(
   config: LoraConfig,
   folder: string,
   saveEmbeddings: SaveEmbeddings,
+  convertStart: boolean,
 ): Promise<void> {
-  const tensors = wantedOf(model, savedParameters, name, config);
+  const tensors = new Map<string, WritableTensor>(wantedOf(model, savedParameters, name, config));
+  const isPart = config.initLoraWeights === "pissa" || config.initLoraWeights === "olora";
+  if (isPart && convertStart) addStarts(model, name, tensors);
+  else if (isPart) warnOfStart(folder, config);
   for (const [key, table] of tablesOf(model)) {
     const isTargeted = key.endsWith(".base_layer.weight");
     const isWanted = saveEmbeddings === "auto" ? isTargeted && hasLora(model, key, name) : saveEmbeddings;
     if (isWanted && !tensors.has(key)) tensors.set(key, table);
   }
-  await saveAdapter(folder, config, tensors);
+  await saveAdapter(folder, isPart && convertStart ? doubled(config) : config, tensors);
 }
 
 function hasLora(model: Module, key: string, name: string): boolean {
   const layer = [...adapterLayersOf(model)].find(([path]) => baseKey(`${path}.base_layer.weight`) === key)?.[1];
-  return layer?.adapters.get(name)?.constructor.name === "LoraAdapter";
+  return layer?.adapters.get(name) instanceof LoraAdapter;
+}
+
+/** B A - B0 A0 as one product of twice the rank, in the place of A and B. */
+function addStarts(model: Module, name: string, tensors: Map<string, WritableTensor>): void {
+  for (const [path, layer] of adapterLayersOf(model)) {
+    const adapter = layer.adapters.get(name);
+    if (!(adapter instanceof LoraAdapter) || !adapter.start) continue;
+    const { r, loraA, loraB, start } = adapter;
+    const [inputs, outputs] = [loraA.shape[1] as number, loraB.shape[0] as number];
+    const a = Float32Array.from([...loraA.floatsSync(), ...start.a]);
+    const b = new Float32Array(outputs * 2 * r);
+    const now = loraB.floatsSync();
+    for (let i = 0; i < outputs; i++) {
+      for (let j = 0; j < r; j++) {
+        b[i * 2 * r + j] = now[i * r + j] as number;
+        b[i * 2 * r + r + j] = -(start.b[i * r + j] as number);
+      }
+    }
+    const file = (data: Float32Array, shape: number[]): WritableTensor => {
+      return { dtype: "F32", shape, bytes: new Uint8Array(data.buffer) };
+    };
+    tensors.set(baseKey(`${path}.lora_A.weight`), file(a, [2 * r, inputs]));
+    tensors.set(baseKey(`${path}.lora_B.weight`), file(b, [outputs, 2 * r]));
+  }
+}
+
+/** Settings of twice the rank and the same scale. */
+function doubled(config: LoraConfig): LoraConfig {
+  const factor = config.useRslora ? Math.SQRT2 : 2;
+  const times = (patterns: Readonly<Record<string, number>>, by: number): Record<string, number> =>
+    Object.fromEntries(Object.entries(patterns).map(([key, value]) => [key, value * by]));
+  return config.with({
+    r: 2 * config.r,
+    loraAlpha: factor * config.loraAlpha,
+    rankPattern: times(config.rankPattern, 2),
+    alphaPattern: times(config.alphaPattern, factor),
+    initLoraWeights: true,
+  });
+}
+
+function warnOfStart(folder: string, { initLoraWeights }: LoraConfig): void {
+  const what = `${folder}: the adapter belongs to a base that "${initLoraWeights}" took a part from`;
+  process.emitWarning(`${what}; convertStart: true saves it for the base as it was`, {
+    type: "BnbWarning",
+    code: "BNB_ADAPTER_START",
+  });
 }
 
 /** Opens a folder, adds its adapter by `add`, and loads the tensors into it; `remove` undoes it where that fails. */
