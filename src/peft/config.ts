@@ -38,7 +38,7 @@ export interface LoraConfigOptions {
   excludeModules?: readonly string[] | string | null;
   /** Modules that are trained and saved as a whole, by the last part of their paths or by the paths. */
   modulesToSave?: readonly string[] | null;
-  /** Parameters, such as the stacked weights of experts, that get an update themselves, by the end of their paths. */
+  /** Of PEFT's stacked experts. Models here hold experts as layers: a model refuses it with ERR_BNB_UNSUPPORTED. */
   targetParameters?: readonly string[] | null;
   /** Rows of the input embedding that are trained and saved: a list, or lists by the end of the embedding's path. */
   trainableTokenIndices?: readonly number[] | Readonly<Record<string, readonly number[]>> | null;

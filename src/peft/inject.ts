@@ -51,6 +51,10 @@ export function inject(
   saved: Map<string, SavedParameter>,
   { generator }: InjectOptions,
 ): void {
+  if (config.targetParameters?.length) {
+    const rule = `${op}: targetParameters must be null, models hold experts as layers, which targetModules names`;
+    throw new BnbError("ERR_BNB_UNSUPPORTED", `${rule}; got ${config.targetParameters.join(", ")}`);
+  }
   const sites = sitesOf(model);
   const whole = savedNames(config, sites);
   const targets = findTargets(op, sites, config, whole);

@@ -67,7 +67,8 @@ export class LoraLinear extends LoraLayer<LinearLike> {
     const own = adapters.flatMap(({ loraBias, scaling }) => (loraBias ? [mul(loraBias, scaling)] : []));
     if (own.length === 0) return null;
     const bias: unknown = Reflect.get(this.baseLayer, "bias");
-    if (bias instanceof Tensor) return own.reduce(add, cast(bias.detach(), "float32"));
+    if (bias instanceof Tensor)
+      return own.reduce<Tensor>((sum, more) => add(sum, more), cast(bias.detach(), "float32"));
     const rule = "merge: an adapter with loraBias needs a base with a bias";
     throw new BnbError("ERR_BNB_UNSUPPORTED", `${rule}, got none at ${path}`);
   }

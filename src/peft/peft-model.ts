@@ -334,7 +334,7 @@ export class PeftModel<M extends Module = Module> extends Module {
   /** Merges as mergeAdapter does, for good, and returns the base without adapters; the PeftModel is of no use any more. */
   mergeAndUnload(options: MergeOptions = {}): M {
     this.unmergeAdapter();
-    this.#merge("mergeAndUnload", options, false);
+    this.#merge("mergeAndUnload", options, options?.safeMerge === true);
     return this.#takeBase();
   }
 

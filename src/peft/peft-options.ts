@@ -40,6 +40,11 @@ export interface WeightedOptions {
 export interface MergeOptions {
   /** Which adapters, in this order; default the active ones. */
   adapterNames?: readonly string[];
+  /**
+   * Of mergeAndUnload: whether what is replaced is kept until all is merged, so that a failure changes nothing, as
+   * mergeAdapter always has it. Default false.
+   */
+  safeMerge?: boolean;
   /** Called with what each quantized layer lost as it was quantized again. */
   onMerged?: (loss: MergeLoss) => void;
 }
@@ -69,6 +74,10 @@ export const weightedOptions = optionTable<WeightedOptions>({
   svdRank: anInteger(1),
 });
 /** @internal */
-export const mergeOptions = optionTable<MergeOptions>({ adapterNames: arrayOf(aString), onMerged: aFunction });
+export const mergeOptions = optionTable<MergeOptions>({
+  adapterNames: arrayOf(aString),
+  onMerged: aFunction,
+  safeMerge: aBoolean,
+});
 /** @internal */
 export const setOptions = optionTable<{ inferenceMode?: boolean }>({ inferenceMode: aBoolean });
