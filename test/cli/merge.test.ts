@@ -3,7 +3,16 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
-import { AutoModelForCausalLM, noGrad, PeftModel, tensor, tidy } from "../../src/index.js";
+import {
+  AutoModelForCausalLM,
+  Generator,
+  getPeftModel,
+  LoraConfig,
+  noGrad,
+  PeftModel,
+  tensor,
+  tidy,
+} from "../../src/index.js";
 import type { CausalLM } from "../../src/models/index.js";
 import { bnb, bnbJson } from "../helpers/bnb.js";
 
@@ -27,6 +36,38 @@ interface Merged {
   layers: number;
   losses: { relative: number; format: string }[];
 }
+
+describe("--lora", () => {
+  it("generates with an adapter, without merging it", async () => {
+    const [folder, lora] = [join(root, "made"), join(root, "lora")];
+    await bnb("make-model", folder, "--hidden-size", "64", "--intermediate-size", "96", "--device", "cpu");
+    const model = await AutoModelForCausalLM.fromPretrained(folder);
+    const config = new LoraConfig({ targetModules: "all-linear", loraAlpha: 64, initLoraWeights: false });
+    const peft = getPeftModel(model, config, { generator: new Generator(1) });
+    await peft.savePretrained(lora);
+    const text = async (...more: string[]) =>
+      (
+        await bnbJson<{ text: string }>(
+          "generate",
+          folder,
+          "--prompt",
+          "Hi",
+          "--max-new-tokens",
+          "8",
+          "--device",
+          "cpu",
+          ...more,
+        )
+      ).text;
+    const want = (await model.complete("Hi", { maxNewTokens: 8 }))[0]!.text;
+    expect(await text("--lora", lora)).toBe(want);
+    expect(await text()).not.toBe(want);
+    peft.dispose();
+    const failed = await bnb("generate", folder, "--prompt", "Hi", "--lora", folder, "--device", "cpu");
+    expect(failed.code).toBe(1);
+    expect(failed.stderr).toContain("its adapter_config.json could not be read");
+  });
+});
 
 describe("bnb merge", () => {
   it("saves floats that compute the same", async () => {
