@@ -135,12 +135,19 @@ export class BlockSequence implements Disposable {
   readonly #pages: number[] = [];
   readonly #serials: number[] = []; // of the full pages
   readonly #ids: number[] = [];
+  #found = 0;
+  #isFresh = true;
 
   /** @internal */
   constructor(pool: BlockPool, root: string, shared: number) {
     this.#pool = pool;
     this.#root = root;
     this.#shared = shared;
+  }
+
+  /** Tokens that others had computed before this sequence computed any. */
+  get found(): number {
+    return this.#found;
   }
 
   /** Tokens whose keys and values are there. */
@@ -177,6 +184,7 @@ export class BlockSequence implements Disposable {
       this.#pool.retain(found.page);
       this.#pages.push(found.page);
       this.#serials.push(found.serial);
+      if (this.#isFresh) this.#found += pageSize;
       for (let i = 0; i < pageSize; i++) this.#ids.push(ids[this.length] as number);
     }
   }
@@ -200,6 +208,7 @@ export class BlockSequence implements Disposable {
     if (ids.length > room) {
       throw new BnbError("ERR_BNB_ARGUMENT", `append: ids must be at most the ${room} reserved, got ${ids.length}`);
     }
+    this.#isFresh = false;
     for (const id of ids) this.#ids.push(id);
     if (!this.#pool.sharePrefixes) return;
     const end = Math.floor(Math.min(this.length, this.#shared) / pageSize);
@@ -217,6 +226,7 @@ export class BlockSequence implements Disposable {
     }
     other.#serials.push(...this.#serials);
     other.#ids.push(...this.#ids);
+    other.#isFresh = false;
     return other;
   }
 

@@ -64,6 +64,31 @@ export interface EngineOptions {
   graph?: boolean;
 }
 
+/** What an engine has done, and does. */
+export interface EngineStats {
+  /** Texts that have keys and values. */
+  readonly running: number;
+  /** Open texts that have none. */
+  readonly waiting: number;
+  readonly pages: number;
+  readonly freePages: number;
+  /** Tokens of all prompts. */
+  readonly prefixQueries: number;
+  /** Of those, how many earlier texts had computed. */
+  readonly prefixHits: number;
+  /** How often a text lost its pages to another. */
+  readonly preemptions: number;
+}
+
+/** What a text is besides its settings. */
+export interface RunOptions {
+  wantsText?: boolean;
+  telling?: Telling;
+  salt?: string;
+  /** Is told its branch when it is opened. */
+  watch?: (branch: Branch) => void;
+}
+
 /** A wanted draft leaves at least as much of a step to prompts. */
 const leastStep = 64;
 
@@ -127,6 +152,11 @@ export class Engine implements Disposable {
   readonly #freeCounts: number[] = [];
   #order = 0;
   #isRunning = false;
+  #queries = 0;
+  #hits = 0;
+  #preemptions = 0;
+  /** @internal Is told how long each step took, in seconds. */
+  onStep: ((seconds: number) => void) | null = null;
   #disposed = false;
 
   constructor(model: CausalLM, options: EngineOptions = {}) {
@@ -159,6 +189,19 @@ export class Engine implements Disposable {
     return this.#pool.available;
   }
 
+  get stats(): EngineStats {
+    const running = [...this.#branches].filter(({ sequence }) => sequence.pages.length > 0).length;
+    return {
+      running,
+      waiting: this.#branches.size - running,
+      pages: this.#pool.size,
+      freePages: this.#pool.available,
+      prefixQueries: this.#queries,
+      prefixHits: this.#hits,
+      preemptions: this.#preemptions,
+    };
+  }
+
   /** A text that begins with `prompt`, whose ids lie in the vocabulary. Dispose it. */
   open(prompt: ArrayLike<number>, options: OpenOptions = {}): Branch {
     if (this.#disposed) throw new BnbError("ERR_BNB_DISPOSED", "generate: the engine was disposed");
@@ -170,6 +213,7 @@ export class Engine implements Disposable {
       const range = `between 1 and ${most} tokens`;
       throw new BnbError("ERR_BNB_ARGUMENT", `generate: the prompt must have ${range}, got ${ids.length}`);
     }
+    this.#queries += ids.length;
     const slot = hasPenalties(options) ? this.#openCounts(ids) : -1;
     const sequence = this.#pool.open(salt, this.deterministic ? ids.length : Infinity);
     return this.#add(new Branch(this.#init(ids, ids.length, most, { options, slot }, { telling, rules }, sequence)));
@@ -193,7 +237,7 @@ export class Engine implements Disposable {
     op: string,
     ids: Int32Array,
     settings: Settings,
-    { wantsText = false, telling = silent }: { wantsText?: boolean; telling?: Telling } = {},
+    { wantsText = false, telling = silent, salt, watch }: RunOptions = {},
   ): AsyncGenerator<Partial<Made>, FinishReason, undefined> {
     throwIfAborted(op, settings.config.signal);
     const { stopStrings, draw } = settings;
@@ -202,7 +246,9 @@ export class Engine implements Disposable {
     if (count === 0) return "length";
     const needsText = wantsText || stopStrings.length > 0;
     const stream = needsText ? new TextStream(this.model.tokenizerFor(op), stopStrings) : null;
-    const branch = this.open(ids, { ...draw, maxLength: ids.length + count - 1, telling, rules });
+    const maxLength = ids.length + count - 1;
+    const branch = this.open(ids, { ...draw, maxLength, telling, rules, ...(salt !== undefined && { salt }) });
+    watch?.(branch);
     return yield* continueText(op, branch, settings, count, stream);
   }
 
@@ -252,6 +298,7 @@ export class Engine implements Disposable {
       },
       close: (branch) => {
         this.#branches.delete(branch);
+        this.#hits += branch.sequence.found;
         if (branch.draw.slot >= 0) this.#freeCounts.push(branch.draw.slot);
       },
     };
@@ -271,13 +318,17 @@ export class Engine implements Disposable {
       if (this.#branches.size > 1) await new Promise((resolve) => setImmediate(resolve));
       const branches = [...this.#branches];
       if (!branches.some(({ wanted }) => wanted > 0)) break;
+      const began = performance.now();
+      const held = branches.filter(({ sequence }) => sequence.length > 0);
       const parts = schedule(branches, this.#limits);
+      this.#preemptions += held.filter(({ sequence }) => sequence.length === 0).length;
       const answering = parts.filter(({ answers }) => answers).map(({ job }) => job);
       // Cannot be: each text alone has room.
       if (parts.length === 0)
         for (const branch of branches) branch.fail(new BnbError("ERR_BNB_OOM", "generate: no room"));
       try {
         const answers = await this.#step(parts);
+        this.onStep?.((performance.now() - began) / 1000);
         answering.forEach((branch, i) => {
           branch.answer(answers[i] as Next[]);
         });

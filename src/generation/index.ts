@@ -5,7 +5,7 @@ export { type Beam, beamSearch } from "./beam-search.js";
 export type { Branch, Next, Telling } from "./branch.js";
 export { type CompleteOptions, type Completion, complete, type TokenLogprob } from "./complete.js";
 export { embed, type PoolOptions } from "./embed.js";
-export { Engine, type EngineOptions, type OpenOptions } from "./engine.js";
+export { Engine, type EngineOptions, type EngineStats, type OpenOptions } from "./engine.js";
 export { type GenerateOptions, generate } from "./generate.js";
 export { type KvDType, KvPages, type KvPagesOptions } from "./kv-pages.js";
 export type { Prompt, TextPrompt } from "./prompt.js";

@@ -9,13 +9,22 @@ export class ApiError extends Error {
   /** The field that is wrong. */
   readonly param: string | null;
   readonly code: string | null;
+  readonly headers: Readonly<Record<string, string>>;
 
-  constructor(status: number, type: string, message: string, param: string | null = null, code: string | null = null) {
+  constructor(
+    status: number,
+    type: string,
+    message: string,
+    param: string | null = null,
+    code: string | null = null,
+    headers: Readonly<Record<string, string>> = {},
+  ) {
     super(message);
     this.status = status;
     this.type = type;
     this.param = param;
     this.code = code;
+    this.headers = headers;
   }
 
   toJSON(): object {

@@ -1,39 +1,36 @@
 // POST /v1/chat/completions.
-import type { ServerResponse } from "node:http";
 import type { Next } from "../generation/branch.js";
 import type { ChatMessage } from "../hub/index.js";
 import { isPlainObject } from "../tensor/describe.js";
 import { unsupportedField, wrongField } from "./api-error.js";
+import type { Call } from "./call.js";
 import type { Fields } from "./fields.js";
 import { EventStream, sendJson } from "./http.js";
+import { newId, now } from "./ids.js";
 import type { Served } from "./served.js";
-import type { TextRequest } from "./text-request.js";
-import { newId, now, readTextRequest, runTexts, tokenText, usageOf } from "./text-request.js";
+import type { Piece, TextRequest } from "./text-request.js";
+import { readTextRequest, runTexts, tokenText, usageOf } from "./text-request.js";
 
-export async function chatCompletions(
-  fields: Fields,
-  served: Served,
-  response: ServerResponse,
-  signal: AbortSignal,
-): Promise<void> {
+export async function chatCompletions(fields: Fields, served: Served, call: Call): Promise<void> {
   const messages = readMessages(fields);
   const variables = fields.object("chat_template_kwargs") ?? {};
-  const request = readRequest(fields, served, signal);
+  const request = readRequest(fields, served, call);
   fields.refuseOthers();
   const { tokenizer } = served;
   const text = await tokenizer.applyChatTemplate(messages, { addGenerationPrompt: true, variables });
   const prompt = await tokenizer.encode(text, { addSpecialTokens: false }); // the template has them in it
   const head = { id: newId("chatcmpl"), created: now(), model: served.name, system_fingerprint: null };
-  if (request.stream) return streamed(head, served, prompt, request, new EventStream(response));
+  const pieces = runTexts(served, [prompt], request, call);
+  if (request.stream) return streamed(head, served, pieces, request, (made) => usageOf([prompt], made, call), call);
   const choices = Array.from({ length: request.n }, () => ({ content: "", tokens: [] as Next[], finish: "stop" }));
-  for await (const { index, text: piece, next, finish } of runTexts(served, [prompt], request)) {
+  for await (const { index, text: piece, next, finish } of pieces) {
     const choice = choices[index] as (typeof choices)[number];
     choice.content += piece;
     if (next) choice.tokens.push(next);
     if (finish) choice.finish = finish;
   }
   const made = choices.reduce((sum, { tokens }) => sum + tokens.length, 0);
-  sendJson(response, 200, {
+  sendJson(call.response, 200, {
     ...head,
     object: "chat.completion",
     choices: await Promise.all(
@@ -44,17 +41,19 @@ export async function chatCompletions(
         finish_reason: finish,
       })),
     ),
-    usage: usageOf([prompt], made),
+    usage: usageOf([prompt], made, call),
   });
 }
 
 async function streamed(
   head: object,
   served: Served,
-  prompt: Int32Array,
+  pieces: AsyncIterable<Piece>,
   request: TextRequest,
-  events: EventStream,
+  usageFor: (made: number) => object,
+  call: Call,
 ): Promise<void> {
+  const events = new EventStream(call.response);
   const usage = request.includeUsage ? { usage: null } : {};
   const chunk = (
     index: number,
@@ -69,14 +68,14 @@ async function streamed(
   });
   let made = 0;
   for (let i = 0; i < request.n; i++) await events.send(chunk(i, { role: "assistant", content: "" }));
-  for await (const { index, text, next, finish } of runTexts(served, [prompt], request)) {
+  for await (const { index, text, next, finish } of pieces) {
     if (next) made++;
     const logprobs = next && (await logprobsOf(served, [next], request));
     if (text !== "" || logprobs) await events.send(chunk(index, { content: text }, null, logprobs));
     if (finish) await events.send(chunk(index, {}, finish));
   }
   if (request.includeUsage) {
-    await events.send({ ...head, object: "chat.completion.chunk", choices: [], usage: usageOf([prompt], made) });
+    await events.send({ ...head, object: "chat.completion.chunk", choices: [], usage: usageFor(made) });
   }
   await events.send("[DONE]");
   events.end();
@@ -96,7 +95,7 @@ async function logprobsOf({ tokenizer }: Served, tokens: readonly Next[], { logp
   return { content, refusal: null };
 }
 
-function readRequest(fields: Fields, served: Served, signal: AbortSignal): TextRequest {
+function readRequest(fields: Fields, served: Served, call: Call): TextRequest {
   const wantsLogprobs = fields.flag("logprobs") ?? false;
   const top = fields.whole("top_logprobs", 0, 20);
   if (top !== undefined && !wantsLogprobs)
@@ -108,7 +107,8 @@ function readRequest(fields: Fields, served: Served, signal: AbortSignal): TextR
   fields.ignore("parallel_tool_calls");
   fields.refuse("response_format", (v) => (v as { type?: unknown }).type === "text");
   fields.refuse("modalities", (v) => Array.isArray(v) && v.every((one) => one === "text"));
-  return readTextRequest(fields, served, most ?? older, wantsLogprobs ? (top ?? 0) : null, signal);
+  const asked = { param: most === undefined ? "max_tokens" : "max_completion_tokens", most: most ?? older };
+  return readTextRequest(fields, served, asked, wantsLogprobs ? (top ?? 0) : null, call);
 }
 
 const roles = ["system", "developer", "user", "assistant"];

@@ -1,24 +1,26 @@
 // POST /v1/completions: texts that go on from prompts, without a template.
-import type { ServerResponse } from "node:http";
 import type { Next } from "../generation/branch.js";
 import { promptIds } from "../generation/prompt.js";
 import { wrongField } from "./api-error.js";
+import type { Call } from "./call.js";
 import type { Fields } from "./fields.js";
 import { EventStream, sendJson } from "./http.js";
+import { newId, now } from "./ids.js";
 import type { Served } from "./served.js";
-import type { TextRequest } from "./text-request.js";
-import { newId, now, readTextRequest, runTexts, tokenText, usageOf } from "./text-request.js";
+import type { Piece, TextRequest } from "./text-request.js";
+import { readTextRequest, runTexts, tokenText, usageOf } from "./text-request.js";
 
-export async function completions(
-  fields: Fields,
-  served: Served,
-  response: ServerResponse,
-  signal: AbortSignal,
-): Promise<void> {
+export async function completions(fields: Fields, served: Served, call: Call): Promise<void> {
   const prompts = await readPrompts(fields, served);
   const echo = fields.flag("echo") ?? false;
   const logprobs = fields.whole("logprobs", 0, 5) ?? null;
-  const request = readTextRequest(fields, served, fields.whole("max_tokens", 1) ?? 16, logprobs, signal);
+  const request = readTextRequest(
+    fields,
+    served,
+    { param: "max_tokens", most: fields.whole("max_tokens", 1), usual: 16 },
+    logprobs,
+    call,
+  );
   fields.refuse("suffix");
   fields.refuse("best_of", (v) => v === request.n);
   fields.ignore("user");
@@ -27,16 +29,15 @@ export async function completions(
   const before = echo ? await Promise.all(prompts.map((ids) => served.tokenizer.decode(ids))) : [];
   const textBefore = (index: number): string => before[Math.floor(index / request.n)] ?? "";
   const head = { id: newId("cmpl"), object: "text_completion", created: now(), model: served.name };
-  if (request.stream) {
-    return streamed(head, served, prompts, request, textBefore, new EventStream(response));
-  }
+  const pieces = runTexts(served, prompts, request, call);
+  if (request.stream) return streamed(head, served, prompts, pieces, request, textBefore, call);
   const choices = Array.from({ length: prompts.length * request.n }, (_, i) => ({
     text: textBefore(i),
     tokens: [] as Next[],
     offsets: [] as number[],
     finish: "stop",
   }));
-  for await (const { index, text, next, finish } of runTexts(served, prompts, request)) {
+  for await (const { index, text, next, finish } of pieces) {
     const choice = choices[index] as (typeof choices)[number];
     if (next) {
       choice.tokens.push(next);
@@ -46,7 +47,7 @@ export async function completions(
     if (finish) choice.finish = finish;
   }
   const made = choices.reduce((sum, { tokens }) => sum + tokens.length, 0);
-  sendJson(response, 200, {
+  sendJson(call.response, 200, {
     ...head,
     choices: await Promise.all(
       choices.map(async ({ text, tokens, offsets, finish }, index) => ({
@@ -56,7 +57,7 @@ export async function completions(
         finish_reason: finish,
       })),
     ),
-    usage: usageOf(prompts, made),
+    usage: usageOf(prompts, made, call),
   });
 }
 
@@ -64,10 +65,12 @@ async function streamed(
   head: object,
   served: Served,
   prompts: readonly Int32Array[],
+  pieces: AsyncIterable<Piece>,
   request: TextRequest,
   textBefore: (index: number) => string,
-  events: EventStream,
+  call: Call,
 ): Promise<void> {
+  const events = new EventStream(call.response);
   const usage = request.includeUsage ? { usage: null } : {};
   const chunk = (index: number, text: string, finish: string | null, logprobs: object | null = null): object => ({
     ...head,
@@ -81,13 +84,13 @@ async function streamed(
     if (text !== "") await events.send(chunk(index, text, null));
     lengths[index] = text.length;
   }
-  for await (const { index, text, next, finish } of runTexts(served, prompts, request)) {
+  for await (const { index, text, next, finish } of pieces) {
     if (next) made++;
     const logprobs = next && (await logprobsOf(served, [next], [lengths[index] as number], request));
     lengths[index] = (lengths[index] as number) + text.length;
     if (text !== "" || logprobs || finish) await events.send(chunk(index, text, finish, logprobs));
   }
-  if (request.includeUsage) await events.send({ ...head, choices: [], usage: usageOf(prompts, made) });
+  if (request.includeUsage) await events.send({ ...head, choices: [], usage: usageOf(prompts, made, call) });
   await events.send("[DONE]");
   events.end();
 }

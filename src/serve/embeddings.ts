@@ -1,13 +1,13 @@
 // POST /v1/embeddings: the pooled last hidden states of texts.
-import type { ServerResponse } from "node:http";
 import { embed } from "../generation/index.js";
 import { promptIds } from "../generation/prompt.js";
 import { wrongField } from "./api-error.js";
+import type { Call } from "./call.js";
 import type { Fields } from "./fields.js";
 import { sendJson } from "./http.js";
 import type { Served } from "./served.js";
 
-export async function embeddings(fields: Fields, served: Served, response: ServerResponse): Promise<void> {
+export async function embeddings(fields: Fields, served: Served, call: Call): Promise<void> {
   const input = fields.raw("input");
   const format = fields.one("encoding_format", ["float", "base64"]) ?? "float";
   fields.refuse("dimensions");
@@ -19,6 +19,7 @@ export async function embeddings(fields: Fields, served: Served, response: Serve
   if (list.length === 0 || !list.every((one) => typeof one === "string" || isIds(one))) {
     throw wrongField("input", "a text, texts, token ids, or lists of token ids", input);
   }
+  call.place?.grow(list.length);
   const ids = await Promise.all(
     list.map(async (one) => {
       const tokens = typeof one === "string" ? await served.tokenizer.encode(one) : one;
@@ -34,6 +35,7 @@ export async function embeddings(fields: Fields, served: Served, response: Serve
     return { object: "embedding", index, embedding };
   });
   const tokens = ids.reduce((sum, { length }) => sum + length, 0);
+  call.countPrompt(tokens, 0);
   const usage = { prompt_tokens: tokens, total_tokens: tokens };
-  sendJson(response, 200, { object: "list", data, model: served.name, usage });
+  sendJson(call.response, 200, { object: "list", data, model: served.name, usage });
 }

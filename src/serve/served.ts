@@ -8,6 +8,10 @@ export interface Served {
   readonly model: CausalLM;
   readonly engine: Engine;
   readonly tokenizer: Tokenizer;
+  /** Tokens that a text may be asked for. */
+  readonly maxTokens: number;
+  /** Whether requests of different keys may share what has been computed. */
+  readonly sharePrefixes: boolean;
   /** When it was loaded, in seconds since 1970. */
   readonly created: number;
 }

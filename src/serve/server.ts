@@ -1,53 +1,177 @@
-// The server: routes to handlers, keys, and what every answer has in common. It mounts in any framework that hands out Node's
+// The server: routes, who may come in, and what every answer has in common. It mounts in any framework that hands out Node's
 // request and response.
-import { createHash, timingSafeEqual } from "node:crypto";
 import type { IncomingMessage, Server, ServerResponse } from "node:http";
 import { createServer as createHttpServer } from "node:http";
 import { Engine } from "../generation/index.js";
-import { CausalLM } from "../models/index.js";
-import { anInstance, anInteger, arrayOf, aString } from "../tensor/checks.js";
-import { checkOptions, optionTable } from "../tensor/options.js";
+import { pageSize } from "../models/step-plan.js";
+import { BnbError } from "../tensor/errors.js";
+import { checkOptions } from "../tensor/options.js";
+import { Admission } from "./admission.js";
 import { ApiError, asApiError, unknownModel, wrongField } from "./api-error.js";
+import { Call } from "./call.js";
 import { chatCompletions } from "./chat.js";
 import { completions } from "./completions.js";
 import { embeddings } from "./embeddings.js";
 import { Fields } from "./fields.js";
 import { readJson, sendJson } from "./http.js";
+import { now } from "./ids.js";
+import { Keys } from "./keys.js";
+import { Metrics } from "./metrics.js";
+import type { ServeOptions } from "./options.js";
+import { serveOptions } from "./options.js";
 import type { Served } from "./served.js";
-import { now } from "./text-request.js";
+import { warmUp } from "./warm-up.js";
 
-export interface ServeOptions {
-  /** A model with a tokenizer. It stays the caller's. */
-  model: CausalLM;
-  /** What clients call it. Default "model". */
-  name?: string;
-  /** Who has none of these is refused. Default: everybody is served. */
-  apiKeys?: readonly string[];
-  /** Tokens whose keys and values have room, of all requests together. Default: those of 8 of the longest texts, at most 65,536. */
-  kvTokens?: number;
-  /** Texts in one step. Default 64. */
-  maxSequences?: number;
-  /** Bytes of a request. Default 2 MiB. */
-  maxBody?: number;
-}
-const serveOptions = optionTable<ServeOptions>({
-  model: { ...anInstance(() => CausalLM, "a language model"), required: true },
-  name: aString,
-  apiKeys: arrayOf(aString),
-  kvTokens: anInteger(1),
-  maxSequences: anInteger(1, 1024),
-  maxBody: anInteger(1),
-});
+/** What /health tells. Only one that is ready gets the status 200. */
+export type ServeState = "loading" | "ready" | "draining" | "failed";
 
 /** Answers requests of Node's http module. `dispose()` frees the keys and values, and ends what runs. */
 export interface ServeHandler extends Disposable {
   (request: IncomingMessage, response: ServerResponse): void;
+  readonly state: ServeState;
+  /** Tokens whose keys and values have room. */
+  readonly kvTokens: number;
+  /** Resolves after the first steps, which are slower than those that follow; rejects where they fail. */
+  readonly ready: Promise<void>;
+  /** Resolves with the error after which nothing can be computed any more: end the process then. */
+  readonly failed: Promise<Error>;
+  /** Refuses what comes from now on, with 503, and resolves when all that runs has ended, at the latest after so many seconds. */
+  drain(seconds: number): Promise<void>;
   dispose(): void;
 }
 
+type Route = (fields: Fields, served: Served, call: Call) => Promise<void>;
+const posts: Readonly<Record<string, Route>> = {
+  "/v1/chat/completions": chatCompletions,
+  "/v1/completions": completions,
+  "/v1/embeddings": embeddings,
+};
+
+/** After an error of this code nothing can be computed any more. */
+const fatal = "ERR_BNB_CUDA";
+
+/** All that requests share. */
+class House {
+  readonly served: Served;
+  readonly metrics: Metrics;
+  readonly failed: Promise<Error>;
+  state: ServeState = "loading";
+  readonly #admission: Admission;
+  readonly #keys: Keys;
+  readonly #calls = new Set<Call>();
+  readonly #maxBody: number;
+  readonly #maxSeconds: number;
+  readonly #log: ServeOptions["log"];
+  #fail: (error: Error) => void = () => {};
+  #onEmpty: (() => void) | null = null;
+
+  constructor(options: ServeOptions) {
+    const { model, name = "model", apiKeys = [], maxSequences = 64 } = options;
+    const longest = model.config.maxPositionEmbeddings;
+    const kvTokens = options.kvTokens ?? Math.min(8 * longest, 65_536);
+    const tokenizer = model.tokenizerFor("createServeHandler");
+    const engine = new Engine(model, { kvTokens, maxSequences, maxLength: Math.min(longest, kvTokens) });
+    const { maxTokens = longest, sharePrefixes = false } = options;
+    this.served = { name, model, engine, tokenizer, maxTokens, sharePrefixes, created: now() };
+    this.metrics = new Metrics(engine);
+    const { maxWaiting = 256, keyConcurrency = Infinity } = options;
+    this.#admission = new Admission({ running: maxSequences, waiting: maxWaiting, perKey: keyConcurrency });
+    this.#keys = new Keys(apiKeys);
+    this.#maxBody = options.maxBody ?? 2 << 20;
+    this.#maxSeconds = options.maxSeconds ?? 600;
+    this.#log = options.log;
+    this.failed = new Promise((resolve) => {
+      this.#fail = resolve;
+    });
+  }
+
+  async answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const call = new Call(request, response, this.metrics, this.#maxSeconds);
+    this.#calls.add(call);
+    try {
+      await this.#route(call);
+    } catch (error) {
+      this.#refuse(call, error);
+    }
+    await call.closed;
+    this.#calls.delete(call);
+    const line = call.end();
+    if (call.isLogged) this.#log?.(line);
+    if (this.#calls.size === 0) this.#onEmpty?.();
+  }
+
+  async drain(seconds: number): Promise<void> {
+    if (this.state !== "failed") this.state = "draining";
+    if (this.#calls.size === 0) return;
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, seconds * 1000);
+      this.#onEmpty = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+  }
+
+  dispose(): void {
+    this.served.engine.dispose();
+    this.metrics[Symbol.dispose]();
+  }
+
+  /** Tells what went wrong. */
+  #refuse(call: Call, error: unknown): void {
+    const { response, signal } = call;
+    // It was aborted because it took too long, or because nobody is there to be told.
+    const told = asApiError(signal.aborted && signal.reason instanceof ApiError ? signal.reason : error);
+    if (!call.hasLeft) call.error = told.status === 500 ? told.message : (told.code ?? told.param ?? told.type);
+    if (error instanceof BnbError && error.code === fatal) {
+      this.state = "failed";
+      this.#fail(error);
+    }
+    if (response.destroyed) return;
+    if (response.headersSent) response.end(`data: ${JSON.stringify(told)}\n\n`);
+    else sendJson(response, told.status, told, told.headers);
+  }
+
+  async #route(call: Call): Promise<void> {
+    const { request, response } = call;
+    const path = pathOf(request);
+    call.path = path;
+    if (path === "/health") {
+      sendJson(response, this.state === "ready" ? 200 : 503, { status: this.state });
+      return;
+    }
+    if (path === "/metrics") {
+      const text = await this.metrics.text();
+      response.writeHead(200, { "content-type": this.metrics.contentType }).end(text);
+      return;
+    }
+    call.isLogged = true;
+    call.key = this.#keys.check(request);
+    const post = Object.hasOwn(posts, path) ? posts[path] : undefined;
+    const isModels = path === "/v1/models" || path.startsWith("/v1/models/");
+    if (!post && !isModels) throw new ApiError(404, "invalid_request_error", `there is no ${path}`, null, "not_found");
+    const method = post ? "POST" : "GET";
+    if (request.method !== method) {
+      throw new ApiError(405, "invalid_request_error", `${path} takes ${method}, got ${request.method}`);
+    }
+    if (!post) {
+      models(path, this.served, response);
+      return;
+    }
+    if (this.state === "draining" || this.state === "failed") throw unavailable(this.state);
+    call.place = this.#admission.enter(call.key);
+    const fields = new Fields(await readJson(request, this.#maxBody));
+    const model = fields.text("model");
+    if (model === undefined) throw wrongField("model", "the name of a model", model);
+    if (model !== this.served.name) throw unknownModel(model, [this.served.name]);
+    call.model = model;
+    await post(fields, this.served, call);
+  }
+}
+
 /**
- * The API of a model, as OpenAI's: POST /v1/chat/completions, /v1/completions and /v1/embeddings, GET /v1/models and /health.
- * All requests are computed together by one engine.
+ * The API of a model, as OpenAI's: POST /v1/chat/completions, /v1/completions and /v1/embeddings, GET /v1/models, /health and
+ * /metrics. All requests are computed together by one engine.
  *
  * @example
  * const handler = createServeHandler({ model, name: "smollm2" });
@@ -55,18 +179,27 @@ export interface ServeHandler extends Disposable {
  */
 export function createServeHandler(options: ServeOptions): ServeHandler {
   checkOptions("createServeHandler", options, serveOptions);
-  const { model, name = "model", apiKeys = [], maxSequences = 64, maxBody = 2 << 20 } = options;
-  const longest = model.config.maxPositionEmbeddings;
-  const kvTokens = options.kvTokens ?? Math.min(8 * longest, 65_536);
-  const tokenizer = model.tokenizerFor("createServeHandler");
-  const engine = new Engine(model, { kvTokens, maxSequences, maxLength: Math.min(longest, kvTokens) });
-  const served: Served = { name, model, engine, tokenizer, created: now() };
-  const keys = apiKeys.map(digest);
+  const house = new House(options);
   const handler = (request: IncomingMessage, response: ServerResponse): void => {
-    void answer(served, keys, maxBody, request, response);
+    void house.answer(request, response);
   };
-  const dispose = (): void => engine.dispose();
-  return Object.assign(handler, { dispose, [Symbol.dispose]: dispose });
+  const ready = warmUp(house.served).then(
+    () => {
+      if (house.state === "loading") house.state = "ready";
+    },
+    (error: unknown) => {
+      house.state = "failed";
+      throw error;
+    },
+  );
+  // Who does not wait for it learns it from /health.
+  ready.catch(() => {});
+  const dispose = (): void => house.dispose();
+  const drain = (seconds: number): Promise<void> => house.drain(seconds);
+  const kvTokens = house.served.engine.stats.pages * pageSize;
+  const more = { kvTokens, ready, failed: house.failed, drain, dispose, [Symbol.dispose]: dispose };
+  Object.defineProperty(handler, "state", { get: () => house.state });
+  return Object.assign(handler, more) as unknown as ServeHandler;
 }
 
 /**
@@ -81,63 +214,25 @@ export function createServer(options: ServeOptions): Server {
   return server.on("close", () => handler.dispose());
 }
 
-type Route = (fields: Fields, served: Served, response: ServerResponse, signal: AbortSignal) => Promise<void>;
-const posts: Readonly<Record<string, Route>> = {
-  "/v1/chat/completions": chatCompletions,
-  "/v1/completions": completions,
-  "/v1/embeddings": embeddings,
-};
-
-async function answer(
-  served: Served,
-  keys: readonly Buffer[],
-  maxBody: number,
-  request: IncomingMessage,
-  response: ServerResponse,
-): Promise<void> {
-  const left = new AbortController();
-  response.on("close", () => left.abort(new Error("the client is gone")));
-  try {
-    await route(served, keys, maxBody, request, response, left.signal);
-  } catch (error) {
-    // Nobody is there to be told.
-    if (left.signal.aborted) return;
-    const told = asApiError(error);
-    if (response.headersSent) response.end(`data: ${JSON.stringify(told)}\n\n`);
-    else sendJson(response, told.status, told);
+/** @internal What is answered while a model is loaded. */
+export function answerLoading(request: IncomingMessage, response: ServerResponse): void {
+  if (pathOf(request) === "/health") {
+    sendJson(response, 503, { status: "loading" });
+    return;
   }
+  const told = unavailable("loading");
+  sendJson(response, told.status, told, told.headers);
 }
 
-async function route(
-  served: Served,
-  keys: readonly Buffer[],
-  maxBody: number,
-  request: IncomingMessage,
-  response: ServerResponse,
-  signal: AbortSignal,
-): Promise<void> {
-  const path = new URL(request.url ?? "/", "http://localhost").pathname.replace(/(.)\/$/, "$1");
-  if (path === "/health") {
-    sendJson(response, 200, { status: "ok" });
-    return;
-  }
-  checkKey(request, keys);
-  const post = Object.hasOwn(posts, path) ? posts[path] : undefined;
-  const isModels = path === "/v1/models" || path.startsWith("/v1/models/");
-  if (!post && !isModels) throw new ApiError(404, "invalid_request_error", `there is no ${path}`, null, "not_found");
-  const method = post ? "POST" : "GET";
-  if (request.method !== method) {
-    throw new ApiError(405, "invalid_request_error", `${path} takes ${method}, got ${request.method}`);
-  }
-  if (!post) {
-    models(path, served, response);
-    return;
-  }
-  const fields = new Fields(await readJson(request, maxBody));
-  const model = fields.text("model");
-  if (model === undefined) throw wrongField("model", "the name of a model", model);
-  if (model !== served.name) throw unknownModel(model, [served.name]);
-  await post(fields, served, response, signal);
+function unavailable(state: ServeState): ApiError {
+  const headers = { "retry-after": "5", connection: "close" };
+  return new ApiError(503, "server_error", `the server is ${state}`, null, "unavailable", headers);
+}
+
+/** Whatever stands where the address should: a path that nothing has. */
+function pathOf({ url = "/" }: IncomingMessage): string {
+  const path = url.split(/[?#]/, 1)[0] as string;
+  return path.replace(/(.)\/$/, "$1");
 }
 
 function models(path: string, { name, created }: Served, response: ServerResponse): void {
@@ -145,14 +240,4 @@ function models(path: string, { name, created }: Served, response: ServerRespons
   const asked = path.slice("/v1/models/".length);
   if (asked !== "" && asked !== encodeURIComponent(name) && asked !== name) throw unknownModel(asked, [name]);
   sendJson(response, 200, asked === "" ? { object: "list", data: [own] } : own);
-}
-
-const digest = (text: string): Buffer => createHash("sha256").update(text).digest();
-
-/** In a time that does not tell how much of a key is right. */
-function checkKey({ headers }: IncomingMessage, keys: readonly Buffer[]): void {
-  if (keys.length === 0) return;
-  const given = digest(headers.authorization?.replace(/^Bearer /i, "") ?? "");
-  if (keys.map((key) => timingSafeEqual(key, given)).includes(true)) return;
-  throw new ApiError(401, "invalid_request_error", "the API key is missing or wrong", null, "invalid_api_key");
 }

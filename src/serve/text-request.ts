@@ -1,11 +1,11 @@
 // What chat and completions have in common: how tokens are chosen, and texts that run in the engine of the server.
-import { randomBytes } from "node:crypto";
-import type { Next } from "../generation/branch.js";
+import type { Branch, Next } from "../generation/branch.js";
 import type { Settings } from "../generation/settings.js";
 import { settingsOf } from "../generation/settings.js";
 import type { FinishReason } from "../generation/text.js";
 import type { GenerationConfig, Tokenizer } from "../hub/index.js";
-import { wrongField } from "./api-error.js";
+import { ApiError, wrongField } from "./api-error.js";
+import type { Call } from "./call.js";
 import type { Fields } from "./fields.js";
 import type { Served } from "./served.js";
 
@@ -18,24 +18,32 @@ export interface TextRequest {
   readonly logprobs: number | null;
   readonly stream: boolean;
   readonly includeUsage: boolean;
+  /** How many tokens were asked for; null: as many as have room. */
+  readonly most: number | null;
+  /** Only texts of one salt share what has been computed. */
+  readonly salt: string;
 }
 
 const isText = (value: unknown): value is string => typeof value === "string";
 
-/** Reads the fields; `most` is how many tokens may be made where the request does not say. */
+/** Reads the fields; `asked` says which one bounds the tokens, and `usual` how many are made where it is absent. */
 export function readTextRequest(
   fields: Fields,
-  { model }: Served,
-  most: number | undefined,
+  { model, maxTokens, sharePrefixes }: Served,
+  asked: { param: string; most: number | undefined; usual?: number },
   logprobs: number | null,
-  signal: AbortSignal,
+  call: Call,
 ): TextRequest {
+  const { param, most, usual = model.config.maxPositionEmbeddings } = asked;
+  if (most !== undefined && most > maxTokens) {
+    throw wrongField(param, `at most ${maxTokens}, which is this server's limit`, most);
+  }
   const temperature = fields.number("temperature", 0, 2);
   const own = model.generationConfig;
   const seed = fields.whole("seed", 0);
   const topK = fields.whole("top_k", 0) ?? own.topK ?? 0;
   const config: GenerationConfig = {
-    maxNewTokens: most ?? model.config.maxPositionEmbeddings,
+    maxNewTokens: Math.min(most ?? usual, maxTokens),
     doSample: temperature === undefined ? (own.temperature ?? 1) > 0 : temperature > 0,
     ...(temperature !== undefined && temperature > 0 && { temperature }),
     topK,
@@ -50,16 +58,20 @@ export function readTextRequest(
     stopStrings: readStops(fields),
     logitBias: readBias(fields, model.config.vocabSize),
     ...endsOf(fields, own.eosTokenId),
-    signal,
+    signal: call.signal,
   } as GenerationConfig;
   const stream = fields.flag("stream") ?? false;
+  call.isStream = stream;
   const includeUsage = fields.nested("stream_options")?.flag("include_usage") ?? false;
+  const salt = JSON.stringify([sharePrefixes ? "" : call.key, fields.text("cache_salt") ?? ""]);
   return {
     settings: settingsOf("generate", model, config),
     n: fields.whole("n", 1, 128) ?? 1,
     logprobs,
     stream,
     includeUsage,
+    most: most ?? null,
+    salt,
   };
 }
 
@@ -103,11 +115,36 @@ export interface Piece {
   readonly finish: FinishReason | null;
 }
 
-/** The pieces of all texts of a request, as they come. */
-export async function* runTexts(
+/**
+ * The pieces of all texts of a request, as they come. Throws at once where they have no room: 400 where they never will have,
+ * 429 where others have it now.
+ */
+export function runTexts(
   served: Served,
   prompts: readonly Int32Array[],
-  { settings, n, logprobs }: TextRequest,
+  request: TextRequest,
+  call: Call,
+): AsyncGenerator<Piece, void, undefined> {
+  for (const prompt of prompts) checkRoom(served, prompt.length, request);
+  call.place?.grow(prompts.length * request.n);
+  return pieces(served, prompts, request, call);
+}
+
+/** Throws 400 for a text that no pool of this size can hold. */
+function checkRoom({ engine }: Served, prompt: number, { most }: TextRequest): void {
+  // The last token is never fed back.
+  const room = engine.maxLength + 1;
+  if (prompt > 0 && prompt + (most ?? 1) <= room) return;
+  const asked = most === null ? `${prompt}` : `${prompt} and ${most}`;
+  const message = `prompt and answer must have between 1 and ${room} tokens together, got ${asked}`;
+  throw new ApiError(400, "invalid_request_error", message, "prompt", "context_length_exceeded");
+}
+
+async function* pieces(
+  served: Served,
+  prompts: readonly Int32Array[],
+  { settings, n, logprobs, salt }: TextRequest,
+  call: Call,
 ): AsyncGenerator<Piece, void, undefined> {
   const telling = { logprobs: logprobs !== null, best: logprobs ?? 0 };
   const { seed } = settings.draw;
@@ -115,17 +152,17 @@ export async function* runTexts(
     Array.from({ length: n }, (_, i) => {
       const draw =
         seed === undefined ? settings.draw : { ...settings.draw, seed: (seed + i) % Number.MAX_SAFE_INTEGER };
-      return {
-        index: p * n + i,
-        pieces: served.engine.run("generate", prompt, { ...settings, draw }, { wantsText: true, telling }),
+      const text = { index: p * n + i, prompt, branch: null as Branch | null };
+      const watch = (branch: Branch): void => {
+        text.branch = branch;
       };
+      const options = { wantsText: true, telling, salt, watch };
+      return { ...text, text, pieces: served.engine.run("generate", prompt, { ...settings, draw }, options) };
     }),
   );
-  type Step = {
-    text: (typeof texts)[number];
-    result: IteratorResult<Partial<{ next: Next; text: string }>, FinishReason>;
-  };
-  const ask = async (text: (typeof texts)[number]): Promise<Step> => ({ text, result: await text.pieces.next() });
+  type Text = (typeof texts)[number];
+  type Step = { text: Text; result: IteratorResult<Partial<{ next: Next; text: string }>, FinishReason> };
+  const ask = async (text: Text): Promise<Step> => ({ text, result: await text.pieces.next() });
   const running = new Map(texts.map((text) => [text.index, ask(text)]));
   try {
     while (running.size > 0) {
@@ -133,16 +170,23 @@ export async function* runTexts(
       const { index } = text;
       if (result.done) {
         running.delete(index);
+        // A prompt counts once, however many texts it has.
+        const found = text.text.branch?.sequence.found ?? 0;
+        if (index % n === 0) call.countPrompt(text.prompt.length, found);
+        call.countEnd(result.value);
         yield { index, text: "", next: null, finish: result.value };
       } else {
-        yield { index, text: result.value.text ?? "", next: result.value.next ?? null, finish: null };
+        const { text: piece = "", next = null } = result.value;
+        if (next) call.countToken(index);
+        yield { index, text: piece, next, finish: null };
         running.set(index, ask(text));
       }
     }
   } finally {
+    for (const _ of running) call.countEnd(call.signal.aborted ? "abort" : "error");
     // One that failed leaves the others unfinished.
     await Promise.allSettled(running.values());
-    await Promise.allSettled(texts.map(({ pieces }) => pieces.return("stop")));
+    await Promise.allSettled(texts.map(({ pieces: rest }) => rest.return("stop")));
   }
 }
 
@@ -153,10 +197,12 @@ export async function tokenText(tokenizer: Tokenizer, id: number): Promise<{ tok
 }
 
 /** What a request took. */
-export function usageOf(prompts: readonly Int32Array[], made: number): object {
+export function usageOf(prompts: readonly Int32Array[], made: number, { cachedTokens }: Call): object {
   const prompt = prompts.reduce((sum, { length }) => sum + length, 0);
-  return { prompt_tokens: prompt, completion_tokens: made, total_tokens: prompt + made };
+  return {
+    prompt_tokens: prompt,
+    completion_tokens: made,
+    total_tokens: prompt + made,
+    prompt_tokens_details: { cached_tokens: cachedTokens },
+  };
 }
-
-export const newId = (prefix: string): string => `${prefix}-${randomBytes(12).toString("hex")}`;
-export const now = (): number => Math.floor(Date.now() / 1000);

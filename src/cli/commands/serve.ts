@@ -1,17 +1,23 @@
 // `bnb serve`: a model over HTTP, until Ctrl-C or SIGTERM.
 import { once } from "node:events";
+import type { Server } from "node:http";
+import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
-import { createServer } from "../../serve/index.js";
+import type { CausalLM } from "../../models/index.js";
+import type { ServeHandler } from "../../serve/index.js";
+import { createServeHandler } from "../../serve/index.js";
+import { answerLoading } from "../../serve/server.js";
 import { BnbError } from "../../tensor/errors.js";
 import { command, usageError, wholeNumber } from "../command.js";
 import { headOption, loadModel, loadOptions, quantizeHead, quantizeOptions } from "../load-model.js";
-import { bytes } from "../terminal.js";
+import { bytes, count } from "../terminal.js";
 
 /** `bnb serve` as it is called. */
 export const serve = command({
   words: ["model"],
   about: `Serves a model as OpenAI's API does: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models. All requests
-are computed together. Listens for this machine alone unless --host says otherwise; ends with Ctrl-C.`,
+are computed together. GET /health says whether it is ready, /metrics how it goes (Prometheus). Listens for this machine
+alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; a second one ends at once.`,
   options: {
     host: { type: "string", value: "NAME", default: "127.0.0.1", help: "where to listen; 0.0.0.0 for everybody" },
     port: { type: "string", value: "N", default: "8000", help: "0 takes a free one" },
@@ -22,47 +28,102 @@ are computed together. Listens for this machine alone unless --host says otherwi
       value: "N",
       help: "tokens whose keys and values have room, of all requests together",
     },
+    "max-waiting": {
+      type: "string",
+      value: "N",
+      default: "256",
+      help: "texts that may wait; more are told to come later",
+    },
+    "max-tokens": { type: "string", value: "N", help: "tokens that a text may be asked for" },
+    "max-seconds": { type: "string", value: "N", default: "600", help: "how long a request may take" },
+    "key-concurrency": { type: "string", value: "N", help: "requests that one key may have at once" },
+    "share-prefixes": { type: "boolean", help: "whoever has a key may be served what another's prompt began with" },
+    "drain-seconds": { type: "string", value: "N", default: "30", help: "how long what runs may take to end" },
+    quiet: { type: "boolean", help: "no line for each request" },
     ...quantizeOptions,
     ...headOption,
     ...loadOptions,
   },
   async run(call) {
-    const { values, words, terminal, signal } = call;
+    const { values, words, terminal, signal, stderr } = call;
     const [name] = words as [string];
     const port = wholeNumber("--port", values.port, 0);
     if (port > 65_535) throw usageError(`--port must be at most 65535, got ${port}`);
-    const kvTokens = values["kv-tokens"] === undefined ? undefined : wholeNumber("--kv-tokens", values["kv-tokens"]);
-    const model = await loadModel(name, call);
+    const number = (key: "kv-tokens" | "max-tokens" | "key-concurrency"): number | undefined =>
+      values[key] === undefined ? undefined : wholeNumber(`--${key}`, values[key]);
+    const limits = {
+      kvTokens: number("kv-tokens"),
+      maxTokens: number("max-tokens"),
+      keyConcurrency: number("key-concurrency"),
+      maxWaiting: wholeNumber("--max-waiting", values["max-waiting"], 0),
+      maxSeconds: wholeNumber("--max-seconds", values["max-seconds"]),
+    };
+    const drainSeconds = wholeNumber("--drain-seconds", values["drain-seconds"], 0);
+    const called = values.name ?? name;
+    // It listens at once, so that /health tells that the model is being loaded.
+    let handler: ServeHandler | null = null;
+    const server = createServer((request, response) => (handler ?? answerLoading)(request, response));
+    await listen(server, port, values.host, signal);
+    let model: CausalLM | null = null;
     try {
+      model = await loadModel(name, call);
       quantizeHead(model, values.head);
-      const server = createServer({
+      handler = createServeHandler({
         model,
-        name: values.name ?? name,
+        name: called,
         apiKeys: values["api-key"],
-        ...(kvTokens !== undefined && { kvTokens }),
+        sharePrefixes: values["share-prefixes"],
+        ...limits,
+        ...(!values.quiet && { log: (line) => stderr.write(`${JSON.stringify(line)}\n`) }),
       });
-      server.listen(port, values.host);
-      try {
-        await once(server, "listening", { signal });
-      } catch (cause) {
-        server.close();
-        await once(server, "close");
-        throw new BnbError("ERR_BNB_FILE", `${values.host}:${port}: ${(cause as Error).message}`, { cause });
-      }
-      const at = server.address() as AddressInfo;
-      const url = `http://${at.family === "IPv6" ? `[${at.address}]` : at.address}:${at.port}/v1`;
-      terminal.line(`${values.name ?? name} (${bytes(model.memoryFootprint())}) is served at ${url}`);
-      const ended = once(server, "close");
-      const stop = (): void => {
-        server.close();
-        server.closeAllConnections();
-      };
-      if (signal.aborted) stop();
-      else signal.addEventListener("abort", stop, { once: true });
-      await ended;
+      await handler.ready;
+      const url = urlOf(server);
+      const room = `${count(handler.kvTokens)} tokens have room`;
+      terminal.line(`${called} (${bytes(model.memoryFootprint())}) is served at ${url}; ${room}`);
+      const fault = await Promise.race([handler.failed, stopped(signal)]);
+      // After a fault they all get an error.
+      await handler.drain(fault ? 1 : drainSeconds);
+      if (fault) throw fault;
       return { json: { url } };
     } finally {
-      model.dispose();
+      handler?.dispose();
+      await close(server);
+      model?.dispose();
     }
   },
 });
+
+/** Resolves when the process is told to end: by Ctrl-C, or by SIGTERM, of which a second one does not wait. */
+async function stopped(signal: AbortSignal): Promise<null> {
+  const aborted = signal.aborted ? Promise.resolve() : once(signal, "abort");
+  let onTerm: () => void = () => {};
+  const terminated = new Promise<void>((resolve) => {
+    onTerm = resolve;
+  });
+  process.once("SIGTERM", onTerm);
+  await Promise.race([aborted, terminated]);
+  process.off("SIGTERM", onTerm);
+  return null;
+}
+
+async function listen(server: Server, port: number, host: string, signal: AbortSignal): Promise<void> {
+  server.listen(port, host);
+  try {
+    await once(server, "listening", { signal });
+  } catch (cause) {
+    await close(server);
+    throw new BnbError("ERR_BNB_FILE", `${host}:${port}: ${(cause as Error).message}`, { cause });
+  }
+}
+
+async function close(server: Server): Promise<void> {
+  const ended = once(server, "close");
+  server.close();
+  server.closeAllConnections();
+  await ended;
+}
+
+function urlOf(server: Server): string {
+  const at = server.address() as AddressInfo;
+  return `http://${at.family === "IPv6" ? `[${at.address}]` : at.address}:${at.port}/v1`;
+}

@@ -1,0 +1,48 @@
+// What a server is made of, and its limits.
+import { CausalLM } from "../models/index.js";
+import { aBoolean, aFunction, aNumberAbove, anInstance, anInteger, arrayOf, aString } from "../tensor/checks.js";
+import { optionTable } from "../tensor/options.js";
+import type { RequestLine } from "./call.js";
+
+export interface ServeOptions {
+  /** A model with a tokenizer. It stays the caller's. */
+  model: CausalLM;
+  /** What clients call it. Default "model". */
+  name?: string;
+  /** Who has none of these is refused. Default: everybody is served. */
+  apiKeys?: readonly string[];
+  /** Requests that one key may have at once; others of it get 429. Default: no limit of its own. */
+  keyConcurrency?: number;
+  /** Tokens whose keys and values have room, of all requests together. Default: those of 8 of the longest texts, at most 65,536. */
+  kvTokens?: number;
+  /** Texts in one step. Default 64. */
+  maxSequences?: number;
+  /** Texts that may wait beyond those; more get 429. Default 256. */
+  maxWaiting?: number;
+  /** Bytes of a request. Default 2 MiB. */
+  maxBody?: number;
+  /** Tokens that a text may be asked for. Default: as many as the model can. */
+  maxTokens?: number;
+  /** Seconds that a request may take, its answer read. Default 600. */
+  maxSeconds?: number;
+  /** Whether requests of different keys share what has been computed of a prompt, which tells by its time. Default false. */
+  sharePrefixes?: boolean;
+  /** Is told each request when it is over; no text of it. */
+  log?: (line: RequestLine) => void;
+}
+
+/** @internal */
+export const serveOptions = optionTable<ServeOptions>({
+  model: { ...anInstance(() => CausalLM, "a language model"), required: true },
+  name: aString,
+  apiKeys: arrayOf(aString),
+  keyConcurrency: anInteger(1),
+  kvTokens: anInteger(1),
+  maxSequences: anInteger(1, 1024),
+  maxWaiting: anInteger(0),
+  maxBody: anInteger(1),
+  maxTokens: anInteger(1),
+  maxSeconds: aNumberAbove(0),
+  sharePrefixes: aBoolean,
+  log: aFunction,
+});

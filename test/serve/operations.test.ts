@@ -1,0 +1,275 @@
+// A server in operation: how many come in, what is refused at once, who has waited too long, what is told of it all, and how it
+// ends.
+import { spawn } from "node:child_process";
+import OpenAI from "openai";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import type { CausalLM } from "../../src/models/index.js";
+import { Admission } from "../../src/serve/admission.js";
+import type { TinyModel } from "../helpers/served.js";
+import { serve, tinyModel, until } from "../helpers/served.js";
+
+let tiny: TinyModel;
+let model: CausalLM;
+beforeAll(async () => {
+  tiny = await tinyModel();
+  ({ model } = tiny);
+});
+afterAll(() => tiny[Symbol.dispose]());
+
+const short = { model: "tiny", prompt: "A bit", max_tokens: 4, temperature: 0, ignore_eos: true } as const;
+const long = { ...short, max_tokens: 900 } as const;
+type Stream = AsyncIterable<OpenAI.Completion> & { controller: AbortController };
+const stream = (client: OpenAI, body: object = long): Promise<Stream> =>
+  client.completions.create({ ...body, stream: true } as never) as unknown as Promise<Stream>;
+const failure = (asked: Promise<unknown>) =>
+  asked.then(
+    () => null,
+    (error: InstanceType<typeof OpenAI.APIError>) => error,
+  );
+
+describe("who comes in", () => {
+  it("are as many as have room, others are told when to come again", async () => {
+    await using own = await serve(model, { maxSequences: 1, maxWaiting: 1 });
+    const [first, second] = [await stream(own.client), stream(own.client)];
+    await first[Symbol.asyncIterator]().next();
+    await until(async () => (await own.metric("bnb:num_requests_waiting")) === 1);
+    const error = await failure(own.client.completions.create(short));
+    expect(error).toMatchObject({ status: 429, code: "rate_limit_exceeded" });
+    expect(error!.message).toBe("429 2 texts are computed or wait, and 2 have room");
+    expect(Number(error!.headers!.get("retry-after"))).toBeGreaterThanOrEqual(1);
+    first.controller.abort();
+    await until(() => own.lines.some(({ status }) => status === 499));
+    expect((await own.client.completions.create(short)).choices).toHaveLength(1);
+    (await second).controller.abort();
+    const many = await failure(own.client.completions.create({ ...short, n: 3 }));
+    expect(many).toMatchObject({ status: 400, message: "400 a request must ask for at most 2 texts, got 3" });
+  });
+
+  it("are so many requests of a key", async () => {
+    await using own = await serve(model, { apiKeys: ["a", "b"], keyConcurrency: 1 }, "a");
+    const other = new OpenAI({ baseURL: `${own.url}/v1`, apiKey: "b", maxRetries: 0 });
+    const running = await stream(own.client);
+    const error = await failure(own.client.completions.create(short));
+    expect(error).toMatchObject({ status: 429, message: "429 a key may have 1 requests at once, and has them" });
+    expect((await other.completions.create(short)).choices).toHaveLength(1);
+    running.controller.abort();
+    await until(() => own.lines.some(({ status }) => status === 499));
+    expect((await own.client.completions.create(short)).choices).toHaveLength(1);
+  });
+
+  it("count by their texts, and leave nothing", () => {
+    const admission = new Admission({ running: 2, waiting: 2, perKey: 2 });
+    const [a, b] = [admission.enter("k"), admission.enter("k")];
+    expect(() => admission.enter("k")).toThrow("a key may have 2 requests at once");
+    a.grow(3);
+    expect(() => b.grow(2)).toThrow("4 texts are computed or wait, and 4 have room");
+    expect(() => admission.enter("other")).toThrow("4 texts are computed or wait");
+    a.leave();
+    b.grow(4);
+    b.leave();
+    for (let i = 0; i < 4; i++) admission.enter(`key ${i}`);
+    expect(() => admission.enter("k")).toThrow("4 texts are computed or wait");
+  });
+});
+
+describe("what is refused at once", () => {
+  it("is longer than the pool, streamed and not", async () => {
+    await using own = await serve(model, { kvTokens: 64 });
+    const message = "400 prompt and answer must have between 1 and 65 tokens together, got 5 and 61";
+    const want = { status: 400, code: "context_length_exceeded", param: "prompt", message };
+    const big = { ...short, max_tokens: 61 };
+    expect(await failure(own.client.completions.create(big))).toMatchObject(want);
+    expect(await failure(stream(own.client, big))).toMatchObject(want);
+    const messages = [{ role: "user" as const, content: "x".repeat(70) }];
+    const chat = await failure(own.client.chat.completions.create({ model: "tiny", messages }));
+    expect(chat).toMatchObject({ status: 400, code: "context_length_exceeded" });
+    const most = await own.client.completions.create({ ...short, max_tokens: 60 });
+    expect(most.usage!.completion_tokens).toBe(60);
+  });
+
+  it("asks for more tokens than the server's limit", async () => {
+    await using own = await serve(model, { maxTokens: 8 });
+    const error = await failure(own.client.completions.create({ ...short, max_tokens: 9 }));
+    const message = "400 max_tokens must be at most 8, which is this server's limit, got 9";
+    expect(error).toMatchObject({ status: 400, param: "max_tokens", message });
+    const messages = [{ role: "user" as const, content: "Hi" }];
+    const open = { model: "tiny", messages, temperature: 0, ignore_eos: true };
+    const { usage } = await own.client.chat.completions.create(open as OpenAI.ChatCompletionCreateParamsNonStreaming);
+    expect(usage!.completion_tokens).toBe(8);
+  });
+
+  it("takes longer than the server's limit", async () => {
+    await using own = await serve(model, { maxSeconds: 0.05 });
+    const want = "the request took more than 0.05 s";
+    expect(await failure(own.client.completions.create(long))).toMatchObject({ status: 408, message: `408 ${want}` });
+    const pieces = (async () => {
+      for await (const _ of await stream(own.client));
+    })();
+    await expect(pieces).rejects.toThrow(want);
+    expect(own.lines).toMatchObject([
+      { status: 408, error: "request_timeout", finish: ["abort"] },
+      { status: 200, error: "request_timeout", finish: ["abort"] },
+    ]);
+  });
+});
+
+describe("what is told", () => {
+  it("is loading, ready and draining", async () => {
+    await using own = await serve(model);
+    const health = async (): Promise<unknown> => {
+      const response = await fetch(`${own.url}/health`);
+      return [response.status, await response.json()];
+    };
+    const { handler } = own;
+    await handler.ready;
+    expect(handler.state).toBe("ready");
+    expect(await health()).toEqual([200, { status: "ready" }]);
+    const running = await stream(own.client, { ...long, max_tokens: 200 });
+    const drained = handler.drain(60);
+    expect(await health()).toEqual([503, { status: "draining" }]);
+    const error = await failure(own.client.completions.create(short));
+    expect(error).toMatchObject({ status: 503, code: "unavailable", message: "503 the server is draining" });
+    let pieces = 0;
+    for await (const { choices } of running) pieces += choices[0]!.text.length;
+    expect(pieces).toBeGreaterThan(0);
+    await drained;
+    expect(own.lines.at(-1)).toMatchObject({ status: 200, tokens: 200, finish: ["length"] });
+  });
+
+  it("is loading until the first steps are done", async () => {
+    await using own = await serve(model);
+    expect(own.handler.state).toBe("loading");
+    await own.handler.ready;
+    expect(own.handler.state).toBe("ready");
+  });
+
+  it("is measured", async () => {
+    await using own = await serve(model);
+    await own.handler.ready;
+    const before = await own.metric("bnb:engine_step_seconds_count");
+    const cached = await own.metric("bnb:prefix_cache_hits_total");
+    const prompt = "x".repeat(40);
+    for (let i = 0; i < 2; i++) await own.client.completions.create({ ...short, prompt, max_tokens: 5 });
+    const names: [name: string, value: number][] = [
+      ["bnb:prompt_tokens_total", 80],
+      ["bnb:generation_tokens_total", 10],
+      ['bnb:request_success_total{finished_reason="length"}', 2],
+      ["bnb:time_to_first_token_seconds_count", 2],
+      ["bnb:inter_token_latency_seconds_count", 8],
+      ["bnb:e2e_request_latency_seconds_count", 2],
+      ["bnb:num_requests_running", 0],
+      ["bnb:num_requests_waiting", 0],
+      ["bnb:kv_cache_usage_perc", 0],
+      ["bnb:num_preemptions_total", 0],
+      ["bnb:prefix_cache_hits_total", cached + 32],
+      ["bnb:engine_step_seconds_count", before + 10],
+    ];
+    for (const [name, value] of names) expect([name, await own.metric(name)]).toEqual([name, value]);
+    expect(await own.metric("bnb:eventloop_lag_seconds")).toBeGreaterThanOrEqual(0);
+    const [whole] = own.lines;
+    expect(own.lines[1]).toMatchObject({ promptTokens: 40, cachedTokens: 32, tokens: 5, finish: ["length"] });
+    expect(whole).toMatchObject({ cachedTokens: 0 });
+  });
+
+  it("is one line a request, without its text", async () => {
+    await using own = await serve(model, { apiKeys: ["secret key"] }, "secret key");
+    await own.client.completions.create({ ...short, prompt: "the prompt" });
+    await failure(own.client.completions.create({ ...short, prompt: "the prompt", suffix: "the suffix" }));
+    const leaving = await stream(own.client);
+    await leaving[Symbol.asyncIterator]().next();
+    leaving.controller.abort();
+    await until(() => own.lines.length === 3);
+    await fetch(`${own.url}/health`);
+    expect(own.lines).toEqual([
+      {
+        time: expect.stringMatching(/^\d{4}-\d\d-\d\dT[\d:.]+Z$/),
+        id: expect.stringMatching(/^req-[0-9a-f]{24}$/),
+        method: "POST",
+        path: "/v1/completions",
+        status: 200,
+        ms: expect.any(Number),
+        key: expect.stringMatching(/^[0-9a-f]{8}$/),
+        model: "tiny",
+        stream: false,
+        promptTokens: 10,
+        cachedTokens: 0,
+        tokens: 4,
+        firstTokenMs: expect.any(Number),
+        finish: ["length"],
+      },
+      expect.objectContaining({ status: 400, error: "unsupported_parameter" }),
+      expect.objectContaining({ status: 499, stream: true, finish: ["abort"] }),
+    ]);
+    expect(JSON.stringify(own.lines)).not.toMatch(/the prompt|the suffix|secret/);
+  });
+
+  it("shares what was computed among the requests of a key, unless told otherwise", async () => {
+    for (const sharePrefixes of [false, true]) {
+      await using own = await serve(model, { apiKeys: ["a", "b"], sharePrefixes }, "a");
+      const other = new OpenAI({ baseURL: `${own.url}/v1`, apiKey: "b", maxRetries: 0 });
+      const ask = async (client: OpenAI, more: object = {}) => {
+        const { usage } = await client.completions.create({ ...short, prompt: "y".repeat(40), ...more });
+        return usage!.prompt_tokens_details!.cached_tokens;
+      };
+      expect(await ask(own.client)).toBe(0);
+      expect(await ask(own.client)).toBe(32);
+      expect(await ask(own.client, { cache_salt: "s" })).toBe(0);
+      expect(await ask(other)).toBe(sharePrefixes ? 32 : 0);
+    }
+  });
+});
+
+describe("bnb serve as a process", () => {
+  const program = "dist/cli/main.js";
+  async function start(): Promise<{
+    child: ReturnType<typeof spawn>;
+    client: OpenAI;
+    ended: Promise<unknown[]>;
+    log: () => string;
+  }> {
+    const args = [program, "serve", tiny.folder, "--port", "0", "--name", "tiny", "--device", "cpu"];
+    const child = spawn(process.execPath, args, { stdio: ["ignore", "pipe", "pipe"] });
+    let [out, log] = ["", ""];
+    child.stdout.on("data", (piece) => {
+      out += piece;
+    });
+    child.stderr.on("data", (piece) => {
+      log += piece;
+    });
+    const ended = new Promise<unknown[]>((resolve) => child.on("close", (...how) => resolve(how)));
+    let baseURL: string | undefined;
+    await until(() => {
+      baseURL = /is served at (http:[^;\s]+)/.exec(out)?.[1];
+      return baseURL !== undefined || child.exitCode !== null;
+    });
+    return { child, client: new OpenAI({ baseURL, apiKey: "none", maxRetries: 0 }), ended, log: () => log };
+  }
+
+  it("lets what runs end on SIGTERM", async () => {
+    const { child, client, ended, log } = await start();
+    const running = await stream(client, { ...long, max_tokens: 200 });
+    let [tokens, finish] = [0, ""];
+    for await (const { choices } of running) {
+      if (tokens++ === 0) child.kill("SIGTERM");
+      finish = choices[0]!.finish_reason ?? "";
+    }
+    expect(finish).toBe("length");
+    expect(await ended).toEqual([0, null]);
+    const line = JSON.parse(log()) as object;
+    expect(line).toMatchObject({ path: "/v1/completions", status: 200, tokens: 200, finish: ["length"] });
+  });
+
+  it("ends at once on the second", async () => {
+    const { child, client, ended } = await start();
+    const running = await stream(client, { ...long, n: 32 });
+    const failed = (async () => {
+      let pieces = 0;
+      for await (const _ of running) {
+        if (pieces++ === 0) child.kill("SIGTERM");
+        if (pieces === 100) child.kill("SIGTERM");
+      }
+    })();
+    await expect(failed).rejects.toThrow();
+    expect(await ended).toEqual([null, "SIGTERM"]);
+  });
+});
