@@ -65,4 +65,4 @@ p.requiresGrad = true;
 p.grad = random(14336 * 4096);
 const optimizer = new AdamW8bit([p], { lr: 1e-3 });
 twice(() => optimizer.step());
-synchronize().then(() => process.exit(0));
+void synchronize().then(() => process.exit(0));

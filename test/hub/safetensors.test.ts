@@ -143,9 +143,7 @@ describe("a tensor of many parts", () => {
     const x = await file.load("x");
     expect(Buffer.compare(Buffer.from((await x.data()) as Uint8Array), Buffer.from(bytes))).toBe(0);
     truncateSync(inFolder("large"), 3_000_000);
-    await expect(file.load("x")).rejects.toThrow(
-      /readFile: the file ends at byte 3000000, \d+ more must be/,
-    );
+    await expect(file.load("x")).rejects.toThrow(/readFile: the file ends at byte 3000000, \d+ more must be/);
     await file.close();
   });
 });

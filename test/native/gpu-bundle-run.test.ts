@@ -41,7 +41,6 @@ put("manifest.json", "{}");
 put("bitsandbytes.node", "", 0o755);
 put("app.tar", "");
 put("node", node, 0o755);
-put("app.tar", ""); // the mark of an app that was unpacked
 put("app/package.json", '{ "type": "commonjs" }');
 put(
   "app/dist/index.js",
