@@ -29,6 +29,8 @@ export type ServeState = "loading" | "ready" | "draining" | "failed";
 export interface ServeHandler extends Disposable {
   (request: IncomingMessage, response: ServerResponse): void;
   readonly state: ServeState;
+  /** Requests that are being answered. */
+  readonly size: number;
   /** Tokens whose keys and values have room. */
   readonly kvTokens: number;
   /** Resolves after the first steps, which are slower than those that follow; rejects where they fail. */
@@ -83,6 +85,10 @@ class House {
     this.failed = new Promise((resolve) => {
       this.#fail = resolve;
     });
+  }
+
+  get size(): number {
+    return this.#calls.size;
   }
 
   async answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
@@ -198,7 +204,7 @@ export function createServeHandler(options: ServeOptions): ServeHandler {
   const drain = (seconds: number): Promise<void> => house.drain(seconds);
   const kvTokens = house.served.engine.stats.pages * pageSize;
   const more = { kvTokens, ready, failed: house.failed, drain, dispose, [Symbol.dispose]: dispose };
-  Object.defineProperty(handler, "state", { get: () => house.state });
+  Object.defineProperties(handler, { state: { get: () => house.state }, size: { get: () => house.size } });
   return Object.assign(handler, more) as unknown as ServeHandler;
 }
 

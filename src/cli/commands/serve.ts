@@ -78,8 +78,8 @@ alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; 
       });
       await handler.ready;
       const url = urlOf(server);
-      const room = `${count(handler.kvTokens)} tokens have room`;
-      terminal.line(`${called} (${bytes(model.memoryFootprint())}) is served at ${url}; ${room}`);
+      const room = `${bytes(model.memoryFootprint())}, room for ${count(handler.kvTokens)} tokens`;
+      terminal.line(`${called} (${room}) is served at ${url}`);
       const fault = await Promise.race([handler.failed, stopped(signal)]);
       // After a fault they all get an error.
       await handler.drain(fault ? 1 : drainSeconds);
