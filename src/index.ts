@@ -13,11 +13,11 @@ export {
   type GenerationConfig,
   type Tokenizer,
 } from "./hub/index.js";
-export * from "./lora/index.js";
 export * from "./models/index.js";
 export * as nn from "./nn/index.js";
 export * from "./ops/index.js";
 export * as optim from "./optim/index.js";
+export * from "./peft/index.js";
 export {
   arange,
   empty,

@@ -17,7 +17,7 @@ const layers: Record<string, number> = {
   hub: 6,
   models: 7,
   generation: 8,
-  lora: 9,
+  peft: 9,
   serve: 9,
   train: 10,
   cli: 12,

@@ -2,6 +2,7 @@
 import { BitsAndBytesConfig } from "../hub/index.js";
 import type { CausalLM, FromPretrainedOptions, FromPretrainedProgress } from "../models/index.js";
 import { AutoModelForCausalLM } from "../models/index.js";
+import { PeftModel } from "../peft/index.js";
 import { toDevice } from "../tensor/device.js";
 import type { OptionSpec } from "./command.js";
 import { choice, deviceOption, revisionOption, usageError } from "./command.js";
@@ -20,6 +21,11 @@ export const loadOptions = {
 export const quantizeOptions = {
   "4bit": { type: "boolean", help: "quantize to NF4 while loading" },
   "8bit": { type: "boolean", help: "quantize to int8 while loading" },
+} as const satisfies Record<string, OptionSpec>;
+
+/** For commands that compute with it. */
+export const loraOption = {
+  lora: { type: "string", value: "DIR", help: "an adapter for it, as bnb finetune or Python's peft saves it" },
 } as const satisfies Record<string, OptionSpec>;
 
 /** For commands that generate. */
@@ -45,6 +51,7 @@ interface LoadValues {
   revision: string | undefined;
   "4bit"?: boolean;
   "8bit"?: boolean;
+  lora?: string | undefined;
   "device-map"?: string | undefined;
   "max-memory"?: string | undefined;
   "offload-folder"?: string | undefined;
@@ -75,7 +82,7 @@ export async function loadModel(
       throw usageError(`${name} is quantized already; bnb dequantize makes floats of it`);
     }
   }
-  return AutoModelForCausalLM.fromPretrained(name, {
+  const model = await AutoModelForCausalLM.fromPretrained(name, {
     quantizationConfig,
     ...placementOf(values),
     dtype: dtype === undefined ? "auto" : choice("--dtype", dtype, ["float32", "float16", "bfloat16"]),
@@ -84,6 +91,13 @@ export async function loadModel(
     signal,
     ...more,
   });
+  if (values.lora === undefined) return model;
+  try {
+    return (await PeftModel.fromPretrained(model, values.lora)).model;
+  } catch (error) {
+    model.dispose();
+    throw error;
+  }
 }
 
 /** Keeps the head of a model in the format of --head, too. */

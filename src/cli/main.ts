@@ -28,6 +28,10 @@ const commands: Record<string, { summary: string; load: () => Promise<Command> }
     summary: "save a quantized model with float weights",
     load: async () => (await import("./commands/dequantize.js")).dequantize,
   },
+  merge: {
+    summary: "save a model with an adapter in its weights",
+    load: async () => (await import("./commands/merge.js")).merge,
+  },
   eval: {
     summary: "measure the perplexity of a text, in several formats side by side",
     load: async () => (await import("./commands/eval.js")).evaluation,

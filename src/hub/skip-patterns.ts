@@ -6,11 +6,12 @@ const MAX_PATTERN = 256;
 
 /**
  * Throws ERR_BNB_FORMAT for a pattern that a file must not bring along: a long one, or one with a quantifier on a group
- * that contains a quantifier, whose matching may take for ever.
+ * that contains a quantifier, whose matching may take for ever. With `op`, a pattern of its options: ERR_BNB_OPTION.
  */
-export function checkFilePattern(pattern: string): void {
+export function checkFilePattern(pattern: string, op?: string): void {
   const fail = (what: string): never => {
     const shown = JSON.stringify(pattern.slice(0, 40));
+    if (op) throw new BnbError("ERR_BNB_OPTION", `${op}: the pattern ${shown} ${what}`);
     throw new BnbError("ERR_BNB_FORMAT", `quantization_config: the pattern ${shown} of llm_int8_skip_modules ${what}`);
   };
   if (pattern.length > MAX_PATTERN) fail(`has ${pattern.length} characters, at most ${MAX_PATTERN} may be`);

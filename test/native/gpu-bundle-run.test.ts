@@ -31,6 +31,7 @@ put("run.sh", read("tools/gpu-bundle/run.sh"), 0o755);
 put("manifest.json", "{}");
 put("bitsandbytes.node", "", 0o755);
 put("node", node, 0o755);
+put("app.tar", ""); // the mark of an app that was unpacked
 put("app/package.json", '{ "type": "commonjs" }');
 put(
   "app/dist/index.js",

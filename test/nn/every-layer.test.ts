@@ -2,7 +2,6 @@
 // the same function in float32 on unquantized weights.
 import { describe, expect, it } from "vitest";
 import { backward } from "../../src/autograd/backward.js";
-import { LoraLinear } from "../../src/lora/index.js";
 import * as nn from "../../src/nn/index.js";
 import {
   cast,
@@ -14,6 +13,7 @@ import {
   linear,
   rmsNorm,
 } from "../../src/ops/index.js";
+import { LoraLinear } from "../../src/peft/index.js";
 import { tensor } from "../../src/tensor/create.js";
 import { toDevice } from "../../src/tensor/device.js";
 import { BnbError } from "../../src/tensor/errors.js";
@@ -65,15 +65,15 @@ const overBase = (
   name: `LoraLinear over ${name}`,
   make: (dtype, device) => {
     const layer = new LoraLinear(makeBase(dtype, device), { r: 2, loraAlpha: 3, device: toDevice(device) });
-    layer.loadStateDict({ lora_B: filled([n, 2], "float32", device, 5) }, { strict: false });
+    layer.loadStateDict({ "default.lora_B": filled([n, 2], "float32", device, 5) }, { strict: false });
     return layer;
   },
   ...(takes && { takes }),
   plain: (x, p, layer) => {
     const base = (layer as LoraLinear).baseLayer;
     const w = p["base_layer.weight"] ?? floatWeight(base as nn.Linear);
-    const low = linear(x, p.lora_A as Tensor, null);
-    return line(x, w, p["base_layer.bias"]).add(linear(low, p.lora_B as Tensor, null).mul(1.5));
+    const low = linear(x, p["default.lora_A"] as Tensor, null);
+    return line(x, w, p["base_layer.bias"]).add(linear(low, p["default.lora_B"] as Tensor, null).mul(1.5));
   },
 });
 

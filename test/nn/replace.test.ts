@@ -1,11 +1,11 @@
 // replaceLinear: which layers are swapped, what goes with them, and that nothing leaks.
 import { describe, expect, it } from "vitest";
-import { LoraLinear } from "../../src/lora/index.js";
 import { ModuleList, Sequential } from "../../src/nn/containers.js";
 import { Linear } from "../../src/nn/linear.js";
 import { Module } from "../../src/nn/module.js";
 import type { LinearFactory } from "../../src/nn/replace.js";
 import { replaceLinear } from "../../src/nn/replace.js";
+import { LoraLinear } from "../../src/peft/index.js";
 import { memory } from "../../src/tensor/scope.js";
 import type { Tensor } from "../../src/tensor/tensor.js";
 

@@ -1,9 +1,9 @@
 // What a module saves it loads, and what it would not load it does not save: values that are not finite, and integers,
 // which may be codes, where floats belong.
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { LoraLinear } from "../../src/lora/index.js";
 import * as nn from "../../src/nn/index.js";
 import { int8VectorwiseQuant, QuantState, quantize4bit } from "../../src/ops/index.js";
+import { LoraLinear } from "../../src/peft/index.js";
 import { tensor, zeros } from "../../src/tensor/create.js";
 import { BnbError } from "../../src/tensor/errors.js";
 import { memory, tidy } from "../../src/tensor/scope.js";
@@ -225,8 +225,8 @@ describe("integers for floats", () => {
       const eights = (shape: number[]): Tensor =>
         integers(new Int8Array(8).fill(1).subarray(0, shape[0]! * (shape[1] ?? 1)), shape);
       for (const [key, shape] of [
-        ["lora_A", [2, 4]],
-        ["lora_B", [2, 2]],
+        ["default.lora_A", [2, 4]],
+        ["default.lora_B", [2, 2]],
         ["base_layer.bias", [2]],
       ] as const) {
         const load = () => lora.loadStateDict({ [key]: eights([...shape]) }, { strict: false });

@@ -35,6 +35,10 @@ const rows = bnb.int8VectorwiseQuant(x);
 const product = bnb.int8LinearMatmul(rows.codes, rows.codes);
 const config = { vocabSize: 8, hiddenSize: 4, intermediateSize: 4, numHiddenLayers: 1, numAttentionHeads: 1 };
 const model = new bnb.LlamaForCausalLM(config);
+const qProj = new bnb.LoraConfig({ targetModules: ["q_proj"] });
+const newPeft = () => bnb.getPeftModel(new bnb.LlamaForCausalLM(config), qProj);
+const plainText = readFileSync("test/fixtures/families/llama-plain/fp32/config.json", "utf8");
+const plainLlama = () => new bnb.LlamaForCausalLM(bnb.LlamaConfig.fromJSON(JSON.parse(plainText)));
 const llama = model.config;
 const llamaFixture = bnb.LlamaConfig.fromJSON(
   JSON.parse(readFileSync("test/fixtures/models/llama/nf4/config.json", "utf8")),
@@ -124,6 +128,16 @@ const withOptions: Record<string, Entry> = {
     },
     applyLora: { call: (o) => bnb.applyLora(new bnb.LlamaForCausalLM(config), o), needs: { targetModules: ["q_proj"] } },
     LoraLinear: { call: (o) => new bnb.LoraLinear(new nn.Linear(4, 4), o) },
+    LoraConfig: { call: (o) => new bnb.LoraConfig(o) },
+    getPeftModel: { call: (o) => bnb.getPeftModel(new bnb.LlamaForCausalLM(config), qProj, o) },
+    "PeftModel.addAdapter": { call: (o) => newPeft().addAdapter("b", qProj, o) },
+    "PeftModel.setAdapter": { call: (o) => newPeft().setAdapter("default", o) },
+    "PeftModel.addWeightedAdapter": { call: (o) => newPeft().addWeightedAdapter(["default"], [1], "b", o) },
+    "PeftModel.savePretrained": { call: (o) => newPeft().savePretrained(`${folder}/adapter`, o) },
+    "PeftModel.loadAdapter": { call: (o) => bnb.getPeftModel(plainLlama(), qProj).loadAdapter("test/fixtures/adapters/part-a", "b", o) },
+    "PeftModel.fromPretrained": { call: (o) => bnb.PeftModel.fromPretrained(plainLlama(), "test/fixtures/adapters/part-a", o) },
+    "PeftModel.mergeAdapter": { call: (o) => newPeft().mergeAdapter(o) },
+    "PeftModel.mergeAndUnload": { call: (o) => newPeft().mergeAndUnload(o) },
     generate: { call: (o) => bnb.generate(model, [1], o), needs: { maxNewTokens: 1 } },
     complete: { call: (o) => bnb.complete(model, [1], o), needs: { maxNewTokens: 1 } },
     score: { call: (o) => bnb.score(model, [1, 2], o) },
@@ -234,7 +248,7 @@ const withoutOptions = new Set(
   layerNorm linear linear4bit linear4bitEach linear4bitSwiglu log logSoftmax manualSeed maximum memory minimum mul neg noGrad
   permute pow reciprocal relu reshape rmsNorm rope rsqrt seededRandom setDefaultDevice sigmoid sign silu slice
   softmax softplus MatmulLtState Int8DoubleQuant unpackTensorToDict sqrt square sub swiglu synchronize tanh tidy to transpose BnbError Device Generator Graph ExpertWeights expertWeights expertsSwiglu Quantized4Bit Tensor
-  CausalLM Encoder SequenceClassifier TextModel
+  PeftModel prepareModelForKbitTraining CausalLM Encoder SequenceClassifier TextModel
   linear4bitPlan linear4bitGpuPlan linear4bitGroupGpuPlan matmulGpuPlan
   nn.OutlierTracer nn.Bnb4bitParametrization nn.replaceParameter4bitPrequantized
   nn.Module nn.ModuleList nn.Sequential nn.snakeCase nn.uninitialized nn.linearEach nn.linearResidual nn.linearSwiglu

@@ -6,7 +6,15 @@ import type { CausalLM } from "../../models/index.js";
 import { BnbError } from "../../tensor/errors.js";
 import type { CommandContext } from "../command.js";
 import { command } from "../command.js";
-import { headOption, loadModel, loadOptions, placementOptions, quantizeHead, quantizeOptions } from "../load-model.js";
+import {
+  headOption,
+  loadModel,
+  loadOptions,
+  loraOption,
+  placementOptions,
+  quantizeHead,
+  quantizeOptions,
+} from "../load-model.js";
 import type { Terminal } from "../terminal.js";
 import { printable } from "../terminal.js";
 import { textOptions, textSettings } from "../text-options.js";
@@ -27,6 +35,7 @@ generation_config.json says.`,
     system: { type: "string", value: "TEXT", help: "what the model is told before" },
     ...textOptions,
     ...quantizeOptions,
+    ...loraOption,
     ...headOption,
     ...loadOptions,
     ...placementOptions,

@@ -1,7 +1,15 @@
 // `bnb generate`: what a model writes after a prompt, as it comes.
 import { generate as continueText } from "../../generation/index.js";
 import { command, usageError } from "../command.js";
-import { headOption, loadModel, loadOptions, placementOptions, quantizeHead, quantizeOptions } from "../load-model.js";
+import {
+  headOption,
+  loadModel,
+  loadOptions,
+  loraOption,
+  placementOptions,
+  quantizeHead,
+  quantizeOptions,
+} from "../load-model.js";
 import { printable } from "../terminal.js";
 import { textOptions, textSettings } from "../text-options.js";
 
@@ -16,6 +24,7 @@ to it is printed. What is not said here is as the model's generation_config.json
     system: { type: "string", value: "TEXT", help: "with --chat: what the model is told before" },
     ...textOptions,
     ...quantizeOptions,
+    ...loraOption,
     ...headOption,
     ...loadOptions,
     ...placementOptions,

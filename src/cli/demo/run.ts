@@ -1,12 +1,12 @@
 // The demo from the first byte to the last claim: train twice, quantize five ways, fine-tune, generate. Prints as
 // it goes and returns everything it measured.
 import { cpus } from "node:os";
-import { applyLora } from "../../lora/index.js";
 import { LlamaForCausalLM } from "../../models/index.js";
 import type { Parameter } from "../../nn/index.js";
 import { Generator as RandomSource } from "../../ops/index.js";
 import type { Optimizer8bit } from "../../optim/index.js";
 import { AdamW, AdamW8bit, cosineSchedule } from "../../optim/index.js";
+import { applyLora } from "../../peft/index.js";
 import type { Device } from "../../tensor/device.js";
 import type { Batch } from "../../train/index.js";
 import { evaluate, evenBatches, randomBatches, splitBytes, train } from "../../train/index.js";

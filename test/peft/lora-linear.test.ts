@@ -3,12 +3,12 @@
 import { afterEach, describe, expect, it } from "vitest";
 import { backward } from "../../src/autograd/backward.js";
 import { noGrad } from "../../src/autograd/no-grad.js";
-import type { LinearLike } from "../../src/lora/index.js";
-import { applyLora, LoraLinear } from "../../src/lora/index.js";
 import { LlamaForCausalLM } from "../../src/models/index.js";
 import { Linear, Linear4bit, Linear8bitLt, Module, Parameter, replaceLinear } from "../../src/nn/index.js";
 import { crossEntropy, Generator, mean, mul, randn } from "../../src/ops/index.js";
 import { AdamW8bit } from "../../src/optim/index.js";
+import type { LinearLike } from "../../src/peft/index.js";
+import { applyLora, LoraLinear } from "../../src/peft/index.js";
 import { tensor } from "../../src/tensor/create.js";
 import { toDevice } from "../../src/tensor/device.js";
 import { memory, tidy } from "../../src/tensor/scope.js";
@@ -65,9 +65,9 @@ describe.each(testDevices())("on %s", (name) => {
       const base = makeBase(64, 24);
       const lora = own(new LoraLinear(base, { r: 4, loraAlpha: 6, device, generator: new Generator(4) }));
       const b = own(randn([24, 4], { device, generator: new Generator(5) }));
-      lora.loadStateDict({ lora_B: b }, { strict: false });
+      lora.loadStateDict({ "default.lora_B": b }, { strict: false });
       const x = own(randn([3, 64], { device, generator: new Generator(6) }));
-      const low = product(values(x), values(lora.loraA), 64);
+      const low = product(values(x), values(lora.adapters.get("default")!.loraA), 64);
       const update = product(low, values(b), 4);
       const want = values(own(noGrad(() => base.forward(x)))).map((y, i) => y + 1.5 * (update[i] as number));
       expectClose(values(own(noGrad(() => lora.forward(x)))), want, { atol: 1e-4, rtol: 1e-4 });
@@ -87,7 +87,10 @@ describe.each(testDevices())("on %s", (name) => {
         const y = own(lora.forward(x));
         expect(y.dtype).toBe(dtype);
         tidy(() => backward(mean(y)));
-        expect([lora.loraA.grad?.dtype, lora.loraB.grad?.dtype]).toEqual(["float32", "float32"]);
+        expect([
+          lora.adapters.get("default")!.loraA.grad?.dtype,
+          lora.adapters.get("default")!.loraB.grad?.dtype,
+        ]).toEqual(["float32", "float32"]);
       },
     );
 
@@ -98,7 +101,7 @@ describe.each(testDevices())("on %s", (name) => {
       x.requiresGrad = true;
       tidy(() => backward(mean(mul(lora.forward(x), lora.forward(x)))));
       expect(x.grad).not.toBeNull();
-      expect(lora.loraB.grad).not.toBeNull();
+      expect(lora.adapters.get("default")!.loraB.grad).not.toBeNull();
       for (const parameter of lora.baseLayer.parameters()) expect(parameter.grad).toBeNull();
     });
 
@@ -107,7 +110,9 @@ describe.each(testDevices())("on %s", (name) => {
       const lora = own(new LoraLinear(base, { r: 8, loraAlpha: 16, device, generator: new Generator(4) }));
       base.requiresGrad_(false);
       const before = [...base.stateDict()].map(([key, tensor]) => [key, Array.from(tensor.dataSync())]);
-      const optimizer = own(new AdamW8bit([lora.loraA, lora.loraB], { lr: 0.01 }));
+      const optimizer = own(
+        new AdamW8bit([lora.adapters.get("default")!.loraA, lora.adapters.get("default")!.loraB], { lr: 0.01 }),
+      );
       const x = own(randn([16, 64], { device, generator: new Generator(6) }));
       const targets = own(
         tensor(
@@ -135,19 +140,19 @@ describe.each(testDevices())("on %s", (name) => {
   describe("init", () => {
     it("draws A uniformly within 1 / sqrt(in) and sets B to zero", () => {
       const lora = own(new LoraLinear(new Linear(400, 10, { device }), { r: 16, device, generator: new Generator(7) }));
-      const a = values(lora.loraA);
+      const a = values(lora.adapters.get("default")!.loraA);
       const bound = 1 / Math.sqrt(400);
       expect(a).toHaveLength(16 * 400);
       expect(Math.max(...a.map(Math.abs))).toBeLessThanOrEqual(bound);
       const variance = a.reduce((sum, value) => sum + value * value, 0) / a.length;
       expect(Math.abs(variance / (bound ** 2 / 3) - 1)).toBeLessThan(0.05);
-      expect(new Set(values(lora.loraB))).toEqual(new Set([0]));
+      expect(new Set(values(lora.adapters.get("default")!.loraB))).toEqual(new Set([0]));
     });
 
     it("drops inputs of A in training only", () => {
       const lora = own(new LoraLinear(new Linear(64, 8, { device }), { r: 4, loraDropout: 0.5, device }));
       const b = own(randn([8, 4], { device, generator: new Generator(5) }));
-      lora.loadStateDict({ lora_B: b }, { strict: false });
+      lora.loadStateDict({ "default.lora_B": b }, { strict: false });
       const x = own(randn([2, 64], { device, generator: new Generator(6) }));
       const forward = () => values(own(noGrad(() => lora.forward(x))));
       expect(forward()).not.toEqual(forward());
@@ -171,42 +176,29 @@ describe.each(testDevices())("on %s", (name) => {
       expect(adapters).toHaveLength(6);
       const trainable = model.namedParameters().filter(([, parameter]) => parameter.requiresGrad);
       expect(trainable.map(([path]) => path)).toEqual([
-        "model.layers.0.self_attn.q_proj.lora_A",
-        "model.layers.0.self_attn.q_proj.lora_B",
-        "model.layers.1.self_attn.q_proj.lora_A",
-        "model.layers.1.self_attn.q_proj.lora_B",
-        "model.layers.1.mlp.up_proj.lora_A",
-        "model.layers.1.mlp.up_proj.lora_B",
+        "model.layers.0.self_attn.q_proj.default.lora_A",
+        "model.layers.0.self_attn.q_proj.default.lora_B",
+        "model.layers.1.self_attn.q_proj.default.lora_A",
+        "model.layers.1.self_attn.q_proj.default.lora_B",
+        "model.layers.1.mlp.up_proj.default.lora_A",
+        "model.layers.1.mlp.up_proj.default.lora_B",
       ]);
       expect(new Set(trainable.map(([, parameter]) => parameter))).toEqual(new Set(adapters));
       expect(model.stateDict().has("model.layers.0.self_attn.q_proj.base_layer.weight")).toBe(true);
     });
 
-    it("adds to the adapters that are there, and leaves them learning", () => {
+    it("never freezes or wraps the adapters that are there: another comes by addAdapter", () => {
       const model = newModel();
-      const first = applyLora(model, { r: 2, targetModules: ["q_proj"], device });
-      const second = applyLora(model, { r: 2, targetModules: ["k_proj", "v_proj"], device });
-      expect(second).toHaveLength(8);
-      expect([...first, ...second].every(({ requiresGrad }) => requiresGrad)).toBe(true);
-      expect(model.parameters().filter(({ requiresGrad }) => requiresGrad)).toHaveLength(12);
-      // One that was frozen by hand stays so.
-      for (const parameter of first) parameter.requiresGrad = false;
-      applyLora(model, { r: 2, targetModules: ["o_proj"], device });
-      expect(first.some(({ requiresGrad }) => requiresGrad)).toBe(false);
-      expect(second.every(({ requiresGrad }) => requiresGrad)).toBe(true);
-    });
-
-    it("puts no adapter on an adapter or inside of one", () => {
-      const model = newModel();
-      applyLora(model, { r: 2, targetModules: ["q_proj"], device });
+      const first = applyLora(model, { r: 2, targetModules: ["q_proj"] });
       const state = [...model.stateDict().keys()];
-      const option = (message: string) => expect.objectContaining({ code: "ERR_BNB_OPTION", message });
-      expect(() => applyLora(model, { targetModules: ["base_layer"], device })).toThrow(
-        expect.objectContaining({ code: "ERR_BNB_OPTION" }),
+      expect(() => applyLora(model, { r: 2, targetModules: ["k_proj"] })).toThrow(
+        expect.objectContaining({
+          code: "ERR_BNB_OPTION",
+          message:
+            "PeftModel: model must have no adapters yet, got one with some; addAdapter of its PeftModel adds another",
+        }),
       );
-      expect(() => applyLora(model, { targetModules: ["k_proj", "q_proj"], device })).toThrow(
-        option("applyLora: a target must have no adapter yet, got one at model.layers.0.self_attn.q_proj"),
-      );
+      expect(first.every(({ requiresGrad }) => requiresGrad)).toBe(true);
       expect([...model.stateDict().keys()]).toEqual(state);
     });
 
@@ -289,7 +281,7 @@ describe.each(testDevices())("on %s", (name) => {
       const alpha = { lora_alpha: 32, targetModules: ["q_proj"] } as object as { targetModules: string[] };
       expect(() => applyLora(model, alpha)).toThrow("got lora_alpha (did you mean loraAlpha?)");
       expect(() => applyLora(model, { targetModules: ["mlp"] })).toThrow(
-        option("applyLora: a target must be a linear layer, got GatedMlp at model.layers.0.mlp"),
+        option("applyLora: a target must be a linear layer or an embedding, got GatedMlp at model.layers.0.mlp"),
       );
       expect(() => applyLora(model, { r: 0, targetModules: ["q_proj"] })).toThrow(
         option("applyLora: r must be an integer of at least 1, got 0"),

@@ -1,0 +1,217 @@
+// What an adapter may have beside A and B: biases, whole heads of classifiers, tables of embeddings; and merges that fail.
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, afterEach, describe, expect, it } from "vitest";
+import { noGrad } from "../../src/autograd/no-grad.js";
+import { openSafetensors } from "../../src/hub/safetensors.js";
+import type { CausalLM } from "../../src/models/index.js";
+import { AutoModelForCausalLM, AutoModelForSequenceClassification } from "../../src/models/index.js";
+import { Linear, Module } from "../../src/nn/index.js";
+import { copyInto, Generator, randn } from "../../src/ops/index.js";
+import type { LoraConfigOptions, LoraLinear } from "../../src/peft/index.js";
+import { getPeftModel, LoraConfig, PeftModel } from "../../src/peft/index.js";
+import { tensor } from "../../src/tensor/create.js";
+import { tidy } from "../../src/tensor/scope.js";
+import type { Tensor } from "../../src/tensor/tensor.js";
+import { expectClose } from "../helpers/expect-close.js";
+
+const scratch = mkdtempSync(join(tmpdir(), "bnb-peft-"));
+afterAll(() => rmSync(scratch, { recursive: true, force: true }));
+const owned: { dispose(): void }[] = [];
+afterEach(() => {
+  for (const value of owned.splice(0)) value.dispose();
+});
+const own = <T extends { dispose(): void }>(value: T): T => {
+  owned.push(value);
+  return value;
+};
+const family = (name: string) => `test/fixtures/families/${name}/fp32`;
+const load = async (name: string): Promise<CausalLM> => own(await AutoModelForCausalLM.fromPretrained(family(name)));
+const ids = tensor([[1, 5, 17, 40, 3]], { dtype: "int32" });
+afterAll(() => ids.dispose());
+const logitsOf = (model: { forward(ids: Tensor): Tensor }): number[] =>
+  noGrad(() => tidy(() => Array.from(model.forward(ids).floatsSync())));
+
+async function keysIn(folder: string): Promise<string[]> {
+  const source = await openSafetensors(join(folder, "adapter_model.safetensors"));
+  const names = [...source.names()].map((name) => name.replace("base_model.model.", ""));
+  await source.close();
+  return names;
+}
+/** Moves every parameter that learns away from where it began. */
+function shake(peft: PeftModel<Module>): void {
+  const generator = new Generator(9);
+  noGrad(() =>
+    tidy(() => {
+      for (const parameter of peft.parameters().filter(({ requiresGrad }) => requiresGrad)) {
+        copyInto(parameter, parameter.add(randn(parameter.shape, { generator, std: 0.1 })));
+      }
+    }),
+  );
+}
+
+// The names are those that peft 0.21 writes for the same settings of the same model.
+describe("names in the file", () => {
+  const q = "model.layers.0.self_attn.q_proj";
+  it.each<[string, LoraConfigOptions, string[]]>([
+    [
+      "lora_only",
+      { targetModules: ["q_proj"], layersToTransform: [0], bias: "lora_only" },
+      [`${q}.base_layer.bias`, `${q}.lora_A.weight`, `${q}.lora_B.weight`],
+    ],
+    [
+      "all biases",
+      { targetModules: ["q_proj"], layersToTransform: [0], bias: "all" },
+      [
+        "model.layers.0.self_attn.k_proj.bias",
+        `${q}.base_layer.bias`,
+        `${q}.lora_A.weight`,
+        `${q}.lora_B.weight`,
+        "model.layers.0.self_attn.v_proj.bias",
+        "model.layers.1.self_attn.k_proj.bias",
+        "model.layers.1.self_attn.q_proj.bias",
+        "model.layers.1.self_attn.v_proj.bias",
+      ],
+    ],
+    [
+      "a bias of B",
+      { targetModules: ["q_proj"], layersToTransform: [0], loraBias: true },
+      [`${q}.lora_A.weight`, `${q}.lora_B.bias`, `${q}.lora_B.weight`],
+    ],
+    [
+      "an embedding",
+      { targetModules: ["embed_tokens"] },
+      ["base_layer.weight", "lora_embedding_A", "lora_embedding_B"].map((n) => `model.embed_tokens.${n}`),
+    ],
+    [
+      "an embedding with DoRA",
+      { targetModules: ["embed_tokens"], useDora: true },
+      ["base_layer.weight", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"].map(
+        (n) => `model.embed_tokens.${n}`,
+      ),
+    ],
+  ])("of %s", async (name, options, want) => {
+    const model = await load("qwen2");
+    const before = logitsOf(model);
+    const peft = getPeftModel(model, new LoraConfig({ r: 2, ...options }));
+    shake(peft);
+    const trained = logitsOf(model);
+    expect(trained).not.toEqual(before);
+    const folder = join(scratch, name);
+    await peft.savePretrained(folder);
+    expect(await keysIn(folder)).toEqual(want);
+    const again = await load("qwen2");
+    const loaded = await PeftModel.fromPretrained(again, folder);
+    expect(logitsOf(again)).toEqual(trained);
+    // A head that shares the table takes the adapter only when it is in the table.
+    if (!options.targetModules?.includes("embed_tokens")) {
+      expectClose(logitsOf(loaded.mergeAndUnload()), trained, { atol: 1e-4, rtol: 0 });
+    }
+  });
+
+  it("saves tables of embeddings on request, which loading takes", async () => {
+    const peft = getPeftModel(await load("llama-plain"), new LoraConfig({ targetModules: ["q_proj"] }));
+    const folder = join(scratch, "tables");
+    await peft.savePretrained(folder, { saveEmbeddingLayers: true });
+    expect((await keysIn(folder)).filter((key) => !key.includes("lora"))).toEqual([
+      "lm_head.weight",
+      "model.embed_tokens.weight",
+    ]);
+    await PeftModel.fromPretrained(await load("llama-plain"), folder);
+    await peft.savePretrained(folder, { saveEmbeddingLayers: false });
+    expect((await keysIn(folder)).every((key) => key.includes("lora"))).toBe(true);
+  });
+});
+
+describe("whole modules", () => {
+  it("a classifier's head learns and is saved with SEQ_CLS, and is given back", async () => {
+    const open = async () =>
+      own(await AutoModelForSequenceClassification.fromPretrained(family("llama-sequence-classification")));
+    const model = await open();
+    const before = logitsOf(model);
+    const config = new LoraConfig({ r: 2, targetModules: "all-linear", taskType: "SEQ_CLS" });
+    const peft = getPeftModel(model, config);
+    expect([...peft.layers.keys()].some((path) => path.includes("score"))).toBe(false);
+    expect(peft.namedParameters().filter(([path, p]) => p.requiresGrad && path.includes("score"))).toHaveLength(1);
+    shake(peft);
+    const trained = logitsOf(model);
+    const folder = join(scratch, "classifier");
+    await peft.savePretrained(folder);
+    expect(await keysIn(folder)).toContain("score.weight");
+    const again = await open();
+    const loaded = await PeftModel.fromPretrained(again, folder);
+    expect(logitsOf(again)).toEqual(trained);
+    expectClose(logitsOf(loaded.mergeAndUnload()), trained, { atol: 1e-5, rtol: 0 });
+    expectClose(
+      peft.withoutAdapters(() => logitsOf(model)),
+      before,
+      { atol: 0, rtol: 0 },
+    );
+    expect(logitsOf(peft.unload())).toEqual(before);
+  });
+
+  it("a tied table learns for the head, too, and each adapter has its own", async () => {
+    const model = await load("qwen3");
+    const before = logitsOf(model);
+    const whole = { r: 2, targetModules: ["v_proj"], modulesToSave: ["embed_tokens"] };
+    const peft = getPeftModel(model, new LoraConfig(whole));
+    shake(peft);
+    const first = logitsOf(model);
+    peft.addAdapter("second", new LoraConfig(whole), { generator: new Generator(3) });
+    peft.setAdapter("second");
+    expectClose(logitsOf(model), before, { atol: 1e-6, rtol: 0 });
+    peft.setAdapter("default");
+    expect(logitsOf(model)).toEqual(first);
+    const folder = join(scratch, "tied");
+    await peft.savePretrained(folder, { selectedAdapters: ["default"] });
+    const again = await load("qwen3");
+    await PeftModel.fromPretrained(again, folder);
+    expect(logitsOf(again)).toEqual(first);
+  });
+});
+
+class Wrapped extends Module {
+  inner = new Linear(4, 4, { bias: false });
+  forward(x: Tensor): Tensor {
+    return this.inner.forward(x);
+  }
+}
+
+describe("refused", () => {
+  it("a merge that would not be finite changes nothing, with safeMerge", async () => {
+    const model = await load("llama-plain");
+    const before = logitsOf(model);
+    const peft = getPeftModel(model, new LoraConfig({ r: 2, targetModules: ["q_proj"] }));
+    const last = [...peft.layers.values()].at(-1) as LoraLinear;
+    const bad = own(tensor(new Float32Array(last.outFeatures * 2).fill(Infinity), { shape: [last.outFeatures, 2] }));
+    last.loadStateDict({ "default.lora_B": bad }, { strict: false });
+    const message = "merge: the merged weight of model.layers.1.self_attn.q_proj must be finite, got ";
+    for (const merge of [() => peft.mergeAdapter(), () => peft.mergeAndUnload({ safeMerge: true })]) {
+      expect(merge).toThrow(
+        expect.objectContaining({ code: "ERR_BNB_NONFINITE", message: expect.stringContaining(message) }),
+      );
+      expect(peft.withoutAdapters(() => logitsOf(model))).toEqual(before);
+    }
+  });
+
+  it("a bias of B without a bias to merge it into", () => {
+    const peft = getPeftModel(new Wrapped(), new LoraConfig({ targetModules: ["inner"], loraBias: true }));
+    owned.push(peft);
+    expect(() => peft.mergeAdapter()).toThrow(
+      "merge: an adapter with loraBias needs a base with a bias, got none at inner",
+    );
+  });
+
+  it("parameters as targets, and changes while adapters are merged", () => {
+    const model = own(new Wrapped());
+    expect(() => getPeftModel(model, new LoraConfig({ targetParameters: ["inner.weight"] }))).toThrow(
+      expect.objectContaining({ code: "ERR_BNB_UNSUPPORTED" }),
+    );
+    const peft = getPeftModel(model, new LoraConfig({ targetModules: ["inner"] }));
+    peft.mergeAdapter();
+    expect(() => peft.addAdapter("b", new LoraConfig({ targetModules: ["inner"] }))).toThrow(
+      "addAdapter: no adapter must be merged, got default; unmergeAdapter() first",
+    );
+  });
+});
