@@ -78,7 +78,7 @@ export async function loadDataset(source: DataSource, options: DatasetOptions): 
 }
 
 /**
- * Reads preference pairs for `DPOTrainer`: rows with `prompt`, `chosen` and `rejected`, texts or messages. As `loadDataset`
+ * Reads preference pairs: rows with `prompt`, `chosen` and `rejected`, texts or messages. As `loadDataset`
  * otherwise; a pair of which one side is too long is cut, left out or refused as a whole.
  */
 export async function loadPreferences(source: DataSource, options: DatasetOptions): Promise<Dataset<PreferencePair>> {

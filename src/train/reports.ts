@@ -9,7 +9,7 @@ export interface LogEntry {
   readonly step: number;
   /** Epochs done, with fraction. */
   readonly epoch: number;
-  /** Mean loss of a token (of a pair, for DPO) since the last report. */
+  /** Mean loss of a token since the last report. */
   readonly loss?: number;
   readonly learningRate?: number;
   /** Norm of the gradients of the last step, before clipping. */
@@ -18,7 +18,7 @@ export interface LogEntry {
   readonly tokensPerSecond?: number;
   readonly evalLoss?: number;
   readonly evalPerplexity?: number;
-  /** Further numbers of a trainer, such as DPO's rewards. */
+  /** Further numbers of a trainer. */
   readonly [name: string]: number | undefined;
 }
 

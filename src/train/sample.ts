@@ -13,7 +13,7 @@ export interface Sample {
   readonly labels: Int32Array;
 }
 
-/** A prompt with a better and a worse answer: `DPOTrainer`'s samples. */
+/** A prompt with a better and a worse answer. */
 export interface PreferencePair {
   readonly chosen: Sample;
   readonly rejected: Sample;

@@ -20,6 +20,12 @@ const OPTIMIZER = "optimizer.safetensors";
 const NESTED = "__bnb_optimizer_quant_state__";
 const FORMAT = "bitsandbytes-node-optimizer";
 
+// The maps of 8-bit states, which go with their scales.
+const maps = [
+  ["absmax1", "qmap1", true],
+  ["absmax2", "qmap2", false],
+] as const;
+
 const inOrder = (model: Module): NamedParameter[] => {
   const { decayed, others } = trainable(model);
   return [...decayed, ...others];
@@ -49,7 +55,7 @@ export async function snapshotState(
       // The maps are the same for all.
       const name = key.startsWith("qmap") ? key : `state.${index}.${key}`;
       if (!states.has(name)) states.set(name, await snapshot(tensor));
-      if (!key.startsWith("qmap")) tensor.dispose();
+      tensor.dispose();
     }
   }
   const metadata = {
@@ -131,8 +137,12 @@ export async function restoreOptimizer(
       const entry = state[index]?.[NESTED];
       if (entry) {
         entry[key] = tensor;
-        if (key === "absmax1") entry.qmap1 = dynamicMap(true, tensor.device);
-        if (key === "absmax2") entry.qmap2 = dynamicMap(false, tensor.device);
+        for (const [absmax, map, isSigned] of maps) {
+          if (key !== absmax) continue;
+          const values = dynamicMap(isSigned, tensor.device);
+          loaded.push(values);
+          entry[map] = values;
+        }
       }
     }
     optimizer.loadStateDict({ optimizer_name: optimizer.rule, state, param_groups: groups });

@@ -1,15 +1,10 @@
-// The trainers against what transformers' Trainer, packing with a block-diagonal mask, and trl's DPOTrainer gave.
+// The trainer against what transformers' Trainer gave, and packing against a block-diagonal mask.
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
-import { noGrad } from "../../src/autograd/no-grad.js";
-import { applyLora } from "../../src/lora/index.js";
-import type { CausalLM } from "../../src/models/index.js";
 import { AutoModelForCausalLM } from "../../src/models/index.js";
-import { copyInto } from "../../src/ops/index.js";
-import { tensor } from "../../src/tensor/create.js";
-import { adapterTensors } from "../../src/train/adapters.js";
+import { PeftModel } from "../../src/peft/index.js";
 import type { Sample, StepEvent, TrainingArguments } from "../../src/train/index.js";
 import { Trainer } from "../../src/train/index.js";
 import type { FixtureTensor } from "../helpers/safetensors.js";
@@ -38,20 +33,6 @@ function rows(file: Map<string, FixtureTensor>, prefix: string): Sample[] {
   });
 }
 
-/** Puts the tensors of an adapter file into a model's adapters. */
-function loadAdapter(model: CausalLM, file: Map<string, FixtureTensor>): void {
-  const dict = Object.fromEntries(
-    [...adapterTensors(model)].map(([name, into]) => {
-      const { values } = file.get(name) as FixtureTensor;
-      return [name, { into, values: values as Float32Array }];
-    }),
-  );
-  for (const { into, values } of Object.values(dict)) {
-    using source = tensor(values, { shape: into.shape });
-    noGrad(() => copyInto(into, source));
-  }
-}
-
 describe("accumulation over unequal lengths", () => {
   const trace = json("accumulation/trace.json");
   const file = readSafetensors("train/accumulation/micro_batches.safetensors");
@@ -72,9 +53,8 @@ describe("accumulation over unequal lengths", () => {
   it.each(["full", "lora"])("gives the losses, norms and weights of transformers: %s", async (run) => {
     using model = await base();
     if (run === "lora") {
-      const { r, lora_alpha, target_modules } = json("accumulation/lora-init/adapter_config.json");
-      applyLora(model, { r, loraAlpha: lora_alpha, targetModules: target_modules });
-      loadAdapter(model, readSafetensors("train/accumulation/lora-init/adapter_model.safetensors"));
+      const adapter = fixturePath("train/accumulation/lora-init");
+      await PeftModel.fromPretrained(model, adapter, { isTrainable: true });
     }
     const trainer = new Trainer({ model, args: args(run), trainDataset: samples });
     const steps: StepEvent[] = [];
@@ -91,7 +71,7 @@ describe("accumulation over unequal lengths", () => {
     const named = new Map(model.namedParameters());
     let [far, all] = [0, 0];
     for (const [name, { values }] of final) {
-      const found = named.get(name) ?? named.get(name.replace(/\.weight$/, ""));
+      const found = named.get(name) ?? named.get(name.replace(/\.(lora_[AB])\.weight$/, ".default.$1"));
       expect(found, name).toBeDefined();
       found?.floatsSync().forEach((value, i) => {
         all++;
