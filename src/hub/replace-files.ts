@@ -102,8 +102,8 @@ async function refusable(path: string, action: () => Promise<void>): Promise<voi
   }
 }
 
-// After a crash of the machine the new name is there, too. Not every system can open a folder.
-async function flushFolder(path: string): Promise<void> {
+/** After a crash of the machine the new names in a folder are there, too. Not every system can open one. */
+export async function flushFolder(path: string): Promise<void> {
   try {
     const folder = await open(path, "r");
     await folder.sync().finally(() => folder.close());

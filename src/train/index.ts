@@ -1,3 +1,12 @@
-// Training loops and byte-level data.
+// Training: trainers, their data and checkpoints, and a plain loop over batches.
+
+export type { SchedulerType, TrainingArguments } from "./arguments.js";
 export { type Batch, type BatchOptions, evenBatches, randomBatches, type SplitOptions, splitBytes } from "./data.js";
+export { type Dataset, type DatasetOptions, loadDataset, loadPreferences } from "./dataset.js";
+export { Trainer, type TrainerOptions } from "./language-trainer.js";
+export { type OptimName, optimNames } from "./optim-names.js";
+export type { LogEntry, ReportTarget } from "./reports.js";
+export type { DataFormat, DataSource } from "./rows.js";
+export type { PreferencePair, Sample } from "./sample.js";
 export { evaluate, type LanguageModel, type StepReport, type TrainOptions, train } from "./trainer.js";
+export type { StepEvent, TrainerEvents, TrainResult } from "./training-loop.js";

@@ -48,6 +48,7 @@ const tokenizerFolder = "test/fixtures/models/tokenizer";
 const tokenizer = await bnb.AutoTokenizer.fromPretrained(tokenizerFolder);
 const parameter = () => [new nn.Parameter(bnb.rand([4]))];
 const bytes = new Uint8Array(64);
+const sample = { ids: Int32Array.of(1, 2), labels: Int32Array.of(1, 2) };
 const batch = { batchSize: 1, sequenceLength: 4 };
 const zeros = (dtype: "float32" | "uint8") => bnb.zeros(dtype === "uint8" ? [4] : [1], { dtype });
 
@@ -186,6 +187,16 @@ const withOptions: Record<string, Entry> = {
     "train.train": {
       call: (o) => train.train(o),
       needs: { model, optimizer: new optim.Adam(model.parameters()), parameters: [], batches: [].values(), steps: 0 },
+    },
+    "train.loadDataset": { call: (o) => train.loadDataset([{ text: "a b" }], o), needs: { tokenizer, maxLength: 8 } },
+    "train.loadPreferences": {
+      call: (o) => train.loadPreferences([{ prompt: "a", chosen: "b", rejected: "c" }], o), needs: { tokenizer, maxLength: 8 },
+    },
+    "train.Trainer": {
+      call: (o) => new train.Trainer(o), needs: { model, args: { outputDir: folder }, trainDataset: [sample] },
+    },
+    "train.Trainer args": {
+      call: (o) => new train.Trainer({ model, args: o, trainDataset: [sample] }), needs: { outputDir: folder },
     },
     "hub.saveSafetensors": { call: (o) => hub.saveSafetensors(`${folder}/x.safetensors`, { x }, o) },
     "hub.saveCheckpoint": { call: (o) => hub.saveCheckpoint(folder, { x }, o) },

@@ -1,0 +1,68 @@
+// Supervised fine-tuning: the model learns the labelled tokens of samples.
+
+import { types } from "node:util";
+import { CausalLM } from "../models/index.js";
+import { crossEntropy, Generator } from "../ops/index.js";
+import type { Check } from "../tensor/checks.js";
+import { anInstance, arrayOf, required } from "../tensor/checks.js";
+import { checkOptions, optionTable } from "../tensor/options.js";
+import { raggedBatch } from "./ragged.js";
+import type { Sample } from "./sample.js";
+import { countedTokens } from "./sample.js";
+import type { BatchLoss, LoopOptions } from "./training-loop.js";
+import { TrainingLoop } from "./training-loop.js";
+
+/** What a `Trainer` is made of. */
+export type TrainerOptions = LoopOptions<Sample>;
+
+const isIds = (v: unknown): boolean => types.isInt32Array(v);
+/** @internal */
+export const isSample = (v: unknown): boolean => {
+  const { ids, labels } = (v ?? {}) as Partial<Sample>;
+  return isIds(ids) && isIds(labels) && ids?.length === labels?.length;
+};
+const aSample: Check = { rule: "a sample with ids and labels, Int32Arrays of one length", holds: isSample };
+
+/** @internal The options of every trainer, for samples that pass `item`. */
+export const loopChecks = (item: Check) => ({
+  model: required(anInstance(() => CausalLM, "a model that continues texts")),
+  // What they hold is checked where they are resolved.
+  args: required({ rule: "an object", holds: () => true }),
+  trainDataset: required(arrayOf(item)),
+  evalDataset: arrayOf(item),
+  generators: arrayOf(anInstance(() => Generator, "a Generator")),
+});
+const trainerOptions = optionTable<TrainerOptions>(loopChecks(aSample));
+
+/**
+ * Trains a model on samples, with the arguments of transformers' Trainer: all its parameters that require a gradient, such as
+ * those of `applyLora`. The loss of a step is the mean over all tokens that count in its batches.
+ *
+ * Throws ERR_BNB_OPTION for arguments that cannot be, and where nothing is to be trained.
+ *
+ * @example
+ * const { samples } = await train.loadDataset("chat.jsonl", { tokenizer, maxLength: 1024 });
+ * const trainer = new train.Trainer({ model, trainDataset: samples, args: { outputDir: "out", learningRate: 2e-4 } });
+ * await trainer.train();
+ */
+export class Trainer extends TrainingLoop<Sample> {
+  constructor(options: TrainerOptions) {
+    checkOptions("Trainer", options, trainerOptions);
+    super("Trainer", options);
+  }
+
+  protected override partsOf(sample: Sample): readonly Sample[] {
+    return [sample];
+  }
+
+  protected override weightOf(samples: readonly Sample[]): number {
+    return samples.reduce((sum, sample) => sum + countedTokens(sample), 0);
+  }
+
+  protected override lossOf(samples: readonly Sample[], onBounds: (bounds: Int32Array) => void): BatchLoss {
+    const { model } = this;
+    using batch = raggedBatch(samples, model.device);
+    onBounds(batch.bounds);
+    return { loss: crossEntropy(model.forward(batch.ids, { starts: batch.starts }), batch.targets) };
+  }
+}

@@ -1,0 +1,93 @@
+// Rows of training data, one by one: files of JSON lines, CSV or plain text, arrays and async iterables. Each row knows where
+// it came from, so that whoever refuses it can say so.
+import { open } from "node:fs/promises";
+import { basename, extname } from "node:path";
+import { isPlainObject } from "../tensor/describe.js";
+import { BnbError } from "../tensor/errors.js";
+import { splitCsv } from "./csv.js";
+
+/** The forms of a data file. */
+export const dataFormats = ["jsonl", "csv", "text"] as const;
+export type DataFormat = (typeof dataFormats)[number];
+
+/** Where rows come from: a file, or whatever gives objects. */
+export type DataSource = string | Iterable<object> | AsyncIterable<object>;
+
+/** One row: its fields, or why it has none. */
+export interface Row {
+  /** Such as "chat.jsonl:12", or "row 12" where there is no file. */
+  readonly place: string;
+  readonly fields?: Readonly<Record<string, unknown>>;
+  readonly problem?: string;
+}
+
+/** The format that the name of a file tells. Throws ERR_BNB_OPTION for other names. */
+export function formatOf(path: string): DataFormat {
+  const ending = extname(path).toLowerCase();
+  if (ending === ".jsonl" || ending === ".ndjson" || ending === ".json") return "jsonl";
+  if (ending === ".csv") return "csv";
+  if (ending === ".txt" || ending === ".md") return "text";
+  const rule = "loadDataset: a data file must end in .jsonl, .csv or .txt, or its format be given";
+  throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${path}`);
+}
+
+/** Reads the rows of a source in order; a file is never in memory as a whole, unless it is plain text. */
+export async function* readRows(source: DataSource, format?: DataFormat): AsyncGenerator<Row> {
+  if (typeof source !== "string") {
+    let count = 0;
+    for await (const fields of source) {
+      const place = `row ${++count}`;
+      if (isPlainObject(fields)) yield { place, fields: fields as Record<string, unknown> };
+      else yield { place, problem: "is no object" };
+    }
+    return;
+  }
+  const file = await open(source, "r").catch((cause: Error) => {
+    throw new BnbError("ERR_BNB_FILE", `${source}: could not be opened: ${cause.message}`, { cause });
+  });
+  const name = basename(source);
+  try {
+    const kind = format ?? formatOf(source);
+    if (kind === "jsonl") yield* jsonLines(name, file.readLines({ encoding: "utf8" }));
+    else if (kind === "csv") yield* csvRows(name, file.createReadStream({ encoding: "utf8", autoClose: false }));
+    else yield { place: name, fields: { text: withoutMark(await file.readFile("utf8")) } };
+  } catch (cause) {
+    if (cause instanceof BnbError) throw cause;
+    throw new BnbError("ERR_BNB_FILE", `${source}: could not be read: ${(cause as Error).message}`, { cause });
+  } finally {
+    await file.close();
+  }
+}
+
+async function* jsonLines(name: string, lines: AsyncIterable<string>): AsyncGenerator<Row> {
+  let number = 0;
+  for await (const line of lines) {
+    number++;
+    const text = number === 1 ? withoutMark(line) : line;
+    if (text.trim() === "") continue;
+    const place = `${name}:${number}`;
+    let value: unknown;
+    try {
+      value = JSON.parse(text);
+    } catch (error) {
+      yield { place, problem: `is no JSON: ${(error as Error).message}` };
+      continue;
+    }
+    if (isPlainObject(value)) yield { place, fields: value as Record<string, unknown> };
+    else yield { place, problem: "is no JSON object" };
+  }
+}
+
+async function* csvRows(name: string, pieces: AsyncIterable<string>): AsyncGenerator<Row> {
+  let header: readonly string[] | null = null;
+  for await (const { line, cells, problem } of splitCsv(pieces)) {
+    const place = `${name}:${line}`;
+    if (problem !== undefined) yield { place, problem };
+    else if (header === null) header = cells.map((cell, i) => (i === 0 ? withoutMark(cell) : cell).trim());
+    else if (cells.length !== header.length) {
+      yield { place, problem: `has ${cells.length} cells, where the first line has ${header.length}` };
+    } else yield { place, fields: Object.fromEntries(header.map((key, i) => [key, cells[i]])) };
+  }
+}
+
+const withoutMark = (text: string): string => (text.charCodeAt(0) === 0xfeff ? text.slice(1) : text);

@@ -1,0 +1,498 @@
+// The loop that all trainers share: batches in a seeded order, gradients accumulated over micro-batches, clipping, steps,
+// evaluations, reports, and checkpoints from which a run goes on to the bit. What a batch is worth is the heirs' to say.
+import { EventEmitter } from "node:events";
+import { backward } from "../autograd/backward.js";
+import { noGrad } from "../autograd/no-grad.js";
+import type { CausalLM } from "../models/index.js";
+import type { Generator, GeneratorState } from "../ops/index.js";
+import { defaultGenerator, mul } from "../ops/index.js";
+import type { LambdaLR, Optimizer8bit } from "../optim/index.js";
+import { clipGradNorm } from "../optim/index.js";
+import { BnbError } from "../tensor/errors.js";
+import { keep, tidy } from "../tensor/scope.js";
+import type { Tensor } from "../tensor/tensor.js";
+import type { ResolvedArguments, TrainingArguments } from "./arguments.js";
+import { binding, checkBinding, resolveArguments, warmupOf } from "./arguments.js";
+import { epochBatches } from "./batches.js";
+import type { Checkpoint } from "./checkpoints.js";
+import { CheckpointFolder, makeRunFolder, readCheckpoint } from "./checkpoints.js";
+import { LossScaler } from "./loss-scaler.js";
+import { makeOptimizer, makeSchedule } from "./make-optimizer.js";
+import { EmbeddingNoise } from "./noise.js";
+import type { LogEntry, ReportTarget } from "./reports.js";
+import { report } from "./reports.js";
+import type { RunState } from "./run-state.js";
+import { dataHash, newRunState } from "./run-state.js";
+import type { Sample } from "./sample.js";
+import { countedTokens } from "./sample.js";
+import { restoreOptimizer, restoreWeights, snapshotState } from "./tensor-state.js";
+
+/** What is known after each step. */
+export interface StepEvent {
+  readonly step: number;
+  readonly steps: number;
+  readonly epoch: number;
+  readonly loss: number;
+  readonly learningRate: number;
+  readonly gradNorm: number;
+  /** Whether a gradient overflowed in float16, so that nothing was changed. */
+  readonly isSkipped: boolean;
+  /** Tokens that count, per second since the start. */
+  readonly tokensPerSecond: number;
+  readonly secondsLeft: number;
+}
+
+/** Events of a trainer, and what their listeners are given. */
+export interface TrainerEvents {
+  step: [StepEvent];
+  log: [LogEntry];
+  evaluate: [LogEntry];
+  /** A checkpoint is on the disk. */
+  save: [{ readonly step: number; readonly path: string }];
+}
+
+/** What a run leaves. */
+export interface TrainResult {
+  /** Steps done in all. */
+  readonly steps: number;
+  /** Mean loss of the last report's steps. */
+  readonly loss: number;
+  readonly history: readonly LogEntry[];
+  /** The newest checkpoint. */
+  readonly checkpoint: string;
+  /** The step whose weights the model has, with `loadBestModelAtEnd`. */
+  readonly bestStep: number | null;
+}
+
+/** What every trainer is given. */
+export interface LoopOptions<S> {
+  model: CausalLM;
+  args: TrainingArguments;
+  trainDataset: readonly S[];
+  evalDataset?: readonly S[];
+  /** Random generators that the model draws from, besides the default one: a run that goes on needs where they stood. */
+  generators?: readonly Generator[];
+}
+
+/** A batch that was computed: its mean loss, and further means by name. */
+export interface BatchLoss {
+  readonly loss: Tensor;
+  readonly metrics?: Readonly<Record<string, Tensor>>;
+}
+
+/** The training loop over samples of type S. */
+export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
+  readonly model: CausalLM;
+  readonly args: ResolvedArguments;
+  readonly #op: string;
+  readonly #signal: AbortSignal | undefined;
+  readonly #data: readonly S[];
+  readonly #evalData: readonly S[];
+  readonly #generators: readonly Generator[];
+  readonly #lengths: readonly number[];
+  readonly #packedTokens: number | null;
+  readonly #folder: CheckpointFolder;
+  readonly #targets: readonly ReportTarget[];
+  #isRunning = false;
+  #writing: Promise<unknown> = Promise.resolve();
+  #failure: unknown = null;
+  #plan: { epoch: number; batches: number[][] } | null = null;
+
+  protected constructor(op: string, options: LoopOptions<S>) {
+    super();
+    const { model, args, trainDataset, evalDataset = [], generators = [] } = options;
+    this.#op = op;
+    this.args = resolveArguments(op, args);
+    this.model = model;
+    this.#signal = args.signal;
+    this.#data = trainDataset;
+    this.#evalData = evalDataset;
+    this.#generators = [defaultGenerator, ...generators];
+    this.#lengths = trainDataset.map((sample) => this.partsOf(sample).reduce((sum, { ids }) => sum + ids.length, 0));
+    const { packing, perDeviceTrainBatchSize, reportTo, bf16, fp16 } = this.args;
+    const longest = this.#lengths.reduce((most, length) => Math.max(most, length), 0);
+    this.#packedTokens = packing ? perDeviceTrainBatchSize * (args.maxLength ?? longest) : null;
+    this.#folder = new CheckpointFolder(this.args.outputDir);
+    this.#targets = typeof reportTo === "string" || typeof reportTo === "function" ? [reportTo] : reportTo;
+    const { loadBestModelAtEnd, earlyStoppingPatience, evalSteps } = this.args;
+    const fail = (rule: string): never => {
+      throw new BnbError("ERR_BNB_OPTION", `${op}: ${rule}`);
+    };
+    if (trainDataset.length === 0) fail("trainDataset must hold a sample, got none");
+    if ((loadBestModelAtEnd || earlyStoppingPatience > 0) && (evalDataset.length === 0 || evalSteps === 0)) {
+      fail("loadBestModelAtEnd and earlyStoppingPatience need an evalDataset and evalSteps of at least 1");
+    }
+    for (const [name, isSet, dtype] of [
+      ["bf16", bf16, "bfloat16"],
+      ["fp16", fp16, "float16"],
+    ] as const) {
+      if (isSet && model.dtype !== dtype) {
+        fail(`with ${name} the model must be ${dtype}, got ${model.dtype}; load it with dtype "${dtype}"`);
+      }
+    }
+    if (!model.parameters().some(({ requiresGrad }) => requiresGrad)) {
+      fail("the model must have a parameter that requires a gradient, got none; add adapters, or requiresGrad_(true)");
+    }
+  }
+
+  /** The samples of token ids that a sample consists of. */
+  protected abstract partsOf(sample: S): readonly Sample[];
+  /** What a batch weighs against others: the tokens that count, or the pairs. */
+  protected abstract weightOf(samples: readonly S[]): number;
+  /** Mean loss of a batch over its weight, with gradients unless they are off. `bounds` is to be told before the forward. */
+  protected abstract lossOf(samples: readonly S[], onBounds: (bounds: Int32Array) => void): BatchLoss;
+
+  /**
+   * Trains to the end, and leaves a checkpoint there. Rejects with ERR_BNB_ABORTED when its signal is aborted, with a
+   * checkpoint of the last whole step written; with ERR_BNB_NONFINITE for a loss that is no number, naming the step;
+   * with ERR_BNB_FILE when a checkpoint cannot be written. In all cases the checkpoints that are there stay.
+   */
+  async train(): Promise<TrainResult> {
+    if (this.#isRunning) throw new BnbError("ERR_BNB_ARGUMENT", `${this.#op}.train: it is running already`);
+    this.#isRunning = true;
+    const { args, model } = this;
+    const optimizer = makeOptimizer(this.#op, model, args);
+    const noise = args.neftuneNoiseAlpha > 0 ? new EmbeddingNoise(model, args.neftuneNoiseAlpha) : null;
+    try {
+      await makeRunFolder(args.outputDir);
+      await this.#folder.clean();
+      defaultGenerator.manualSeed(args.seed);
+      const total = this.#totalSteps();
+      const schedule = makeSchedule(optimizer, args, warmupOf(args, total), total);
+      const scaler = args.fp16 ? new LossScaler() : null;
+      const hash = dataHash(this.#samples());
+      const run = await this.#resumed(optimizer, schedule, scaler, hash, total);
+      await this.#steps({ run, optimizer, schedule, scaler, noise, hash, total });
+      await this.#written();
+      if (args.loadBestModelAtEnd && run.bestStep !== null) {
+        await restoreWeights(this.#op, this.#folder.pathOf(run.bestStep), model);
+      }
+      const loss = run.history.filter((entry) => entry.loss !== undefined).at(-1)?.loss ?? Number.NaN;
+      const checkpoint = this.#folder.pathOf(run.step);
+      const bestStep = args.loadBestModelAtEnd ? run.bestStep : null;
+      return { steps: run.step, loss, history: run.history, checkpoint, bestStep };
+    } finally {
+      await this.#writing.catch(() => undefined);
+      noise?.remove();
+      optimizer.zeroGrad();
+      optimizer.dispose();
+      this.#isRunning = false;
+    }
+  }
+
+  /** Mean loss of the evaluation data, and its exponential. The model is left as it was. */
+  async evaluate(samples: readonly S[] = this.#evalData): Promise<{ loss: number; perplexity: number }> {
+    const { model } = this;
+    const wasTraining = model.training;
+    model.eval();
+    let [sum, weight] = [0, 0];
+    try {
+      for (let at = 0; at < samples.length; at += this.args.perDeviceEvalBatchSize) {
+        this.#throwIfAborted();
+        const batch = samples.slice(at, at + this.args.perDeviceEvalBatchSize);
+        const loss = noGrad(() => tidy(() => this.lossOf(batch, () => undefined).loss));
+        const of = this.weightOf(batch);
+        try {
+          sum += (await loss.item()) * of;
+        } finally {
+          loss.dispose();
+        }
+        weight += of;
+      }
+    } finally {
+      model.train(wasTraining);
+    }
+    if (weight === 0) {
+      throw new BnbError("ERR_BNB_ARGUMENT", `${this.#op}.evaluate: the data must hold a sample, got none`);
+    }
+    return { loss: sum / weight, perplexity: Math.exp(sum / weight) };
+  }
+
+  *#samples(): Iterable<readonly Sample[]> {
+    for (const sample of this.#data) yield this.partsOf(sample);
+  }
+
+  async #steps(at: Running): Promise<void> {
+    const { run, schedule, total } = at;
+    const { args } = this;
+    const started = { time: performance.now(), step: run.step, tokens: run.tokens };
+    this.model.train();
+    let isStopped = args.earlyStoppingPatience > 0 && run.evaluationsSinceBest >= args.earlyStoppingPatience;
+    while (run.step < total && !isStopped) {
+      this.#throwFailure();
+      const learningRate = schedule.lastLr[0] as number;
+      const done = await this.#step(at);
+      const seconds = (performance.now() - started.time) / 1000;
+      const tokensPerSecond = (run.tokens - started.tokens) / seconds;
+      const secondsLeft = (seconds / (run.step - started.step)) * (total - run.step);
+      const epoch = this.#epochOf(run);
+      this.emit("step", { step: run.step, steps: total, epoch, learningRate, ...done, tokensPerSecond, secondsLeft });
+      const isLast = run.step === total;
+      if (isLast || run.step % args.loggingSteps === 0) {
+        const loss = run.lossSum / run.lossTokens;
+        [run.lossSum, run.lossTokens] = [0, 0];
+        const { gradNorm, metrics } = done;
+        await this.#log(run, "log", {
+          step: run.step,
+          epoch,
+          loss,
+          learningRate,
+          gradNorm,
+          tokensPerSecond,
+          ...metrics,
+        });
+      }
+      let isBest = false;
+      if (this.#evalData.length > 0 && (isLast || (args.evalSteps > 0 && run.step % args.evalSteps === 0))) {
+        isBest = await this.#evaluated(run, epoch);
+        isStopped = args.earlyStoppingPatience > 0 && run.evaluationsSinceBest >= args.earlyStoppingPatience;
+      }
+      const isDue = args.saveSteps > 0 && run.step % args.saveSteps === 0;
+      if (isLast || isStopped || isDue || (isBest && args.loadBestModelAtEnd)) await this.#save(at);
+    }
+  }
+
+  /** One step: gradients of all its batches, then the optimizer. What was begun is undone where it is aborted. */
+  async #step(at: Running) {
+    const { run, optimizer, schedule, scaler, noise } = at;
+    const before = this.#generatorStates();
+    const batches = this.#nextBatches(run);
+    const weight = batches.reduce((sum, batch) => sum + this.weightOf(batch), 0);
+    const scale = scaler?.scale ?? 1;
+    let loss = 0;
+    const metrics: Record<string, number> = {};
+    try {
+      for (const batch of batches) {
+        this.#throwIfAborted();
+        const share = this.weightOf(batch) / weight;
+        const means = this.#accumulate(batch, share * scale, noise);
+        for (const [name, tensor] of Object.entries(means)) {
+          const value = (await tensor.item()) * share;
+          tensor.dispose();
+          if (name === "loss") loss += value;
+          else metrics[name] = (metrics[name] ?? 0) + value;
+        }
+        if (!Number.isFinite(loss)) this.#refuse(run.step + 1, "loss", loss);
+      }
+      const gradNorm = await this.#clip(optimizer, scale);
+      const isSkipped = scaler !== null && !Number.isFinite(gradNorm);
+      if (!isSkipped && !Number.isFinite(gradNorm)) this.#refuse(run.step + 1, "gradient norm", gradNorm);
+      scaler?.update(!isSkipped);
+      if (!isSkipped) {
+        optimizer.step();
+        schedule.step();
+      }
+      optimizer.zeroGrad();
+      this.#advance(run, batches.length);
+      run.tokens += batches.flat().reduce((sum, sample) => sum + this.#countedIn(sample), 0);
+      run.lossSum += loss * weight;
+      run.lossTokens += weight;
+      return { loss, gradNorm, isSkipped, metrics };
+    } catch (error) {
+      // Nothing of a step that did not end: the run goes on from before it.
+      optimizer.zeroGrad();
+      this.#setGenerators(before);
+      if (error instanceof BnbError && error.code === "ERR_BNB_ABORTED") {
+        await this.#save(at);
+        await this.#written();
+      }
+      throw error;
+    }
+  }
+
+  #accumulate(batch: readonly S[], factor: number, noise: EmbeddingNoise | null): Record<string, Tensor> {
+    const kept = tidy(() => {
+      const { loss, metrics = {} } = this.lossOf(batch, (bounds) => {
+        if (noise) noise.bounds = bounds;
+      });
+      backward(factor === 1 ? loss : mul(loss, factor));
+      return { ...metrics, loss: loss.detach() };
+    });
+    if (noise) noise.bounds = null;
+    return kept;
+  }
+
+  /** Takes the scale of the loss out of the gradients, clips them, and gives their norm before. */
+  async #clip(optimizer: Optimizer8bit, scale: number): Promise<number> {
+    const parameters = optimizer.paramGroups.flatMap(({ params }) => params);
+    if (scale !== 1) {
+      for (const parameter of parameters) {
+        const { grad } = parameter;
+        if (!grad) continue;
+        parameter.grad = keep(noGrad(() => mul(grad, 1 / scale)));
+        grad.dispose();
+      }
+    }
+    const { maxGradNorm } = this.args;
+    const norm = clipGradNorm(parameters, maxGradNorm === 0 ? Number.MAX_VALUE : maxGradNorm);
+    if (norm === null) return 0;
+    try {
+      return await norm.item();
+    } finally {
+      norm.dispose();
+    }
+  }
+
+  #refuse(step: number, what: string, value: number): never {
+    const rule = `${this.#op}: the ${what} of step ${step} must be finite`;
+    const advice = "the weights are those before it, and the checkpoints stay; a lower learningRate may help";
+    throw new BnbError("ERR_BNB_NONFINITE", `${rule}, got ${value}; ${advice}`);
+  }
+
+  async #evaluated(run: RunState, epoch: number): Promise<boolean> {
+    const { loss: evalLoss, perplexity: evalPerplexity } = await this.evaluate();
+    const isBest = run.bestLoss === null || evalLoss < run.bestLoss;
+    if (isBest) Object.assign(run, { bestLoss: evalLoss, bestStep: run.step, evaluationsSinceBest: 0 });
+    else run.evaluationsSinceBest++;
+    await this.#log(run, "evaluate", { step: run.step, epoch, evalLoss, evalPerplexity });
+    return isBest;
+  }
+
+  async #log(run: RunState, event: "log" | "evaluate", entry: LogEntry): Promise<void> {
+    run.history.push(entry);
+    this.emit(event, entry);
+    await report(this.#targets, entry);
+  }
+
+  // Reads what is to be kept, and writes it while training goes on.
+  async #save({ run, optimizer, schedule, scaler, hash }: Running): Promise<void> {
+    await this.#written();
+    const { step } = run;
+    const files = await snapshotState(this.model, optimizer);
+    run.scaler = scaler?.state ?? null;
+    run.generators = this.#generatorStates();
+    const state = structuredClone({
+      version: 1,
+      arguments: binding(this.args),
+      data: hash,
+      schedule: schedule.stateDict(),
+      run,
+    });
+    const best = this.args.loadBestModelAtEnd ? run.bestStep : null;
+    this.#writing = this.#folder
+      .write(step, files, state)
+      .then(async (path) => {
+        await this.#folder.trim(this.args.saveTotalLimit, best);
+        this.emit("save", { step, path });
+      })
+      .catch((error: unknown) => {
+        this.#failure ??= error;
+      });
+  }
+
+  async #written(): Promise<void> {
+    await this.#writing;
+    this.#throwFailure();
+  }
+
+  #throwFailure(): void {
+    const failure = this.#failure;
+    this.#failure = null;
+    if (failure !== null) throw failure;
+  }
+
+  /** The state that the run starts from: that of a checkpoint, or a new one. */
+  async #resumed(
+    optimizer: Optimizer8bit,
+    schedule: LambdaLR,
+    scaler: LossScaler | null,
+    hash: string,
+    total: number,
+  ): Promise<RunState> {
+    const { resumeFromCheckpoint: from } = this.args;
+    let found: Checkpoint | null = null;
+    if (typeof from === "string") found = await readCheckpoint(from);
+    else if (from) found = await this.#folder.newest();
+    if (!found) return newRunState();
+    const { path, state } = found;
+    checkBinding(this.#op, path, state.arguments, this.args);
+    if (state.data !== hash) {
+      throw new BnbError("ERR_BNB_OPTION", `${this.#op}: trainDataset must be the data of ${path}, got other samples`);
+    }
+    const run = state.run as RunState;
+    if (run.generators.length !== this.#generators.length) {
+      const counts = [run.generators, this.#generators].map(({ length }) => length - 1);
+      throw new BnbError(
+        "ERR_BNB_OPTION",
+        `${this.#op}: generators must be ${counts[0]} as in ${path}, got ${counts[1]}`,
+      );
+    }
+    await restoreWeights(this.#op, path, this.model);
+    await restoreOptimizer(this.#op, path, this.model, optimizer);
+    schedule.loadStateDict(state.schedule as ReturnType<LambdaLR["stateDict"]>);
+    if (scaler && run.scaler) scaler.state = run.scaler;
+    this.#setGenerators(run.generators);
+    if (run.step > total) throw new BnbError("ERR_BNB_OPTION", `${this.#op}: ${path} is beyond the last step ${total}`);
+    return run;
+  }
+
+  #countedIn(sample: S): number {
+    return this.partsOf(sample).reduce((sum, part) => sum + countedTokens(part), 0);
+  }
+
+  #batchesOf(epoch: number): number[][] {
+    if (this.#plan?.epoch !== epoch) {
+      const { perDeviceTrainBatchSize: batchSize, seed, shuffle, groupByLength } = this.args;
+      const plan = { batchSize, seed, shuffle, groupByLength, packedTokens: this.#packedTokens };
+      this.#plan = { epoch, batches: epochBatches(this.#lengths, epoch, plan) };
+    }
+    return this.#plan.batches;
+  }
+
+  // The last step of an epoch may have fewer batches.
+  #stepsOf(epoch: number): number {
+    return Math.ceil(this.#batchesOf(epoch).length / this.args.gradientAccumulationSteps);
+  }
+
+  #totalSteps(): number {
+    const { maxSteps, numTrainEpochs } = this.args;
+    if (maxSteps > 0) return maxSteps;
+    let steps = 0;
+    for (let epoch = 0; epoch < numTrainEpochs; epoch++) {
+      steps += Math.ceil(this.#stepsOf(epoch) * Math.min(1, numTrainEpochs - epoch));
+    }
+    return steps;
+  }
+
+  #epochOf({ epoch, batch }: RunState): number {
+    return epoch + batch / this.#batchesOf(epoch).length;
+  }
+
+  #nextBatches({ epoch, batch }: RunState): S[][] {
+    const batches = this.#batchesOf(epoch).slice(batch, batch + this.args.gradientAccumulationSteps);
+    return batches.map((numbers) => numbers.map((i) => this.#data[i] as S));
+  }
+
+  #advance(run: RunState, batches: number): void {
+    run.step++;
+    run.batch += batches;
+    if (run.batch >= this.#batchesOf(run.epoch).length) Object.assign(run, { epoch: run.epoch + 1, batch: 0 });
+  }
+
+  #generatorStates(): GeneratorState[] {
+    return this.#generators.map(({ state }) => state);
+  }
+
+  #setGenerators(states: readonly GeneratorState[]): void {
+    this.#generators.forEach((generator, i) => {
+      const state = states[i];
+      if (state) generator.state = state;
+    });
+  }
+
+  #throwIfAborted(): void {
+    if (!this.#signal?.aborted) return;
+    throw new BnbError("ERR_BNB_ABORTED", `${this.#op}: aborted by its signal`, { cause: this.#signal.reason });
+  }
+}
+
+/** What a run works with. */
+interface Running {
+  readonly run: RunState;
+  readonly optimizer: Optimizer8bit;
+  readonly schedule: LambdaLR;
+  readonly scaler: LossScaler | null;
+  readonly noise: EmbeddingNoise | null;
+  readonly hash: string;
+  readonly total: number;
+}

@@ -1,0 +1,252 @@
+// Runs that are stopped and go on: to the bit what one that never stopped computes, wherever it stopped; broken checkpoints,
+// other settings, losses that are no numbers, early stopping.
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import { afterAll, describe, expect, it, vi } from "vitest";
+import { noGrad } from "../../src/autograd/no-grad.js";
+import { LlamaForCausalLM } from "../../src/models/index.js";
+import { copyInto, Generator } from "../../src/ops/index.js";
+import { applyLora } from "../../src/peft/index.js";
+import { full } from "../../src/tensor/create.js";
+import { memory } from "../../src/tensor/scope.js";
+import type { Tensor } from "../../src/tensor/tensor.js";
+import type { LogEntry, Sample, TrainingArguments, TrainResult } from "../../src/train/index.js";
+import { Trainer } from "../../src/train/index.js";
+
+const folder = mkdtempSync(join(tmpdir(), "bnb-runs-"));
+afterAll(() => rmSync(folder, { recursive: true }));
+let folders = 0;
+const newFolder = () => join(folder, String(folders++));
+
+const samples: Sample[] = Array.from({ length: 11 }, (_, i) => {
+  const ids = Int32Array.from({ length: 4 + ((i * 5) % 9) }, (_, j) => (i * 7 + j * j * 3) % 32);
+  return { ids, labels: ids };
+});
+const config = { vocabSize: 32, hiddenSize: 64, intermediateSize: 64, numHiddenLayers: 1, numAttentionHeads: 4 };
+
+const lora = { r: 64, loraDropout: 0.3, targetModules: ["q_proj", "down_proj"] };
+
+/** The same model at each call, with dropout in its adapters and 8-bit states large enough to be such. */
+function newModel(): LlamaForCausalLM {
+  const model = new LlamaForCausalLM(config, { generator: new Generator(5), device: "cpu" } as never);
+  const generator = new Generator(6);
+  applyLora(model, { ...lora, generator });
+  generators.set(model, generator);
+  return model;
+}
+const generators = new WeakMap<LlamaForCausalLM, Generator>();
+
+const settings: Omit<TrainingArguments, "outputDir"> = {
+  perDeviceTrainBatchSize: 2,
+  gradientAccumulationSteps: 4,
+  numTrainEpochs: 2,
+  learningRate: 1e-2,
+  lrSchedulerType: "cosine",
+  warmupSteps: 1,
+  optim: "adamw_8bit",
+  neftuneNoiseAlpha: 5,
+  loggingSteps: 1,
+  saveSteps: 1,
+  saveTotalLimit: 3,
+};
+
+async function run(args: TrainingArguments, evalDataset?: Sample[]): Promise<{ result: TrainResult; weights: string }> {
+  using model = newModel();
+  const own = [generators.get(model) as Generator];
+  const trainer = new Trainer({
+    model,
+    args,
+    trainDataset: samples,
+    generators: own,
+    ...(evalDataset && { evalDataset }),
+  });
+  const result = await trainer.train();
+  return { result, weights: weightsOf(model) };
+}
+
+function weightsOf(model: LlamaForCausalLM): string {
+  const named = model.namedParameters().filter(([, parameter]) => parameter.requiresGrad);
+  return named
+    .map(([name, parameter]) => `${name} ${Buffer.from(parameter.dataSync().buffer as ArrayBuffer).toString("base64")}`)
+    .join("\n");
+}
+const plain = ({ loss, step, gradNorm }: LogEntry) => ({ loss, step, gradNorm });
+
+/** A signal that is found aborted the n-th time that somebody looks. */
+const abortedAt = (n: number): AbortSignal => {
+  let looks = 0;
+  return {
+    get aborted() {
+      return ++looks > n;
+    },
+  } as AbortSignal;
+};
+
+describe("a run that was stopped", () => {
+  it("is to the bit one that never was: within epochs and accumulations, with dropout, noise and 8-bit states", async () => {
+    const whole = await run({ ...settings, outputDir: newFolder() });
+    // 6 batches an epoch: steps of 4 and of 2.
+    expect(whole.result.steps).toBe(4);
+    for (let stop = 0; stop < 12; stop++) {
+      const outputDir = newFolder();
+      const signal = abortedAt(stop);
+      await expect(run({ ...settings, outputDir, signal })).rejects.toMatchObject({ code: "ERR_BNB_ABORTED" });
+      const rest = await run({ ...settings, outputDir, resumeFromCheckpoint: true });
+      expect(rest.weights === whole.weights, `stopped at batch ${stop}`).toBe(true);
+      expect(rest.result.history.map(plain)).toEqual(whole.result.history.map(plain));
+    }
+  });
+
+  it("and so is one that was killed at any moment, several times", async () => {
+    const whole = await run({ ...settings, numTrainEpochs: 6, outputDir: newFolder() });
+    const outputDir = newFolder();
+    const script = `const { LlamaForCausalLM, Generator, applyLora, train } = require(process.argv[1]);
+      const { config, settings, data, lora } = JSON.parse(process.argv[2]);
+      const model = new LlamaForCausalLM(config, { generator: new Generator(5), device: "cpu" });
+      const generator = new Generator(6);
+      applyLora(model, { ...lora, generator });
+      const trainDataset = data.map((ids) => ({ ids: Int32Array.from(ids), labels: Int32Array.from(ids) }));
+      const trainer = new train.Trainer({ model, args: settings, trainDataset, generators: [generator] });
+      trainer.on("step", () => console.log("step"));
+      trainer.train();`;
+    const args = { ...settings, numTrainEpochs: 6, outputDir, resumeFromCheckpoint: true };
+    const data = JSON.stringify({ config, settings: args, lora, data: samples.map(({ ids }) => [...ids]) });
+    for (let kills = 0; kills < 4; kills++) {
+      const child = spawn(process.execPath, ["-e", script, resolve("dist/index.js"), data], {
+        stdio: ["ignore", "pipe", "inherit"],
+      });
+      // Somewhere in the writing of the second checkpoint, each time a little later.
+      let steps = 0;
+      child.stdout.on("data", () => {
+        if (++steps === 2) setTimeout(() => child.kill("SIGKILL"), 3 * kills);
+      });
+      expect(await once(child, "exit")).toEqual([null, "SIGKILL"]);
+      expect(readdirSync(outputDir).some((name) => name.startsWith("checkpoint-"))).toBe(true);
+    }
+    const rest = await run(args);
+    expect(rest.weights === whole.weights).toBe(true);
+    expect(rest.result.history.map(plain)).toEqual(whole.result.history.map(plain));
+    expect(readdirSync(outputDir).sort()).toEqual(["checkpoint-10", "checkpoint-11", "checkpoint-12"]);
+  }, 60_000);
+
+  it("differs from a run with another seed", async () => {
+    const [a, b] = [
+      await run({ ...settings, outputDir: newFolder() }),
+      await run({ ...settings, outputDir: newFolder(), seed: 1 }),
+    ];
+    expect(a.weights === b.weights).toBe(false);
+  });
+
+  it("goes on from the checkpoint before where the newest is broken, with a warning", async () => {
+    const whole = await run({ ...settings, outputDir: newFolder() });
+    const outputDir = newFolder();
+    await run({ ...settings, outputDir });
+    expect(readdirSync(outputDir).sort()).toEqual(["checkpoint-2", "checkpoint-3", "checkpoint-4"]);
+    const flip = (path: string) => {
+      const bytes = readFileSync(path);
+      bytes[bytes.length - 5] = (bytes[bytes.length - 5] as number) ^ 1;
+      writeFileSync(path, bytes);
+    };
+    flip(join(outputDir, "checkpoint-4", "trainable.safetensors"));
+    flip(join(outputDir, "checkpoint-3", "trainer_state.json"));
+    const warn = vi.spyOn(process, "emitWarning").mockImplementation(() => undefined);
+    const rest = await run({ ...settings, outputDir, resumeFromCheckpoint: true });
+    const messages = warn.mock.calls.map(([message]) => String(message));
+    warn.mockRestore();
+    expect(messages.length).toBe(2);
+    expect(messages[0]).toMatch(/checkpoint-4: the checkpoint must be as it was written, got a changed trainable/);
+    expect(messages[1]).toMatch(/checkpoint-3: .*got a changed trainer_state\.json/);
+    expect(rest.weights === whole.weights).toBe(true);
+    await expect(
+      run({ ...settings, outputDir, resumeFromCheckpoint: join(outputDir, "checkpoint-9") }),
+    ).rejects.toThrow("checkpoint-9: the checkpoint must be as it was written, got none with a trainer_state.json");
+  });
+
+  it("does not go on with other settings, data or parameters", async () => {
+    const outputDir = newFolder();
+    await run({ ...settings, outputDir });
+    const args = { ...settings, outputDir, resumeFromCheckpoint: true };
+    await expect(run({ ...args, learningRate: 1 })).rejects.toThrow(
+      /learningRate must be 0\.01 as in .*checkpoint-4, got 1$/,
+    );
+    using model = newModel();
+    const other = { model, args, generators: [new Generator(1)] };
+    await expect(new Trainer({ ...other, trainDataset: samples.slice(1) }).train()).rejects.toThrow(
+      /trainDataset must be the data of .*checkpoint-4, got other samples$/,
+    );
+    for (const parameter of model.parameters()) parameter.requiresGrad = true;
+    await expect(new Trainer({ ...other, trainDataset: samples }).train()).rejects.toThrow(
+      /checkpoint-4 must hold model\.embed_tokens\.weight as float32 \[32, 64\], got none: it is of another model$/,
+    );
+  });
+});
+
+describe("the end of a run", () => {
+  it("a loss that is no number: the step is named, weights and checkpoints stay", async () => {
+    using model = newModel();
+    const outputDir = newFolder();
+    const trainer = new Trainer({ model, args: { ...settings, outputDir }, trainDataset: samples });
+    let before = "";
+    trainer.on("step", ({ step }) => {
+      if (step !== 2) return;
+      before = weightsOf(model);
+      const frozen = model.namedParameters().find(([name]) => name === "model.norm.weight")?.[1] as Tensor;
+      using broken = full(frozen.shape, Number.NaN);
+      noGrad(() => copyInto(frozen, broken));
+    });
+    await expect(trainer.train()).rejects.toThrow(
+      "Trainer: the loss of step 3 must be finite, got NaN; the weights are",
+    );
+    expect(weightsOf(model) === before).toBe(true);
+    expect(readdirSync(outputDir).sort()).toEqual(["checkpoint-1", "checkpoint-2"]);
+  });
+
+  it("the best weights are taken, and a run without progress ends early", async () => {
+    const args = { ...settings, outputDir: newFolder(), learningRate: 0.5, numTrainEpochs: 10, evalSteps: 1 };
+    const { result } = await run({ ...args, earlyStoppingPatience: 2, loadBestModelAtEnd: true, saveTotalLimit: 1 }, [
+      ...samples,
+    ]);
+    const evaluations = result.history.filter(({ evalLoss }) => evalLoss !== undefined);
+    const best = evaluations.reduce((a, b) => ((b.evalLoss as number) < (a.evalLoss as number) ? b : a));
+    expect(result.bestStep).toBe(best.step);
+    expect(result.steps).toBe(best.step + 2);
+    expect(readdirSync(args.outputDir)).toContain(`checkpoint-${best.step}`);
+  });
+
+  it("leaves no tensors behind", async () => {
+    const before = memory().tensors;
+    const args = { ...settings, outputDir: newFolder() };
+    await run(args);
+    await run({ ...args, resumeFromCheckpoint: join(args.outputDir, "checkpoint-2") });
+    expect(memory().tensors).toBe(before);
+  });
+});
+
+describe("arguments", () => {
+  const make = (args: Partial<TrainingArguments>) => () => {
+    using model = newModel();
+    return new Trainer({ model, args: { outputDir: "x", ...args } as TrainingArguments, trainDataset: samples });
+  };
+  it.each([
+    [{ optim: "adam" as never }, "Trainer: optim must be one of adamw_torch, adamw_torch_fused, adamw_bnb_8bit"],
+    [{ bf16: true }, 'Trainer: with bf16 the model must be bfloat16, got float32; load it with dtype "bfloat16"'],
+    [{ bf16: true, fp16: true }, "Trainer: bf16 and fp16 must not both be true"],
+    [{ packing: true, groupByLength: true }, "Trainer: groupByLength must be false with packing, got true"],
+    [{ warmupSteps: 1.5 }, "Trainer: warmupSteps must be an integer or a share below 1, got 1.5"],
+    [{ maxSteps: 0 }, "Trainer: maxSteps must be at least 1, or -1, got 0"],
+    [{ earlyStoppingPatience: 1 }, "need an evalDataset and evalSteps of at least 1"],
+  ])("%j", (args, message) => {
+    expect(make(args)).toThrow(message);
+  });
+
+  it("nothing to train", () => {
+    using model = newModel();
+    model.requiresGrad_(false);
+    expect(() => new Trainer({ model, args: { outputDir: "x" }, trainDataset: samples })).toThrow(
+      "Trainer: the model must have a parameter that requires a gradient, got none",
+    );
+  });
+});

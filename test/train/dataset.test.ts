@@ -1,0 +1,201 @@
+// Training data: what of each form is learned, where samples are cut, and what a broken row says.
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, describe, expect, it } from "vitest";
+import type { ChatMessage } from "../../src/hub/index.js";
+import { AutoTokenizer } from "../../src/hub/index.js";
+import { epochBatches } from "../../src/train/batches.js";
+import type { Sample } from "../../src/train/index.js";
+import { loadDataset, loadPreferences } from "../../src/train/index.js";
+import { fixturePath } from "../helpers/safetensors.js";
+
+const folder = mkdtempSync(join(tmpdir(), "bnb-data-"));
+const tokenizer = await AutoTokenizer.fromPretrained(fixturePath("models/tokenizer"));
+const eos = (await tokenizer.tokenToId(tokenizer.eosToken as string)) as number;
+const options = { tokenizer, maxLength: 256 };
+afterAll(() => {
+  tokenizer.dispose();
+  rmSync(folder, { recursive: true });
+});
+
+const file = (name: string, text: string): string => {
+  const path = join(folder, name);
+  writeFileSync(path, text);
+  return path;
+};
+const learned = ({ labels }: Sample) => [...labels].filter((label) => label !== -100);
+const only = async (row: object): Promise<Sample> => (await loadDataset([row], options)).samples[0] as Sample;
+const encode = (text: string) => tokenizer.encode(text, { addSpecialTokens: false }).then((ids) => [...ids]);
+
+describe("forms", () => {
+  it("a text is learned with its end", async () => {
+    const { ids, labels } = await only({ text: "Hello there" });
+    expect([...ids]).toEqual([...(await encode("Hello there")), eos]);
+    expect([...labels]).toEqual([...ids]);
+  });
+
+  it("of prompt and completion, the completion and its end; an eos in the prompt is none of them", async () => {
+    const prompt = `One${tokenizer.eosToken} two:`;
+    const sample = await only({ prompt, completion: " three" });
+    expect([...sample.ids]).toEqual([...(await encode(prompt)), ...(await encode(" three")), eos]);
+    expect(learned(sample)).toEqual([...(await encode(" three")), eos]);
+    expect(sample.labels.subarray(0, (await encode(prompt)).length).every((label) => label === -100)).toBe(true);
+  });
+
+  const messages: ChatMessage[] = [
+    { role: "system", content: "Be kind." },
+    { role: "user", content: "Hi" },
+    { role: "assistant", content: "Hello!" },
+    { role: "user", content: "Hello!" },
+    { role: "assistant", content: "Bye" },
+  ];
+
+  it("of a conversation, what the assistant says with the mark of its end, as the template writes it", async () => {
+    const sample = await only({ messages });
+    const whole = await tokenizer.applyChatTemplate(messages);
+    expect(await tokenizer.decode(sample.ids)).toBe(whole);
+    expect(await tokenizer.decode(learned(sample))).toBe("Hello!<|im_end|>Bye<|im_end|>");
+    // What generation would see before the answer is what training sees.
+    const before = await tokenizer.applyChatTemplate(messages.slice(0, 2), { addGenerationPrompt: true });
+    const start = (await encode(before)).length;
+    expect([...sample.ids.subarray(0, start)]).toEqual(await encode(before));
+    expect(sample.labels[start - 1]).toBe(-100);
+    expect(sample.labels[start]).toBe(sample.ids[start]);
+  });
+
+  it("a prompt of messages: the completion alone", async () => {
+    const sample = await only({ prompt: messages.slice(0, 4), completion: messages.slice(4) });
+    expect(await tokenizer.decode(learned(sample))).toBe("Bye<|im_end|>");
+  });
+
+  it("a template without a mark of the end: the end of the text is learned", async () => {
+    const chatTemplate =
+      "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+    const { samples } = await loadDataset([{ messages }], { ...options, chatTemplate });
+    expect(await tokenizer.decode(learned(samples[0] as Sample))).toBe(`Hello!\nBye\n${tokenizer.eosToken}`);
+  });
+
+  it("a template that shows earlier turns otherwise than the last", async () => {
+    const chatTemplate =
+      "{% for m in messages %}<{{ m['role'] }}>{% if m['role'] == 'assistant' and loop.last %}(thought){% endif %}" +
+      "{{ m['content'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+    const { samples } = await loadDataset([{ messages }], { ...options, chatTemplate });
+    const text = await tokenizer.decode(learned(samples[0] as Sample));
+    expect(text).toBe("Hello!<|im_end|>(thought)Bye<|im_end|>");
+  });
+
+  it("a template that drops the assistant is refused", async () => {
+    const chatTemplate = "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }};{% endfor %}";
+    await expect(loadDataset([{ messages: messages.slice(1, 3) }], { ...options, chatTemplate })).rejects.toThrow(
+      "row 1: the chat template must keep what the assistant says, got one that drops message 2",
+    );
+  });
+
+  it("preference pairs share their prompt", async () => {
+    const { samples } = await loadPreferences([{ prompt: "A", chosen: " good", rejected: " bad" }], options);
+    const [pair] = samples;
+    expect(await tokenizer.decode((pair as { chosen: Sample }).chosen.ids)).toBe(`A good${tokenizer.eosToken}`);
+    expect(learned((pair as { rejected: Sample }).rejected)).toEqual([...(await encode(" bad")), eos]);
+    await expect(loadPreferences([{ prompt: "A", chosen: "b" }], options)).rejects.toThrow(
+      "loadPreferences: row 1: must have prompt, chosen and rejected, got prompt, chosen",
+    );
+  });
+});
+
+describe("files", () => {
+  it("JSON lines, CSV with quotes, and an async iterable give the same samples", async () => {
+    const rows = [
+      { prompt: 'Say "a, b"', completion: "a\nb" },
+      { prompt: "x", completion: "y" },
+    ];
+    const lines = file("a.jsonl", `\ufeff${rows.map((row) => JSON.stringify(row)).join("\n\n")}`);
+    const csv = file("a.csv", '\ufeffprompt,completion\r\n"Say ""a, b""","a\nb"\r\n\r\nx,y');
+    async function* later() {
+      yield* rows;
+    }
+    const want = (await loadDataset(rows, options)).samples;
+    expect(want.length).toBe(2);
+    for (const source of [lines, csv, later()]) expect((await loadDataset(source, options)).samples).toEqual(want);
+  });
+
+  it("a plain text is cut into samples that predict each token once", async () => {
+    const text = Array.from({ length: 40 }, (_, i) => `Line ${i} of a text.`).join("\n");
+    const { samples } = await loadDataset(file("a.txt", text), { ...options, maxLength: 16 });
+    const all = [...(await encode(text)), eos];
+    expect(samples.flatMap(({ ids }, i) => [...(i === 0 ? ids : ids.subarray(1))])).toEqual(all);
+    expect(Math.max(...samples.map(({ ids }) => ids.length))).toBe(16);
+  });
+
+  it("a broken line is told with its number and reason, or left out", async () => {
+    const path = file("b.jsonl", '{"text":"fine"}\n{"text":\n[1]\n{"other":1}\n{"text":"also"}\n');
+    await expect(loadDataset(path, options)).rejects.toThrow(/^loadDataset: b\.jsonl:2: is no JSON: /);
+    const { samples, skipped } = await loadDataset(path, { ...options, onBadRow: "skip" });
+    expect(samples.length).toBe(2);
+    expect(skipped.map(({ place }) => place)).toEqual(["b.jsonl:2", "b.jsonl:3", "b.jsonl:4"]);
+    expect(skipped[2]?.reason).toBe("must have text, prompt and completion, or messages, got other");
+    const csv = file("b.csv", 'text\nfine\n"a",b\n"open\n');
+    const found = await loadDataset(csv, { ...options, onBadRow: "skip" });
+    expect(found.skipped).toEqual([
+      { place: "b.csv:3", reason: "has 2 cells, where the first line has 1" },
+      { place: "b.csv:4", reason: "has a quote that is never closed" },
+    ]);
+  });
+
+  it("a sample that is too long is cut, left out or refused", async () => {
+    const rows = [{ text: "short" }, { text: "a much longer text that has many more tokens than the others have" }];
+    const small = { tokenizer, maxLength: 12 };
+    const cut = await loadDataset(rows, small);
+    expect([cut.truncated, cut.samples.map(({ ids }) => ids.length <= 12)]).toEqual([1, [true, true]]);
+    const left = await loadDataset(rows, { ...small, onTooLong: "skip" });
+    expect([left.samples.length, left.skipped[0]?.place]).toEqual([1, "row 2"]);
+    expect(left.skipped[0]?.reason).toMatch(/^has \d+ tokens, more than maxLength 12$/);
+    await expect(loadDataset(rows, { ...small, onTooLong: "error" })).rejects.toThrow("loadDataset: row 2: has ");
+    const prompt = { prompt: rows[1]?.text, completion: "answer" };
+    const none = await loadDataset([...rows, prompt], small);
+    expect(none.skipped).toEqual([{ place: "row 3", reason: "has no token to learn within the first 12 tokens" }]);
+  });
+
+  it("no file, no rows, another ending", async () => {
+    await expect(loadDataset(join(folder, "none.jsonl"), options)).rejects.toMatchObject({ code: "ERR_BNB_FILE" });
+    await expect(loadDataset([], options)).rejects.toThrow("loadDataset: the data must hold a sample, got none");
+    await expect(loadDataset(file("a.xml", ""), options)).rejects.toThrow("must end in .jsonl, .csv or .txt");
+  });
+});
+
+describe("order", () => {
+  const lengths = Array.from({ length: 103 }, (_, i) => 5 + ((i * 37) % 50));
+  const plan = { batchSize: 4, seed: 7, shuffle: true, groupByLength: false, packedTokens: null };
+  const sorted = (batches: number[][]) => batches.flat().sort((a, b) => a - b);
+  const all = lengths.map((_, i) => i);
+
+  it("each sample once an epoch, another order each epoch, the same for the same seed", () => {
+    const first = epochBatches(lengths, 0, plan);
+    expect(sorted(first)).toEqual(all);
+    expect(first.slice(0, -1).every(({ length }) => length === 4)).toBe(true);
+    expect(epochBatches(lengths, 0, plan)).toEqual(first);
+    expect(epochBatches(lengths, 1, plan)).not.toEqual(first);
+    expect(epochBatches(lengths, 0, { ...plan, seed: 8 })).not.toEqual(first);
+    expect(epochBatches(lengths, 3, { ...plan, shuffle: false }).flat()).toEqual(all);
+  });
+
+  it("packed batches never hold more tokens than they may, and are nearly full", () => {
+    const batches = epochBatches(lengths, 0, { ...plan, packedTokens: 128 });
+    expect(sorted(batches)).toEqual(all);
+    const sizes = batches.map((batch) => batch.reduce((sum, i) => sum + (lengths[i] as number), 0));
+    expect(Math.max(...sizes)).toBeLessThanOrEqual(128);
+    expect(sizes.slice(0, -1).every((size) => size > 128 - 55)).toBe(true);
+  });
+
+  it("grouped by length, batches spread less than in a random order", () => {
+    const spread = (batches: number[][]) =>
+      batches.reduce((sum, batch) => {
+        const of = batch.map((i) => lengths[i] as number);
+        return sum + Math.max(...of) - Math.min(...of);
+      }, 0);
+    const grouped = epochBatches(lengths, 0, { ...plan, groupByLength: true });
+    expect(sorted(grouped)).toEqual(all);
+    expect(spread(grouped)).toBeLessThan(spread(epochBatches(lengths, 0, plan)) / 5);
+    expect(Math.max(...(grouped[0] as number[]).map((i) => lengths[i] as number))).toBe(Math.max(...lengths));
+  });
+});
