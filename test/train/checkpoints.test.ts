@@ -101,7 +101,7 @@ describe("a run that was stopped", () => {
   });
 
   it("and so is one that was killed at any moment, several times", async () => {
-    const whole = await run({ ...settings, numTrainEpochs: 6, outputDir: newFolder() });
+    const whole = await run({ ...settings, numTrainEpochs: 9, outputDir: newFolder() });
     const outputDir = newFolder();
     const script = `const { LlamaForCausalLM, Generator, applyLora, train } = require(process.argv[1]);
       const { config, settings, data, lora } = JSON.parse(process.argv[2]);
@@ -110,18 +110,20 @@ describe("a run that was stopped", () => {
       applyLora(model, { ...lora, generator });
       const trainDataset = data.map((ids) => ({ ids: Int32Array.from(ids), labels: Int32Array.from(ids) }));
       const trainer = new train.Trainer({ model, args: settings, trainDataset, generators: [generator] });
-      trainer.on("step", () => console.log("step"));
+      for (const event of ["step", "save"]) trainer.on(event, () => console.log(event));
       trainer.train();`;
-    const args = { ...settings, numTrainEpochs: 6, outputDir, resumeFromCheckpoint: true };
+    const args = { ...settings, numTrainEpochs: 9, outputDir, resumeFromCheckpoint: true };
     const data = JSON.stringify({ config, settings: args, lora, data: samples.map(({ ids }) => [...ids]) });
-    for (let kills = 0; kills < 4; kills++) {
+    for (let kills = 0; kills < 3; kills++) {
       const child = spawn(process.execPath, ["-e", script, resolve("dist/index.js"), data], {
         stdio: ["ignore", "pipe", "inherit"],
       });
-      // Somewhere in the writing of the second checkpoint, each time a little later.
-      let steps = 0;
-      child.stdout.on("data", () => {
-        if (++steps === 2) setTimeout(() => child.kill("SIGKILL"), 3 * kills);
+      // Somewhere in the step or the writing after its first checkpoint, each time a little later.
+      let told = "";
+      child.stdout.on("data", (piece) => {
+        const isFirst = !/save\n[\s\S]*step/.test(told);
+        told += String(piece);
+        if (isFirst && /save\n[\s\S]*step/.test(told)) setTimeout(() => child.kill("SIGKILL"), 3 * kills);
       });
       expect(await once(child, "exit")).toEqual([null, "SIGKILL"]);
       expect(readdirSync(outputDir).some((name) => name.startsWith("checkpoint-"))).toBe(true);
@@ -129,7 +131,7 @@ describe("a run that was stopped", () => {
     const rest = await run(args);
     expect(rest.weights === whole.weights).toBe(true);
     expect(rest.result.history.map(plain)).toEqual(whole.result.history.map(plain));
-    expect(readdirSync(outputDir).sort()).toEqual(["checkpoint-10", "checkpoint-11", "checkpoint-12"]);
+    expect(readdirSync(outputDir).sort()).toEqual(["checkpoint-16", "checkpoint-17", "checkpoint-18"]);
   }, 60_000);
 
   it("differs from a run with another seed", async () => {
