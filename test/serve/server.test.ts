@@ -25,7 +25,10 @@ let url = "";
 async function listen(options: Partial<Parameters<typeof createServer>[0]> = {}): Promise<[Server, string]> {
   const made = createServer({ model, name: "tiny", ...options }).listen(0, "127.0.0.1");
   await new Promise((resolve) => made.once("listening", resolve));
-  return [made, `http://127.0.0.1:${(made.address() as AddressInfo).port}`];
+  const at = `http://127.0.0.1:${(made.address() as AddressInfo).port}`;
+  // Its first steps take memory, too.
+  while ((await fetch(`${at}/health`)).status !== 200) await new Promise((resolve) => setTimeout(resolve, 5));
+  return [made, at];
 }
 const closed = (one: Server): Promise<unknown> => {
   one.closeAllConnections();

@@ -196,7 +196,7 @@ describe("the end of a run", () => {
       if (step !== 2) return;
       before = weightsOf(model);
       const frozen = model.namedParameters().find(([name]) => name === "model.norm.weight")?.[1] as Tensor;
-      using broken = full(frozen.shape, Number.NaN);
+      using broken = full(frozen.shape, Number.NaN, { device: frozen.device });
       noGrad(() => copyInto(frozen, broken));
     });
     await expect(trainer.train()).rejects.toThrow(
