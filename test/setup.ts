@@ -1,7 +1,7 @@
 // Matchers that every test file has: tensors against numbers, and what a piece of code leaves in memory.
-import { expect } from "vitest";
+import { afterEach, beforeEach, expect } from "vitest";
 import type { Tensor } from "../src/index.js";
-import { setDefaultDevice } from "../src/index.js";
+import { memory, setDefaultDevice } from "../src/index.js";
 import type { Numbers } from "./helpers/expect-close.js";
 import { expectClose } from "./helpers/expect-close.js";
 import type { OpKind } from "./helpers/tolerance.js";
@@ -19,6 +19,17 @@ declare module "vitest" {
 const device = process.env["BNB_TEST_DEVICE"];
 if (device) setDefaultDevice(device);
 
+// What a test leaves to the garbage collector is collected before the next one, which may count what is alive.
+let alive = 0;
+beforeEach(() => {
+  alive = memory().tensors;
+});
+afterEach(async () => {
+  if (memory().tensors <= alive) return;
+  (globalThis as { gc?: () => void }).gc?.();
+  for (let turn = 0; turn < 2; turn++) await new Promise((resolve) => setImmediate(resolve));
+});
+
 expect.extend({
   toBeCloseToTensor(actual: Tensor, expected: Numbers, kind?: OpKind) {
     try {
@@ -30,7 +41,6 @@ expect.extend({
   },
 
   async toLeakNothing(run: () => unknown) {
-    const { memory } = await import("../src/index.js");
     const { tensors, liveBytes } = memory();
     await run();
     const after = memory();

@@ -43,7 +43,8 @@ void read_in_parts(int descriptor, int64_t offset, char* to, size_t nbytes) {
     char* to;
     size_t nbytes;
     std::mutex mutex;
-    std::optional<Error> error;
+    std::optional<Error> error;  // of the first part that could not be read
+    int64_t part = 0;
   } job{descriptor, offset, to, nbytes, {}, {}};
   const auto read = [](void* context, int64_t begin, int64_t end) {
     Job& j = *static_cast<Job*>(context);
@@ -53,7 +54,9 @@ void read_in_parts(int descriptor, int64_t offset, char* to, size_t nbytes) {
                  std::min(j.nbytes, static_cast<size_t>(end) * kPart) - from);
     } catch (const Error& error) {
       const std::lock_guard lock(j.mutex);
-      if (!j.error) j.error = error;
+      if (j.error && j.part < begin) return;
+      j.error = error;
+      j.part = begin;
     }
   };
   parallel_range(static_cast<int64_t>((nbytes + kPart - 1) / kPart), 1, read, &job);

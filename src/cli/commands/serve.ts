@@ -39,7 +39,7 @@ alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; 
     "key-concurrency": { type: "string", value: "N", help: "requests that one key may have at once" },
     "share-prefixes": { type: "boolean", help: "whoever has a key may be served what another's prompt began with" },
     "drain-seconds": { type: "string", value: "N", default: "30", help: "how long what runs may take to end" },
-    quiet: { type: "boolean", help: "no line for each request" },
+    "no-log": { type: "boolean", help: "no line for each request" },
     ...quantizeOptions,
     ...headOption,
     ...loadOptions,
@@ -74,7 +74,7 @@ alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; 
         apiKeys: values["api-key"],
         sharePrefixes: values["share-prefixes"],
         ...limits,
-        ...(!values.quiet && { log: (line) => stderr.write(`${JSON.stringify(line)}\n`) }),
+        ...(!values["no-log"] && { log: (line) => stderr.write(`${JSON.stringify(line)}\n`) }),
       });
       await handler.ready;
       const url = urlOf(server);
