@@ -133,6 +133,13 @@ describe("files", () => {
     expect(sources.filter((path) => read(path).trimEnd().split("\n").length > 500)).toEqual([]);
   });
 
+  it("results of benchmarks name no place of the machine they come from", () => {
+    const results = files.filter((path) => path.startsWith("bench/results/"));
+    expect(results.length).toBeGreaterThan(5);
+    const places = results.filter((path) => /(^|[\s"'(])\/(?!v\d)[\w.-]+\/[\w.-]/m.test(read(path)));
+    expect(places).toEqual([]);
+  });
+
   it("one function makes folders: that of Node does not end in /proc", () => {
     const makers = sources.filter((path) => path.startsWith("src/") && /\bmkdir(Sync)?\(/.test(read(path)));
     expect(makers).toEqual(["src/hub/make-folders.ts"]);

@@ -24,8 +24,8 @@ export const quantizeOptions = {
 } as const satisfies Record<string, OptionSpec>;
 
 /** For commands that compute with it. */
-export const loraOption = {
-  lora: { type: "string", value: "DIR", help: "an adapter for it, as bnb finetune or Python's peft saves it" },
+const loraOption = {
+  lora: { type: "string", value: "DIR", help: "an adapter for it, as Python's peft saves it" },
 } as const satisfies Record<string, OptionSpec>;
 
 /** For commands that generate. */
@@ -45,6 +45,15 @@ export const placementOptions = {
   "offload-folder": { type: "string", value: "DIR", help: "where layers wait that find no room in memory" },
 } as const satisfies Record<string, OptionSpec>;
 
+/** All of them, for commands that generate with one model. */
+export const generatingOptions = {
+  ...quantizeOptions,
+  ...loraOption,
+  ...headOption,
+  ...loadOptions,
+  ...placementOptions,
+} as const satisfies Record<string, OptionSpec>;
+
 interface LoadValues {
   dtype: string | undefined;
   device: string;
@@ -52,6 +61,7 @@ interface LoadValues {
   "4bit"?: boolean;
   "8bit"?: boolean;
   lora?: string | undefined;
+  head?: string;
   "device-map"?: string | undefined;
   "max-memory"?: string | undefined;
   "offload-folder"?: string | undefined;
@@ -71,6 +81,7 @@ export async function loadModel(
 ): Promise<CausalLM> {
   const { dtype, revision } = values;
   if (values["4bit"] && values["8bit"]) throw usageError("--4bit and --8bit: give one of them");
+  const head = choice("--head", values.head ?? "float", ["float", "int8", "nf4", "fp4"]);
   const quantizationConfig = values["4bit"]
     ? new BitsAndBytesConfig({ loadIn4bit: true, bnb4bitQuantType: "nf4" })
     : values["8bit"]
@@ -91,19 +102,14 @@ export async function loadModel(
     signal,
     ...more,
   });
-  if (values.lora === undefined) return model;
   try {
-    return (await PeftModel.fromPretrained(model, values.lora)).model;
+    if (values.lora !== undefined) await PeftModel.fromPretrained(model, values.lora);
+    if (head !== "float") model.quantizeHead(head);
+    return model;
   } catch (error) {
     model.dispose();
     throw error;
   }
-}
-
-/** Keeps the head of a model in the format of --head, too. */
-export function quantizeHead(model: CausalLM, format: string): void {
-  const chosen = choice("--head", format, ["float", "int8", "nf4", "fp4"]);
-  model.quantizeHead(chosen === "float" ? null : chosen);
 }
 
 /** Where the model goes: to one device as a whole, unless there is more to be said. */

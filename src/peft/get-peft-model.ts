@@ -77,12 +77,13 @@ function widened(parameter: Parameter): Parameter {
 }
 
 /** Options of `applyLora`. */
-export interface ApplyLoraOptions extends LoraOptions {
+export interface ApplyLoraOptions extends Omit<LoraOptions, "device"> {
   /** Layers whose path is an item or ends with "." + item. */
   targetModules: readonly string[];
 }
+const { device: _, ...layerChecks } = loraOptions.checks;
 const applyOptions = optionTable<ApplyLoraOptions>({
-  ...loraOptions.checks,
+  ...layerChecks,
   targetModules: required(arrayOf(aString)),
 });
 
@@ -94,7 +95,7 @@ const applyOptions = optionTable<ApplyLoraOptions>({
  */
 export function applyLora(model: Module, settings: ApplyLoraOptions): Parameter[] {
   checkOptions("applyLora", settings, applyOptions);
-  const { device: _, generator, ...config } = settings;
+  const { generator, ...config } = settings;
   const peft = new PeftModel(model);
   peft.addUnder("applyLora", "default", new LoraConfig(config), generator ? { generator } : {});
   peft.adopt();

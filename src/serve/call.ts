@@ -72,7 +72,9 @@ export class Call {
     this.signal = control.signal;
     const timer = setTimeout(() => {
       const message = `the request took more than ${seconds} s`;
-      control.abort(new ApiError(408, "timeout_error", message, null, "request_timeout"));
+      // What is still to come of the request is not waited for.
+      const headers = { connection: "close" };
+      control.abort(new ApiError(408, "timeout_error", message, null, "request_timeout", headers));
       // Who does not read would hold it up for ever.
       if (response.writableNeedDrain) response.destroy();
     }, seconds * 1000);

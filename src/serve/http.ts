@@ -3,8 +3,24 @@ import { once } from "node:events";
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { ApiError } from "./api-error.js";
 
-/** The JSON of a body of at most `most` bytes. */
-export async function readJson(request: IncomingMessage, most: number): Promise<unknown> {
+/** The JSON of a body of at most `most` bytes. Rejects with the signal's reason when that comes first. */
+export async function readJson(request: IncomingMessage, most: number, signal: AbortSignal): Promise<unknown> {
+  const body = textOf(request, most);
+  const aborted = new Promise<never>((_, reject) => {
+    signal.addEventListener("abort", () => reject(signal.reason as Error), { once: true });
+  });
+  aborted.catch(() => {});
+  // Of a body that is not waited for, the end is none.
+  body.catch(() => {});
+  const text = await Promise.race([body, aborted]);
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new ApiError(400, "invalid_request_error", `the body must be JSON: ${(error as Error).message}`);
+  }
+}
+
+async function textOf(request: IncomingMessage, most: number): Promise<string> {
   const pieces: Buffer[] = [];
   let size = 0;
   for await (const piece of request) {
@@ -14,12 +30,7 @@ export async function readJson(request: IncomingMessage, most: number): Promise<
     }
     pieces.push(piece as Buffer);
   }
-  const text = Buffer.concat(pieces).toString("utf8");
-  try {
-    return JSON.parse(text);
-  } catch (error) {
-    throw new ApiError(400, "invalid_request_error", `the body must be JSON: ${(error as Error).message}`);
-  }
+  return Buffer.concat(pieces).toString("utf8");
 }
 
 export function sendJson(response: ServerResponse, status: number, body: object, headers: object = {}): void {

@@ -166,7 +166,7 @@ class House {
     }
     if (this.state === "draining" || this.state === "failed") throw unavailable(this.state);
     call.place = this.#admission.enter(call.key);
-    const fields = new Fields(await readJson(request, this.#maxBody));
+    const fields = new Fields(await readJson(request, this.#maxBody, call.signal));
     const model = fields.text("model");
     if (model === undefined) throw wrongField("model", "the name of a model", model);
     if (model !== this.served.name) throw unknownModel(model, [this.served.name]);

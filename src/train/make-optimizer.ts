@@ -14,7 +14,7 @@ const extraKeys: Readonly<Record<OptimFamily, readonly string[]>> = {
   adamw: [],
   lion: [],
   ademamix: ["beta1", "beta2", "beta3", "alpha", "eps", "t_alpha", "t_beta3"],
-  rmsprop: ["alpha", "eps", "momentum", "centered"],
+  rmsprop: ["alpha", "eps", "momentum"],
 };
 
 /** A parameter with its name. */
@@ -43,7 +43,7 @@ export function makeOptimizer(op: string, model: Module, args: ResolvedArguments
     { params: decayed.map(([, p]) => p), weightDecay },
     { params: others.map(([, p]) => p), weightDecay: 0 },
   ].filter(({ params }) => params.length > 0);
-  const extra = readExtra(op, family, args.optimArgs);
+  const extra = readOptimArgs(op, args);
   const { beta1 = args.adamBeta1, beta2 = args.adamBeta2, beta3 = 0.9999, eps = args.adamEpsilon } = extra;
   const shared = { lr, optimBits, isPaged };
   switch (family) {
@@ -62,8 +62,10 @@ export function makeOptimizer(op: string, model: Module, args: ResolvedArguments
   }
 }
 
-function readExtra(op: string, family: OptimFamily, text: string): Partial<Record<string, number>> {
-  const pairs = text.replaceAll(" ", "").split(",").filter(Boolean);
+/** The numbers of `args.optimArgs` by key. Throws ERR_BNB_OPTION for keys that the optimizer does not have. */
+export function readOptimArgs(op: string, { optim, optimArgs }: ResolvedArguments): Partial<Record<string, number>> {
+  const [family] = optimTable[optim];
+  const pairs = optimArgs.replaceAll(" ", "").split(",").filter(Boolean);
   return Object.fromEntries(
     pairs.map((pair) => {
       const [key = "", given = ""] = pair.split("=");

@@ -17,7 +17,7 @@ import { epochBatches } from "./batches.js";
 import type { Checkpoint } from "./checkpoints.js";
 import { CheckpointFolder, makeRunFolder, readCheckpoint } from "./checkpoints.js";
 import { LossScaler } from "./loss-scaler.js";
-import { makeOptimizer, makeSchedule } from "./make-optimizer.js";
+import { makeOptimizer, makeSchedule, readOptimArgs } from "./make-optimizer.js";
 import { EmbeddingNoise } from "./noise.js";
 import type { LogEntry, ReportTarget } from "./reports.js";
 import { report } from "./reports.js";
@@ -103,6 +103,7 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     const { model, args, trainDataset, evalDataset = [], generators = [] } = options;
     this.#op = op;
     this.args = resolveArguments(op, args);
+    readOptimArgs(op, this.args);
     this.model = model;
     this.#signal = args.signal;
     this.#data = trainDataset;

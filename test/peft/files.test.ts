@@ -2,7 +2,7 @@
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, afterEach, describe, expect, it } from "vitest";
+import { afterAll, describe, expect, it } from "vitest";
 import { noGrad } from "../../src/autograd/no-grad.js";
 import { saveSafetensors } from "../../src/hub/index.js";
 import { openSafetensors } from "../../src/hub/safetensors.js";
@@ -12,18 +12,11 @@ import { getPeftModel, LoraConfig, PeftModel } from "../../src/peft/index.js";
 import { memory, tidy } from "../../src/tensor/scope.js";
 import type { Tensor } from "../../src/tensor/tensor.js";
 import { expectClose } from "../helpers/expect-close.js";
+import { own } from "../helpers/owned.js";
 
 const fixtures = "test/fixtures/adapters";
 const scratch = mkdtempSync(join(tmpdir(), "bnb-peft-"));
 afterAll(() => rmSync(scratch, { recursive: true, force: true }));
-const owned: { dispose(): void }[] = [];
-afterEach(() => {
-  for (const value of owned.splice(0)) value.dispose();
-});
-const own = <T extends { dispose(): void }>(value: T): T => {
-  owned.push(value);
-  return value;
-};
 
 const plain = "test/fixtures/families/llama-plain/fp32";
 const tied = "test/fixtures/families/qwen3/fp32";

@@ -172,7 +172,7 @@ describe.each(testDevices())("on %s", (name) => {
 
     it("wraps the named layers, freezes the rest and returns the adapters' parameters", () => {
       const model = newModel();
-      const adapters = applyLora(model, { r: 2, targetModules: ["q_proj", "layers.1.mlp.up_proj"], device });
+      const adapters = applyLora(model, { r: 2, targetModules: ["q_proj", "layers.1.mlp.up_proj"] });
       expect(adapters).toHaveLength(6);
       const trainable = model.namedParameters().filter(([, parameter]) => parameter.requiresGrad);
       expect(trainable.map(([path]) => path)).toEqual([
@@ -221,7 +221,7 @@ describe.each(testDevices())("on %s", (name) => {
       }
       const wrapped = (targetModules: string[]): string[] => {
         const model = own(new Model());
-        applyLora(model, { r: 2, targetModules, device });
+        applyLora(model, { r: 2, targetModules });
         return model.namedModules().flatMap(([path, module]) => (module instanceof LoraLinear ? [path] : []));
       };
       expect(wrapped(["q_proj"])).toEqual(["q_proj", "attn.q_proj", "xattn.q_proj"]);
@@ -240,7 +240,7 @@ describe.each(testDevices())("on %s", (name) => {
         }
       }
       const model = own(new Twice());
-      const adapters = applyLora(model, { r: 2, targetModules: ["up_proj", "down_proj"], device });
+      const adapters = applyLora(model, { r: 2, targetModules: ["up_proj", "down_proj"] });
       expect(adapters).toHaveLength(2);
       expect(model.upProj).toBe(model.downProj);
       expect((model.upProj as unknown as LoraLinear).baseLayer).toBe(shared);
@@ -250,7 +250,7 @@ describe.each(testDevices())("on %s", (name) => {
 
     it.each([true, false])("gives new adapters the training mode of their layers: %s", (training) => {
       const model = newModel().train(training);
-      applyLora(model, { r: 2, loraDropout: 0.5, targetModules: ["q_proj", "down_proj"], device });
+      applyLora(model, { r: 2, loraDropout: 0.5, targetModules: ["q_proj", "down_proj"] });
       expect(model.modules().map((module) => module.training)).toEqual(model.modules().map(() => training));
     });
 
@@ -262,7 +262,7 @@ describe.each(testDevices())("on %s", (name) => {
       const ids = own(tensor([[1, 2, 3]], { dtype: "int32", device }));
       const logits = () => values(own(noGrad(() => tidy(() => model.forward(ids)))));
       const before = logits();
-      const adapters = applyLora(model, { r: 2, targetModules: ["q_proj", "down_proj"], device });
+      const adapters = applyLora(model, { r: 2, targetModules: ["q_proj", "down_proj"] });
       expect(logits()).toEqual(before);
       tidy(() => backward(crossEntropy(model.forward(ids), ids)));
       expect(adapters.every((parameter) => parameter.grad !== null)).toBe(true);
@@ -271,6 +271,9 @@ describe.each(testDevices())("on %s", (name) => {
     it("rejects names that match nothing or no linear layer, and a rank below 1", () => {
       const option = (message: string) => expect.objectContaining({ code: "ERR_BNB_OPTION", message });
       const model = newModel();
+      expect(() => applyLora(model, { targetModules: ["q_proj"], device: "cpu" } as never)).toThrow(
+        /applyLora: options must be among .*, got device/s,
+      );
       expect(() => applyLora(model, { targetModules: ["nothing"] })).toThrow(
         option("applyLora: targetModules must name layers of the model, got [nothing]"),
       );

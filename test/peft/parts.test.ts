@@ -2,7 +2,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, afterEach, describe, expect, it } from "vitest";
+import { afterAll, describe, expect, it } from "vitest";
 import { noGrad } from "../../src/autograd/no-grad.js";
 import { openSafetensors } from "../../src/hub/safetensors.js";
 import type { CausalLM } from "../../src/models/index.js";
@@ -15,17 +15,10 @@ import { tensor } from "../../src/tensor/create.js";
 import { tidy } from "../../src/tensor/scope.js";
 import type { Tensor } from "../../src/tensor/tensor.js";
 import { expectClose } from "../helpers/expect-close.js";
+import { own } from "../helpers/owned.js";
 
 const scratch = mkdtempSync(join(tmpdir(), "bnb-peft-"));
 afterAll(() => rmSync(scratch, { recursive: true, force: true }));
-const owned: { dispose(): void }[] = [];
-afterEach(() => {
-  for (const value of owned.splice(0)) value.dispose();
-});
-const own = <T extends { dispose(): void }>(value: T): T => {
-  owned.push(value);
-  return value;
-};
 const family = (name: string) => `test/fixtures/families/${name}/fp32`;
 const load = async (name: string): Promise<CausalLM> => own(await AutoModelForCausalLM.fromPretrained(family(name)));
 const ids = tensor([[1, 5, 17, 40, 3]], { dtype: "int32" });
@@ -196,8 +189,7 @@ describe("refused", () => {
   });
 
   it("a bias of B without a bias to merge it into", () => {
-    const peft = getPeftModel(new Wrapped(), new LoraConfig({ targetModules: ["inner"], loraBias: true }));
-    owned.push(peft);
+    const peft = own(getPeftModel(new Wrapped(), new LoraConfig({ targetModules: ["inner"], loraBias: true })));
     expect(() => peft.mergeAdapter()).toThrow(
       "merge: an adapter with loraBias needs a base with a bias, got none at inner",
     );

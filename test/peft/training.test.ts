@@ -2,7 +2,7 @@
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, afterEach, describe, expect, it } from "vitest";
+import { afterAll, describe, expect, it } from "vitest";
 import { noGrad } from "../../src/autograd/no-grad.js";
 import { openSafetensors } from "../../src/hub/safetensors.js";
 import type { CausalLM } from "../../src/models/index.js";
@@ -16,17 +16,10 @@ import { tensor } from "../../src/tensor/create.js";
 import { tidy } from "../../src/tensor/scope.js";
 import type { Tensor } from "../../src/tensor/tensor.js";
 import { expectClose } from "../helpers/expect-close.js";
+import { own } from "../helpers/owned.js";
 
 const scratch = mkdtempSync(join(tmpdir(), "bnb-peft-"));
 afterAll(() => rmSync(scratch, { recursive: true, force: true }));
-const owned: { dispose(): void }[] = [];
-afterEach(() => {
-  for (const value of owned.splice(0)) value.dispose();
-});
-const own = <T extends { dispose(): void }>(value: T): T => {
-  owned.push(value);
-  return value;
-};
 const load = async (folder: string): Promise<CausalLM> => own(await AutoModelForCausalLM.fromPretrained(folder));
 const values = (t: Tensor) => Array.from(t.floatsSync());
 async function tensorsIn(path: string): Promise<Map<string, Tensor>> {

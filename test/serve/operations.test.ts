@@ -1,7 +1,8 @@
 // A server in operation: how many come in, what is refused at once, who has waited too long, what is told of it all, and how it
 // ends.
 import { spawn } from "node:child_process";
-import type { Socket } from "node:net";
+import { once } from "node:events";
+import type { AddressInfo, Socket } from "node:net";
 import { connect } from "node:net";
 import OpenAI from "openai";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -126,6 +127,23 @@ describe("what is refused at once", () => {
       { status: 408, error: "request_timeout", finish: Array(8).fill("abort") },
       { error: "request_timeout", finish: Array(8).fill("abort") },
     ]);
+  });
+});
+
+describe("a body that does not come", () => {
+  it("holds its place no longer than a request may take", async () => {
+    await using own = await serve(model, { maxSeconds: 0.2, maxSequences: 1, maxWaiting: 0 });
+    const { port } = own.server.address() as AddressInfo;
+    const socket = connect(port, "127.0.0.1");
+    let answer = "";
+    socket.on("data", (piece) => {
+      answer += String(piece);
+    });
+    socket.write("POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{");
+    await once(socket, "close");
+    expect(answer).toMatch(/^HTTP\/1\.1 408 [\s\S]*"the request took more than 0\.2 s"/);
+    const after = await own.client.completions.create({ model: "tiny", prompt: "a", max_tokens: 1 });
+    expect(after.choices).toHaveLength(1);
   });
 });
 

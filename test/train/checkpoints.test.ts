@@ -234,6 +234,10 @@ describe("arguments", () => {
   };
   it.each([
     [{ optim: "adam" as never }, "Trainer: optim must be one of adamw_torch, adamw_torch_fused, adamw_bnb_8bit"],
+    [
+      { optim: "rmsprop_bnb" as const, optimArgs: "centered=1" },
+      "Trainer: keys of optimArgs must be among alpha, eps, momentum for rmsprop, got centered",
+    ],
     [{ bf16: true }, 'Trainer: with bf16 the model must be bfloat16, got float32; load it with dtype "bfloat16"'],
     [{ bf16: true, fp16: true }, "Trainer: bf16 and fp16 must not both be true"],
     [{ packing: true, groupByLength: true }, "Trainer: groupByLength must be false with packing, got true"],

@@ -6,15 +6,7 @@ import type { CausalLM } from "../../models/index.js";
 import { BnbError } from "../../tensor/errors.js";
 import type { CommandContext } from "../command.js";
 import { command } from "../command.js";
-import {
-  headOption,
-  loadModel,
-  loadOptions,
-  loraOption,
-  placementOptions,
-  quantizeHead,
-  quantizeOptions,
-} from "../load-model.js";
+import { generatingOptions, loadModel } from "../load-model.js";
 import type { Terminal } from "../terminal.js";
 import { printable } from "../terminal.js";
 import { textOptions, textSettings } from "../text-options.js";
@@ -34,11 +26,7 @@ generation_config.json says.`,
   options: {
     system: { type: "string", value: "TEXT", help: "what the model is told before" },
     ...textOptions,
-    ...quantizeOptions,
-    ...loraOption,
-    ...headOption,
-    ...loadOptions,
-    ...placementOptions,
+    ...generatingOptions,
   },
   notes: `In the conversation:\n${commands}`,
   async run(call) {
@@ -46,7 +34,6 @@ generation_config.json says.`,
     const settings = textSettings(values);
     const model = await loadModel(words[0] as string, call);
     try {
-      quantizeHead(model, values.head);
       if (!model.tokenizer || model.tokenizer.chatTemplates.size === 0) {
         const rule = `${words[0]} has no chat template`;
         throw new BnbError("ERR_BNB_FILE", `${rule}: bnb generate continues texts without one`);

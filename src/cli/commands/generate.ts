@@ -1,15 +1,7 @@
 // `bnb generate`: what a model writes after a prompt, as it comes.
 import { generate as continueText } from "../../generation/index.js";
 import { command, usageError } from "../command.js";
-import {
-  headOption,
-  loadModel,
-  loadOptions,
-  loraOption,
-  placementOptions,
-  quantizeHead,
-  quantizeOptions,
-} from "../load-model.js";
+import { generatingOptions, loadModel } from "../load-model.js";
 import { printable } from "../terminal.js";
 import { textOptions, textSettings } from "../text-options.js";
 
@@ -23,11 +15,7 @@ to it is printed. What is not said here is as the model's generation_config.json
     chat: { type: "boolean", help: "put the prompt into the model's chat template" },
     system: { type: "string", value: "TEXT", help: "with --chat: what the model is told before" },
     ...textOptions,
-    ...quantizeOptions,
-    ...loraOption,
-    ...headOption,
-    ...loadOptions,
-    ...placementOptions,
+    ...generatingOptions,
   },
   async run(call) {
     const { values, words, terminal, signal, stdin } = call;
@@ -39,7 +27,6 @@ to it is printed. What is not said here is as the model's generation_config.json
     const prompt = values.chat ? [...system, { role: "user", content: text }] : text;
     const model = await loadModel(words[0] as string, call);
     try {
-      quantizeHead(model, values.head);
       let answer = "";
       let first = 0;
       const began = performance.now();

@@ -9,7 +9,7 @@ import { createServeHandler } from "../../serve/index.js";
 import { answerLoading } from "../../serve/server.js";
 import { BnbError } from "../../tensor/errors.js";
 import { command, usageError, wholeNumber } from "../command.js";
-import { headOption, loadModel, loadOptions, quantizeHead, quantizeOptions } from "../load-model.js";
+import { headOption, loadModel, loadOptions, quantizeOptions } from "../load-model.js";
 import { bytes, count } from "../terminal.js";
 
 /** `bnb serve` as it is called. */
@@ -67,7 +67,6 @@ alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; 
     let model: CausalLM | null = null;
     try {
       model = await loadModel(name, call);
-      quantizeHead(model, values.head);
       handler = createServeHandler({
         model,
         name: called,

@@ -204,7 +204,7 @@ class Stages {
 
   /** QLoRA: adapters over the frozen NF4 weights learn the second style. */
   async finetune(trained: LlamaForCausalLM): Promise<{ model: LlamaForCausalLM; result: FinetuneResult }> {
-    const { settings, seed, terminal, device } = this.#options;
+    const { settings, seed, terminal } = this.#options;
     const { r, loraAlpha, loraDropout, targetModules, ...run } = settings.finetune;
     terminal.heading("Fine-tuning LoRA adapters over the frozen NF4 base");
     terminal.line(`  ${this.#style.source}: ${count(this.#style.train.length)} bytes`);
@@ -213,7 +213,7 @@ class Stages {
     const perplexityBefore = await this.#perplexity(model, this.#style);
     const baseHashBefore = await hashOfBase(model);
     const generator = new RandomSource(seed + 1);
-    const adapters = applyLora(model, { r, loraAlpha, loraDropout, targetModules, device, generator });
+    const adapters = applyLora(model, { r, loraAlpha, loraDropout, targetModules, generator });
     const optimizer = new AdamW8bit(adapters, { lr: run.learningRate, betas });
     const { losses, tokensPerSecond } = await this.#train("QLoRA", model, optimizer, adapters, run, this.#style.train);
     const result = {
