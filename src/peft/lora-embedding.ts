@@ -1,10 +1,8 @@
 // Adapters beside a frozen table of rows: A [r, rows] starts at zero, B [dim, r] normal.
-import { noGrad } from "../autograd/no-grad.js";
 import type { Embedding } from "../nn/index.js";
 import { add, cast, embedding, linear, matmul, mul, sqrt, sub, sum, transpose } from "../ops/index.js";
-import { keep, tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
-import { deviceOf, floatWeight } from "./base-weight.js";
+import { deviceOf } from "./base-weight.js";
 import type { LoraOptions } from "./lora-adapter.js";
 import { LoraAdapter } from "./lora-adapter.js";
 import { LoraLayer } from "./lora-layer.js";
@@ -56,10 +54,7 @@ export class LoraEmbedding extends LoraLayer<Embedding> {
         y = add(y, cast(low, y.dtype));
         continue;
       }
-      const lengths = noGrad(() =>
-        tidy(() => keep(this.lengthsOf(floatWeight(this.baseLayer).add(this.updateOf(adapter))))),
-      );
-      const ratio = magnitude.div(lengths);
+      const ratio = magnitude.div(this.lengthsWith(adapter));
       y = add(y, cast(add(mul(sub(ratio, 1), cast(y, "float32")), mul(ratio, low)), y.dtype));
     }
     return y;

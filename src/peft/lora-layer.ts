@@ -33,13 +33,15 @@ export abstract class LoraLayer<Base extends Module = Module> extends AdapterLay
     return weight.mul(by.reshape([by.size, 1]));
   }
 
-  /** DoRA's lengths start as those of the rows of the weight with the update of this adapter. */
+  /** The lengths in the weight with the update of this adapter: constants in the backward pass. */
+  protected lengthsWith(adapter: LoraAdapter): Tensor {
+    return noGrad(() => tidy(() => this.lengthsOf(floatWeight(this.baseLayer).add(this.updateOf(adapter)))));
+  }
+
+  /** DoRA's lengths start as they are in the weight with the update of this adapter. */
   protected startMagnitude(adapter: LoraAdapter): void {
-    const lengths = noGrad(() =>
-      tidy(() => keep(this.lengthsOf(floatWeight(this.baseLayer).add(this.updateOf(adapter))))),
-    );
     adapter.magnitude?.dispose();
-    adapter.magnitude = new Parameter(lengths);
+    adapter.magnitude = new Parameter(keep(this.lengthsWith(adapter)));
   }
 }
 

@@ -7,7 +7,7 @@ import { add, cast, linear, matmul, mul, sub, sum } from "../ops/index.js";
 import { checkArgument } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions } from "../tensor/options.js";
-import { keep, tidy } from "../tensor/scope.js";
+import { tidy } from "../tensor/scope.js";
 import { Tensor } from "../tensor/tensor.js";
 import { deviceOf, floatWeight } from "./base-weight.js";
 import type { LoraOptions } from "./lora-adapter.js";
@@ -85,7 +85,7 @@ export class LoraLinear extends LoraLayer<LinearLike> {
     const plain = dropped === x ? y : this.baseLayer.forward(dropped);
     const bias: unknown = Reflect.get(this.baseLayer, "bias");
     const product = cast(bias instanceof Tensor ? sub(plain, bias) : plain, "float32");
-    const lengths = noGrad(() => tidy(() => keep(this.#lengths(adapter))));
+    const lengths = noGrad(() => tidy(() => this.#lengths(adapter)));
     const ratio = (adapter.magnitude as Tensor).div(lengths);
     const low = linear(mul(linear(cast(dropped, "float32"), loraA, null), scaling), loraB, null);
     return add(y, cast(add(mul(sub(ratio, 1), product), mul(ratio, low)), y.dtype));

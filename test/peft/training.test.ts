@@ -7,7 +7,7 @@ import { noGrad } from "../../src/autograd/no-grad.js";
 import { openSafetensors } from "../../src/hub/safetensors.js";
 import type { CausalLM } from "../../src/models/index.js";
 import { AutoModelForCausalLM } from "../../src/models/index.js";
-import { Linear, Linear4bit, Linear8bitLt, Sequential } from "../../src/nn/index.js";
+import { Embedding, Linear, Linear4bit, Linear8bitLt, Sequential } from "../../src/nn/index.js";
 import { crossEntropy, Generator, randn, slice } from "../../src/ops/index.js";
 import { AdamW } from "../../src/optim/index.js";
 import type { PeftModel as Peft } from "../../src/peft/index.js";
@@ -289,4 +289,12 @@ describe("starts from the base's weights", () => {
       'getPeftModel: initLoraWeights "pissa" needs a Linear of floats, got Linear4bit at model.layers.0.self_attn.q_proj',
     );
   });
+});
+
+it("DoRA leaves nothing of a forward pass in a tidy", async () => {
+  const model = own(new Sequential(new Embedding(8, 4), new Linear(4, 6)));
+  const config = new LoraConfig({ r: 2, targetModules: "0|1", useDora: true });
+  const peft = own(getPeftModel(model, config));
+  const ids = own(tensor([1, 5, 3], { dtype: "int32" }));
+  await expect(() => tidy(() => void peft.forward(ids))).toLeakNothing();
 });

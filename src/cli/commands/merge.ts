@@ -11,8 +11,8 @@ import { bytes, count } from "../terminal.js";
 /** `bnb merge` as it is called. */
 export const merge = command({
   words: ["model", "adapter", "out"],
-  about: `Adds the adapter of a folder, as bnb finetune or Python's peft saves it, to the weights of its model, and saves the
-result into a new folder. Quantized layers are quantized again and lose something by that, which is shown; --dequantize
+  about: `Adds the adapter of a folder, as Python's peft saves it, to the weights of its model, and saves the result into a new
+folder. Quantized layers are quantized again and lose something by that, which is shown; --dequantize
 makes them floats first.`,
   options: {
     dequantize: { type: "boolean", help: "save float weights, in which nothing of the adapter is lost" },
