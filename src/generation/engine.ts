@@ -32,7 +32,8 @@ import { drawChecks, hasPenalties } from "./sampling.js";
 import type { Limits, Part } from "./scheduler.js";
 import { schedule } from "./scheduler.js";
 import type { Settings, TextOptions } from "./settings.js";
-import { newTokens, refuseMany, rulesOfText, settingsOf, textTable, throwIfAborted } from "./settings.js";
+import { newTokens, refuseMany, rulesOfText, settingsOf, textChecks, throwIfAborted } from "./settings.js";
+import type { AdapterUse, StepAdapters } from "./step-adapters.js";
 import type { SequenceRows } from "./step-inputs.js";
 import type { StepOutputs } from "./steps.js";
 import { Steps } from "./steps.js";
@@ -62,6 +63,8 @@ export interface EngineOptions {
   deterministic?: boolean;
   /** Whether steps of one token a text are recorded and replayed as graphs. Default: on a GPU. */
   graph?: boolean;
+  /** Adapters over the model, by whose names texts may ask for one: an `AdapterSet`, which stays the caller's. */
+  adapters?: StepAdapters;
 }
 
 /** What an engine has done, and does. */
@@ -85,6 +88,7 @@ export interface RunOptions {
   wantsText?: boolean;
   telling?: Telling;
   salt?: string;
+  adapter?: string | undefined;
   /** Is told its branch when it is opened. */
   watch?: (branch: Branch) => void;
 }
@@ -101,6 +105,7 @@ const engineOptions = optionTable<EngineOptions>({
   sharePrefixes: aBoolean,
   deterministic: aBoolean,
   graph: aBoolean,
+  adapters: anObjectWith("an AdapterSet", "use", "during"),
 });
 
 /** How a text is opened. */
@@ -113,6 +118,8 @@ export interface OpenOptions extends DrawOptions {
   rules?: RulesOf | null;
   /** Only texts of one salt share what has been computed. */
   salt?: string;
+  /** One of the engine's adapters. Default: the base alone. */
+  adapter?: string;
 }
 
 const openOptions = optionTable<OpenOptions>({
@@ -121,7 +128,12 @@ const openOptions = optionTable<OpenOptions>({
   telling: anObject,
   rules: orNull(aFunction),
   salt: aString,
+  adapter: aString,
 });
+
+/** Options of `Engine.submit`. */
+export interface SubmitOptions extends TextOptions, Pick<OpenOptions, "adapter"> {}
+const submitOptions = optionTable<SubmitOptions>({ ...textChecks, adapter: aString });
 
 const silent: Telling = { logprobs: false, best: 0 };
 
@@ -145,6 +157,7 @@ export class Engine implements Disposable {
   readonly #steps: Steps;
   readonly #limits: Limits;
   readonly #owner: BranchOwner;
+  readonly #adapters: StepAdapters | null;
   /** Whether positions turn alike in all texts. */
   readonly #isUniform: boolean;
   readonly #branches = new Set<Branch>();
@@ -169,6 +182,7 @@ export class Engine implements Disposable {
     const { maxSequences = 64, stepTokens = 512, sharePrefixes = true } = options;
     const { graph = model.device.type === "cuda" && model.isWhole !== false } = options;
     this.deterministic = options.deterministic ?? false;
+    this.#adapters = options.adapters ?? null;
     const tokens = Math.max(stepTokens, maxSequences + pageSize);
     this.#owner = this.#makeOwner();
     this.#limits = { tokens, sequences: maxSequences, steady: this.deterministic };
@@ -176,7 +190,11 @@ export class Engine implements Disposable {
     this.#isUniform = model.positionRule(1) === model.positionRule(this.maxLength);
     this.#pool = new BlockPool(pages, { sharePrefixes: sharePrefixes && this.#isUniform });
     this.#kv = new KvPages(model.kvLayout(), { pages, dtype, device: model.device });
-    this.#steps = new Steps(model, this.#kv, { width: Math.ceil(this.maxLength / pageSize), graph });
+    this.#steps = new Steps(model, this.#kv, {
+      width: Math.ceil(this.maxLength / pageSize),
+      graph,
+      adapters: this.#adapters,
+    });
   }
 
   /** Texts that are open. */
@@ -206,7 +224,7 @@ export class Engine implements Disposable {
   open(prompt: ArrayLike<number>, options: OpenOptions = {}): Branch {
     if (this.#disposed) throw new BnbError("ERR_BNB_DISPOSED", "generate: the engine was disposed");
     checkOptions("open", options, openOptions);
-    const { maxLength = this.maxLength, telling = silent, rules = null, salt } = options;
+    const { maxLength = this.maxLength, telling = silent, rules = null, salt, adapter } = options;
     const ids = Array.from(prompt);
     const most = Math.min(maxLength, this.maxLength, this.#pool.size * pageSize);
     if (ids.length < 1 || ids.length > most) {
@@ -215,21 +233,23 @@ export class Engine implements Disposable {
     }
     this.#queries += ids.length;
     const slot = hasPenalties(options) ? this.#openCounts(ids) : -1;
-    const sequence = this.#pool.open(salt, this.deterministic ? ids.length : Infinity);
-    return this.#add(new Branch(this.#init(ids, ids.length, most, { options, slot }, { telling, rules }, sequence)));
+    const use = adapter === undefined ? null : this.#use(adapter);
+    const sequence = this.#pool.open(salt, this.deterministic ? ids.length : Infinity, use?.key);
+    const own = { telling, rules, adapter: use };
+    return this.#add(new Branch(this.#init(ids, ids.length, most, { options, slot }, own, sequence)));
   }
 
   /**
    * Yields the tokens that follow `prompt`, as `generate` does, computed together with those of the other texts. To stop
    * early, leave the loop.
    */
-  async *submit(prompt: Prompt | TextPrompt, options: TextOptions = {}): AsyncGenerator<number, void, undefined> {
-    checkOptions("generate", options, textTable);
-    const settings = settingsOf("generate", this.model, options);
+  async *submit(prompt: Prompt | TextPrompt, options: SubmitOptions = {}): AsyncGenerator<number, void, undefined> {
+    checkOptions("generate", options, submitOptions);
+    const { adapter, ...text } = options;
+    const settings = settingsOf("generate", this.model, text);
     refuseMany("generate", settings);
-    for await (const { next } of this.run("generate", await encodePrompt("generate", this.model, prompt), settings)) {
-      if (next) yield next.id;
-    }
+    const ids = await encodePrompt("generate", this.model, prompt);
+    for await (const { next } of this.run("generate", ids, settings, { adapter })) if (next) yield next.id;
   }
 
   /** @internal One text of settings that were checked. With `wantsText` its text, too. */
@@ -237,7 +257,7 @@ export class Engine implements Disposable {
     op: string,
     ids: Int32Array,
     settings: Settings,
-    { wantsText = false, telling = silent, salt, watch }: RunOptions = {},
+    { wantsText = false, telling = silent, salt, adapter, watch }: RunOptions = {},
   ): AsyncGenerator<Partial<Made>, FinishReason, undefined> {
     throwIfAborted(op, settings.config.signal);
     const { stopStrings, draw } = settings;
@@ -247,7 +267,8 @@ export class Engine implements Disposable {
     const needsText = wantsText || stopStrings.length > 0;
     const stream = needsText ? new TextStream(this.model.tokenizerFor(op), stopStrings) : null;
     const maxLength = ids.length + count - 1;
-    const branch = this.open(ids, { ...draw, maxLength, telling, rules, ...(salt !== undefined && { salt }) });
+    const own = { ...(salt !== undefined && { salt }), ...(adapter !== undefined && { adapter }) };
+    const branch = this.open(ids, { ...draw, maxLength, telling, rules, ...own });
     watch?.(branch);
     return yield* continueText(op, branch, settings, count, stream);
   }
@@ -276,7 +297,7 @@ export class Engine implements Disposable {
     prompt: number,
     maxLength: number,
     draw: RowDraw,
-    own: { telling: Telling; rules: RulesOf | null },
+    own: Pick<Branch, "telling" | "rules" | "adapter">,
     sequence: Branch["sequence"],
   ) {
     return { order: this.#order++, ids, prompt, sequence, draw, ...own, maxLength, owner: this.#owner };
@@ -292,16 +313,21 @@ export class Engine implements Disposable {
       fork: (branch) => {
         if (branch.draw.slot >= 0) throw new BnbError("ERR_BNB_UNSUPPORTED", "fork: a text must have no penalties");
         const { ids, prompt, maxLength, draw, telling, rules, sequence } = branch;
-        return this.#add(
-          new Branch(this.#init([...ids], prompt, maxLength, draw, { telling, rules }, sequence.fork())),
-        );
+        const own = { telling, rules, adapter: branch.adapter?.again() ?? null };
+        return this.#add(new Branch(this.#init([...ids], prompt, maxLength, draw, own, sequence.fork())));
       },
       close: (branch) => {
         this.#branches.delete(branch);
         this.#hits += branch.sequence.found;
+        branch.adapter?.[Symbol.dispose]();
         if (branch.draw.slot >= 0) this.#freeCounts.push(branch.draw.slot);
       },
     };
+  }
+
+  #use(adapter: string): AdapterUse {
+    if (this.#adapters) return this.#adapters.use("generate", adapter);
+    throw new BnbError("ERR_BNB_OPTION", `generate: the engine must have been given adapters, got adapter ${adapter}`);
   }
 
   #add(branch: Branch): Branch {
@@ -320,7 +346,7 @@ export class Engine implements Disposable {
       if (!branches.some(({ wanted }) => wanted > 0)) break;
       const began = performance.now();
       const held = branches.filter(({ sequence }) => sequence.length > 0);
-      const parts = schedule(branches, this.#limits);
+      const parts = byAdapter(schedule(branches, this.#limits));
       this.#preemptions += held.filter(({ sequence }) => sequence.length === 0).length;
       const answering = parts.filter(({ answers }) => answers).map(({ job }) => job);
       // Cannot be: each text alone has room.
@@ -357,7 +383,8 @@ export class Engine implements Disposable {
       const { pages } = sequence;
       const rules = answers ? job.wantedRules : [];
       const length = start + count;
-      return { ids, slots, length, total: job.ids.length, pages, wanted: answers ? wanted : 0, draw, rules };
+      const adapter = job.adapter?.index ?? -1;
+      return { ids, slots, length, total: job.ids.length, pages, wanted: answers ? wanted : 0, draw, rules, adapter };
     });
     for (const [from, to] of this.#pool.takeCopies()) this.#kv.copy(from, to);
     const groups = this.#together(rows);
@@ -449,6 +476,12 @@ export class Engine implements Disposable {
     });
     return slot;
   }
+}
+
+/** Those of one adapter together, in the order of the adapters, and those without behind them. */
+function byAdapter(parts: readonly Part<Branch>[]): Part<Branch>[] {
+  const place = ({ job: { adapter } }: Part<Branch>): number => adapter?.index ?? Number.MAX_SAFE_INTEGER;
+  return [...parts].sort((a, b) => place(a) - place(b));
 }
 
 /** The bit of a count that says that the prompt has the token. */

@@ -8,6 +8,7 @@ import { sendJson } from "./http.js";
 import type { Served } from "./served.js";
 
 export async function embeddings(fields: Fields, served: Served, call: Call): Promise<void> {
+  if (served.adapter !== undefined) throw wrongField("model", `${served.base}, which embeds`, served.adapter);
   const input = fields.raw("input");
   const format = fields.one("encoding_format", ["float", "base64"]) ?? "float";
   fields.refuse("dimensions");

@@ -156,7 +156,7 @@ async function* pieces(
       const watch = (branch: Branch): void => {
         text.branch = branch;
       };
-      const options = { wantsText: true, telling, salt, watch };
+      const options = { wantsText: true, telling, salt, watch, adapter: served.adapter };
       return { ...text, text, pieces: served.engine.run("generate", prompt, { ...settings, draw }, options) };
     }),
   );
