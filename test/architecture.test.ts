@@ -18,7 +18,6 @@ const layers: Record<string, number> = {
   models: 7,
   generation: 8,
   peft: 9,
-
   train: 10,
   serve: 11,
   cli: 12,

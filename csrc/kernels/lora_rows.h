@@ -1,5 +1,5 @@
-// z = y + (x A[a]^T) B[a] for rows of several adapters: row t has adapter a where segment[a] <= t < segment[a + 1], and rows
-// outside of all segments stay as they are. Scales are part of B.
+// z = y + (x A[a]^T) B[a] for rows of several adapters: row t has adapter a where segment[a] <= t < segment[a + 1], and
+// rows outside of all segments stay as they are. Scales are part of B.
 #pragma once
 #include "core/integer.h"
 #include "core/kernel.h"

@@ -1,9 +1,9 @@
 // Rows of several adapters: down to the rank of each, and up again onto what the base made of them.
 //
 // Layout    x [rows, inputs], A [adapters, rank, inputs], B [adapters, rank, outputs]: both are read along their rows.
-// Work      down: a warp a row and 4 ranks, whose products with it share its loads; the sums go to scratch memory. Up: a
-//           thread a run of columns of a row. Which adapter a row has is found on the device, so that a graph may be
-//           replayed with other segments.
+// Work      down: a warp a row and 4 ranks, whose products with it share its loads; the sums go to scratch memory.
+//           Up: a thread a run of columns of a row. Which adapter a row has is found on the device, so that a graph
+//           may be replayed with other segments.
 // Numerics  float32, rounded once into z; each lane adds its elements in order, then a fixed tree. A row's sums do not
 //           depend on other rows.
 // Needs     nothing; runs of 16 bytes where sizes and addresses allow them, else single elements.
