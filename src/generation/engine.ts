@@ -3,137 +3,36 @@
 import type { CausalLM } from "../models/causal-lm.js";
 import { pageSize } from "../models/step-plan.js";
 import { copyInto, slice } from "../ops/index.js";
-import {
-  aBoolean,
-  aFunction,
-  anInteger,
-  anObject,
-  anObjectWith,
-  aString,
-  checkArgument,
-  orNull,
-} from "../tensor/checks.js";
+import { anObjectWith, checkArgument } from "../tensor/checks.js";
 import { tensor, zeros } from "../tensor/create.js";
 import { BnbError } from "../tensor/errors.js";
 import { notCloneable, refuseJson } from "../tensor/native-only.js";
-import { checkOptions, optionTable } from "../tensor/options.js";
+import { checkOptions } from "../tensor/options.js";
 import { keep, tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { BlockPool } from "./block-pool.js";
 import type { BranchOwner, Next, Telling } from "./branch.js";
 import { Branch } from "./branch.js";
+import type { EngineOptions, EngineStats, OpenOptions, RunOptions, SubmitOptions } from "./engine-options.js";
+import { engineOptions, openOptions, submitOptions } from "./engine-options.js";
 import type { KvDType } from "./kv-pages.js";
-import { KvPages, kvDtypeCheck } from "./kv-pages.js";
+import { KvPages } from "./kv-pages.js";
 import type { Prompt, TextPrompt } from "./prompt.js";
 import { encodePrompt } from "./prompt.js";
-import type { RulesOf } from "./row-rules.js";
-import type { DrawOptions, RowDraw } from "./sampling.js";
-import { drawChecks, hasPenalties } from "./sampling.js";
+import type { RowDraw } from "./sampling.js";
+import { hasPenalties } from "./sampling.js";
 import type { Limits, Part } from "./scheduler.js";
 import { schedule } from "./scheduler.js";
-import type { Settings, TextOptions } from "./settings.js";
-import { newTokens, refuseMany, rulesOfText, settingsOf, textChecks, throwIfAborted } from "./settings.js";
+import type { Settings } from "./settings.js";
+import { newTokens, openGrammar, refuseMany, rulesOfText, settingsOf, throwIfAborted } from "./settings.js";
 import type { AdapterUse, StepAdapters } from "./step-adapters.js";
+import { StepBudget } from "./step-budget.js";
 import type { SequenceRows } from "./step-inputs.js";
 import type { StepOutputs } from "./steps.js";
 import { Steps } from "./steps.js";
 import type { FinishReason, Made } from "./text.js";
 import { continueText } from "./text.js";
 import { TextStream } from "./text-stream.js";
-
-/** Sizes of an engine. */
-export interface EngineOptions {
-  /** Tokens whose keys and values have room, of all texts together. Default: those of one text. */
-  kvTokens?: number;
-  /** What keys and values are stored as. Default: the dtype of the model. */
-  kvDtype?: KvDType;
-  /** Tokens of a text, its last one not counted. Default: the model's `maxPositionEmbeddings`. */
-  maxLength?: number;
-  /** Texts in one step; others wait. Default 64. */
-  maxSequences?: number;
-  /** Tokens of one step: how much of a prompt is computed before others have their turn. Default 512. */
-  stepTokens?: number;
-  /** Whether texts that begin alike share what has been computed of it. Default true. */
-  sharePrefixes?: boolean;
-  /**
-   * Whether the numbers of a text are the same to the bit whatever else the engine computes. Then texts of a step are
-   * computed one by one and prompts a page at a time, which is slow; guesses are not made. Default false: sums may go in
-   * another order, so that another token follows where the best two are as good as equal.
-   */
-  deterministic?: boolean;
-  /** Whether steps of one token a text are recorded and replayed as graphs. Default: on a GPU. */
-  graph?: boolean;
-  /** Adapters over the model, by whose names texts may ask for one: an `AdapterSet`, which stays the caller's. */
-  adapters?: StepAdapters;
-}
-
-/** What an engine has done, and does. */
-export interface EngineStats {
-  /** Texts that have keys and values. */
-  readonly running: number;
-  /** Open texts that have none. */
-  readonly waiting: number;
-  readonly pages: number;
-  readonly freePages: number;
-  /** Tokens of all prompts. */
-  readonly prefixQueries: number;
-  /** Of those, how many earlier texts had computed. */
-  readonly prefixHits: number;
-  /** How often a text lost its pages to another. */
-  readonly preemptions: number;
-}
-
-/** What a text is besides its settings. */
-export interface RunOptions {
-  wantsText?: boolean;
-  telling?: Telling;
-  salt?: string;
-  adapter?: string | undefined;
-  /** Is told its branch when it is opened. */
-  watch?: (branch: Branch) => void;
-}
-
-/** A wanted draft leaves at least as much of a step to prompts. */
-const leastStep = 64;
-
-const engineOptions = optionTable<EngineOptions>({
-  kvTokens: anInteger(1),
-  kvDtype: kvDtypeCheck,
-  maxLength: anInteger(1),
-  maxSequences: anInteger(1, 1024),
-  stepTokens: anInteger(leastStep),
-  sharePrefixes: aBoolean,
-  deterministic: aBoolean,
-  graph: aBoolean,
-  adapters: anObjectWith("an AdapterSet", "use", "during"),
-});
-
-/** How a text is opened. */
-export interface OpenOptions extends DrawOptions {
-  /** Tokens it may have, its last one not counted. Default: the engine's `maxLength`. */
-  maxLength?: number;
-  /** Default: no log-probabilities. */
-  telling?: Telling;
-  /** What may not come next, or is made more or less likely, by the tokens so far. Default: no rules. */
-  rules?: RulesOf | null;
-  /** Only texts of one salt share what has been computed. */
-  salt?: string;
-  /** One of the engine's adapters. Default: the base alone. */
-  adapter?: string;
-}
-
-const openOptions = optionTable<OpenOptions>({
-  ...drawChecks,
-  maxLength: anInteger(1),
-  telling: anObject,
-  rules: orNull(aFunction),
-  salt: aString,
-  adapter: aString,
-});
-
-/** Options of `Engine.submit`. */
-export interface SubmitOptions extends TextOptions, Pick<OpenOptions, "adapter"> {}
-const submitOptions = optionTable<SubmitOptions>({ ...textChecks, adapter: aString });
 
 const silent: Telling = { logprobs: false, best: 0 };
 
@@ -156,6 +55,7 @@ export class Engine implements Disposable {
   readonly #kv: KvPages;
   readonly #steps: Steps;
   readonly #limits: Limits;
+  readonly #budget: StepBudget;
   readonly #owner: BranchOwner;
   readonly #adapters: StepAdapters | null;
   /** Whether positions turn alike in all texts. */
@@ -186,6 +86,8 @@ export class Engine implements Disposable {
     const tokens = Math.max(stepTokens, maxSequences + pageSize);
     this.#owner = this.#makeOwner();
     this.#limits = { tokens, sequences: maxSequences, steady: this.deterministic };
+    const { stepMs = model.device.type === "cuda" ? 50 : 200 } = options;
+    this.#budget = new StepBudget(stepMs / 1000, tokens);
     const dtype = options.kvDtype ?? (model.dtype as KvDType);
     this.#isUniform = model.positionRule(1) === model.positionRule(this.maxLength);
     this.#pool = new BlockPool(pages, { sharePrefixes: sharePrefixes && this.#isUniform });
@@ -257,20 +159,22 @@ export class Engine implements Disposable {
     op: string,
     ids: Int32Array,
     settings: Settings,
-    { wantsText = false, telling = silent, salt, adapter, watch }: RunOptions = {},
+    { wantsText = false, telling = silent, salt, adapter, grammar: source, watch }: RunOptions = {},
   ): AsyncGenerator<Partial<Made>, FinishReason, undefined> {
     throwIfAborted(op, settings.config.signal);
     const { stopStrings, draw } = settings;
     const count = newTokens(op, ids.length, settings, this.maxLength);
-    const rules = rulesOfText(op, settings, ids.length, this.model.config.vocabSize);
     if (count === 0) return "length";
+    using grammar = await openGrammar(op, this.model, settings, source);
+    throwIfAborted(op, settings.config.signal);
+    const rules = rulesOfText(op, settings, ids.length, this.model.config.vocabSize, grammar);
     const needsText = wantsText || stopStrings.length > 0;
     const stream = needsText ? new TextStream(this.model.tokenizerFor(op), stopStrings) : null;
     const maxLength = ids.length + count - 1;
     const own = { ...(salt !== undefined && { salt }), ...(adapter !== undefined && { adapter }) };
     const branch = this.open(ids, { ...draw, maxLength, telling, rules, ...own });
     watch?.(branch);
-    return yield* continueText(op, branch, settings, count, stream);
+    return yield* continueText(op, branch, settings, count, stream, grammar);
   }
 
   /** Throws ERR_BNB_UNSUPPORTED: JSON would hold no element. */
@@ -346,15 +250,18 @@ export class Engine implements Disposable {
       if (!branches.some(({ wanted }) => wanted > 0)) break;
       const began = performance.now();
       const held = branches.filter(({ sequence }) => sequence.length > 0);
-      const parts = byAdapter(schedule(branches, this.#limits));
+      const parts = byAdapter(schedule(branches, { ...this.#limits, prompts: this.#budget.tokens }));
       this.#preemptions += held.filter(({ sequence }) => sequence.length === 0).length;
       const answering = parts.filter(({ answers }) => answers).map(({ job }) => job);
+      const ofPrompts = parts.reduce((sum, { job, count }) => sum + (count > job.wanted ? count : 0), 0);
       // Cannot be: each text alone has room.
       if (parts.length === 0)
         for (const branch of branches) branch.fail(new BnbError("ERR_BNB_OOM", "generate: no room"));
       try {
         const answers = await this.#step(parts);
-        this.onStep?.((performance.now() - began) / 1000);
+        const seconds = (performance.now() - began) / 1000;
+        this.#budget.record(ofPrompts, seconds);
+        this.onStep?.(seconds);
         answering.forEach((branch, i) => {
           branch.answer(answers[i] as Next[]);
         });
@@ -429,6 +336,8 @@ export class Engine implements Disposable {
   }
 
   async #read(answering: readonly Branch[], outputs: StepOutputs): Promise<Next[][]> {
+    // Nothing is read of parts that answer nobody, but the next step begins when they are done.
+    if (answering.length === 0) await this.model.device.synchronize();
     const wanted = answering.map((branch) => branch.wanted);
     const [ids, logprobs, bestIds, bestLogprobs, all] = await Promise.all([
       outputs.ids.data(),
