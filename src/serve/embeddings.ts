@@ -27,7 +27,7 @@ export async function embeddings(fields: Fields, served: Served, call: Call): Pr
       return promptIds("input", tokens, served.model.config);
     }),
   );
-  using vectors = await embed(served.model, ids, { normalize: true });
+  using vectors = await embed(served.model, ids, { normalize: true, signal: call.signal });
   const width = vectors.shape[1] as number;
   const values = await vectors.floats();
   const data = ids.map((_, index) => {
