@@ -84,13 +84,11 @@ async function start(): Promise<Server> {
 
 /** One streamed answer. A client who left early gets what he had. */
 async function ask({ url }: Server, path: string, body: object, options: AskOptions = {}): Promise<Answer> {
-  const control = new AbortController();
   const began = performance.now();
   const sent = { model: "bench", stream: true, stream_options: { include_usage: true }, ignore_eos: true, ...body };
   const response = await fetch(`${url}${path}`, {
     method: "POST",
     body: JSON.stringify(sent),
-    signal: control.signal,
   });
   if (response.status !== 200 || !response.body) throw new Error(`${response.status}: ${await response.text()}`);
   const times: number[] = [];
@@ -98,27 +96,24 @@ async function ask({ url }: Server, path: string, body: object, options: AskOpti
   let finish: string | null = null;
   let usage: Usage | null = null;
   const decoder = new TextDecoder();
-  try {
-    for await (const piece of response.body as unknown as AsyncIterable<Uint8Array>) {
-      const lines = (pending + decoder.decode(piece, { stream: true })).split("\n\n");
-      pending = lines.pop() as string;
-      for (const line of lines) {
-        const data = line.slice("data: ".length);
-        if (data === "[DONE]") continue;
-        const event = JSON.parse(data) as Event;
-        if (event.error) throw new Error(event.error.message);
-        usage = event.usage ?? usage;
-        const [choice] = event.choices;
-        const more = choice?.text ?? choice?.delta?.content ?? "";
-        if (more !== "") times.push(performance.now());
-        text += more;
-        finish = choice?.finish_reason ?? finish;
-      }
-      if (options.leaveAfter !== undefined && times.length >= options.leaveAfter) control.abort();
-      if (options.readEveryMs !== undefined) await sleep(options.readEveryMs);
+  for await (const piece of response.body as unknown as AsyncIterable<Uint8Array>) {
+    const lines = (pending + decoder.decode(piece, { stream: true })).split("\n\n");
+    pending = lines.pop() as string;
+    for (const line of lines) {
+      const data = line.slice("data: ".length);
+      if (data === "[DONE]") continue;
+      const event = JSON.parse(data) as Event;
+      if (event.error) throw new Error(event.error.message);
+      usage = event.usage ?? usage;
+      const [choice] = event.choices;
+      const more = choice?.text ?? choice?.delta?.content ?? "";
+      if (more !== "") times.push(performance.now());
+      text += more;
+      finish = choice?.finish_reason ?? finish;
     }
-  } catch (error) {
-    if (!control.signal.aborted) throw error;
+    // Leaving the loop closes the connection.
+    if (options.leaveAfter !== undefined && times.length >= options.leaveAfter) break;
+    if (options.readEveryMs !== undefined) await sleep(options.readEveryMs);
   }
   const betweenMs = times.slice(1).map((time, i) => time - (times[i] as number));
   return { firstMs: (times[0] ?? Number.NaN) - began, betweenMs, times, text, finish, usage };
