@@ -3,6 +3,7 @@
 export type { SchedulerType, TrainingArguments } from "./arguments.js";
 export { type Batch, type BatchOptions, evenBatches, randomBatches, type SplitOptions, splitBytes } from "./data.js";
 export { type Dataset, type DatasetOptions, loadDataset, loadPreferences } from "./dataset.js";
+export { DPOTrainer, type DPOTrainerOptions } from "./dpo-trainer.js";
 export { Trainer, type TrainerOptions } from "./language-trainer.js";
 export type { StepEvent, TrainerEvents, TrainResult } from "./loop-types.js";
 export { type OptimName, optimNames } from "./optim-names.js";

@@ -98,6 +98,8 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     this.#isRunning = true;
     const { args, model } = this;
     const optimizer = makeOptimizer(this.#op, model, args);
+    const { gradientCheckpointing } = model;
+    model.gradientCheckpointing ||= args.gradientCheckpointing;
     const noise = args.neftuneNoiseAlpha > 0 ? new EmbeddingNoise(model, args.neftuneNoiseAlpha) : null;
     try {
       await makeRunFolder(args.outputDir);
@@ -126,6 +128,7 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     } finally {
       await this.#writing.catch(() => undefined);
       noise?.remove();
+      model.gradientCheckpointing = gradientCheckpointing;
       optimizer.zeroGrad();
       optimizer.dispose();
       this.#isRunning = false;
