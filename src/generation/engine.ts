@@ -1,5 +1,6 @@
 // The engine of sequences: many texts over one model, computed together. Who waits for a token takes part in the next step;
 // nobody runs ahead of those who take the tokens, so a slow reader holds up nobody but himself.
+import type { GrammarSource } from "../hub/grammars.js";
 import type { CausalLM } from "../models/causal-lm.js";
 import { pageSize } from "../models/step-plan.js";
 import { copyInto, slice } from "../ops/index.js";
@@ -32,7 +33,7 @@ import { drawChecks, hasPenalties } from "./sampling.js";
 import type { Limits, Part } from "./scheduler.js";
 import { schedule } from "./scheduler.js";
 import type { Settings, TextOptions } from "./settings.js";
-import { newTokens, refuseMany, rulesOfText, settingsOf, textTable, throwIfAborted } from "./settings.js";
+import { newTokens, openGrammar, refuseMany, rulesOfText, settingsOf, textTable, throwIfAborted } from "./settings.js";
 import type { SequenceRows } from "./step-inputs.js";
 import type { StepOutputs } from "./steps.js";
 import { Steps } from "./steps.js";
@@ -85,6 +86,8 @@ export interface RunOptions {
   wantsText?: boolean;
   telling?: Telling;
   salt?: string;
+  /** What it must be, instead of the `responseFormat` of its settings. */
+  grammar?: GrammarSource | undefined;
   /** Is told its branch when it is opened. */
   watch?: (branch: Branch) => void;
 }
@@ -237,19 +240,21 @@ export class Engine implements Disposable {
     op: string,
     ids: Int32Array,
     settings: Settings,
-    { wantsText = false, telling = silent, salt, watch }: RunOptions = {},
+    { wantsText = false, telling = silent, salt, grammar: source, watch }: RunOptions = {},
   ): AsyncGenerator<Partial<Made>, FinishReason, undefined> {
     throwIfAborted(op, settings.config.signal);
     const { stopStrings, draw } = settings;
     const count = newTokens(op, ids.length, settings, this.maxLength);
-    const rules = rulesOfText(op, settings, ids.length, this.model.config.vocabSize);
     if (count === 0) return "length";
+    using grammar = await openGrammar(op, this.model, settings, source);
+    throwIfAborted(op, settings.config.signal);
+    const rules = rulesOfText(op, settings, ids.length, this.model.config.vocabSize, grammar);
     const needsText = wantsText || stopStrings.length > 0;
     const stream = needsText ? new TextStream(this.model.tokenizerFor(op), stopStrings) : null;
     const maxLength = ids.length + count - 1;
     const branch = this.open(ids, { ...draw, maxLength, telling, rules, ...(salt !== undefined && { salt }) });
     watch?.(branch);
-    return yield* continueText(op, branch, settings, count, stream);
+    return yield* continueText(op, branch, settings, count, stream, grammar);
   }
 
   /** Throws ERR_BNB_UNSUPPORTED: JSON would hold no element. */
