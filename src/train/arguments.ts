@@ -92,7 +92,7 @@ export interface TrainingArguments {
   neftuneNoiseAlpha?: number;
   /** true: go on from the newest usable checkpoint of outputDir, if there is one; or the folder of one. Default false. */
   resumeFromCheckpoint?: boolean | string;
-  /** Where reports go: "console", the path of a .jsonl file, a function, or several of these. Default none. */
+  /** Where reports go: "console", "tensorboard", the path of a .jsonl file, a function, or several of these. Default none. */
   reportTo?: ReportTarget | readonly ReportTarget[];
   /** Ends the run: a checkpoint is written, then `train` rejects with `ERR_BNB_ABORTED`. */
   signal?: AbortSignal;
@@ -102,7 +102,7 @@ export interface TrainingArguments {
 export type ResolvedArguments = Required<Omit<TrainingArguments, "signal" | "maxLength">>;
 
 const aSteps = anInteger(0);
-const aTarget: Check = either({ ...aString, rule: '"console", the path of a file' }, aFunction);
+const aTarget: Check = either({ ...aString, rule: '"console", "tensorboard", the path of a file' }, aFunction);
 const argumentTable = optionTable<TrainingArguments>({
   outputDir: required(aString),
   perDeviceTrainBatchSize: anInteger(1),
