@@ -161,7 +161,8 @@ async function* pieces(
       const watch = (branch: Branch): void => {
         text.branch = branch;
       };
-      const options = { wantsText: true, telling, salt, grammar: format?.source, watch };
+      const own = { telling, salt, grammar: format?.source, adapter: served.adapter };
+      const options = { wantsText: true, ...own, watch };
       return { ...text, text, pieces: served.engine.run("generate", prompt, { ...settings, draw }, options) };
     }),
   );

@@ -248,7 +248,7 @@ const withOptions: Record<string, Entry> = {
 const withoutOptions = new Set(
   `abs add backward cast clamp clone concat broadcastTo defineOp defaultDevice devices div embedding4bit embedding8bit
   embeddingRenorm emptyCache exp expandAbsmax fmaPeak gelu geluTanh gpuStatus int8VectorwiseDequant Int8Rows isGradEnabled keep
-  kvAppend
+  kvAppend loraRows AdapterSet
   layerNorm linear linear4bit linear4bitEach linear4bitSwiglu log logSoftmax manualSeed maximum memory minimum mul neg noGrad
   permute pow reciprocal relu reshape rmsNorm rope rsqrt seededRandom setDefaultDevice sigmoid sign silu slice
   softmax softplus MatmulLtState Int8DoubleQuant unpackTensorToDict sqrt square sub swiglu synchronize tanh tidy to transpose BnbError Device Generator Graph ExpertWeights expertWeights expertsSwiglu Quantized4Bit Tensor
