@@ -48,6 +48,7 @@ const tokenizerFolder = "test/fixtures/models/tokenizer";
 const tokenizer = await bnb.AutoTokenizer.fromPretrained(tokenizerFolder);
 const parameter = () => [new nn.Parameter(bnb.rand([4]))];
 const bytes = new Uint8Array(64);
+const adapted = bnb.getPeftModel(new bnb.LlamaForCausalLM(config), new bnb.LoraConfig({ targetModules: ["q_proj"] }));
 const sample = { ids: Int32Array.of(1, 2), labels: Int32Array.of(1, 2) };
 const batch = { batchSize: 1, sequenceLength: 4 };
 const zeros = (dtype: "float32" | "uint8") => bnb.zeros(dtype === "uint8" ? [4] : [1], { dtype });
@@ -194,6 +195,9 @@ const withOptions: Record<string, Entry> = {
     },
     "train.Trainer": {
       call: (o) => new train.Trainer(o), needs: { model, args: { outputDir: folder }, trainDataset: [sample] },
+    },
+    "train.DPOTrainer": {
+      call: (o) => new train.DPOTrainer(o), needs: { model: adapted, args: { outputDir: folder }, trainDataset: [{ chosen: sample, rejected: sample }] },
     },
     "train.Trainer args": {
       call: (o) => new train.Trainer({ model, args: o, trainDataset: [sample] }), needs: { outputDir: folder },
