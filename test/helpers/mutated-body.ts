@@ -55,7 +55,7 @@ function changeValue(root: Json, random: () => number, pick: <T>(list: readonly 
   const way = random();
   if (own.length === 0 || way < 0.15) {
     Object.defineProperty(at, Array.isArray(at) ? String(own.length) : pick(keys), {
-      value: pick(junk),
+      value: structuredClone(pick(junk)),
       enumerable: true,
       configurable: true,
       writable: true,
