@@ -88,6 +88,8 @@ export interface RunOptions {
   salt?: string;
   /** What it must be, instead of the `responseFormat` of its settings. */
   grammar?: GrammarSource | undefined;
+  /** Special tokens that its text has, though others are left out. */
+  markers?: ReadonlyMap<number, string> | undefined;
   /** Is told its branch when it is opened. */
   watch?: (branch: Branch) => void;
 }
@@ -240,7 +242,7 @@ export class Engine implements Disposable {
     op: string,
     ids: Int32Array,
     settings: Settings,
-    { wantsText = false, telling = silent, salt, grammar: source, watch }: RunOptions = {},
+    { wantsText = false, telling = silent, salt, grammar: source, markers, watch }: RunOptions = {},
   ): AsyncGenerator<Partial<Made>, FinishReason, undefined> {
     throwIfAborted(op, settings.config.signal);
     const { stopStrings, draw } = settings;
@@ -250,7 +252,7 @@ export class Engine implements Disposable {
     throwIfAborted(op, settings.config.signal);
     const rules = rulesOfText(op, settings, ids.length, this.model.config.vocabSize, grammar);
     const needsText = wantsText || stopStrings.length > 0;
-    const stream = needsText ? new TextStream(this.model.tokenizerFor(op), stopStrings) : null;
+    const stream = needsText ? new TextStream(this.model.tokenizerFor(op), stopStrings, markers) : null;
     const maxLength = ids.length + count - 1;
     const branch = this.open(ids, { ...draw, maxLength, telling, rules, ...(salt !== undefined && { salt }) });
     watch?.(branch);

@@ -73,8 +73,8 @@ class House {
     const kvTokens = options.kvTokens ?? Math.min(8 * longest, 65_536);
     const tokenizer = model.tokenizerFor("createServeHandler");
     const engine = new Engine(model, { kvTokens, maxSequences, maxLength: Math.min(longest, kvTokens) });
-    const { maxTokens = longest, sharePrefixes = false } = options;
-    this.served = { name, model, engine, tokenizer, maxTokens, sharePrefixes, created: now() };
+    const { maxTokens = longest, sharePrefixes = false, toolFormat } = options;
+    this.served = { name, model, engine, tokenizer, maxTokens, sharePrefixes, toolFormat, created: now() };
     this.metrics = new Metrics(engine);
     const { maxWaiting = 256, keyConcurrency = Infinity } = options;
     this.#admission = new Admission({ running: maxSequences, waiting: maxWaiting, perKey: keyConcurrency });

@@ -26,6 +26,8 @@ export interface TextRequest {
   readonly salt: string;
   /** What each text must be; undefined: any text. */
   readonly format: Format | undefined;
+  /** Special tokens that are told, though others are not. */
+  readonly markers?: ReadonlyMap<number, string>;
 }
 
 const isText = (value: unknown): value is string => typeof value === "string";
@@ -148,7 +150,7 @@ function checkRoom({ engine }: Served, prompt: number, { most }: TextRequest): v
 async function* pieces(
   served: Served,
   prompts: readonly Int32Array[],
-  { settings, n, logprobs, salt, format }: TextRequest,
+  { settings, n, logprobs, salt, format, markers }: TextRequest,
   call: Call,
 ): AsyncGenerator<Piece, void, undefined> {
   const telling = { logprobs: logprobs !== null, best: logprobs ?? 0 };
@@ -161,7 +163,7 @@ async function* pieces(
       const watch = (branch: Branch): void => {
         text.branch = branch;
       };
-      const options = { wantsText: true, telling, salt, grammar: format?.source, watch };
+      const options = { wantsText: true, telling, salt, grammar: format?.source, markers, watch };
       return { ...text, text, pieces: served.engine.run("generate", prompt, { ...settings, draw }, options) };
     }),
   );
