@@ -163,7 +163,8 @@ async function* pieces(
       const watch = (branch: Branch): void => {
         text.branch = branch;
       };
-      const options = { wantsText: true, telling, salt, grammar: format?.source, markers, watch };
+      const own = { telling, salt, grammar: format?.source, markers, adapter: served.adapter };
+      const options = { wantsText: true, ...own, watch };
       return { ...text, text, pieces: served.engine.run("generate", prompt, { ...settings, draw }, options) };
     }),
   );
@@ -204,7 +205,7 @@ export async function tokenText(tokenizer: Tokenizer, id: number): Promise<{ tok
 }
 
 /** What a request took. */
-export function usageOf(prompts: readonly Int32Array[], made: number, { cachedTokens }: Call): object {
+export function usageOf(prompts: readonly Int32Array[], made: number, { cachedTokens }: Call) {
   const prompt = prompts.reduce((sum, { length }) => sum + length, 0);
   return {
     prompt_tokens: prompt,

@@ -3,7 +3,7 @@ import type { CausalLM } from "../models/index.js";
 import type { Generator } from "../ops/index.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { TrainingArguments } from "./arguments.js";
-import type { LogEntry } from "./reports.js";
+import type { LogEntry } from "./log-entry.js";
 
 /** What is known after each step. */
 export interface StepEvent {

@@ -16,12 +16,12 @@ import { binding, checkBinding, resolveArguments, warmupOf } from "./arguments.j
 import type { Checkpoint } from "./checkpoints.js";
 import { CheckpointFolder, makeRunFolder, readCheckpoint } from "./checkpoints.js";
 import { DataOrder } from "./data-order.js";
+import type { LogEntry } from "./log-entry.js";
 import type { BatchLoss, LoopOptions, LossContext, TrainerEvents, TrainResult } from "./loop-types.js";
 import { LossScaler } from "./loss-scaler.js";
 import { makeOptimizer, makeSchedule, readOptimArgs } from "./make-optimizer.js";
 import { EmbeddingNoise } from "./noise.js";
-import type { LogEntry, ReportTarget } from "./reports.js";
-import { report } from "./reports.js";
+import { Reporter } from "./reports.js";
 import type { RunState } from "./run-state.js";
 import { dataHash, newRunState } from "./run-state.js";
 import type { Sample } from "./sample.js";
@@ -39,7 +39,7 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
   readonly #generators: readonly Generator[];
   readonly #order: DataOrder;
   readonly #folder: CheckpointFolder;
-  readonly #targets: readonly ReportTarget[];
+  readonly #reporter: Reporter;
   #isRunning = false;
   #writing: Promise<unknown> = Promise.resolve();
   #failure: unknown = null;
@@ -59,7 +59,8 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     this.#order = new DataOrder(lengths, this.args, args.maxLength);
     const { reportTo, bf16, fp16 } = this.args;
     this.#folder = new CheckpointFolder(this.args.outputDir);
-    this.#targets = typeof reportTo === "string" || typeof reportTo === "function" ? [reportTo] : reportTo;
+    const targets = typeof reportTo === "string" || typeof reportTo === "function" ? [reportTo] : reportTo;
+    this.#reporter = new Reporter(targets, this.args.outputDir);
     const { loadBestModelAtEnd, earlyStoppingPatience, evalSteps } = this.args;
     const fail = (rule: string): never => {
       throw new BnbError("ERR_BNB_OPTION", `${op}: ${rule}`);
@@ -98,6 +99,8 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     this.#isRunning = true;
     const { args, model } = this;
     const optimizer = makeOptimizer(this.#op, model, args);
+    const { gradientCheckpointing } = model;
+    model.gradientCheckpointing ||= args.gradientCheckpointing;
     const noise = args.neftuneNoiseAlpha > 0 ? new EmbeddingNoise(model, args.neftuneNoiseAlpha) : null;
     try {
       await makeRunFolder(args.outputDir);
@@ -126,6 +129,7 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     } finally {
       await this.#writing.catch(() => undefined);
       noise?.remove();
+      model.gradientCheckpointing = gradientCheckpointing;
       optimizer.zeroGrad();
       optimizer.dispose();
       this.#isRunning = false;
@@ -305,7 +309,7 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
   async #log(run: RunState, event: "log" | "evaluate", entry: LogEntry): Promise<void> {
     run.history.push(entry);
     this.emit(event, entry);
-    await report(this.#targets, entry);
+    await this.#reporter.add(entry);
   }
 
   // Reads what is to be kept, and writes it while training goes on.

@@ -4,6 +4,7 @@ import type { Server } from "node:http";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import type { CausalLM } from "../../models/index.js";
+import { AdapterSet } from "../../peft/index.js";
 import type { ServeHandler } from "../../serve/index.js";
 import { createServeHandler } from "../../serve/index.js";
 import { answerLoading } from "../../serve/server.js";
@@ -23,6 +24,18 @@ alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; 
     port: { type: "string", value: "N", default: "8000", help: "0 takes a free one" },
     name: { type: "string", value: "NAME", help: "what clients call the model (default: as it is called here)" },
     "api-key": { type: "string", value: "KEY", multiple: true, help: "who has none is refused; may be repeated" },
+    lora: {
+      type: "string",
+      value: "NAME=FOLDER",
+      multiple: true,
+      help: "an adapter over the model, which clients call NAME; may be repeated",
+    },
+    "admin-key": {
+      type: "string",
+      value: "KEY",
+      multiple: true,
+      help: "who has it may load and unload adapters; may be repeated",
+    },
     "kv-tokens": {
       type: "string",
       value: "N",
@@ -38,6 +51,10 @@ alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; 
     "max-seconds": { type: "string", value: "N", default: "600", help: "how long a request may take" },
     "key-concurrency": { type: "string", value: "N", help: "requests that one key may have at once" },
     "share-prefixes": { type: "boolean", help: "whoever has a key may be served what another's prompt began with" },
+    deterministic: {
+      type: "boolean",
+      help: "a text is the same to the bit whatever else is computed, which is slow",
+    },
     "drain-seconds": { type: "string", value: "N", default: "30", help: "how long what runs may take to end" },
     "no-log": { type: "boolean", help: "no line for each request" },
     ...quantizeOptions,
@@ -45,7 +62,8 @@ alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; 
     ...loadOptions,
   },
   async run(call) {
-    const { values, words, terminal, signal, stderr } = call;
+    const { words, terminal, signal, stderr } = call;
+    const { lora, ...values } = call.values;
     const [name] = words as [string];
     const port = wholeNumber("--port", values.port, 0);
     if (port > 65_535) throw usageError(`--port must be at most 65535, got ${port}`);
@@ -58,6 +76,7 @@ alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; 
       maxWaiting: wholeNumber("--max-waiting", values["max-waiting"], 0),
       maxSeconds: wholeNumber("--max-seconds", values["max-seconds"]),
     };
+    const loras = (lora ?? []).map(adapterOf);
     const drainSeconds = wholeNumber("--drain-seconds", values["drain-seconds"], 0);
     const called = values.name ?? name;
     // It listens at once, so that /health tells that the model is being loaded.
@@ -65,12 +84,18 @@ alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; 
     const server = createServer((request, response) => (handler ?? answerLoading)(request, response));
     await listen(server, port, values.host, signal);
     let model: CausalLM | null = null;
+    let adapters: AdapterSet | null = null;
     try {
-      model = await loadModel(name, call);
+      model = await loadModel(name, { values, terminal, signal });
+      adapters = new AdapterSet(model);
+      for (const { name, folder } of loras) await adapters.load(name, folder);
       handler = createServeHandler({
         model,
         name: called,
+        adapters,
         apiKeys: values["api-key"],
+        adminKeys: values["admin-key"],
+        deterministic: values.deterministic,
         sharePrefixes: values["share-prefixes"],
         ...limits,
         ...(!values["no-log"] && { log: (line) => stderr.write(`${JSON.stringify(line)}\n`) }),
@@ -87,10 +112,18 @@ alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; 
     } finally {
       handler?.dispose();
       await close(server);
+      adapters?.dispose();
       model?.dispose();
     }
   },
 });
+
+/** What follows the first "=" is the folder, in which others may be. */
+function adapterOf(text: string): { name: string; folder: string } {
+  const at = text.indexOf("=");
+  if (at > 0 && at < text.length - 1) return { name: text.slice(0, at), folder: text.slice(at + 1) };
+  throw usageError(`--lora must be NAME=FOLDER, got ${text}`);
+}
 
 /** Resolves when the process is told to end: by Ctrl-C, or by SIGTERM, of which a second one does not wait. */
 async function stopped(signal: AbortSignal): Promise<null> {

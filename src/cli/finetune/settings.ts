@@ -130,6 +130,7 @@ function argumentsOf(values: Values, { training = {} }: FinetuneConfig, output: 
     lrSchedulerType: "cosine",
     warmupRatio: 0.03,
     optim: "adamw_8bit",
+    gradientCheckpointing: true,
     saveSteps: 50,
     loggingSteps: 1,
     seed: 42,

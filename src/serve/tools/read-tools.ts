@@ -29,6 +29,7 @@ export function toolUse(
   readOne: (tool: Fields, at: string) => Tool,
   nameOf: (choice: Fields) => string | undefined,
   format: Format | undefined,
+  formatField = "response_format",
 ): ToolUse | null {
   const list = fields.list("tools", "a list of functions", isPlainObject) ?? [];
   const isParallel = fields.flag("parallel_tool_calls") ?? true;
@@ -52,7 +53,7 @@ export function toolUse(
   const described = tools.map((tool) => tool.described);
   const sourceOf = (tag: object): Format => ({ source: { type: "structural_tag", format: tag }, field: "tools" });
   if (format)
-    throw wrongField("response_format", "text where tools may be called (tool_choice is not none)", format.source.type);
+    throw wrongField(formatField, "text where tools may be called (tool_choice is not none)", format.source.type);
   if (choice === "auto") {
     return { dialect, described, format: sourceOf(dialect.textWithCalls(functions, isParallel)) };
   }
