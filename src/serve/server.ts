@@ -21,6 +21,7 @@ import { Keys } from "./keys.js";
 import { Metrics } from "./metrics.js";
 import type { ServeOptions } from "./options.js";
 import { serveOptions } from "./options.js";
+import { responses } from "./responses.js";
 import type { Served } from "./served.js";
 import { warmUp } from "./warm-up.js";
 
@@ -49,6 +50,7 @@ const posts: Readonly<Record<string, Route>> = {
   "/v1/chat/completions": chatCompletions,
   "/v1/completions": completions,
   "/v1/embeddings": embeddings,
+  "/v1/responses": responses,
 };
 
 /** After an error of this code nothing can be computed any more. */
@@ -84,9 +86,9 @@ class House {
     }
     const sizes = { kvTokens, maxSequences, maxLength: Math.min(longest, kvTokens) };
     const engine = new Engine(model, { ...sizes, adapters, deterministic: options.deterministic ?? false });
-    const { maxTokens = longest, sharePrefixes = false } = options;
+    const { maxTokens = longest, sharePrefixes = false, toolFormat } = options;
     const own = { name, base: name, adapters, adapter: undefined, created: now() };
-    this.served = { ...own, model, engine, tokenizer, maxTokens, sharePrefixes };
+    this.served = { ...own, model, engine, tokenizer, maxTokens, sharePrefixes, toolFormat };
     this.metrics = new Metrics(engine);
     const { maxWaiting = 256, keyConcurrency = Infinity } = options;
     this.#admission = new Admission({ running: maxSequences, waiting: maxWaiting, perKey: keyConcurrency });
@@ -196,7 +198,7 @@ class House {
 }
 
 /**
- * The API of a model, as OpenAI's: POST /v1/chat/completions, /v1/completions and /v1/embeddings, GET /v1/models, /health and
+ * The API of a model, as OpenAI's: POST /v1/chat/completions, /v1/completions, /v1/responses and /v1/embeddings, GET /v1/models, /health and
  * /metrics. All requests are computed together by one engine.
  *
  * @example
