@@ -19,6 +19,7 @@ import { Keys } from "./keys.js";
 import { Metrics } from "./metrics.js";
 import type { ServeOptions } from "./options.js";
 import { serveOptions } from "./options.js";
+import { sendPage } from "./page.js";
 import type { Served } from "./served.js";
 import { warmUp } from "./warm-up.js";
 
@@ -146,6 +147,10 @@ class House {
       sendJson(response, this.state === "ready" ? 200 : 503, { status: this.state });
       return;
     }
+    if (path === "/" && request.method === "GET") {
+      sendPage(response);
+      return;
+    }
     if (path === "/metrics") {
       const text = await this.metrics.text();
       response.writeHead(200, { "content-type": this.metrics.contentType }).end(text);
@@ -177,7 +182,7 @@ class House {
 
 /**
  * The API of a model, as OpenAI's: POST /v1/chat/completions, /v1/completions and /v1/embeddings, GET /v1/models, /health and
- * /metrics. All requests are computed together by one engine.
+ * /metrics; at / a page to chat with it. All requests are computed together by one engine.
  *
  * @example
  * const handler = createServeHandler({ model, name: "smollm2" });

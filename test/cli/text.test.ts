@@ -210,7 +210,7 @@ describe("serve", () => {
     let url: string | undefined;
     while (url === undefined) {
       await new Promise((resolve) => setTimeout(resolve, 5));
-      url = /is served at (http:\S+)/.exec(stdout.text)?.[1];
+      url = /is served at (http:[^,\s]+)/.exec(stdout.text)?.[1];
     }
     const models = (await (await fetch(`${url}/models`)).json()) as { data: { id: string }[] };
     expect(models.data.map(({ id }) => id)).toEqual(["tiny"]);

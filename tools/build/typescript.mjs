@@ -5,7 +5,7 @@ import { chmodSync, copyFileSync, existsSync, rmSync, utimesSync } from "node:fs
 rmSync("dist", { recursive: true, force: true });
 const { status } = spawnSync("node_modules/.bin/tsc", ["-p", "tsconfig.build.json"], { stdio: "inherit" });
 if (status !== 0) process.exit(status ?? 1);
-copyFileSync("src/hub/tokenizer-worker.cjs", "dist/hub/tokenizer-worker.cjs");
+for (const file of ["hub/tokenizer-worker.cjs", "serve/page.html"]) copyFileSync(`src/${file}`, `dist/${file}`);
 copyFileSync("src/package.json", "dist/package.json");
 utimesSync("dist/package.json", new Date(), new Date());
 if (existsSync("dist/cli/main.js")) chmodSync("dist/cli/main.js", 0o755);

@@ -16,8 +16,9 @@ import { bytes, count } from "../terminal.js";
 export const serve = command({
   words: ["model"],
   about: `Serves a model as OpenAI's API does: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models. All requests
-are computed together. GET /health says whether it is ready, /metrics how it goes (Prometheus). Listens for this machine
-alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; a second one ends at once.`,
+are computed together. A browser finds a page to chat with it at /. GET /health says whether it is ready, /metrics how it
+goes (Prometheus). Listens for this machine alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; a
+second one ends at once.`,
   options: {
     host: { type: "string", value: "NAME", default: "127.0.0.1", help: "where to listen; 0.0.0.0 for everybody" },
     port: { type: "string", value: "N", default: "8000", help: "0 takes a free one" },
@@ -76,9 +77,10 @@ alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; 
         ...(!values["no-log"] && { log: (line) => stderr.write(`${JSON.stringify(line)}\n`) }),
       });
       await handler.ready;
-      const url = urlOf(server);
+      const page = urlOf(server);
+      const url = `${page}/v1`;
       const room = `${bytes(model.memoryFootprint())}, room for ${count(handler.kvTokens)} tokens`;
-      terminal.line(`${called} (${room}) is served at ${url}`);
+      terminal.line(`${called} (${room}) is served at ${url}, a chat page at ${page}`);
       const fault = await Promise.race([handler.failed, stopped(signal)]);
       // After a fault they all get an error.
       await handler.drain(fault ? 1 : drainSeconds);
@@ -124,5 +126,5 @@ async function close(server: Server): Promise<void> {
 
 function urlOf(server: Server): string {
   const at = server.address() as AddressInfo;
-  return `http://${at.family === "IPv6" ? `[${at.address}]` : at.address}:${at.port}/v1`;
+  return `http://${at.family === "IPv6" ? `[${at.address}]` : at.address}:${at.port}`;
 }
