@@ -1,5 +1,6 @@
 // `bnb serve`: a model over HTTP, until Ctrl-C or SIGTERM.
 import { once } from "node:events";
+import { readFileSync } from "node:fs";
 import type { Server } from "node:http";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
@@ -24,6 +25,7 @@ second one ends at once.`,
     port: { type: "string", value: "N", default: "8000", help: "0 takes a free one" },
     name: { type: "string", value: "NAME", help: "what clients call the model (default: as it is called here)" },
     "api-key": { type: "string", value: "KEY", multiple: true, help: "who has none is refused; may be repeated" },
+    "api-key-file": { type: "string", value: "FILE", help: "keys, one a line; the process list does not show these" },
     "kv-tokens": {
       type: "string",
       value: "N",
@@ -59,6 +61,7 @@ second one ends at once.`,
       maxWaiting: wholeNumber("--max-waiting", values["max-waiting"], 0),
       maxSeconds: wholeNumber("--max-seconds", values["max-seconds"]),
     };
+    const apiKeys = [...(values["api-key"] ?? []), ...keysIn(values["api-key-file"])];
     const drainSeconds = wholeNumber("--drain-seconds", values["drain-seconds"], 0);
     const called = values.name ?? name;
     // It listens at once, so that /health tells that the model is being loaded.
@@ -71,7 +74,7 @@ second one ends at once.`,
       handler = createServeHandler({
         model,
         name: called,
-        apiKeys: values["api-key"],
+        apiKeys,
         sharePrefixes: values["share-prefixes"],
         ...limits,
         ...(!values["no-log"] && { log: (line) => stderr.write(`${JSON.stringify(line)}\n`) }),
@@ -93,6 +96,21 @@ second one ends at once.`,
     }
   },
 });
+
+/** The lines of a file of keys. One without any is an error, or everybody would be served. */
+function keysIn(file: string | undefined): string[] {
+  if (file === undefined) return [];
+  let text: string;
+  try {
+    text = readFileSync(file, "utf8");
+  } catch (cause) {
+    throw new BnbError("ERR_BNB_FILE", `--api-key-file: ${(cause as Error).message}`, { cause });
+  }
+  const keys = text.split("\n").map((line) => line.trim());
+  const found = keys.filter((key) => key !== "");
+  if (found.length === 0) throw usageError(`--api-key-file: ${file} must hold a key a line, and has none`);
+  return found;
+}
 
 /** Resolves when the process is told to end: by Ctrl-C, or by SIGTERM, of which a second one does not wait. */
 async function stopped(signal: AbortSignal): Promise<null> {
