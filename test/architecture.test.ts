@@ -18,8 +18,8 @@ const layers: Record<string, number> = {
   models: 7,
   generation: 8,
   peft: 9,
-  serve: 9,
   train: 10,
+  serve: 11,
   cli: 12,
   adapters: 12,
 };

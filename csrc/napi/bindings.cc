@@ -45,6 +45,9 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::paged_attention>(
       "pagedAttention(q, keys, values, keyScales, valueScales, starts, lengths, pages, scale, window, softcap, sinks)");
 
+  // lora_rows
+  b.bind<&ops::lora_rows>("loraRows(y, x, a, b, segment)");
+
   // clamp
   b.bind<&ops::clamp>("clamp(x, low, high)");
   b.bind<&ops::clamp_backward>("clampBackward(dy, x, low, high)");

@@ -94,6 +94,11 @@ Tensor paged_attention(const Tensor& q, const Tensor& keys, const Tensor& values
                        const Tensor& starts, const Tensor& lengths, const Tensor& pages, float scale, int64_t window,
                        float softcap, const std::optional<Tensor>& sinks);
 
+// ---- lora_rows (ops/lora_rows.cc)
+// y + (x a[i]^T) b[i] for the rows from segment[i] to segment[i + 1]; a [adapters, rank, inputs], b [adapters, rank,
+// outputs]. Other rows stay as they are.
+Tensor lora_rows(const Tensor& y, const Tensor& x, const Tensor& a, const Tensor& b, const Tensor& segment);
+
 // ---- clamp (ops/clamp.cc)
 // min(max(x, low), high).
 Tensor clamp(const Tensor& x, double low, double high);

@@ -16,8 +16,17 @@ export function isGradEnabled(): boolean {
  */
 export function noGrad<T>(fn: () => T): T {
   checkFunction("noGrad", "fn", fn);
+  return recording(false, fn);
+}
+
+/** @internal Runs `fn` with a graph recorded, also where none is: for ops that have a tape of their own. */
+export function withGrad<T>(fn: () => T): T {
+  return recording(true, fn);
+}
+
+function recording<T>(on: boolean, fn: () => T): T {
   const before = enabled;
-  enabled = false;
+  enabled = on;
   try {
     return fn();
   } finally {

@@ -28,6 +28,10 @@ const commands: Record<string, { summary: string; load: () => Promise<Command> }
     summary: "save a quantized model with float weights",
     load: async () => (await import("./commands/dequantize.js")).dequantize,
   },
+  finetune: {
+    summary: "train adapters for a model from a file of samples, by QLoRA",
+    load: async () => (await import("./commands/finetune.js")).finetune,
+  },
   merge: {
     summary: "save a model with an adapter in its weights",
     load: async () => (await import("./commands/merge.js")).merge,

@@ -33,3 +33,8 @@ export function escapeHtml(text: string): string {
 export function signedPercent(share: number): string {
   return `${share < 0 ? "−" : "+"}${Math.abs(share * 100).toFixed(2)} %`;
 }
+
+/** A number that the page begins with. */
+export function tile(value: string, label: string, detail: string): string {
+  return `<div class="tile"><strong>${value}</strong><span>${label}</span><small>${detail}</small></div>`;
+}

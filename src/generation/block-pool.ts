@@ -41,9 +41,12 @@ export class BlockPool {
     return this.#empty.length + this.#idle.size;
   }
 
-  /** A sequence without tokens. Only those of one salt share pages, and only those of the first `shared` tokens. */
-  open(salt = "", shared = Infinity): BlockSequence {
-    return new BlockSequence(this, `#${salt}`, shared);
+  /**
+   * A sequence without tokens. Only those of one salt and one adapter (0: none) share pages, and only those of the first
+   * `shared` tokens.
+   */
+  open(salt = "", shared = Infinity, adapter = 0): BlockSequence {
+    return new BlockSequence(this, `${adapter}#${salt}`, shared);
   }
 
   /** Pages to copy before the next step writes, in this order; each is told once. */

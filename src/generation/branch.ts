@@ -5,6 +5,7 @@ import type { BlockSequence } from "./block-pool.js";
 import type { RowRules, RulesOf } from "./row-rules.js";
 import type { RowDraw } from "./sampling.js";
 import type { Job } from "./scheduler.js";
+import type { AdapterUse } from "./step-adapters.js";
 
 /** What may follow one token. */
 export interface Next {
@@ -53,6 +54,8 @@ export class Branch implements Job, Disposable {
   readonly draw: RowDraw;
   readonly telling: Telling;
   readonly rules: RulesOf | null;
+  /** @internal */
+  readonly adapter: AdapterUse | null;
   readonly prompt: number;
   readonly #maxLength: number;
   readonly #owner: BranchOwner;
@@ -67,6 +70,7 @@ export class Branch implements Job, Disposable {
     draw: RowDraw;
     telling: Telling;
     rules: RulesOf | null;
+    adapter: AdapterUse | null;
     prompt: number;
     maxLength: number;
     owner: BranchOwner;
@@ -77,6 +81,7 @@ export class Branch implements Job, Disposable {
     this.draw = init.draw;
     this.telling = init.telling;
     this.rules = init.rules;
+    this.adapter = init.adapter;
     this.prompt = init.prompt;
     this.#maxLength = init.maxLength;
     this.#owner = init.owner;

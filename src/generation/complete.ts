@@ -82,6 +82,8 @@ export async function complete(
   if (ids.length === 0) return [];
   const engineOptions = {
     ...sizesOf(model, settings, ids),
+    // Nobody reads along.
+    stepMs: Infinity,
     ...(kvTokens !== undefined && { kvTokens }),
     ...(graph !== undefined && { graph }),
     ...(kvDtype !== undefined && { kvDtype }),

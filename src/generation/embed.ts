@@ -3,7 +3,7 @@ import { noGrad } from "../autograd/no-grad.js";
 import type { CausalLM, EmbedOptions } from "../models/index.js";
 import { pool, poolings } from "../models/pooling.js";
 import { concat } from "../ops/index.js";
-import { aBoolean, checkArgument, oneOf } from "../tensor/checks.js";
+import { aBoolean, anAbortSignal, checkArgument, oneOf } from "../tensor/checks.js";
 import { tensor } from "../tensor/create.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
@@ -12,10 +12,18 @@ import type { Tensor } from "../tensor/tensor.js";
 import { aModel } from "./engine.js";
 import type { Prompt } from "./prompt.js";
 import { encodeText, isPrompts } from "./prompt.js";
+import { throwIfAborted } from "./settings.js";
 
 /** Options of `embed`, which for a language model has no defaults of its checkpoint. */
-export type PoolOptions = Pick<EmbedOptions, "pooling" | "normalize">;
-const poolOptions = optionTable<PoolOptions>({ pooling: oneOf(poolings), normalize: aBoolean });
+export interface PoolOptions extends Pick<EmbedOptions, "pooling" | "normalize"> {
+  /** Ends the work with `ERR_BNB_ABORTED`, between two texts. */
+  signal?: AbortSignal;
+}
+const poolOptions = optionTable<PoolOptions>({
+  pooling: oneOf(poolings),
+  normalize: aBoolean,
+  signal: anAbortSignal,
+});
 
 const op = "embed";
 /**
@@ -36,17 +44,19 @@ export async function embed(
   const list = isPrompts(texts) ? (texts as readonly (string | Prompt)[]) : [texts];
   if (list.length === 0) throw new BnbError("ERR_BNB_ARGUMENT", `${op}: texts must be at least one, got []`);
   const prompts = await Promise.all(list.map((text) => encodeText(op, model, text)));
-  // One by one: how some models count positions depends on all that is there.
-  return tidy(() =>
-    noGrad(() =>
-      keep(
-        concat(
-          prompts.map((ids) => vectorOf(model, ids, options)),
-          0,
-        ),
-      ),
-    ),
-  );
+  const vectors: Tensor[] = [];
+  try {
+    // One by one: how some models count positions depends on all that is there. Each is waited for, so that what is queued
+    // behind it has its turn.
+    for (const ids of prompts) {
+      throwIfAborted(op, options.signal);
+      vectors.push(tidy(() => noGrad(() => keep(vectorOf(model, ids, options)))));
+      await model.device.synchronize();
+    }
+    return tidy(() => noGrad(() => keep(concat(vectors, 0))));
+  } finally {
+    for (const vector of vectors) vector.dispose();
+  }
 }
 
 /** [1, hidden] float32. */

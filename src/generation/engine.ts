@@ -3,125 +3,36 @@
 import type { CausalLM } from "../models/causal-lm.js";
 import { pageSize } from "../models/step-plan.js";
 import { copyInto, slice } from "../ops/index.js";
-import {
-  aBoolean,
-  aFunction,
-  anInteger,
-  anObject,
-  anObjectWith,
-  aString,
-  checkArgument,
-  orNull,
-} from "../tensor/checks.js";
+import { anObjectWith, checkArgument } from "../tensor/checks.js";
 import { tensor, zeros } from "../tensor/create.js";
 import { BnbError } from "../tensor/errors.js";
 import { notCloneable, refuseJson } from "../tensor/native-only.js";
-import { checkOptions, optionTable } from "../tensor/options.js";
+import { checkOptions } from "../tensor/options.js";
 import { keep, tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { BlockPool } from "./block-pool.js";
 import type { BranchOwner, Next, Telling } from "./branch.js";
 import { Branch } from "./branch.js";
+import type { EngineOptions, EngineStats, OpenOptions, RunOptions, SubmitOptions } from "./engine-options.js";
+import { engineOptions, openOptions, submitOptions } from "./engine-options.js";
 import type { KvDType } from "./kv-pages.js";
-import { KvPages, kvDtypeCheck } from "./kv-pages.js";
+import { KvPages } from "./kv-pages.js";
 import type { Prompt, TextPrompt } from "./prompt.js";
 import { encodePrompt } from "./prompt.js";
-import type { RulesOf } from "./row-rules.js";
-import type { DrawOptions, RowDraw } from "./sampling.js";
-import { drawChecks, hasPenalties } from "./sampling.js";
+import type { RowDraw } from "./sampling.js";
+import { hasPenalties } from "./sampling.js";
 import type { Limits, Part } from "./scheduler.js";
 import { schedule } from "./scheduler.js";
-import type { Settings, TextOptions } from "./settings.js";
-import { newTokens, refuseMany, rulesOfText, settingsOf, textTable, throwIfAborted } from "./settings.js";
+import type { Settings } from "./settings.js";
+import { newTokens, openGrammar, refuseMany, rulesOfText, settingsOf, throwIfAborted } from "./settings.js";
+import type { AdapterUse, StepAdapters } from "./step-adapters.js";
+import { StepBudget } from "./step-budget.js";
 import type { SequenceRows } from "./step-inputs.js";
 import type { StepOutputs } from "./steps.js";
 import { Steps } from "./steps.js";
 import type { FinishReason, Made } from "./text.js";
 import { continueText } from "./text.js";
 import { TextStream } from "./text-stream.js";
-
-/** Sizes of an engine. */
-export interface EngineOptions {
-  /** Tokens whose keys and values have room, of all texts together. Default: those of one text. */
-  kvTokens?: number;
-  /** What keys and values are stored as. Default: the dtype of the model. */
-  kvDtype?: KvDType;
-  /** Tokens of a text, its last one not counted. Default: the model's `maxPositionEmbeddings`. */
-  maxLength?: number;
-  /** Texts in one step; others wait. Default 64. */
-  maxSequences?: number;
-  /** Tokens of one step: how much of a prompt is computed before others have their turn. Default 512. */
-  stepTokens?: number;
-  /** Whether texts that begin alike share what has been computed of it. Default true. */
-  sharePrefixes?: boolean;
-  /**
-   * Whether the numbers of a text are the same to the bit whatever else the engine computes. Then texts of a step are
-   * computed one by one and prompts a page at a time, which is slow; guesses are not made. Default false: sums may go in
-   * another order, so that another token follows where the best two are as good as equal.
-   */
-  deterministic?: boolean;
-  /** Whether steps of one token a text are recorded and replayed as graphs. Default: on a GPU. */
-  graph?: boolean;
-}
-
-/** What an engine has done, and does. */
-export interface EngineStats {
-  /** Texts that have keys and values. */
-  readonly running: number;
-  /** Open texts that have none. */
-  readonly waiting: number;
-  readonly pages: number;
-  readonly freePages: number;
-  /** Tokens of all prompts. */
-  readonly prefixQueries: number;
-  /** Of those, how many earlier texts had computed. */
-  readonly prefixHits: number;
-  /** How often a text lost its pages to another. */
-  readonly preemptions: number;
-}
-
-/** What a text is besides its settings. */
-export interface RunOptions {
-  wantsText?: boolean;
-  telling?: Telling;
-  salt?: string;
-  /** Is told its branch when it is opened. */
-  watch?: (branch: Branch) => void;
-}
-
-/** A wanted draft leaves at least as much of a step to prompts. */
-const leastStep = 64;
-
-const engineOptions = optionTable<EngineOptions>({
-  kvTokens: anInteger(1),
-  kvDtype: kvDtypeCheck,
-  maxLength: anInteger(1),
-  maxSequences: anInteger(1, 1024),
-  stepTokens: anInteger(leastStep),
-  sharePrefixes: aBoolean,
-  deterministic: aBoolean,
-  graph: aBoolean,
-});
-
-/** How a text is opened. */
-export interface OpenOptions extends DrawOptions {
-  /** Tokens it may have, its last one not counted. Default: the engine's `maxLength`. */
-  maxLength?: number;
-  /** Default: no log-probabilities. */
-  telling?: Telling;
-  /** What may not come next, or is made more or less likely, by the tokens so far. Default: no rules. */
-  rules?: RulesOf | null;
-  /** Only texts of one salt share what has been computed. */
-  salt?: string;
-}
-
-const openOptions = optionTable<OpenOptions>({
-  ...drawChecks,
-  maxLength: anInteger(1),
-  telling: anObject,
-  rules: orNull(aFunction),
-  salt: aString,
-});
 
 const silent: Telling = { logprobs: false, best: 0 };
 
@@ -144,7 +55,9 @@ export class Engine implements Disposable {
   readonly #kv: KvPages;
   readonly #steps: Steps;
   readonly #limits: Limits;
+  readonly #budget: StepBudget;
   readonly #owner: BranchOwner;
+  readonly #adapters: StepAdapters | null;
   /** Whether positions turn alike in all texts. */
   readonly #isUniform: boolean;
   readonly #branches = new Set<Branch>();
@@ -169,14 +82,21 @@ export class Engine implements Disposable {
     const { maxSequences = 64, stepTokens = 512, sharePrefixes = true } = options;
     const { graph = model.device.type === "cuda" && model.isWhole !== false } = options;
     this.deterministic = options.deterministic ?? false;
+    this.#adapters = options.adapters ?? null;
     const tokens = Math.max(stepTokens, maxSequences + pageSize);
     this.#owner = this.#makeOwner();
     this.#limits = { tokens, sequences: maxSequences, steady: this.deterministic };
+    const { stepMs = model.device.type === "cuda" ? 50 : 200 } = options;
+    this.#budget = new StepBudget(stepMs / 1000, tokens);
     const dtype = options.kvDtype ?? (model.dtype as KvDType);
     this.#isUniform = model.positionRule(1) === model.positionRule(this.maxLength);
     this.#pool = new BlockPool(pages, { sharePrefixes: sharePrefixes && this.#isUniform });
     this.#kv = new KvPages(model.kvLayout(), { pages, dtype, device: model.device });
-    this.#steps = new Steps(model, this.#kv, { width: Math.ceil(this.maxLength / pageSize), graph });
+    this.#steps = new Steps(model, this.#kv, {
+      width: Math.ceil(this.maxLength / pageSize),
+      graph,
+      adapters: this.#adapters,
+    });
   }
 
   /** Texts that are open. */
@@ -206,7 +126,7 @@ export class Engine implements Disposable {
   open(prompt: ArrayLike<number>, options: OpenOptions = {}): Branch {
     if (this.#disposed) throw new BnbError("ERR_BNB_DISPOSED", "generate: the engine was disposed");
     checkOptions("open", options, openOptions);
-    const { maxLength = this.maxLength, telling = silent, rules = null, salt } = options;
+    const { maxLength = this.maxLength, telling = silent, rules = null, salt, adapter } = options;
     const ids = Array.from(prompt);
     const most = Math.min(maxLength, this.maxLength, this.#pool.size * pageSize);
     if (ids.length < 1 || ids.length > most) {
@@ -215,21 +135,23 @@ export class Engine implements Disposable {
     }
     this.#queries += ids.length;
     const slot = hasPenalties(options) ? this.#openCounts(ids) : -1;
-    const sequence = this.#pool.open(salt, this.deterministic ? ids.length : Infinity);
-    return this.#add(new Branch(this.#init(ids, ids.length, most, { options, slot }, { telling, rules }, sequence)));
+    const use = adapter === undefined ? null : this.#use(adapter);
+    const sequence = this.#pool.open(salt, this.deterministic ? ids.length : Infinity, use?.key);
+    const own = { telling, rules, adapter: use };
+    return this.#add(new Branch(this.#init(ids, ids.length, most, { options, slot }, own, sequence)));
   }
 
   /**
    * Yields the tokens that follow `prompt`, as `generate` does, computed together with those of the other texts. To stop
    * early, leave the loop.
    */
-  async *submit(prompt: Prompt | TextPrompt, options: TextOptions = {}): AsyncGenerator<number, void, undefined> {
-    checkOptions("generate", options, textTable);
-    const settings = settingsOf("generate", this.model, options);
+  async *submit(prompt: Prompt | TextPrompt, options: SubmitOptions = {}): AsyncGenerator<number, void, undefined> {
+    checkOptions("generate", options, submitOptions);
+    const { adapter, ...text } = options;
+    const settings = settingsOf("generate", this.model, text);
     refuseMany("generate", settings);
-    for await (const { next } of this.run("generate", await encodePrompt("generate", this.model, prompt), settings)) {
-      if (next) yield next.id;
-    }
+    const ids = await encodePrompt("generate", this.model, prompt);
+    for await (const { next } of this.run("generate", ids, settings, { adapter })) if (next) yield next.id;
   }
 
   /** @internal One text of settings that were checked. With `wantsText` its text, too. */
@@ -237,19 +159,22 @@ export class Engine implements Disposable {
     op: string,
     ids: Int32Array,
     settings: Settings,
-    { wantsText = false, telling = silent, salt, watch }: RunOptions = {},
+    { wantsText = false, telling = silent, salt, adapter, grammar: source, watch }: RunOptions = {},
   ): AsyncGenerator<Partial<Made>, FinishReason, undefined> {
     throwIfAborted(op, settings.config.signal);
     const { stopStrings, draw } = settings;
     const count = newTokens(op, ids.length, settings, this.maxLength);
-    const rules = rulesOfText(op, settings, ids.length, this.model.config.vocabSize);
     if (count === 0) return "length";
+    using grammar = await openGrammar(op, this.model, settings, source);
+    throwIfAborted(op, settings.config.signal);
+    const rules = rulesOfText(op, settings, ids.length, this.model.config.vocabSize, grammar);
     const needsText = wantsText || stopStrings.length > 0;
     const stream = needsText ? new TextStream(this.model.tokenizerFor(op), stopStrings) : null;
     const maxLength = ids.length + count - 1;
-    const branch = this.open(ids, { ...draw, maxLength, telling, rules, ...(salt !== undefined && { salt }) });
+    const own = { ...(salt !== undefined && { salt }), ...(adapter !== undefined && { adapter }) };
+    const branch = this.open(ids, { ...draw, maxLength, telling, rules, ...own });
     watch?.(branch);
-    return yield* continueText(op, branch, settings, count, stream);
+    return yield* continueText(op, branch, settings, count, stream, grammar);
   }
 
   /** Throws ERR_BNB_UNSUPPORTED: JSON would hold no element. */
@@ -276,7 +201,7 @@ export class Engine implements Disposable {
     prompt: number,
     maxLength: number,
     draw: RowDraw,
-    own: { telling: Telling; rules: RulesOf | null },
+    own: Pick<Branch, "telling" | "rules" | "adapter">,
     sequence: Branch["sequence"],
   ) {
     return { order: this.#order++, ids, prompt, sequence, draw, ...own, maxLength, owner: this.#owner };
@@ -292,16 +217,21 @@ export class Engine implements Disposable {
       fork: (branch) => {
         if (branch.draw.slot >= 0) throw new BnbError("ERR_BNB_UNSUPPORTED", "fork: a text must have no penalties");
         const { ids, prompt, maxLength, draw, telling, rules, sequence } = branch;
-        return this.#add(
-          new Branch(this.#init([...ids], prompt, maxLength, draw, { telling, rules }, sequence.fork())),
-        );
+        const own = { telling, rules, adapter: branch.adapter?.again() ?? null };
+        return this.#add(new Branch(this.#init([...ids], prompt, maxLength, draw, own, sequence.fork())));
       },
       close: (branch) => {
         this.#branches.delete(branch);
         this.#hits += branch.sequence.found;
+        branch.adapter?.[Symbol.dispose]();
         if (branch.draw.slot >= 0) this.#freeCounts.push(branch.draw.slot);
       },
     };
+  }
+
+  #use(adapter: string): AdapterUse {
+    if (this.#adapters) return this.#adapters.use("generate", adapter);
+    throw new BnbError("ERR_BNB_OPTION", `generate: the engine must have been given adapters, got adapter ${adapter}`);
   }
 
   #add(branch: Branch): Branch {
@@ -320,15 +250,18 @@ export class Engine implements Disposable {
       if (!branches.some(({ wanted }) => wanted > 0)) break;
       const began = performance.now();
       const held = branches.filter(({ sequence }) => sequence.length > 0);
-      const parts = schedule(branches, this.#limits);
+      const parts = byAdapter(schedule(branches, { ...this.#limits, prompts: this.#budget.tokens }));
       this.#preemptions += held.filter(({ sequence }) => sequence.length === 0).length;
       const answering = parts.filter(({ answers }) => answers).map(({ job }) => job);
+      const ofPrompts = parts.reduce((sum, { job, count }) => sum + (count > job.wanted ? count : 0), 0);
       // Cannot be: each text alone has room.
       if (parts.length === 0)
         for (const branch of branches) branch.fail(new BnbError("ERR_BNB_OOM", "generate: no room"));
       try {
         const answers = await this.#step(parts);
-        this.onStep?.((performance.now() - began) / 1000);
+        const seconds = (performance.now() - began) / 1000;
+        this.#budget.record(ofPrompts, seconds);
+        this.onStep?.(seconds);
         answering.forEach((branch, i) => {
           branch.answer(answers[i] as Next[]);
         });
@@ -357,7 +290,8 @@ export class Engine implements Disposable {
       const { pages } = sequence;
       const rules = answers ? job.wantedRules : [];
       const length = start + count;
-      return { ids, slots, length, total: job.ids.length, pages, wanted: answers ? wanted : 0, draw, rules };
+      const adapter = job.adapter?.index ?? -1;
+      return { ids, slots, length, total: job.ids.length, pages, wanted: answers ? wanted : 0, draw, rules, adapter };
     });
     for (const [from, to] of this.#pool.takeCopies()) this.#kv.copy(from, to);
     const groups = this.#together(rows);
@@ -402,6 +336,8 @@ export class Engine implements Disposable {
   }
 
   async #read(answering: readonly Branch[], outputs: StepOutputs): Promise<Next[][]> {
+    // Nothing is read of parts that answer nobody, but the next step begins when they are done.
+    if (answering.length === 0) await this.model.device.synchronize();
     const wanted = answering.map((branch) => branch.wanted);
     const [ids, logprobs, bestIds, bestLogprobs, all] = await Promise.all([
       outputs.ids.data(),
@@ -449,6 +385,12 @@ export class Engine implements Disposable {
     });
     return slot;
   }
+}
+
+/** Those of one adapter together, in the order of the adapters, and those without behind them. */
+function byAdapter(parts: readonly Part<Branch>[]): Part<Branch>[] {
+  const place = ({ job: { adapter } }: Part<Branch>): number => adapter?.index ?? Number.MAX_SAFE_INTEGER;
+  return [...parts].sort((a, b) => place(a) - place(b));
 }
 
 /** The bit of a count that says that the prompt has the token. */

@@ -3,8 +3,8 @@
 import type { CausalLM } from "../models/index.js";
 import { aBoolean, checkArgument } from "../tensor/checks.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
-import type { EngineOptions } from "./engine.js";
 import { aModel, Engine } from "./engine.js";
+import type { EngineOptions } from "./engine-options.js";
 import { kvDtypeCheck } from "./kv-pages.js";
 import type { Prompt, TextPrompt } from "./prompt.js";
 import { encodePrompt, isText } from "./prompt.js";
@@ -57,7 +57,7 @@ export async function* generate(
   const count = newTokens(op, ids.length, settings, model.config.maxPositionEmbeddings);
   if (count === 0) return;
   // Alone, it has nothing to share, and nobody waits while its prompt is computed.
-  const alone = { maxSequences: 1, stepTokens: 4096, sharePrefixes: false };
+  const alone = { maxSequences: 1, stepTokens: 4096, stepMs: Infinity, sharePrefixes: false };
   using engine = new Engine(model, {
     ...alone,
     maxLength: ids.length + count - 1,

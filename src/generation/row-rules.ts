@@ -21,6 +21,8 @@ type Forbid = (ids: readonly number[], bias: Map<number, number>) => void;
 export interface RulesInit {
   readonly config: GenerationConfig;
   readonly allows?: ((ids: readonly number[]) => Iterable<number> | null) | undefined;
+  /** Knows the tokens so far. */
+  readonly grammar?: { readonly allowed: Int32Array | null } | null;
   /** Tokens of the prompt. */
   readonly prompt: number;
   readonly ends: readonly number[];
@@ -28,7 +30,7 @@ export interface RulesInit {
 }
 
 /** The rules of a text, null where it has none. */
-export function rulesOf(op: string, { config, allows, prompt, ends, vocabSize }: RulesInit): RulesOf | null {
+export function rulesOf(op: string, { config, allows, grammar, prompt, ends, vocabSize }: RulesInit): RulesOf | null {
   const { noRepeatNgramSize: n = 0, minNewTokens = 0, minLength = 0, logitBias = {} } = config;
   const { badWordsIds = [], suppressTokens = [], beginSuppressTokens = [] } = config;
   const check = (name: string, ids: Iterable<number>) => checkIds(op, name, ids, vocabSize);
@@ -49,13 +51,14 @@ export function rulesOf(op: string, { config, allows, prompt, ends, vocabSize }:
   const known = ends.filter((id) => id < vocabSize);
   if (shortest > prompt && known.length > 0) forbids.push(whileShorter(shortest, known));
   if (beginSuppressTokens.length > 0) forbids.push(whileShorter(prompt + 1, beginSuppressTokens));
-  if (always.size === 0 && forbids.length === 0 && !allows) return null;
+  if (always.size === 0 && forbids.length === 0 && !allows && !grammar) return null;
   return (ids) => {
     const bias = new Map(always);
     for (const forbid of forbids) forbid(ids, bias);
-    const allowed = allows?.(ids) ?? null;
+    const some = allows?.(ids) ?? null;
+    const allowed = both(some && maskOf(op, some, vocabSize), grammar?.allowed ?? null, vocabSize);
     if (bias.size === 0 && !allowed) return null;
-    return { bias, ...(allowed && { allowed: maskOf(op, allowed, vocabSize) }) };
+    return { bias, ...(allowed && { allowed }) };
   };
 }
 
@@ -96,6 +99,12 @@ function maskOf(op: string, allowed: Iterable<number>, vocabSize: number): Int32
   checkIds(op, "prefixAllowedTokens", ids, vocabSize);
   for (const id of ids) mask[id >> 5] = (mask[id >> 5] as number) | (1 << (id & 31));
   return mask;
+}
+
+/** What a mask and a grammar allow, whose tokenizer may know more or fewer tokens than the model. */
+function both(mask: Int32Array | null, grammar: Int32Array | null, vocabSize: number): Int32Array | null {
+  if (!grammar) return mask;
+  return Int32Array.from({ length: Math.ceil(vocabSize / 32) }, (_, i) => (grammar[i] ?? 0) & (mask?.[i] ?? -1));
 }
 
 function checkIds(op: string, name: string, ids: Iterable<number>, vocabSize: number): void {

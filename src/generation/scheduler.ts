@@ -28,6 +28,8 @@ export interface Limits {
   tokens: number;
   /** Sequences of a step. */
   sequences: number;
+  /** Tokens of parts of prompts in it, at least a page. Default: as many as have room. */
+  prompts?: number;
   /**
    * Whether the parts of a sequence are the same however much room there is and whatever it lost: one page of the prompt,
    * then one token.
@@ -50,6 +52,7 @@ export function schedule<J extends Job>(jobs: readonly J[], limits: Limits): Par
   const parts = new Map<J, Part<J>>();
   const pending = (job: J) => job.ids.length - job.sequence.length;
   const left = () => [...parts.values()].reduce((rest, part) => rest - part.count, limits.tokens);
+  let ofPrompts = limits.prompts ?? Infinity;
 
   /** Reserves pages, at the cost of others if need be. */
   const secure = (job: J, count: number): boolean => {
@@ -77,10 +80,11 @@ export function schedule<J extends Job>(jobs: readonly J[], limits: Limits): Par
     const key = job.sequence.nextKey(job.ids);
     // An older one computes the same tokens right now: wait for its pages.
     if (key !== null && coming.has(key)) continue;
-    const room = parts.size === 0 ? limits.tokens : left();
+    const room = Math.min(ofPrompts, parts.size === 0 ? limits.tokens : left());
     const count = limits.steady ? steadyPart(job, room) : partOf(pending(job), job.sequence.length, job.wanted, room);
     if (count === 0 || !secure(job, count)) continue;
     parts.set(job, { job, count, answers: count === pending(job) });
+    ofPrompts -= count;
     if (key !== null) coming.add(key);
   }
   return [...parts.values()];

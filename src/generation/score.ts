@@ -120,6 +120,7 @@ function rowsOf(tokens: Int32Array, at: number, end: number, wanted: number): Se
     wanted,
     draw,
     rules: [],
+    adapter: -1,
   };
 }
 

@@ -1,10 +1,11 @@
 // What people say of a text to be generated, with what its model says, and what contradicts itself.
 
 import { generationChecks, generationTable } from "../hub/generation-config.js";
-import type { GenerationConfig } from "../hub/index.js";
+import type { GrammarSource, GrammarText } from "../hub/grammars.js";
+import type { GenerationConfig, ResponseFormat } from "../hub/index.js";
 import type { CausalLM } from "../models/index.js";
 import { defaultGenerator } from "../ops/index.js";
-import { aFunction, anAbortSignal } from "../tensor/checks.js";
+import { aFunction, anAbortSignal, aPlainObject } from "../tensor/checks.js";
 import { describe } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
@@ -18,10 +19,20 @@ export interface TextOptions extends GenerationConfig {
   signal?: AbortSignal;
   /** The only tokens that may follow those so far, the prompt included; null: all may. */
   prefixAllowedTokens?: (tokens: readonly number[]) => Iterable<number> | null;
+  /**
+   * What the text must be: any text (the default), JSON, or what a grammar says. Where the text may not be longer, it ends
+   * before it is complete. The model must have a tokenizer.
+   */
+  responseFormat?: ResponseFormat;
 }
 
 /** @internal */
-export const textChecks = { ...generationChecks, signal: anAbortSignal, prefixAllowedTokens: aFunction };
+export const textChecks = {
+  ...generationChecks,
+  signal: anAbortSignal,
+  prefixAllowedTokens: aFunction,
+  responseFormat: aPlainObject,
+};
 /** @internal */
 export const textTable = optionTable<TextOptions>(textChecks);
 
@@ -86,6 +97,11 @@ export function settingsOf(op: string, model: CausalLM, given: TextOptions): Set
   if (stops.length > 0 && !model.tokenizer) {
     refuse("stopStrings must come with a model that has a tokenizer", stopStrings);
   }
+  const { responseFormat } = config;
+  if (responseFormat && responseFormat.type !== "text") {
+    if (!model.tokenizer) refuse("responseFormat must come with a model that has a tokenizer", responseFormat);
+    if (numBeams > 1) refuse("responseFormat must come without beams", numBeams);
+  }
   return { config, draw: drawOf(config), ends, stopStrings: stops };
 }
 
@@ -103,9 +119,28 @@ export function refuseMany(op: string, { config }: Settings): void {
 }
 
 /** The rules of a text of those settings, null where it has none. */
-export function rulesOfText(op: string, { config, ends }: Settings, prompt: number, vocabSize: number): RulesOf | null {
-  const init: RulesInit = { config, allows: config.prefixAllowedTokens, prompt, ends, vocabSize };
+export function rulesOfText(
+  op: string,
+  { config, ends }: Settings,
+  prompt: number,
+  vocabSize: number,
+  grammar: GrammarText | null = null,
+): RulesOf | null {
+  const init: RulesInit = { config, allows: config.prefixAllowedTokens, grammar, prompt, ends, vocabSize };
   return rulesOf(op, init);
+}
+
+/** The grammar that a text of those settings follows, null where it has none. Dispose it. */
+export async function openGrammar(
+  op: string,
+  model: CausalLM,
+  { config, ends }: Settings,
+  source: GrammarSource | undefined,
+): Promise<GrammarText | null> {
+  const { responseFormat = { type: "text" } } = config;
+  const wanted = source ?? (responseFormat.type === "text" ? undefined : responseFormat);
+  if (wanted === undefined) return null;
+  return model.tokenizerFor(op).grammars.open(op, "responseFormat", wanted, ends);
 }
 
 /** How many tokens follow a prompt at most. The last one is never fed back, so it needs no position. */

@@ -25,6 +25,8 @@ export interface SequenceRows {
   readonly draw: RowDraw;
   /** Of each of those rows. */
   readonly rules: readonly (RowRules | null)[];
+  /** The number of its adapter; -1: none. Sequences are in the order of these, those without behind all others. */
+  readonly adapter: number;
 }
 
 /** Sizes that a step is padded to. */
@@ -35,11 +37,14 @@ export interface StepSizes {
   rows: number;
   /** Pages of a sequence. */
   width: number;
+  /** Adapters that rows may have; null: no row has one. */
+  adapters: number | null;
 }
 
-/** What a step needs, of its own size. */
-export function sizesOf(parts: readonly SequenceRows[]): StepSizes {
+/** What a step needs, of its own size; `adapters`: those that rows may have. */
+export function sizesOf(parts: readonly SequenceRows[], adapters: number | null = null): StepSizes {
   return {
+    adapters,
     tokens: parts.reduce((sum, { ids }) => sum + ids.length, 0),
     sequences: parts.length,
     rows: parts.reduce((sum, { wanted }) => sum + wanted, 0),
@@ -50,7 +55,7 @@ export function sizesOf(parts: readonly SequenceRows[]): StepSizes {
 const fractions = 7;
 
 /** Where each part of the whole numbers begins. */
-function offsetsOf({ tokens, sequences, rows, width }: StepSizes) {
+function offsetsOf({ tokens, sequences, rows, width, adapters }: StepSizes) {
   const sizes = {
     ids: tokens,
     positions: tokens,
@@ -63,6 +68,7 @@ function offsetsOf({ tokens, sequences, rows, width }: StepSizes) {
     seed: 2 * rows,
     step: rows,
     counts: rows,
+    segment: adapters === null ? 0 : adapters + 1,
   };
   let end = 0;
   const at = Object.fromEntries(
@@ -84,6 +90,7 @@ function pack(parts: readonly SequenceRows[], sizes: StepSizes): { whole: Int32A
   const [ids, positions, slots, starts] = (["ids", "positions", "slots", "starts"] as const).map(part) as Int32Array[];
   slots?.fill(-1);
   part("counts").fill(-1);
+  const segment = part("segment");
   // topP, typicalP and repetition of the rows that are nobody's.
   fraction.fill(1, sizes.rows, 4 * sizes.rows);
   let token = 0;
@@ -97,6 +104,8 @@ function pack(parts: readonly SequenceRows[], sizes: StepSizes): { whole: Int32A
       (slots as Int32Array)[token + i] = sequence.slots[i] as number;
     }
     (starts as Int32Array)[s] = token;
+    // All adapters up to its own have begun, and all before its own have ended.
+    segment.fill(token + count, sequence.adapter < 0 ? segment.length : sequence.adapter + 1);
     part("lengths")[s] = length;
     part("pages").set(sequence.pages, s * sizes.width);
     for (let i = count - wanted; i < count; i++, row++) {
@@ -125,6 +134,8 @@ function pack(parts: readonly SequenceRows[], sizes: StepSizes): { whole: Int32A
 export class StepInputs implements Disposable {
   readonly plan: StepPlan;
   readonly sampling: SamplingRows;
+  /** Where the rows of each adapter begin, [adapters + 1]; null where no row has one. */
+  readonly segment: Tensor | null;
   readonly #sizes: StepSizes;
   readonly #device: Device;
   readonly #whole: Tensor;
@@ -169,6 +180,7 @@ export class StepInputs implements Disposable {
       logitRows: rows === tokens ? null : int("logitRows"),
       longest: changes ? null : Math.max(0, ...parts.map(({ total }) => total)),
     };
+    this.segment = sizes.adapters === null ? null : int("segment");
     this.sampling = {
       temperature: float(0),
       topP: float(1),

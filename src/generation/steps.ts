@@ -11,6 +11,7 @@ import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { Telling } from "./branch.js";
 import type { KvPages } from "./kv-pages.js";
+import type { StepAdapters } from "./step-adapters.js";
 import type { SequenceRows } from "./step-inputs.js";
 import { StepInputs, sizesOf } from "./step-inputs.js";
 
@@ -32,15 +33,19 @@ export class Steps implements Disposable {
   readonly #kv: KvPages;
   readonly #width: number;
   #mayRecord: boolean;
-  readonly #recorded = new Map<number, Recorded>();
-  readonly #warm = new Set<number>();
+  readonly #adapters: StepAdapters | null;
+  readonly #recorded = new Map<string, Recorded>();
+  readonly #warm = new Set<string>();
   #counts: Tensor | null = null;
+  /** Of the adapters that recorded steps read. */
+  #version = 0;
 
   /** `width`: most pages of a sequence. */
-  constructor(model: CausalLM, kv: KvPages, options: { width: number; graph: boolean }) {
+  constructor(model: CausalLM, kv: KvPages, options: { width: number; graph: boolean; adapters: StepAdapters | null }) {
     this.#model = model;
     this.#kv = kv;
     this.#width = options.width;
+    this.#adapters = options.adapters;
     this.#mayRecord = options.graph;
   }
 
@@ -50,14 +55,15 @@ export class Steps implements Disposable {
       this.#counts = counts;
     }
     const rows = parts.length;
+    const adapters = parts.some(({ adapter }) => adapter >= 0) ? this.#adaptersNow() : null;
     const isAlike = parts.every(({ ids, wanted }) => ids.length === 1 && wanted === 1) && rows <= mostRecordedRows;
     const hasRules = parts.some(({ rules }) => rules.some((rule) => rule !== null));
     if (!this.#mayRecord || !isAlike || hasRules || telling.logprobs || telling.best > 0 || telling.all) {
-      return this.#once(new StepInputs(parts, sizesOf(parts), counts, this.#model.device), telling);
+      return this.#once(new StepInputs(parts, sizesOf(parts, adapters), counts, this.#model.device), telling);
     }
     const padded = 2 ** Math.ceil(Math.log2(rows));
-    const sizes = { tokens: padded, sequences: padded, rows: padded, width: this.#width };
-    const key = counts ? -padded : padded;
+    const sizes = { tokens: padded, sequences: padded, rows: padded, width: this.#width, adapters };
+    const key = [padded, counts !== null, adapters !== null].join();
     const known = this.#recorded.get(key);
     if (known) return this.#replay(known, parts);
     const isFirst = !this.#warm.has(key);
@@ -84,6 +90,14 @@ export class Steps implements Disposable {
     this.dispose();
   }
 
+  /** How many there are. What was recorded with others is forgotten. */
+  #adaptersNow(): number {
+    const { size, version } = this.#adapters as StepAdapters;
+    if (version !== this.#version) this.#forget();
+    this.#version = version;
+    return size;
+  }
+
   #forget(): void {
     for (const recorded of this.#recorded.values()) recorded[Symbol.dispose]();
     this.#recorded.clear();
@@ -99,8 +113,10 @@ export class Steps implements Disposable {
 
   #advance(inputs: StepInputs, { logprobs, best, all = false }: Telling): Told {
     return noGrad(() => {
-      const logits = this.#model.step(inputs.plan, this.#kv);
-      const told = sampleTokens(logits, inputs.sampling, { logprobs, best });
+      const { plan, sampling, segment } = inputs;
+      const step = () => this.#model.step(plan, this.#kv);
+      const logits = segment ? (this.#adapters as StepAdapters).during(segment, step) : step();
+      const told = sampleTokens(logits, sampling, { logprobs, best });
       return { ...told, all: all ? logSoftmax(cast(logits, "float32")) : null };
     });
   }

@@ -1,4 +1,5 @@
 // One text as an async iterator over a branch of an engine: its end, its signal, its guesses.
+import type { GrammarText } from "../hub/grammars.js";
 import { BnbError } from "../tensor/errors.js";
 import type { Branch, Next } from "./branch.js";
 import { PromptLookup } from "./prompt-lookup.js";
@@ -26,11 +27,13 @@ export async function* continueText(
   settings: Settings,
   count: number,
   stream: TextStream | null,
+  grammar: GrammarText | null = null,
 ): AsyncGenerator<Partial<Made>, FinishReason, undefined> {
   const { config, draw, ends } = settings;
   const { signal } = config;
-  // The counts of penalties would remember guesses that were wrong.
-  const lookup = config.promptLookup === true && !hasPenalties(draw) && !branch.isSteady ? new PromptLookup() : null;
+  // The counts of penalties would remember guesses that were wrong, and a grammar tells of one token.
+  const mayGuess = !hasPenalties(draw) && !branch.isSteady && !grammar;
+  const lookup = config.promptLookup === true && mayGuess ? new PromptLookup() : null;
   const abort = () => branch.dispose();
   signal?.addEventListener?.("abort", abort, { once: true });
   let made = 0;
@@ -41,8 +44,8 @@ export async function* continueText(
         throwIfAborted(op, signal);
         made++;
         const isEnd = ends.includes(next.id);
-        const text = isEnd ? "" : ((await stream?.push(next.id)) ?? "");
-        const isStopped = isEnd || stream?.isStopped === true;
+        const [text = ""] = isEnd ? [] : await Promise.all([stream?.push(next.id), grammar?.accept(next.id)]);
+        const isStopped = isEnd || stream?.isStopped === true || grammar?.isOver === true;
         yield { next, text };
         if (isStopped) {
           reason = "stop";

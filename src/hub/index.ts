@@ -7,6 +7,7 @@ export {
 export { openCheckpoint } from "./checkpoint.js";
 export { type FileDType, fileTypes } from "./file-dtype.js";
 export type { GenerationConfig } from "./generation-config.js";
+export type { ResponseFormat } from "./grammars.js";
 export { type LoadCheckpointOptions, type LoadProgress, loadCheckpoint } from "./load-checkpoint.js";
 export type { QuantizationLoss } from "./quantization-loss.js";
 export {

@@ -44,7 +44,27 @@ const operations = {
   idToToken: (_text, _ids, { id }) => ({ value: tokenizer.id_to_token(id) ?? null }),
 };
 
-parentPort.on("message", ({ call, piece, operation, ids, options }) => {
+/** Special tokens that a model writes. */
+const written = new Set(["[TOOL_CALLS]", "[CALL_ID]", "[ARGS]", "<|python_tag|>", "<tool_call>", "</tool_call>"]);
+
+/** Tokens by their ids, as XGrammar takes them; those that stand for no text are "". */
+function vocabularyFor() {
+  const special = (description.added_tokens ?? []).filter((token) => token.special && !written.has(token.content));
+  const tokens = [];
+  for (const [token, id] of vocabulary) tokens[id] = token;
+  for (const { id } of special) tokens[id] = "";
+  const decoders = JSON.stringify(description.decoder ?? {});
+  const isFallback = /"(ByteFallback|Metaspace)"/.test(decoders);
+  const type = decoders.includes('"ByteLevel"') ? "byte_level" : isFallback ? "byte_fallback" : "raw";
+  return { tokens: Array.from(tokens, (token) => token ?? ""), type };
+}
+
+parentPort.on("message", ({ call, piece, operation, ids, options, port }) => {
+  if (port) {
+    port.postMessage(vocabularyFor());
+    port.close();
+    return;
+  }
   if (piece !== undefined) {
     const pieces = texts.get(call);
     if (pieces) pieces.push(piece);

@@ -19,6 +19,7 @@ import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import type { JsonObject } from "./config-text.js";
 import { parseConfig } from "./config-text.js";
+import { Grammars } from "./grammars.js";
 import { resolveModel } from "./resolve.js";
 import { formatError } from "./safetensors-header.js";
 
@@ -108,6 +109,8 @@ export class Tokenizer implements Disposable {
   readonly chatTemplates: ReadonlyMap<string, string>;
   readonly #worker: Worker;
   readonly #calls: Map<number, Call>;
+  /** @internal What texts of its tokens may be held to. */
+  readonly grammars: Grammars;
   #last = 0;
   #disposed = false;
 
@@ -116,6 +119,7 @@ export class Tokenizer implements Disposable {
     this.#calls = calls;
     this.vocabSize = vocabSize;
     this.chatTemplates = files.templates;
+    this.grammars = new Grammars((port) => worker.postMessage({ port }, [port]));
     for (const name of specials) Object.assign(this, { [`${name}Token`]: contentOf(files.config[`${name}_token`]) });
   }
 
@@ -200,6 +204,7 @@ export class Tokenizer implements Disposable {
   /** Ends the thread; what is still being computed is rejected with ERR_BNB_DISPOSED. */
   dispose(): void {
     this.#disposed = true;
+    this.grammars.dispose();
     void this.#worker.terminate();
   }
 

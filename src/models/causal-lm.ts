@@ -28,6 +28,16 @@ export interface ForwardOptions {
 }
 const forwardOptions = optionTable<ForwardOptions>({ starts: aTensor });
 
+/** @internal The halves of a forward pass, for those who need the logits of some rows at a time. */
+export interface ModelHalves {
+  readonly hidden: Tensor; // [..., hidden]
+  /** Logits of some of the hidden states. */
+  readonly head: (hidden: Tensor) => Tensor;
+  /** What of the head learns. */
+  readonly learning: readonly Tensor[];
+  readonly vocab: number;
+}
+
 /**
  * A model that continues texts. A family says what its body computes (`hidden`), what makes logits of that
  * (`outputProjection`, `logits`) and what its attention layers keep (`kvLayout`).
@@ -35,6 +45,12 @@ const forwardOptions = optionTable<ForwardOptions>({ starts: aTensor });
 export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends TextModel<C> {
   /** How texts are generated where callers say nothing else: generation_config.json, or empty. */
   generationConfig: GenerationConfig = {};
+
+  /**
+   * Whether `forward` keeps of each block only its input for `backward()`, which then computes the rest again, to the same
+   * bits: less memory for a third more time. Its ids and starts must live until then.
+   */
+  gradientCheckpointing = false;
 
   #quantizedHead: QuantizedHead | null = null;
 
@@ -128,6 +144,19 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
     return back(this.#states("hiddenStates", ids, options), ids.device);
   }
 
+  /** @internal */
+  inHalves(ids: Tensor, options: ForwardOptions = {}): ModelHalves {
+    const hidden = this.#states("forward", ids, options);
+    const projection = this.outputProjection();
+    const parts = projection instanceof Tensor ? [projection] : projection.parameters();
+    return {
+      hidden,
+      head: (rows) => back(this.head(rows), ids.device),
+      learning: parts.filter(({ requiresGrad }) => requiresGrad),
+      vocab: this.config.vocabSize,
+    };
+  }
+
   #states(method: string, ids: Tensor, options: ForwardOptions): Tensor {
     const op = this.constructor.name;
     checkTensor(op, "ids", ids);
@@ -136,8 +165,13 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
       const advice = ids.ndim === 1 ? `; write reshape(ids, [1, ${ids.size}])` : "";
       throw new BnbError("ERR_BNB_SHAPE", `${op}: ids must be [batch, length], got [${ids.shape.join(", ")}]${advice}`);
     }
-    using pass = new TrainingPass(ids, { starts: options.starts });
-    return this.hidden(pass);
+    const pass = new TrainingPass(ids, { starts: options.starts, recomputes: this.gradientCheckpointing });
+    try {
+      return this.hidden(pass);
+    } finally {
+      // What is computed again reads it, too.
+      if (!pass.recomputes || !isGradEnabled()) pass[Symbol.dispose]();
+    }
   }
 
   /** Logits [rows, vocab] of the rows that a plan wants; keys and values go into pages. Without gradients. */

@@ -33,6 +33,8 @@ export interface Pass extends Movable<Pass> {
   readonly ids: Tensor; // [batch, t] or [tokens], int32
   /** Where the tokens sit, int32 [tokens]; null where every row of `ids` counts from 0. */
   readonly positions: Tensor | null;
+  /** Whether of each block only the input is kept for backward(), and the rest computed again. */
+  readonly recomputes: boolean;
   /** Tokens of the longest text, for position rules that look at it; null where a recorded step does not know. */
   readonly longest: number | null;
   /**
@@ -49,6 +51,8 @@ export interface TrainingPassOptions {
   starts?: Tensor | undefined;
   /** Whether a token sees only those before it; default true. */
   causal?: boolean;
+  /** See `Pass.recomputes`; default false. */
+  recomputes?: boolean;
   /** @internal Where the rows sit, if that is known; default: it follows from `starts`. */
   positions?: Tensor | null;
 }
@@ -86,13 +90,15 @@ export class TrainingPass extends CopiedPass<TrainingPass> implements Pass {
   readonly ids: Tensor;
   readonly positions: Tensor | null;
   readonly longest: number;
+  readonly recomputes: boolean;
   readonly #starts: Tensor | undefined;
   readonly #causal: boolean;
 
-  constructor(ids: Tensor, { starts, causal = true, positions }: TrainingPassOptions = {}) {
+  constructor(ids: Tensor, { starts, causal = true, recomputes = false, positions }: TrainingPassOptions = {}) {
     super();
     this.ids = ids;
     this.longest = ids.shape.at(-1) as number;
+    this.recomputes = recomputes;
     this.#starts = starts;
     this.#causal = causal;
     this.positions = positions !== undefined ? positions : starts ? positionsIn(ids, starts) : null;
@@ -108,6 +114,7 @@ export class TrainingPass extends CopiedPass<TrainingPass> implements Pass {
     return new TrainingPass(move(this.ids), {
       starts: this.#starts && move(this.#starts),
       causal: this.#causal,
+      recomputes: this.recomputes,
       positions: this.positions && move(this.positions),
     });
   }
@@ -118,6 +125,7 @@ export class StepPass extends CopiedPass<StepPass> implements Pass {
   readonly ids: Tensor;
   readonly positions: Tensor;
   readonly longest: number | null;
+  readonly recomputes = false;
   readonly #plan: StepPlan;
   readonly #kv: KvStore;
 

@@ -44,6 +44,7 @@ export {
   type Matmul4bitOptions,
   matmul4bit,
 } from "./linear-4bit.js";
+export { loraRows } from "./lora-rows.js";
 export * from "./matmul.js";
 export { type MatmulLtOptions, MatmulLtState } from "./matmul-lt.js";
 export * from "./packed-dict.js";

@@ -77,8 +77,37 @@ export class Generator {
   /** @internal Takes the blocks for n numbers; returns where they start. */
   take(n: number): GeneratorState {
     const start = this.state;
+    if (draws && !draws.has(this)) draws.set(this, start);
     this.#offset += Math.ceil(n / 4);
     return start;
+  }
+}
+
+/** @internal Generators that were drawn from, each with the state before. */
+export type Draws = ReadonlyMap<Generator, GeneratorState>;
+let draws: Map<Generator, GeneratorState> | null = null;
+
+/** @internal What `fn` gives, and what it drew from. */
+export function recordDraws<T>(fn: () => T): [result: T, draws: Draws] {
+  const outer = draws;
+  const own = new Map<Generator, GeneratorState>();
+  draws = own;
+  try {
+    return [fn(), own];
+  } finally {
+    draws = outer;
+    for (const [generator, state] of own) if (outer && !outer.has(generator)) outer.set(generator, state);
+  }
+}
+
+/** @internal Runs `fn` so that it draws what it drew when that was recorded; generators are then as they were. */
+export function replayDraws<T>(recorded: Draws, fn: () => T): T {
+  const now = [...recorded.keys()].map((generator) => [generator, generator.state] as const);
+  for (const [generator, state] of recorded) generator.state = state;
+  try {
+    return fn();
+  } finally {
+    for (const [generator, state] of now) generator.state = state;
   }
 }
 

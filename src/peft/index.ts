@@ -1,5 +1,6 @@
 // The public names of adapters (LoRA as Python's peft does it).
 export type { MergeLoss } from "./adapter-layer.js";
+export { AdapterSet } from "./adapter-set.js";
 export type { CombinationType } from "./combine.js";
 export { type InitLoraWeights, LoraConfig, type LoraConfigOptions } from "./config.js";
 export {

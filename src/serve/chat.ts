@@ -7,6 +7,7 @@ import type { Call } from "./call.js";
 import type { Fields } from "./fields.js";
 import { EventStream, sendJson } from "./http.js";
 import { newId, now } from "./ids.js";
+import { compileFormat } from "./response-format.js";
 import type { Served } from "./served.js";
 import type { Piece, TextRequest } from "./text-request.js";
 import { readTextRequest, runTexts, tokenText, usageOf } from "./text-request.js";
@@ -16,6 +17,7 @@ export async function chatCompletions(fields: Fields, served: Served, call: Call
   const variables = fields.object("chat_template_kwargs") ?? {};
   const request = readRequest(fields, served, call);
   fields.refuseOthers();
+  await compileFormat(served, request.format);
   const { tokenizer } = served;
   const text = await tokenizer.applyChatTemplate(messages, { addGenerationPrompt: true, variables });
   const prompt = await tokenizer.encode(text, { addSpecialTokens: false }); // the template has them in it
@@ -105,7 +107,6 @@ function readRequest(fields: Fields, served: Served, call: Call): TextRequest {
   fields.refuse("tools", (v) => Array.isArray(v) && v.length === 0);
   fields.refuse("tool_choice", (v) => v === "none" || v === "auto");
   fields.ignore("parallel_tool_calls");
-  fields.refuse("response_format", (v) => (v as { type?: unknown }).type === "text");
   fields.refuse("modalities", (v) => Array.isArray(v) && v.every((one) => one === "text"));
   const asked = { param: most === undefined ? "max_tokens" : "max_completion_tokens", most: most ?? older };
   return readTextRequest(fields, served, asked, wantsLogprobs ? (top ?? 0) : null, call);

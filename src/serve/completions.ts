@@ -6,6 +6,7 @@ import type { Call } from "./call.js";
 import type { Fields } from "./fields.js";
 import { EventStream, sendJson } from "./http.js";
 import { newId, now } from "./ids.js";
+import { compileFormat } from "./response-format.js";
 import type { Served } from "./served.js";
 import type { Piece, TextRequest } from "./text-request.js";
 import { readTextRequest, runTexts, tokenText, usageOf } from "./text-request.js";
@@ -25,6 +26,7 @@ export async function completions(fields: Fields, served: Served, call: Call): P
   fields.refuse("best_of", (v) => v === request.n);
   fields.ignore("user");
   fields.refuseOthers();
+  await compileFormat(served, request.format);
   if (echo && logprobs !== null) throw wrongField("logprobs", "absent with echo", logprobs);
   const before = echo ? await Promise.all(prompts.map((ids) => served.tokenizer.decode(ids))) : [];
   const textBefore = (index: number): string => before[Math.floor(index / request.n)] ?? "";

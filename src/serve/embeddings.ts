@@ -8,6 +8,7 @@ import { sendJson } from "./http.js";
 import type { Served } from "./served.js";
 
 export async function embeddings(fields: Fields, served: Served, call: Call): Promise<void> {
+  if (served.adapter !== undefined) throw wrongField("model", `${served.base}, which embeds`, served.adapter);
   const input = fields.raw("input");
   const format = fields.one("encoding_format", ["float", "base64"]) ?? "float";
   fields.refuse("dimensions");
@@ -26,7 +27,7 @@ export async function embeddings(fields: Fields, served: Served, call: Call): Pr
       return promptIds("input", tokens, served.model.config);
     }),
   );
-  using vectors = await embed(served.model, ids, { normalize: true });
+  using vectors = await embed(served.model, ids, { normalize: true, signal: call.signal });
   const width = vectors.shape[1] as number;
   const values = await vectors.floats();
   const data = ids.map((_, index) => {

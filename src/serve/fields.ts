@@ -8,10 +8,13 @@ type Json = Readonly<Record<string, unknown>>;
 export class Fields {
   readonly #json: Json;
   readonly #known = new Set<string>();
+  /** What stands before the names in errors. */
+  readonly #prefix: string;
 
-  constructor(body: unknown) {
+  constructor(body: unknown, prefix = "") {
     if (!isPlainObject(body)) throw wrongField("the body", "a JSON object", body);
     this.#json = body as Json;
+    this.#prefix = prefix;
   }
 
   has(name: string): boolean {
@@ -56,7 +59,7 @@ export class Fields {
   /** An object of fields of its own. */
   nested(name: string): Fields | undefined {
     const json = this.object(name);
-    return json && new Fields(json);
+    return json && new Fields(json, `${this.#prefix}${name}.`);
   }
 
   list<T>(name: string, rule: string, holds: (item: unknown) => item is T): T[] | undefined {
@@ -70,20 +73,20 @@ export class Fields {
 
   /** Fields that would change what comes back: refused unless they say what happens anyway. */
   refuse(name: string, unless: (value: unknown) => boolean = () => false, advice = ""): void {
-    if (this.has(name) && !unless(this.#json[name])) throw unsupportedField(name, advice);
+    if (this.has(name) && !unless(this.#json[name])) throw unsupportedField(this.#prefix + name, advice);
   }
 
   /** Throws for the fields that nobody has read: a mistake in a name would go unnoticed. */
   refuseOthers(): void {
     for (const [name, value] of Object.entries(this.#json)) {
-      if (!this.#known.has(name) && value !== null) throw unsupportedField(name);
+      if (!this.#known.has(name) && value !== null) throw unsupportedField(this.#prefix + name);
     }
   }
 
   #read<T>(name: string, rule: string, holds: (value: unknown) => boolean): T | undefined {
     const value = this.raw(name);
     if (value === undefined) return undefined;
-    if (!holds(value)) throw wrongField(name, rule, value);
+    if (!holds(value)) throw wrongField(this.#prefix + name, rule, value);
     return value as T;
   }
 }

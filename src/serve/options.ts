@@ -1,5 +1,6 @@
 // What a server is made of, and its limits.
 import { CausalLM } from "../models/index.js";
+import { AdapterSet } from "../peft/index.js";
 import { aBoolean, aFunction, aNumberAbove, anInstance, anInteger, arrayOf, aString } from "../tensor/checks.js";
 import { optionTable } from "../tensor/options.js";
 import type { RequestLine } from "./call.js";
@@ -9,8 +10,12 @@ export interface ServeOptions {
   model: CausalLM;
   /** What clients call it. Default "model". */
   name?: string;
+  /** Adapters over the model, each of which clients call by its name. They stay the caller's. */
+  adapters?: AdapterSet;
   /** Who has none of these is refused. Default: everybody is served. */
   apiKeys?: readonly string[];
+  /** Who has one of these may load and unload adapters, by folders of the server. Default: nobody. */
+  adminKeys?: readonly string[];
   /** Requests that one key may have at once; others of it get 429. Default: no limit of its own. */
   keyConcurrency?: number;
   /** Tokens whose keys and values have room, of all requests together. Default: those of 8 of the longest texts, at most 65,536. */
@@ -19,6 +24,8 @@ export interface ServeOptions {
   maxSequences?: number;
   /** Texts that may wait beyond those; more get 429. Default 256. */
   maxWaiting?: number;
+  /** Whether a text is the same to the bit whatever else is computed: see `EngineOptions`. Default false. */
+  deterministic?: boolean;
   /** Bytes of a request. Default 2 MiB. */
   maxBody?: number;
   /** Tokens that a text may be asked for. Default: as many as the model can. */
@@ -35,11 +42,14 @@ export interface ServeOptions {
 export const serveOptions = optionTable<ServeOptions>({
   model: { ...anInstance(() => CausalLM, "a language model"), required: true },
   name: aString,
+  adapters: anInstance(() => AdapterSet, "an AdapterSet"),
   apiKeys: arrayOf(aString),
+  adminKeys: arrayOf(aString),
   keyConcurrency: anInteger(1),
   kvTokens: anInteger(1),
   maxSequences: anInteger(1, 1024),
   maxWaiting: anInteger(0),
+  deterministic: aBoolean,
   maxBody: anInteger(1),
   maxTokens: anInteger(1),
   maxSeconds: aNumberAbove(0),

@@ -2,9 +2,16 @@
 import type { Engine } from "../generation/index.js";
 import type { Tokenizer } from "../hub/index.js";
 import type { CausalLM } from "../models/index.js";
+import type { AdapterSet } from "../peft/index.js";
 
 export interface Served {
+  /** What the request called the model. */
   readonly name: string;
+  /** What the base is called. */
+  readonly base: string;
+  readonly adapters: AdapterSet;
+  /** The adapter that the request named; undefined: the base. */
+  readonly adapter: string | undefined;
   readonly model: CausalLM;
   readonly engine: Engine;
   readonly tokenizer: Tokenizer;

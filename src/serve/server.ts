@@ -4,10 +4,12 @@ import type { IncomingMessage, Server, ServerResponse } from "node:http";
 import { createServer as createHttpServer } from "node:http";
 import { Engine } from "../generation/index.js";
 import { pageSize } from "../models/step-plan.js";
+import { AdapterSet } from "../peft/index.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions } from "../tensor/options.js";
+import { Admins, adminPosts, sendModels, servedAs } from "./adapters.js";
 import { Admission } from "./admission.js";
-import { ApiError, asApiError, unknownModel, wrongField } from "./api-error.js";
+import { ApiError, asApiError, wrongField } from "./api-error.js";
 import { Call } from "./call.js";
 import { chatCompletions } from "./chat.js";
 import { completions } from "./completions.js";
@@ -61,6 +63,8 @@ class House {
   state: ServeState = "loading";
   readonly #admission: Admission;
   readonly #keys: Keys;
+  readonly #admins: Admins;
+  readonly #ownAdapters: AdapterSet | null;
   readonly #calls = new Set<Call>();
   readonly #maxBody: number;
   readonly #maxSeconds: number;
@@ -69,17 +73,26 @@ class House {
   #onEmpty: (() => void) | null = null;
 
   constructor(options: ServeOptions) {
-    const { model, name = "model", apiKeys = [], maxSequences = 64 } = options;
+    const { model, name = "model", apiKeys = [], adminKeys = [], maxSequences = 64 } = options;
     const longest = model.config.maxPositionEmbeddings;
     const kvTokens = options.kvTokens ?? Math.min(8 * longest, 65_536);
     const tokenizer = model.tokenizerFor("createServeHandler");
-    const engine = new Engine(model, { kvTokens, maxSequences, maxLength: Math.min(longest, kvTokens) });
+    this.#ownAdapters = options.adapters ? null : new AdapterSet(model);
+    const adapters = options.adapters ?? (this.#ownAdapters as AdapterSet);
+    if (adapters.has(name)) {
+      const rule = "createServeHandler: name must be that of no adapter";
+      throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${name}`);
+    }
+    const sizes = { kvTokens, maxSequences, maxLength: Math.min(longest, kvTokens) };
+    const engine = new Engine(model, { ...sizes, adapters, deterministic: options.deterministic ?? false });
     const { maxTokens = longest, sharePrefixes = false } = options;
-    this.served = { name, model, engine, tokenizer, maxTokens, sharePrefixes, created: now() };
+    const own = { name, base: name, adapters, adapter: undefined, created: now() };
+    this.served = { ...own, model, engine, tokenizer, maxTokens, sharePrefixes };
     this.metrics = new Metrics(engine);
     const { maxWaiting = 256, keyConcurrency = Infinity } = options;
     this.#admission = new Admission({ running: maxSequences, waiting: maxWaiting, perKey: keyConcurrency });
     this.#keys = new Keys(apiKeys);
+    this.#admins = new Admins(adminKeys);
     this.#maxBody = options.maxBody ?? 2 << 20;
     this.#maxSeconds = options.maxSeconds ?? 600;
     this.#log = options.log;
@@ -121,6 +134,7 @@ class House {
 
   dispose(): void {
     this.served.engine.dispose();
+    this.#ownAdapters?.dispose();
     this.metrics[Symbol.dispose]();
   }
 
@@ -157,8 +171,9 @@ class House {
       return;
     }
     call.isLogged = true;
-    call.key = this.#keys.check(request);
-    const post = Object.hasOwn(posts, path) ? posts[path] : undefined;
+    const admin = Object.hasOwn(adminPosts, path) ? adminPosts[path] : undefined;
+    call.key = admin ? this.#admins.check(request) : this.#keys.check(request);
+    const post = admin ?? (Object.hasOwn(posts, path) ? posts[path] : undefined);
     const isModels = path === "/v1/models" || path.startsWith("/v1/models/");
     if (!post && !isModels) throw new ApiError(404, "invalid_request_error", `there is no ${path}`, null, "not_found");
     const method = post ? "POST" : "GET";
@@ -166,17 +181,22 @@ class House {
       throw new ApiError(405, "invalid_request_error", `${path} takes ${method}, got ${request.method}`);
     }
     if (!post) {
-      models(path, this.served, response);
+      sendModels(path, this.served, response);
       return;
     }
     if (this.state === "draining" || this.state === "failed") throw unavailable(this.state);
+    if (admin) {
+      const fields = new Fields(await readJson(request, this.#maxBody, call.signal));
+      sendJson(response, 200, await admin(fields, this.served));
+      return;
+    }
     call.place = this.#admission.enter(call.key);
     const fields = new Fields(await readJson(request, this.#maxBody, call.signal));
     const model = fields.text("model");
     if (model === undefined) throw wrongField("model", "the name of a model", model);
-    if (model !== this.served.name) throw unknownModel(model, [this.served.name]);
+    const served = servedAs(this.served, model);
     call.model = model;
-    await post(fields, this.served, call);
+    await (post as Route)(fields, served, call);
   }
 }
 
@@ -244,11 +264,4 @@ function unavailable(state: ServeState): ApiError {
 function pathOf({ url = "/" }: IncomingMessage): string {
   const path = url.split(/[?#]/, 1)[0] as string;
   return path.replace(/(.)\/$/, "$1");
-}
-
-function models(path: string, { name, created }: Served, response: ServerResponse): void {
-  const own = { id: name, object: "model", created, owned_by: "bitsandbytes-node" };
-  const asked = path.slice("/v1/models/".length);
-  if (asked !== "" && asked !== encodeURIComponent(name) && asked !== name) throw unknownModel(asked, [name]);
-  sendJson(response, 200, asked === "" ? { object: "list", data: [own] } : own);
 }

@@ -7,6 +7,8 @@ import type { GenerationConfig, Tokenizer } from "../hub/index.js";
 import { ApiError, wrongField } from "./api-error.js";
 import type { Call } from "./call.js";
 import type { Fields } from "./fields.js";
+import type { Format } from "./response-format.js";
+import { readFormat } from "./response-format.js";
 import type { Served } from "./served.js";
 
 /** How texts of a request are made. */
@@ -22,6 +24,8 @@ export interface TextRequest {
   readonly most: number | null;
   /** Only texts of one salt share what has been computed. */
   readonly salt: string;
+  /** What each text must be; undefined: any text. */
+  readonly format: Format | undefined;
 }
 
 const isText = (value: unknown): value is string => typeof value === "string";
@@ -72,6 +76,7 @@ export function readTextRequest(
     includeUsage,
     most: most ?? null,
     salt,
+    format: readFormat(fields),
   };
 }
 
@@ -143,7 +148,7 @@ function checkRoom({ engine }: Served, prompt: number, { most }: TextRequest): v
 async function* pieces(
   served: Served,
   prompts: readonly Int32Array[],
-  { settings, n, logprobs, salt }: TextRequest,
+  { settings, n, logprobs, salt, format }: TextRequest,
   call: Call,
 ): AsyncGenerator<Piece, void, undefined> {
   const telling = { logprobs: logprobs !== null, best: logprobs ?? 0 };
@@ -156,7 +161,8 @@ async function* pieces(
       const watch = (branch: Branch): void => {
         text.branch = branch;
       };
-      const options = { wantsText: true, telling, salt, watch };
+      const own = { telling, salt, grammar: format?.source, adapter: served.adapter };
+      const options = { wantsText: true, ...own, watch };
       return { ...text, text, pieces: served.engine.run("generate", prompt, { ...settings, draw }, options) };
     }),
   );

@@ -163,6 +163,9 @@ export interface NativeOps {
     [y: Tensor]
   >;
 
+  // lora_rows
+  loraRows: NativeOp<[y: Tensor, x: Tensor, a: Tensor, b: Tensor, segment: Tensor], [z: Tensor]>;
+
   // clamp
   clamp: NativeOp<[x: Tensor, low: number, high: number], [y: Tensor]>;
   clampBackward: NativeOp<[dy: Tensor, x: Tensor, low: number, high: number], [dx: Tensor]>;

@@ -64,6 +64,8 @@ export interface TrainingArguments {
   bf16?: boolean;
   /** The model computes in float16: losses are scaled by a factor that finds itself. */
   fp16?: boolean;
+  /** Of each block of the model only its input is kept: less memory for a third more time, and the same bits. Default false. */
+  gradientCheckpointing?: boolean;
   /** Steps between reports. Default 500. */
   loggingSteps?: number;
   /** Steps between evaluations; 0: one at the end alone. Default 0. */
@@ -90,7 +92,7 @@ export interface TrainingArguments {
   neftuneNoiseAlpha?: number;
   /** true: go on from the newest usable checkpoint of outputDir, if there is one; or the folder of one. Default false. */
   resumeFromCheckpoint?: boolean | string;
-  /** Where reports go: "console", the path of a .jsonl file, a function, or several of these. Default none. */
+  /** Where reports go: "console", "tensorboard", the path of a .jsonl file, a function, or several of these. Default none. */
   reportTo?: ReportTarget | readonly ReportTarget[];
   /** Ends the run: a checkpoint is written, then `train` rejects with `ERR_BNB_ABORTED`. */
   signal?: AbortSignal;
@@ -100,7 +102,7 @@ export interface TrainingArguments {
 export type ResolvedArguments = Required<Omit<TrainingArguments, "signal" | "maxLength">>;
 
 const aSteps = anInteger(0);
-const aTarget: Check = either({ ...aString, rule: '"console", the path of a file' }, aFunction);
+const aTarget: Check = either({ ...aString, rule: '"console", "tensorboard", the path of a file' }, aFunction);
 const argumentTable = optionTable<TrainingArguments>({
   outputDir: required(aString),
   perDeviceTrainBatchSize: anInteger(1),
@@ -121,6 +123,7 @@ const argumentTable = optionTable<TrainingArguments>({
   adamEpsilon: aNumberIn(0),
   bf16: aBoolean,
   fp16: aBoolean,
+  gradientCheckpointing: aBoolean,
   loggingSteps: anInteger(1),
   evalSteps: aSteps,
   saveSteps: aSteps,
@@ -160,6 +163,7 @@ const defaults: Omit<ResolvedArguments, "outputDir"> = {
   adamEpsilon: 1e-8,
   bf16: false,
   fp16: false,
+  gradientCheckpointing: false,
   loggingSteps: 500,
   evalSteps: 0,
   saveSteps: 500,
@@ -178,7 +182,7 @@ const defaults: Omit<ResolvedArguments, "outputDir"> = {
 /** Those of a run that may differ when it goes on: they do not change what it computes. */
 const free = new Set<string>([
   ...["outputDir", "perDeviceEvalBatchSize", "loggingSteps", "evalSteps", "saveSteps", "saveTotalLimit"],
-  ...["loadBestModelAtEnd", "earlyStoppingPatience", "resumeFromCheckpoint", "reportTo"],
+  ...["loadBestModelAtEnd", "earlyStoppingPatience", "gradientCheckpointing", "resumeFromCheckpoint", "reportTo"],
 ]);
 
 /** Checks arguments and fills in the defaults. Throws ERR_BNB_OPTION for what cannot be. */

@@ -2,14 +2,15 @@
 
 import { types } from "node:util";
 import { CausalLM } from "../models/index.js";
-import { crossEntropy, Generator } from "../ops/index.js";
+import { Generator } from "../ops/index.js";
 import type { Check } from "../tensor/checks.js";
 import { anInstance, arrayOf, required } from "../tensor/checks.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
+import { headLoss } from "./head-loss.js";
+import type { BatchLoss, LoopOptions, LossContext } from "./loop-types.js";
 import { raggedBatch } from "./ragged.js";
 import type { Sample } from "./sample.js";
 import { countedTokens } from "./sample.js";
-import type { BatchLoss, LoopOptions } from "./training-loop.js";
 import { TrainingLoop } from "./training-loop.js";
 
 /** What a `Trainer` is made of. */
@@ -59,10 +60,10 @@ export class Trainer extends TrainingLoop<Sample> {
     return samples.reduce((sum, sample) => sum + countedTokens(sample), 0);
   }
 
-  protected override lossOf(samples: readonly Sample[], onBounds: (bounds: Int32Array) => void): BatchLoss {
+  protected override lossOf(samples: readonly Sample[], { onBounds, gradient }: LossContext): BatchLoss {
     const { model } = this;
-    using batch = raggedBatch(samples, model.device);
-    onBounds(batch.bounds);
-    return { loss: crossEntropy(model.forward(batch.ids, { starts: batch.starts }), batch.targets) };
+    const { ids, starts, bounds, targets } = raggedBatch(samples, model.device);
+    onBounds(bounds);
+    return { loss: headLoss(model.inHalves(ids, { starts }), targets, gradient) };
   }
 }

@@ -1,17 +1,16 @@
 // Samples one behind the other in one row of ids: no token is padding, and no sample sees another.
 import { packTexts } from "../models/packing.js";
-import { tensor } from "../tensor/create.js";
 import type { Device } from "../tensor/device.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { Sample } from "./sample.js";
 import { IGNORED } from "./sample.js";
 
-/** A batch on the device. */
-export interface RaggedBatch extends Disposable {
+/** A batch: ids and starts are on the device. */
+export interface RaggedBatch {
   readonly ids: Tensor; // [1, tokens] int32
   readonly starts: Tensor; // [samples + 1] int32
   /** What each token is to be followed by, or -100. */
-  readonly targets: Tensor; // [1, tokens] int32
+  readonly targets: Int32Array; // [tokens]
   /** The first row of each sample, and one behind the last. */
   readonly bounds: Int32Array;
 }
@@ -25,14 +24,5 @@ export function raggedBatch(samples: readonly Sample[], device: Device): RaggedB
   samples.forEach(({ labels }, i) => {
     next.set(labels.subarray(1), bounds[i]);
   });
-  const targets = tensor(next, { shape: ids.shape, device });
-  return {
-    ids,
-    starts,
-    targets,
-    bounds,
-    [Symbol.dispose]() {
-      for (const used of [ids, starts, targets]) used.dispose();
-    },
-  };
+  return { ids, starts, targets: next, bounds };
 }

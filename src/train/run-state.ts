@@ -1,8 +1,8 @@
 // Where a run stands, in plain data: what a checkpoint keeps beside its tensors.
 import { createHash } from "node:crypto";
 import type { GeneratorState } from "../ops/index.js";
+import type { LogEntry } from "./log-entry.js";
 import type { LossScalerState } from "./loss-scaler.js";
-import type { LogEntry } from "./reports.js";
 import type { Sample } from "./sample.js";
 
 /** The state of a run between two steps. */

@@ -11,74 +11,22 @@ import { clipGradNorm } from "../optim/index.js";
 import { BnbError } from "../tensor/errors.js";
 import { keep, tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
-import type { ResolvedArguments, TrainingArguments } from "./arguments.js";
+import type { ResolvedArguments } from "./arguments.js";
 import { binding, checkBinding, resolveArguments, warmupOf } from "./arguments.js";
-import { epochBatches } from "./batches.js";
 import type { Checkpoint } from "./checkpoints.js";
 import { CheckpointFolder, makeRunFolder, readCheckpoint } from "./checkpoints.js";
+import { DataOrder } from "./data-order.js";
+import type { LogEntry } from "./log-entry.js";
+import type { BatchLoss, LoopOptions, LossContext, TrainerEvents, TrainResult } from "./loop-types.js";
 import { LossScaler } from "./loss-scaler.js";
 import { makeOptimizer, makeSchedule, readOptimArgs } from "./make-optimizer.js";
 import { EmbeddingNoise } from "./noise.js";
-import type { LogEntry, ReportTarget } from "./reports.js";
-import { report } from "./reports.js";
+import { Reporter } from "./reports.js";
 import type { RunState } from "./run-state.js";
 import { dataHash, newRunState } from "./run-state.js";
 import type { Sample } from "./sample.js";
 import { countedTokens } from "./sample.js";
 import { restoreOptimizer, restoreWeights, snapshotState } from "./tensor-state.js";
-
-/** What is known after each step. */
-export interface StepEvent {
-  readonly step: number;
-  readonly steps: number;
-  readonly epoch: number;
-  readonly loss: number;
-  readonly learningRate: number;
-  readonly gradNorm: number;
-  /** Whether a gradient overflowed in float16, so that nothing was changed. */
-  readonly isSkipped: boolean;
-  /** Tokens that count, per second since the start. */
-  readonly tokensPerSecond: number;
-  readonly secondsLeft: number;
-}
-
-/** Events of a trainer, and what their listeners are given. */
-export interface TrainerEvents {
-  step: [StepEvent];
-  log: [LogEntry];
-  evaluate: [LogEntry];
-  /** A checkpoint is on the disk. */
-  save: [{ readonly step: number; readonly path: string }];
-}
-
-/** What a run leaves. */
-export interface TrainResult {
-  /** Steps done in all. */
-  readonly steps: number;
-  /** Mean loss of the last report's steps. */
-  readonly loss: number;
-  readonly history: readonly LogEntry[];
-  /** The newest checkpoint. */
-  readonly checkpoint: string;
-  /** The step whose weights the model has, with `loadBestModelAtEnd`. */
-  readonly bestStep: number | null;
-}
-
-/** What every trainer is given. */
-export interface LoopOptions<S> {
-  model: CausalLM;
-  args: TrainingArguments;
-  trainDataset: readonly S[];
-  evalDataset?: readonly S[];
-  /** Random generators that the model draws from, besides the default one: a run that goes on needs where they stood. */
-  generators?: readonly Generator[];
-}
-
-/** A batch that was computed: its mean loss, and further means by name. */
-export interface BatchLoss {
-  readonly loss: Tensor;
-  readonly metrics?: Readonly<Record<string, Tensor>>;
-}
 
 /** The training loop over samples of type S. */
 export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
@@ -89,14 +37,12 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
   readonly #data: readonly S[];
   readonly #evalData: readonly S[];
   readonly #generators: readonly Generator[];
-  readonly #lengths: readonly number[];
-  readonly #packedTokens: number | null;
+  readonly #order: DataOrder;
   readonly #folder: CheckpointFolder;
-  readonly #targets: readonly ReportTarget[];
+  readonly #reporter: Reporter;
   #isRunning = false;
   #writing: Promise<unknown> = Promise.resolve();
   #failure: unknown = null;
-  #plan: { epoch: number; batches: number[][] } | null = null;
 
   protected constructor(op: string, options: LoopOptions<S>) {
     super();
@@ -109,12 +55,12 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     this.#data = trainDataset;
     this.#evalData = evalDataset;
     this.#generators = [defaultGenerator, ...generators];
-    this.#lengths = trainDataset.map((sample) => this.partsOf(sample).reduce((sum, { ids }) => sum + ids.length, 0));
-    const { packing, perDeviceTrainBatchSize, reportTo, bf16, fp16 } = this.args;
-    const longest = this.#lengths.reduce((most, length) => Math.max(most, length), 0);
-    this.#packedTokens = packing ? perDeviceTrainBatchSize * (args.maxLength ?? longest) : null;
+    const lengths = trainDataset.map((sample) => this.partsOf(sample).reduce((sum, { ids }) => sum + ids.length, 0));
+    this.#order = new DataOrder(lengths, this.args, args.maxLength);
+    const { reportTo, bf16, fp16 } = this.args;
     this.#folder = new CheckpointFolder(this.args.outputDir);
-    this.#targets = typeof reportTo === "string" || typeof reportTo === "function" ? [reportTo] : reportTo;
+    const targets = typeof reportTo === "string" || typeof reportTo === "function" ? [reportTo] : reportTo;
+    this.#reporter = new Reporter(targets, this.args.outputDir);
     const { loadBestModelAtEnd, earlyStoppingPatience, evalSteps } = this.args;
     const fail = (rule: string): never => {
       throw new BnbError("ERR_BNB_OPTION", `${op}: ${rule}`);
@@ -140,8 +86,8 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
   protected abstract partsOf(sample: S): readonly Sample[];
   /** What a batch weighs against others: the tokens that count, or the pairs. */
   protected abstract weightOf(samples: readonly S[]): number;
-  /** Mean loss of a batch over its weight, with gradients unless they are off. `bounds` is to be told before the forward. */
-  protected abstract lossOf(samples: readonly S[], onBounds: (bounds: Int32Array) => void): BatchLoss;
+  /** Mean loss of a batch over its weight, with gradients unless they are off. */
+  protected abstract lossOf(samples: readonly S[], context: LossContext): BatchLoss;
 
   /**
    * Trains to the end, and leaves a checkpoint there. Rejects with ERR_BNB_ABORTED when its signal is aborted, with a
@@ -153,12 +99,20 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     this.#isRunning = true;
     const { args, model } = this;
     const optimizer = makeOptimizer(this.#op, model, args);
+    const { gradientCheckpointing } = model;
+    model.gradientCheckpointing ||= args.gradientCheckpointing;
     const noise = args.neftuneNoiseAlpha > 0 ? new EmbeddingNoise(model, args.neftuneNoiseAlpha) : null;
     try {
       await makeRunFolder(args.outputDir);
       await this.#folder.clean();
+      const [newest] = await this.#folder.steps();
+      if (newest !== undefined && args.resumeFromCheckpoint === false) {
+        // Else the limit of checkpoints would take those of this run, whose steps are lower.
+        const rule = `${this.#op}: outputDir must hold no checkpoints of another run, got ${this.#folder.pathOf(newest)}`;
+        throw new BnbError("ERR_BNB_OPTION", `${rule}; resumeFromCheckpoint goes on from it`);
+      }
       defaultGenerator.manualSeed(args.seed);
-      const total = this.#totalSteps();
+      const total = this.#order.totalSteps;
       const schedule = makeSchedule(optimizer, args, warmupOf(args, total), total);
       const scaler = args.fp16 ? new LossScaler() : null;
       const hash = dataHash(this.#samples());
@@ -175,6 +129,7 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     } finally {
       await this.#writing.catch(() => undefined);
       noise?.remove();
+      model.gradientCheckpointing = gradientCheckpointing;
       optimizer.zeroGrad();
       optimizer.dispose();
       this.#isRunning = false;
@@ -191,7 +146,7 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
       for (let at = 0; at < samples.length; at += this.args.perDeviceEvalBatchSize) {
         this.#throwIfAborted();
         const batch = samples.slice(at, at + this.args.perDeviceEvalBatchSize);
-        const loss = noGrad(() => tidy(() => this.lossOf(batch, () => undefined).loss));
+        const loss = noGrad(() => tidy(() => this.lossOf(batch, { onBounds: () => undefined, gradient: 1 }).loss));
         const of = this.weightOf(batch);
         try {
           sum += (await loss.item()) * of;
@@ -226,7 +181,7 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
       const seconds = (performance.now() - started.time) / 1000;
       const tokensPerSecond = (run.tokens - started.tokens) / seconds;
       const secondsLeft = (seconds / (run.step - started.step)) * (total - run.step);
-      const epoch = this.#epochOf(run);
+      const epoch = this.#order.epochsAt(run);
       this.emit("step", { step: run.step, steps: total, epoch, learningRate, ...done, tokensPerSecond, secondsLeft });
       const isLast = run.step === total;
       if (isLast || run.step % args.loggingSteps === 0) {
@@ -257,7 +212,7 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
   async #step(at: Running) {
     const { run, optimizer, schedule, scaler, noise } = at;
     const before = this.#generatorStates();
-    const batches = this.#nextBatches(run);
+    const batches = this.#order.next(run).map((numbers) => numbers.map((i) => this.#data[i] as S));
     const weight = batches.reduce((sum, batch) => sum + this.weightOf(batch), 0);
     const scale = scaler?.scale ?? 1;
     let loss = 0;
@@ -284,7 +239,8 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
         schedule.step();
       }
       optimizer.zeroGrad();
-      this.#advance(run, batches.length);
+      run.step++;
+      this.#order.advance(run, batches.length);
       run.tokens += batches.flat().reduce((sum, sample) => sum + this.#countedIn(sample), 0);
       run.lossSum += loss * weight;
       run.lossTokens += weight;
@@ -303,9 +259,10 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
 
   #accumulate(batch: readonly S[], factor: number, noise: EmbeddingNoise | null): Record<string, Tensor> {
     const kept = tidy(() => {
-      const { loss, metrics = {} } = this.lossOf(batch, (bounds) => {
+      const onBounds = (bounds: Int32Array | null): void => {
         if (noise) noise.bounds = bounds;
-      });
+      };
+      const { loss, metrics = {} } = this.lossOf(batch, { onBounds, gradient: factor });
       backward(factor === 1 ? loss : mul(loss, factor));
       return { ...metrics, loss: loss.detach() };
     });
@@ -352,7 +309,7 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
   async #log(run: RunState, event: "log" | "evaluate", entry: LogEntry): Promise<void> {
     run.history.push(entry);
     this.emit(event, entry);
-    await report(this.#targets, entry);
+    await this.#reporter.add(entry);
   }
 
   // Reads what is to be kept, and writes it while training goes on.
@@ -429,45 +386,6 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
 
   #countedIn(sample: S): number {
     return this.partsOf(sample).reduce((sum, part) => sum + countedTokens(part), 0);
-  }
-
-  #batchesOf(epoch: number): number[][] {
-    if (this.#plan?.epoch !== epoch) {
-      const { perDeviceTrainBatchSize: batchSize, seed, shuffle, groupByLength } = this.args;
-      const plan = { batchSize, seed, shuffle, groupByLength, packedTokens: this.#packedTokens };
-      this.#plan = { epoch, batches: epochBatches(this.#lengths, epoch, plan) };
-    }
-    return this.#plan.batches;
-  }
-
-  // The last step of an epoch may have fewer batches.
-  #stepsOf(epoch: number): number {
-    return Math.ceil(this.#batchesOf(epoch).length / this.args.gradientAccumulationSteps);
-  }
-
-  #totalSteps(): number {
-    const { maxSteps, numTrainEpochs } = this.args;
-    if (maxSteps > 0) return maxSteps;
-    let steps = 0;
-    for (let epoch = 0; epoch < numTrainEpochs; epoch++) {
-      steps += Math.ceil(this.#stepsOf(epoch) * Math.min(1, numTrainEpochs - epoch));
-    }
-    return steps;
-  }
-
-  #epochOf({ epoch, batch }: RunState): number {
-    return epoch + batch / this.#batchesOf(epoch).length;
-  }
-
-  #nextBatches({ epoch, batch }: RunState): S[][] {
-    const batches = this.#batchesOf(epoch).slice(batch, batch + this.args.gradientAccumulationSteps);
-    return batches.map((numbers) => numbers.map((i) => this.#data[i] as S));
-  }
-
-  #advance(run: RunState, batches: number): void {
-    run.step++;
-    run.batch += batches;
-    if (run.batch >= this.#batchesOf(run.epoch).length) Object.assign(run, { epoch: run.epoch + 1, batch: 0 });
   }
 
   #generatorStates(): GeneratorState[] {

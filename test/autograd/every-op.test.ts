@@ -28,7 +28,7 @@ const withoutGradient = new Set(
     "argmax expertWeights createDynamicMap createFp8Map createLinearMap createNormalMap get4bitType quantTypes embedding4bit " +
     "embedding8bit embeddingRenorm int8LinearMatmul int8MmDequant int8VectorwiseDequant int8VectorwiseQuant " +
     "int8DoubleQuant gemv4bit linear4bitEach linear4bitSwiglu quantize4bit quantizeFp4 quantizeNf4 dequantize4bit " +
-    "dequantizeFp4 dequantizeNf4 quantizeBlockwise dequantizeBlockwise expandAbsmax copyInto kvAppend " +
+    "dequantizeFp4 dequantizeNf4 quantizeBlockwise dequantizeBlockwise expandAbsmax copyInto kvAppend loraRows " +
     "pagedAttention sampleToken sampleTokens " +
     "manualSeed rand randn randint bernoulli randperm uniform normal fmaPeak packDictToTensor unpackTensorToDict"
   ).split(" "),

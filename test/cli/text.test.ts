@@ -235,7 +235,9 @@ describe("serve", () => {
     expect((await bnb("serve", model, "--port", "x")).stderr).toContain("--port must be a whole number of at least 0");
     const keys = join(root, "keys");
     writeFileSync(keys, "\n \n");
-    expect((await bnb("serve", model, "--api-key-file", keys)).stderr).toContain("must hold a key a line, and has none");
+    expect((await bnb("serve", model, "--api-key-file", keys)).stderr).toContain(
+      "must hold a key a line, and has none",
+    );
     expect((await bnb("serve", model, "--api-key-file", `${keys}x`)).stderr).toContain("--api-key-file: ENOENT");
     expect((await bnb("serve", model, "--kv-tokens", "0")).stderr).toContain("--kv-tokens must be a whole number");
   });

@@ -312,6 +312,33 @@ describe.each(testDevices())("on %s", (name) => {
       expect(await first).toHaveLength(maxNewTokens);
     });
 
+    it("come before the next step to a text that is aborted, amid its prompt, too", async () => {
+      using engine = new Engine(model, { kvTokens: 320, stepTokens: 64 });
+      const { step } = model;
+      const sizes: number[] = [];
+      const control = new AbortController();
+      model.step = function (plan, kv) {
+        sizes.push(plan.ids.size);
+        // While the first 64 tokens of its prompt are computed.
+        if (plan.ids.size > 1) control.abort();
+        return step.call(this, plan, kv);
+      };
+      try {
+        const first = take(engine.submit([1], { maxNewTokens: 12, eosTokenId: [] }));
+        while (sizes.length < 2) await new Promise((resolve) => setImmediate(resolve));
+        const prompt = [...integers(70, vocabSize, 77)];
+        const second = take(engine.submit(prompt, { maxNewTokens: 4, signal: control.signal }));
+        await expect(second).rejects.toThrow(expect.objectContaining({ code: "ERR_BNB_ABORTED" }));
+        expect(engine.size).toBe(1);
+        expect(await first).toHaveLength(12);
+        // The rest of the prompt was in none.
+        expect(sizes.filter((size) => size > 1)).toHaveLength(1);
+        expect(engine.freePages).toBe(20);
+      } finally {
+        Reflect.deleteProperty(model, "step");
+      }
+    });
+
     it("a failure is that of the texts in the step; the engine goes on", async () => {
       using engine = new Engine(model, { kvTokens: 320 });
       const { step } = model;

@@ -4,7 +4,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import type { BlockSequence } from "../../src/generation/block-pool.js";
 import { BlockPool } from "../../src/generation/block-pool.js";
-import type { Job } from "../../src/generation/scheduler.js";
+import type { Job, Limits } from "../../src/generation/scheduler.js";
 import { schedule } from "../../src/generation/scheduler.js";
 
 const seed = 20260901;
@@ -53,7 +53,7 @@ class World {
     this.jobs = this.jobs.filter((other) => other !== job);
   }
 
-  step(limits: { tokens: number; sequences: number }) {
+  step(limits: Limits) {
     const parts = schedule(this.jobs, limits);
     for (const [from, to] of this.pool.takeCopies()) {
       for (let row = 0; row < 16; row++) this.memory[to * 16 + row] = this.memory[from * 16 + row] as string;
@@ -107,7 +107,7 @@ const actions = fc.array(
 describe("pool and scheduler", () => {
   it.each([true, false])("hold what the texts say, and leak no page (shared prefixes: %s)", (share) => {
     fc.assert(
-      fc.property(actions, fc.integer({ min: 8, max: 24 }), (list, size) => {
+      fc.property(actions, fc.integer({ min: 8, max: 24 }), fc.constantFrom(16, 40, 96), (list, size, prompts) => {
         const world = new World(size, share);
         for (const action of list) {
           const job = "who" in action ? world.jobs[action.who % Math.max(1, world.jobs.length)] : undefined;
@@ -115,7 +115,10 @@ describe("pool and scheduler", () => {
           else if (action.kind === "step") {
             const oldest = world.jobs.find(({ wanted }) => wanted > 0);
             const before = oldest?.sequence.length;
-            const parts = world.step(limits);
+            const wanted = new Map(world.jobs.map((job) => [job, job.wanted]));
+            const parts = world.step({ ...limits, prompts });
+            const ofPrompts = parts.filter(({ job, count }) => count > (wanted.get(job) as number));
+            expect(ofPrompts.reduce((sum, { count }) => sum + count, 0)).toBeLessThanOrEqual(prompts);
             // What is asked for never exceeds the pool here, so the oldest always has its turn.
             if (oldest) {
               expect(parts.some((part) => part.job === oldest)).toBe(true);
@@ -147,7 +150,8 @@ describe("pool and scheduler", () => {
       fc.property(
         fc.array(text(110), { minLength: 1, maxLength: 12 }),
         fc.integer({ min: 7, max: 16 }),
-        (all, size) => {
+        fc.constantFrom(16, 96),
+        (all, size, prompts) => {
           const world = new World(size);
           const ends = new Map<Simulated, number>();
           for (const ids of all) {
@@ -157,7 +161,7 @@ describe("pool and scheduler", () => {
           }
           for (let steps = 0; world.jobs.length > 0; steps++) {
             expect(steps).toBeLessThan(all.length * 100);
-            world.step(limits);
+            world.step({ ...limits, prompts });
             world.check();
             for (const job of world.jobs.filter(({ wanted }) => wanted === 0)) {
               if (job.ids.length >= (ends.get(job) as number)) world.close(job);

@@ -10,7 +10,17 @@ export function rowsOf(ids: readonly number[], before: number, page: number): Se
   const length = before + ids.length;
   const pages = Array.from({ length: Math.ceil(length / 16) }, (_, i) => page + i);
   const slots = ids.map((_, i) => page * 16 + before + i);
-  return { ids, slots, length, total: length, pages, wanted: ids.length, draw: { options: {}, slot: -1 }, rules: [] };
+  return {
+    ids,
+    slots,
+    length,
+    total: length,
+    pages,
+    wanted: ids.length,
+    draw: { options: {}, slot: -1 },
+    rules: [],
+    adapter: -1,
+  };
 }
 
 /** The logits of all rows of the sequences, [rows, vocab]. */

@@ -170,7 +170,11 @@ describe("chat completions", () => {
     [{ logit_bias: { "99999999": 1 } }, "logit_bias", "logit_bias must be numbers from -100 to 100 by token ids below"],
     [{ top_logprobs: 2 }, "logprobs", "logprobs must be true where top_logprobs is given, got false"],
     [{ tools: [{ type: "function" }] }, "tools", "tools is not supported"],
-    [{ response_format: { type: "json_object" } }, "response_format", "response_format is not supported"],
+    [
+      { response_format: { type: "xml" } },
+      "response_format.type",
+      "response_format.type must be one of text, json_object, json_schema",
+    ],
     [{ max_token: 3 }, "max_token", "max_token is not supported"],
     [{ stream: 1 }, "stream", "stream must be true or false, got 1"],
     [{ model: 3 }, "model", "model must be a text, got 3"],

@@ -48,6 +48,7 @@ const tokenizerFolder = "test/fixtures/models/tokenizer";
 const tokenizer = await bnb.AutoTokenizer.fromPretrained(tokenizerFolder);
 const parameter = () => [new nn.Parameter(bnb.rand([4]))];
 const bytes = new Uint8Array(64);
+const adapted = bnb.getPeftModel(new bnb.LlamaForCausalLM(config), new bnb.LoraConfig({ targetModules: ["q_proj"] }));
 const sample = { ids: Int32Array.of(1, 2), labels: Int32Array.of(1, 2) };
 const batch = { batchSize: 1, sequenceLength: 4 };
 const zeros = (dtype: "float32" | "uint8") => bnb.zeros(dtype === "uint8" ? [4] : [1], { dtype });
@@ -195,6 +196,9 @@ const withOptions: Record<string, Entry> = {
     "train.Trainer": {
       call: (o) => new train.Trainer(o), needs: { model, args: { outputDir: folder }, trainDataset: [sample] },
     },
+    "train.DPOTrainer": {
+      call: (o) => new train.DPOTrainer(o), needs: { model: adapted, args: { outputDir: folder }, trainDataset: [{ chosen: sample, rejected: sample }] },
+    },
     "train.Trainer args": {
       call: (o) => new train.Trainer({ model, args: o, trainDataset: [sample] }), needs: { outputDir: folder },
     },
@@ -244,7 +248,7 @@ const withOptions: Record<string, Entry> = {
 const withoutOptions = new Set(
   `abs add backward cast clamp clone concat broadcastTo defineOp defaultDevice devices div embedding4bit embedding8bit
   embeddingRenorm emptyCache exp expandAbsmax fmaPeak gelu geluTanh gpuStatus int8VectorwiseDequant Int8Rows isGradEnabled keep
-  kvAppend
+  kvAppend loraRows AdapterSet
   layerNorm linear linear4bit linear4bitEach linear4bitSwiglu log logSoftmax manualSeed maximum memory minimum mul neg noGrad
   permute pow reciprocal relu reshape rmsNorm rope rsqrt seededRandom setDefaultDevice sigmoid sign silu slice
   softmax softplus MatmulLtState Int8DoubleQuant unpackTensorToDict sqrt square sub swiglu synchronize tanh tidy to transpose BnbError Device Generator Graph ExpertWeights expertWeights expertsSwiglu Quantized4Bit Tensor

@@ -121,6 +121,7 @@ it("methods", async () => {
       ],
     ],
     [bnb.PeftModel, ["fromPretrained"]],
+    [new bnb.AdapterSet(model), ["load", "unload", "has"]],
     [bnb.QuantState, ["fromDict"]],
     [bnb.LlamaConfig, ["fromJSON"]],
     [bnb.BitsAndBytesConfig, ["fromJSON"]],

@@ -167,9 +167,12 @@ describe("a run that was stopped", () => {
     ).rejects.toThrow("checkpoint-9: the checkpoint must be as it was written, got none with a trainer_state.json");
   });
 
-  it("does not go on with other settings, data or parameters", async () => {
+  it("does not go on with other settings, data or parameters, and does not begin over another run", async () => {
     const outputDir = newFolder();
     await run({ ...settings, outputDir });
+    await expect(run({ ...settings, outputDir })).rejects.toThrow(
+      /outputDir must hold no checkpoints of another run, got .*checkpoint-4; resumeFromCheckpoint goes on from it$/,
+    );
     const args = { ...settings, outputDir, resumeFromCheckpoint: true };
     await expect(run({ ...args, learningRate: 1 })).rejects.toThrow(
       /learningRate must be 0\.01 as in .*checkpoint-4, got 1$/,

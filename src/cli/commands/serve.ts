@@ -5,6 +5,7 @@ import type { Server } from "node:http";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import type { CausalLM } from "../../models/index.js";
+import { AdapterSet } from "../../peft/index.js";
 import type { ServeHandler } from "../../serve/index.js";
 import { createServeHandler } from "../../serve/index.js";
 import { answerLoading } from "../../serve/server.js";
@@ -26,6 +27,18 @@ second one ends at once.`,
     name: { type: "string", value: "NAME", help: "what clients call the model (default: as it is called here)" },
     "api-key": { type: "string", value: "KEY", multiple: true, help: "who has none is refused; may be repeated" },
     "api-key-file": { type: "string", value: "FILE", help: "keys, one a line; the process list does not show these" },
+    lora: {
+      type: "string",
+      value: "NAME=FOLDER",
+      multiple: true,
+      help: "an adapter over the model, which clients call NAME; may be repeated",
+    },
+    "admin-key": {
+      type: "string",
+      value: "KEY",
+      multiple: true,
+      help: "who has it may load and unload adapters; may be repeated",
+    },
     "kv-tokens": {
       type: "string",
       value: "N",
@@ -41,6 +54,10 @@ second one ends at once.`,
     "max-seconds": { type: "string", value: "N", default: "600", help: "how long a request may take" },
     "key-concurrency": { type: "string", value: "N", help: "requests that one key may have at once" },
     "share-prefixes": { type: "boolean", help: "whoever has a key may be served what another's prompt began with" },
+    deterministic: {
+      type: "boolean",
+      help: "a text is the same to the bit whatever else is computed, which is slow",
+    },
     "drain-seconds": { type: "string", value: "N", default: "30", help: "how long what runs may take to end" },
     "no-log": { type: "boolean", help: "no line for each request" },
     ...quantizeOptions,
@@ -48,7 +65,8 @@ second one ends at once.`,
     ...loadOptions,
   },
   async run(call) {
-    const { values, words, terminal, signal, stderr } = call;
+    const { words, terminal, signal, stderr } = call;
+    const { lora, ...values } = call.values;
     const [name] = words as [string];
     const port = wholeNumber("--port", values.port, 0);
     if (port > 65_535) throw usageError(`--port must be at most 65535, got ${port}`);
@@ -62,6 +80,7 @@ second one ends at once.`,
       maxSeconds: wholeNumber("--max-seconds", values["max-seconds"]),
     };
     const apiKeys = [...(values["api-key"] ?? []), ...keysIn(values["api-key-file"])];
+    const loras = (lora ?? []).map(adapterOf);
     const drainSeconds = wholeNumber("--drain-seconds", values["drain-seconds"], 0);
     const called = values.name ?? name;
     // It listens at once, so that /health tells that the model is being loaded.
@@ -69,12 +88,18 @@ second one ends at once.`,
     const server = createServer((request, response) => (handler ?? answerLoading)(request, response));
     await listen(server, port, values.host, signal);
     let model: CausalLM | null = null;
+    let adapters: AdapterSet | null = null;
     try {
-      model = await loadModel(name, call);
+      model = await loadModel(name, { values, terminal, signal });
+      adapters = new AdapterSet(model);
+      for (const { name, folder } of loras) await adapters.load(name, folder);
       handler = createServeHandler({
         model,
         name: called,
+        adapters,
         apiKeys,
+        adminKeys: values["admin-key"],
+        deterministic: values.deterministic,
         sharePrefixes: values["share-prefixes"],
         ...limits,
         ...(!values["no-log"] && { log: (line) => stderr.write(`${JSON.stringify(line)}\n`) }),
@@ -92,6 +117,7 @@ second one ends at once.`,
     } finally {
       handler?.dispose();
       await close(server);
+      adapters?.dispose();
       model?.dispose();
     }
   },
@@ -110,6 +136,13 @@ function keysIn(file: string | undefined): string[] {
   const found = keys.filter((key) => key !== "");
   if (found.length === 0) throw usageError(`--api-key-file: ${file} must hold a key a line, and has none`);
   return found;
+}
+
+/** What follows the first "=" is the folder, in which others may be. */
+function adapterOf(text: string): { name: string; folder: string } {
+  const at = text.indexOf("=");
+  if (at > 0 && at < text.length - 1) return { name: text.slice(0, at), folder: text.slice(at + 1) };
+  throw usageError(`--lora must be NAME=FOLDER, got ${text}`);
 }
 
 /** Resolves when the process is told to end: by Ctrl-C, or by SIGTERM, of which a second one does not wait. */

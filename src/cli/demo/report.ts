@@ -1,10 +1,11 @@
 // The demo's results as one self-contained page: no script, no font and no picture from anywhere else.
 
-import { escapeHtml, page, section, signedPercent, table } from "../page.js";
+import { chartFigure } from "../chart.js";
+import { escapeHtml, page, section, signedPercent, table, tile } from "../page.js";
 import { count } from "../terminal.js";
-import type { Series } from "./chart.js";
-import { lineChart } from "./chart.js";
 import type { DemoResults, SampleResult } from "./results.js";
+
+const LOSS = "loss (nats per byte)";
 
 /** The whole HTML document. */
 export function reportPage(results: DemoResults): string {
@@ -49,9 +50,10 @@ function trainingPart({ optimizers, text, settings }: DemoResults): string {
   return [
     `<p>${count(steps)} steps of ${count(batchSize * sequenceLength)} bytes from ${escapeHtml(text.source)}`,
     ` (${kilobytes(text.trainBytes)} to train on, ${kilobytes(text.heldOutBytes)} held out), twice from the same seed.</p>`,
-    figure(
+    chartFigure(
       optimizers.map(({ name, losses }) => ({ name, values: losses })),
       "Training loss with both optimizers",
+      LOSS,
     ),
     table(["optimizer", "state", "final loss", "held-out perplexity", "tokens/s"], rows),
   ].join("");
@@ -82,7 +84,7 @@ function finetunePart({ finetune, style: text, settings }: DemoResults): string 
     ` for ${count(steps)} steps on ${escapeHtml(text.source)}. Perplexity on held-out text of that style:`,
     ` <strong>${finetune.perplexityBefore.toFixed(2)}</strong> before,`,
     ` <strong>${finetune.perplexityAfter.toFixed(2)}</strong> after.</p>`,
-    figure([{ name: "QLoRA", values: finetune.losses }], "Training loss of the adapters"),
+    chartFigure([{ name: "QLoRA", values: finetune.losses }], "Training loss of the adapters", LOSS),
     `<p class="fine">Frozen base, sha256 before: <code>${finetune.baseHashBefore}</code><br>`,
     `after: <code>${finetune.baseHashAfter}</code></p>`,
   ].join("");
@@ -109,17 +111,6 @@ function footer({ machine, seed, settings }: DemoResults): string {
   const sizes = `${numHiddenLayers} layers of width ${hiddenSize}, ${numAttentionHeads} heads over ${numKeyValueHeads}`;
   const where = `${machine.processor}, ${machine.threads} threads, ${machine.isa || machine.device}, Node ${machine.node}`;
   return `<footer>${escapeHtml(`${sizes}. Seed ${seed}. ${where}.`)}</footer>`;
-}
-
-function figure(series: readonly Series[], title: string): string {
-  const window = Math.max(1, Math.round((series[0]?.values.length ?? 0) / 25));
-  const legend = series.map(({ name }, i) => `<li class="s${i}">${escapeHtml(name)}</li>`).join("");
-  const key = series.length > 1 ? `<ul class="legend">${legend}</ul>` : "";
-  return `<figure><figcaption>${escapeHtml(title)}</figcaption>${key}${lineChart(series, title, window)}</figure>`;
-}
-
-function tile(value: string, label: string, detail: string): string {
-  return `<div class="tile"><strong>${value}</strong><span>${label}</span><small>${detail}</small></div>`;
 }
 
 function stateRatio({ optimizers }: DemoResults): string {

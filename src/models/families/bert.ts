@@ -158,7 +158,7 @@ class BertLayers extends Module {
   }
 
   forward(x: Tensor, pass: Pass): Tensor {
-    return throughLayers(x, this.layer, (layer, h) => layer.forward(h, pass));
+    return throughLayers(x, this.layer, pass, (layer, h) => layer.forward(h, pass));
   }
 }
 

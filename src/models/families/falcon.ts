@@ -67,7 +67,7 @@ class FalconModel extends Module {
 
   forward(pass: Pass): Tensor {
     const rotary = this.#rotary.for(pass);
-    const h = throughLayers(this.wordEmbeddings.forward(pass.ids), this.h, (layer, x) =>
+    const h = throughLayers(this.wordEmbeddings.forward(pass.ids), this.h, pass, (layer, x) =>
       layer.forward(x, pass, rotary),
     );
     return this.lnF.forward(h);

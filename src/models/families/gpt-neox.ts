@@ -64,7 +64,9 @@ class NeoXModel extends Module {
 
   forward(pass: Pass): Tensor {
     const rotary = this.#rotary.for(pass);
-    const h = throughLayers(this.embedIn.forward(pass.ids), this.layers, (layer, x) => layer.forward(x, pass, rotary));
+    const h = throughLayers(this.embedIn.forward(pass.ids), this.layers, pass, (layer, x) =>
+      layer.forward(x, pass, rotary),
+    );
     return this.finalLayerNorm.forward(h);
   }
 

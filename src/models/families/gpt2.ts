@@ -109,7 +109,7 @@ class Gpt2Model extends Module {
 
   forward(pass: Pass): Tensor {
     const tokens = add(this.wte.forward(pass.ids), learnedPositions(this.wpe, pass));
-    return this.lnF.forward(throughLayers(tokens, this.h, (layer, x) => layer.forward(x, pass)));
+    return this.lnF.forward(throughLayers(tokens, this.h, pass, (layer, x) => layer.forward(x, pass)));
   }
 }
 

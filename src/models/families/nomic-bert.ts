@@ -105,7 +105,7 @@ class NomicLayers extends Module {
   }
 
   forward(x: Tensor, pass: Pass, rotary: Rotary): Tensor {
-    return throughLayers(x, this.layers, (layer, h) => layer.forward(h, pass, rotary));
+    return throughLayers(x, this.layers, pass, (layer, h) => layer.forward(h, pass, rotary));
   }
 }
 

@@ -120,7 +120,7 @@ class OptDecoder extends Module {
     const tokens = this.embedTokens.forward(pass.ids);
     const wide = this.projectIn?.forward(tokens) ?? tokens;
     const placed = add(wide, learnedPositions(this.embedPositions, pass, POSITION_OFFSET));
-    const h = throughLayers(placed, this.layers, (layer, x) => layer.forward(x, pass));
+    const h = throughLayers(placed, this.layers, pass, (layer, x) => layer.forward(x, pass));
     const normed = this.finalLayerNorm?.forward(h) ?? h;
     return this.projectOut?.forward(normed) ?? normed;
   }

@@ -52,7 +52,7 @@ export class DecoderModel<L extends DecoderLayer = DecoderLayer> extends Module 
   forward(pass: Pass): Tensor {
     const rotaries = this.#rotaries.map((rotary) => rotary.for(pass));
     const tokens = this.#scale(this.embedTokens.forward(pass.ids));
-    const h = throughLayers(tokens, this.layers, (layer, x, i) => layer.forward(x, pass, rotaries[i] as Rotary));
+    const h = throughLayers(tokens, this.layers, pass, (layer, x, i) => layer.forward(x, pass, rotaries[i] as Rotary));
     return this.norm.forward(h);
   }
 

@@ -258,6 +258,20 @@ export const functions = {
     const rotary = { cos: B.ones([8, 2]), sin: B.zeros([8, 2]), positions: ids(8) };
     return [q, k, v, kvLayer(B, r, d), ids(48), r.pick([null, rotary])];
   },
+  loraRows: (B, r) => {
+    const [t, n, rank, k, m, dtype] = [size(r), size(r), size(r), size(r), size(r), float(r)];
+    const segment = B.tensor(
+      Int32Array.from({ length: n + 1 }, () => r.int(t + 2) - 1),
+      { shape: [n + 1] },
+    );
+    const [y, x, a, b] = [
+      [t, m],
+      [t, k],
+      [n, rank, k],
+      [n, rank, m],
+    ].map((dims) => tensor(B, r, dims, dtype));
+    return [y, x, a, b, segment];
+  },
   pagedAttention: (B, r) => {
     const [t, d, heads] = [1 + r.int(4), 4, r.pick([1, 2])];
     /** @param {number[]} values @param {number[]} dims */

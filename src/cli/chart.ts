@@ -1,18 +1,29 @@
-// A line chart as inline SVG: loss curves of several runs over the steps, with grid, ticks and direct labels.
+// A line chart as inline SVG: curves of several runs over the steps, with grid, ticks and direct labels.
+import { escapeHtml } from "./page.js";
 
 /** One curve; its colour comes from the page's `--series-<index>`. */
 export interface Series {
   name: string;
   values: readonly number[];
+  /** The step of each value, ascending; default 1, 2, ... */
+  steps?: readonly number[];
+}
+
+/** A chart with its title, and a legend where there are several curves. `label` is what the values are. */
+export function chartFigure(series: readonly Series[], title: string, label: string): string {
+  const window = Math.max(1, Math.round((series[0]?.values.length ?? 0) / 25));
+  const legend = series.map(({ name }, i) => `<li class="s${i}">${escapeHtml(name)}</li>`).join("");
+  const key = series.length > 1 ? `<ul class="legend">${legend}</ul>` : "";
+  return `<figure><figcaption>${escapeHtml(title)}</figcaption>${key}${lineChart(series, title, label, window)}</figure>`;
 }
 
 const width = 720;
 const height = 300;
 const margin = { top: 16, right: 20, bottom: 44, left: 52 };
 
-/** Draws curves over steps 1..n. Values are smoothed for the eye by `window` steps; the raw ones of the first stay faint. */
-export function lineChart(series: readonly Series[], title: string, window: number): string {
-  const steps = Math.max(...series.map(({ values }) => values.length));
+/** Draws curves over steps 1..n. Values are smoothed for the eye by `window` values; the raw ones of the first stay faint. */
+function lineChart(series: readonly Series[], title: string, label: string, window: number): string {
+  const steps = Math.max(1, ...series.map(({ values, steps }) => steps?.at(-1) ?? values.length));
   const all = series.flatMap(({ values }) => values);
   const ticks = niceTicks(Math.min(...all), Math.max(...all));
   const [low, high] = [ticks[0] as number, ticks.at(-1) as number];
@@ -20,8 +31,8 @@ export function lineChart(series: readonly Series[], title: string, window: numb
     margin.left + ((step - 1) / Math.max(steps - 1, 1)) * (width - margin.left - margin.right);
   const y = (value: number) =>
     margin.top + ((high - value) / (high - low || 1)) * (height - margin.top - margin.bottom);
-  const path = (values: readonly number[]) =>
-    values.map((value, i) => `${i === 0 ? "M" : "L"}${x(i + 1).toFixed(1)} ${y(value).toFixed(1)}`).join("");
+  const path = (values: readonly number[], at: readonly number[] | undefined) =>
+    values.map((value, i) => `${i === 0 ? "M" : "L"}${x(at?.[i] ?? i + 1).toFixed(1)} ${y(value).toFixed(1)}`).join("");
 
   const grid = ticks.map(
     (tick) =>
@@ -35,16 +46,20 @@ export function lineChart(series: readonly Series[], title: string, window: numb
     return `<text class="tick" x="${at}" y="${bottom + 18}" text-anchor="middle">${Math.max(step, 1)}</text>`;
   });
   // The raw values of the first curve alone: those of a second one would only thicken the noise.
-  const raw = series.slice(0, 1).map(({ values }) => `<path class="raw s0" d="${path(values)}"/>`);
-  const curves = series.map(({ values }, i) => `<path class="curve s${i}" d="${path(smooth(values, window))}"/>`);
+  const raw = series.slice(0, 1).map(({ values, steps }) => `<path class="raw s0" d="${path(values, steps)}"/>`);
+  const curves = series.map(({ values, steps }, i) => {
+    // A curve of few points has none to lose.
+    const shown = values.length < 50 ? values : smooth(values, window);
+    return `<path class="curve s${i}" d="${path(shown, steps)}"/>`;
+  });
   return [
-    `<svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${title}">`,
+    `<svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${escapeHtml(title)}">`,
     ...grid,
     `<line class="axis" x1="${margin.left}" x2="${width - margin.right}" y1="${bottom}" y2="${bottom}"/>`,
     ...axis,
     `<text class="label" x="${(margin.left + width - margin.right) / 2}" y="${height - 6}" text-anchor="middle">step</text>`,
     `<text class="label" x="14" y="${(margin.top + bottom) / 2}" text-anchor="middle"`,
-    ` transform="rotate(-90 14 ${(margin.top + bottom) / 2})">loss (nats per byte)</text>`,
+    ` transform="rotate(-90 14 ${(margin.top + bottom) / 2})">${escapeHtml(label)}</text>`,
     ...raw,
     ...curves,
     "</svg>",
@@ -70,5 +85,5 @@ function niceTicks(low: number, high: number): number[] {
 }
 
 function round(value: number): string {
-  return String(Number(value.toFixed(4)));
+  return String(Number(value.toPrecision(4)));
 }

@@ -1,0 +1,225 @@
+// `bnb finetune`: adapters for a model from a file of samples; QLoRA unless it is told otherwise.
+import { access, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import type { CausalLM } from "../../models/index.js";
+import { Generator } from "../../ops/index.js";
+import { getPeftModel } from "../../peft/index.js";
+import { BnbError } from "../../tensor/errors.js";
+import { memory } from "../../tensor/scope.js";
+import { CheckpointFolder } from "../../train/checkpoints.js";
+import type { Dataset, StepEvent, TrainResult } from "../../train/index.js";
+import { loadDataset, Trainer } from "../../train/index.js";
+import { countedTokens } from "../../train/sample.js";
+import type { Call } from "../command.js";
+import { command, usageError } from "../command.js";
+import type { FinetuneReport } from "../finetune/report.js";
+import { finetunePage } from "../finetune/report.js";
+import { beforeAndAfter } from "../finetune/samples.js";
+import type { FinetuneSettings } from "../finetune/settings.js";
+import { finetuneOptions, finetuneSettings, LONGEST, quantizationOf } from "../finetune/settings.js";
+import { loadModel, loadOptions } from "../load-model.js";
+import { checkNewFolder, checkWritable } from "../new-folder.js";
+import { readConfig } from "../read-config.js";
+import type { Terminal } from "../terminal.js";
+import { bytes, count } from "../terminal.js";
+
+const options = { ...finetuneOptions, ...loadOptions };
+
+/** `bnb finetune` as it is called. */
+export const finetune = command({
+  words: ["model"],
+  about: `Trains adapters for a model and saves them as Python's peft does. The base is quantized to NF4 and stays as it is
+(QLoRA). A row of the data has text, prompt and completion, or messages, of which the assistant's words are learned.
+A run that was stopped or killed goes on with --resume, to the bit as if it had not been.`,
+  options,
+  notes: `A config file has the keys data, evalData, output, base, maxLength, skipBadRows, tooLong, chatTemplate, prompts, report,
+lora (r, loraAlpha, targetModules and all else of a LoraConfig) and training (learningRate, evalSteps, saveSteps and
+all else of TrainingArguments).`,
+  async run(call) {
+    const { values, words, terminal, signal } = call;
+    const [name = ""] = words;
+    const settings = await finetuneSettings(values);
+    const { output, data, evalData, lora, training, seed } = settings;
+    const report = settings.report ?? join(output, "report.html");
+    await checkFiles(settings, values.resume, name);
+    const { base, quantizationConfig } = await baseOf(name, settings, call);
+    const model = await loadModel(name, call, { quantizationConfig });
+    try {
+      const maxLength = lengthOf(model, name, settings);
+      const dataset = await read("data", data, model, settings, maxLength, call);
+      const evaluation =
+        evalData === null ? null : await read("evaluation", evalData, model, settings, maxLength, call);
+      const generator = new Generator(seed);
+      const peft = getPeftModel(model, lora.with({ baseModelNameOrPath: name }), { generator });
+      const trainer = new Trainer({
+        model,
+        args: { ...training, maxLength, signal },
+        trainDataset: dataset.samples,
+        ...(evaluation && { evalDataset: evaluation.samples }),
+        generators: [generator],
+      });
+      showSteps(trainer, model, terminal);
+      const began = performance.now();
+      const result = await trainer.train().catch((error: unknown) => tellWhereItStands(error, output, terminal));
+      const seconds = (performance.now() - began) / 1000;
+      await peft.savePretrained(output);
+      const texts = await beforeAndAfter(peft, settings.prompts, (evaluation ?? dataset).samples, {
+        chatTemplate: settings.chatTemplate,
+        signal,
+      });
+      const { trainable, all } = peft.trainableParameters();
+      const flags: Readonly<Record<string, string>> = { nf4: "--4bit ", int8: "--8bit " };
+      const asBase = quantizationConfig ? (flags[base] ?? "") : "";
+      const isChat = (model.tokenizer?.chatTemplates.size ?? 0) > 0;
+      const use = isChat ? "chat" : "generate";
+      const commands = [
+        `bnb ${use} ${quoted(name)} ${asBase}--lora ${quoted(output)}`,
+        `bnb merge ${quoted(name)} ${quoted(output)} ${quoted(`${output}-merged`)}`,
+      ];
+      const evalLoss = lastEvaluation(result);
+      const page: FinetuneReport = {
+        ...{ model: name, base, data, samples: dataset.samples.length, tokens: tokensOf(dataset), trainable },
+        ...{ parameters: all, steps: result.steps, loss: result.loss, evalLoss, seconds, peakBytes: peakOf(model) },
+        ...{ history: result.history, texts, settings: shownSettings(settings, maxLength), commands },
+        version: call.version,
+      };
+      await writeReport(report, finetunePage(page));
+      terminal.line(
+        `${output}: ${count(trainable)} parameters after ${count(result.steps)} steps, loss ${result.loss.toFixed(4)}` +
+          `${evalLoss === null ? "" : `, evaluation ${evalLoss.toFixed(4)}`}; ${report} shows it`,
+      );
+      for (const line of commands) terminal.line(`  ${line}`);
+      const { steps, loss, checkpoint, bestStep } = result;
+      return {
+        json: { output, base, steps, loss, evalLoss, trainable, checkpoint, bestStep, report, texts, commands },
+      };
+    } finally {
+      model.dispose();
+    }
+  },
+});
+
+/** Finds what cannot be read or written before the model is loaded. */
+async function checkFiles(settings: FinetuneSettings, resumes: boolean, model: string): Promise<void> {
+  const { data, evalData, output, report } = settings;
+  for (const [option, path] of [
+    ["--data", data],
+    ["--eval-data", evalData],
+  ] as const) {
+    if (path === null) continue;
+    await access(path).catch((cause: Error) => {
+      throw new BnbError("ERR_BNB_OPTION", `${option} must be a readable file: ${cause.message}`, { cause });
+    });
+  }
+  const isUsed = !resumes && (await new CheckpointFolder(output).steps()).length > 0;
+  if (isUsed) throw usageError(`${output} holds a run already; --resume goes on with it, or give a new folder`);
+  await checkNewFolder(output, resumes, model);
+  if (report !== null) await checkWritable("--report", report);
+}
+
+/** The format of the base, and how to get it there; null where the model is as it is to be. */
+async function baseOf(name: string, { base }: FinetuneSettings, call: Call<typeof options>) {
+  const { revision } = call.values;
+  const config = await readConfig(name, { revision, signal: call.signal });
+  const own = config["quantization_config"] as Record<string, unknown> | null | undefined;
+  if (own && base === null) {
+    const format = own["load_in_8bit"] === true ? "int8" : String(own["bnb_4bit_quant_type"] ?? "4 bits");
+    return { base: format, quantizationConfig: null };
+  }
+  const wanted = base ?? "nf4";
+  return { base: wanted, quantizationConfig: quantizationOf(wanted) };
+}
+
+function lengthOf(model: CausalLM, name: string, { maxLength }: FinetuneSettings): number {
+  const { maxPositionEmbeddings: most } = model.config;
+  if (maxLength !== null && maxLength > most) {
+    throw usageError(`--max-length must be at most ${most}, the positions of ${name}, got ${maxLength}`);
+  }
+  return maxLength ?? Math.min(most, LONGEST);
+}
+
+async function read(
+  what: string,
+  path: string,
+  model: CausalLM,
+  settings: FinetuneSettings,
+  maxLength: number,
+  { terminal, signal }: Call<typeof options>,
+): Promise<Dataset> {
+  const { chatTemplate, skipBadRows, tooLong } = settings;
+  const dataset = await loadDataset(path, {
+    tokenizer: model.tokenizerFor("finetune"),
+    maxLength,
+    ...(chatTemplate !== undefined && { chatTemplate }),
+    onBadRow: skipBadRows ? "skip" : "error",
+    onTooLong: tooLong === "cut" ? "truncate" : tooLong,
+    signal,
+  });
+  const { samples, truncated, skipped } = dataset;
+  const cut = truncated === 0 ? "" : `, ${count(truncated)} cut at ${count(maxLength)} tokens`;
+  terminal.line(`${what}: ${count(samples.length)} samples, ${count(tokensOf(dataset))} tokens to learn${cut}`);
+  for (const { place, reason } of skipped.slice(0, 5)) terminal.line(`  left out: ${place}: ${reason}`);
+  if (skipped.length > 5) terminal.line(`  left out: ${count(skipped.length - 5)} more`);
+  return dataset;
+}
+
+const tokensOf = ({ samples }: Dataset): number => samples.reduce((sum, sample) => sum + countedTokens(sample), 0);
+
+function showSteps(trainer: Trainer, model: CausalLM, terminal: Terminal): void {
+  trainer.on("step", ({ step, steps, loss, learningRate, tokensPerSecond, secondsLeft }: StepEvent) => {
+    const detail = [
+      `step ${step}/${steps}`,
+      `loss ${loss.toFixed(4)}`,
+      `lr ${learningRate.toPrecision(3)}`,
+      `${count(tokensPerSecond)} tokens/s`,
+      `${duration(secondsLeft)} left`,
+      bytes(peakOf(model)),
+    ];
+    terminal.progress("Training", step, steps, detail.join("  "));
+  });
+  trainer.on("evaluate", ({ step, evalLoss, evalPerplexity }) => {
+    const numbers = `evaluation ${(evalLoss as number).toFixed(4)}, perplexity ${(evalPerplexity as number).toFixed(2)}`;
+    terminal.line(`step ${step}: ${numbers}`);
+  });
+}
+
+const peakOf = (model: CausalLM): number => memory().devices[String(model.device)]?.peakBytes ?? 0;
+
+/** 3725 as "1:02:05". */
+function duration(seconds: number): string {
+  const whole = Math.round(seconds);
+  const [h, m, s] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  const two = (n: number): string => String(n).padStart(2, "0");
+  return h > 0 ? `${h}:${two(m)}:${two(s)}` : `${m}:${two(s)}`;
+}
+
+/** A run that ended early has not lost what it had. */
+async function tellWhereItStands(error: unknown, output: string, terminal: Terminal): Promise<never> {
+  const folder = new CheckpointFolder(output);
+  const [newest] = await folder.steps();
+  if (newest !== undefined) terminal.line(`${folder.pathOf(newest)} is whole; --resume goes on from there`);
+  throw error;
+}
+
+function lastEvaluation({ history, bestStep }: TrainResult): number | null {
+  const all = history.filter(({ evalLoss }) => evalLoss !== undefined);
+  const best = bestStep === null ? undefined : all.find(({ step }) => step === bestStep);
+  return (best ?? all.at(-1))?.evalLoss ?? null;
+}
+
+function shownSettings(settings: FinetuneSettings, maxLength: number): [string, string][] {
+  const { lora, training } = settings;
+  const { r, loraAlpha, loraDropout, targetModules } = lora;
+  const { resumeFromCheckpoint: _, outputDir: __, ...told } = training;
+  const all = { r, loraAlpha, loraDropout, targetModules, maxLength, ...told };
+  return Object.entries(all).map(([key, value]) => [key, typeof value === "string" ? value : JSON.stringify(value)]);
+}
+
+async function writeReport(path: string, html: string): Promise<void> {
+  await writeFile(path, html).catch((cause: Error) => {
+    throw new BnbError("ERR_BNB_FILE", `${path}: could not be written: ${cause.message}`, { cause });
+  });
+}
+
+/** A word as a shell takes it. */
+const quoted = (word: string): string => (/^[\w./:@%+=-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`);

@@ -1,0 +1,278 @@
+// Grammars over the tokens of a tokenizer: which tokens may follow, so that a text becomes JSON of a schema, or anything else
+// that a grammar says. They are compiled and followed in a thread of their own; one that takes too long ends the thread, and
+// the texts that were in it go on in the next.
+import { join } from "node:path";
+import type { MessagePort } from "node:worker_threads";
+import { MessageChannel, Worker } from "node:worker_threads";
+import { describe } from "../tensor/describe.js";
+import { BnbError } from "../tensor/errors.js";
+import { checkSchema } from "./json-schema.js";
+
+/**
+ * What a text must be. `json_object`: a JSON object; `json_schema`: JSON that the schema describes, where `strict` (the
+ * default) allows no properties but those it names, and refuses keywords that a grammar cannot keep (such as uniqueItems);
+ * `grammar`: a text of the rule `root` of a grammar in GBNF's form; `text`: anything.
+ */
+export type ResponseFormat =
+  | { readonly type: "text" }
+  | { readonly type: "json_object" }
+  | { readonly type: "json_schema"; readonly schema: object; readonly strict?: boolean }
+  | { readonly type: "grammar"; readonly grammar: string };
+
+/** A format, or, inside the library, text with tags in it (XGrammar's structural tags). */
+export type GrammarSource =
+  | Exclude<ResponseFormat, { type: "text" }>
+  | { readonly type: "structural_tag"; readonly format: object };
+
+/** @internal Milliseconds that a grammar may take. */
+export const compileLimit = { ms: 10_000 };
+const mostGrammar = 65_536;
+/** Grammars, and reasons why one is none, that are remembered. */
+const mostKnown = 1000;
+
+interface Answer {
+  readonly call: number;
+  readonly isOver?: boolean;
+  readonly allowed?: Int32Array | null;
+  readonly error?: string;
+  /** What the thread had in memory is gone. */
+  readonly isLost?: boolean;
+}
+interface Waiting {
+  resolve(answer: Answer): void;
+  reject(error: unknown): void;
+}
+
+/** The thread ended while somebody waited for it. */
+class Ended extends Error {}
+
+/** One life of the thread. */
+class Thread {
+  readonly #worker: Worker;
+  readonly #calls = new Map<number, Waiting>();
+  readonly #onEnd: (thread: Thread) => void;
+  #last = 0;
+  #isEnded = false;
+
+  constructor(vocabulary: MessagePort, onEnd: (thread: Thread) => void) {
+    this.#onEnd = onEnd;
+    const options = { workerData: { vocabulary }, transferList: [vocabulary] };
+    this.#worker = new Worker(join(__dirname, "grammar-worker.cjs"), options);
+    this.#worker.on("message", (answer: Answer) => this.#settle(answer));
+    this.#worker.on("error", (error) => this.end(error));
+    this.#worker.unref();
+  }
+
+  call(operation: string, options: object): Promise<Answer> {
+    return new Promise((resolve, reject) => {
+      if (this.#isEnded) throw new Ended();
+      const call = ++this.#last;
+      this.#calls.set(call, { resolve, reject });
+      this.#worker.ref();
+      this.#worker.postMessage({ call, operation, options });
+    });
+  }
+
+  end(reason: unknown = new Ended()): void {
+    if (this.#isEnded) return;
+    this.#isEnded = true;
+    for (const { reject } of this.#calls.values()) reject(reason);
+    this.#calls.clear();
+    void this.#worker.terminate();
+    this.#onEnd(this);
+  }
+
+  #settle(answer: Answer): void {
+    const waiting = this.#calls.get(answer.call);
+    if (!waiting) return;
+    this.#calls.delete(answer.call);
+    if (this.#calls.size === 0) this.#worker.unref();
+    if (answer.error === undefined) waiting.resolve(answer);
+    else waiting.reject(new Error(answer.error));
+    if (answer.isLost) this.end();
+  }
+}
+
+/** A text that follows a grammar. */
+export class GrammarText implements Disposable {
+  readonly #grammars: Grammars;
+  readonly #key: string;
+  readonly #ends: readonly number[];
+  readonly #id: number;
+  readonly #tokens: number[] = [];
+  #thread: Thread | null = null;
+  #allowed: Int32Array | null = null;
+  #isOver = false;
+
+  /** @internal */
+  constructor(grammars: Grammars, key: string, ends: readonly number[], id: number) {
+    this.#grammars = grammars;
+    this.#key = key;
+    this.#ends = ends;
+    this.#id = id;
+  }
+
+  /** Bit i % 32 of word i / 32 says whether token i of the tokenizer may follow; null: all may. */
+  get allowed(): Int32Array | null {
+    return this.#allowed;
+  }
+
+  /** Whether nothing may follow. */
+  get isOver(): boolean {
+    return this.#isOver;
+  }
+
+  /** @internal */
+  open(): Promise<void> {
+    return this.#ask(-1);
+  }
+
+  /** The token that follows, one of those allowed. */
+  accept(token: number): Promise<void> {
+    this.#tokens.push(token);
+    return this.#ask(token);
+  }
+
+  dispose(): void {
+    this.#thread?.call("close", { id: this.#id }).catch(() => {});
+    this.#thread = null;
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  async #ask(token: number): Promise<void> {
+    for (;;) {
+      const thread = this.#grammars.thread();
+      const isNew = thread !== this.#thread;
+      this.#thread = thread;
+      const [id, key, ends, tokens] = [this.#id, this.#key, this.#ends, this.#tokens];
+      try {
+        const answer = await (isNew
+          ? thread.call("open", { id, key, ends, tokens })
+          : thread.call("accept", { id, token }));
+        this.#allowed = answer.allowed ?? null;
+        this.#isOver = answer.isOver ?? false;
+        return;
+      } catch (error) {
+        if (!(error instanceof Ended)) throw error;
+      }
+    }
+  }
+}
+
+/** The grammars of a tokenizer. Disposed with it. */
+export class Grammars implements Disposable {
+  /** Sends the vocabulary to a thread. */
+  readonly #send: (port: MessagePort) => void;
+  #thread: Thread | null = null;
+  readonly #compiled = new Set<string>();
+  readonly #refused = new Map<string, string>();
+  /** Ends when the grammar before has been compiled. */
+  #turn: Promise<unknown> = Promise.resolve();
+  #last = 0;
+  #disposed = false;
+
+  /** @internal */
+  constructor(send: (port: MessagePort) => void) {
+    this.#send = send;
+  }
+
+  /**
+   * Compiles a grammar, unless it is known. Rejects with ERR_BNB_OPTION, which names `name`, where it cannot be or takes more
+   * than 10 s.
+   */
+  async compile(op: string, name: string, source: GrammarSource): Promise<void> {
+    const key = keyOf(op, name, source);
+    if (this.#compiled.has(key) && this.#thread) return;
+    const turn = this.#turn.then(() => this.#compileNow(key));
+    this.#turn = turn.catch(() => {});
+    try {
+      await turn;
+    } catch (error) {
+      if (error instanceof BnbError) throw error;
+      const { message } = error as Error;
+      this.#refused.set(key, message);
+      if (this.#refused.size > mostKnown) this.#refused.delete(this.#refused.keys().next().value as string);
+      throw new BnbError("ERR_BNB_OPTION", `${op}: ${name} must be one that can be compiled, got: ${message}`);
+    }
+  }
+
+  /** A text that follows a grammar and ends with one of `ends`; with none of them it ends where the grammar does. Dispose it. */
+  async open(op: string, name: string, source: GrammarSource, ends: readonly number[]): Promise<GrammarText> {
+    await this.compile(op, name, source);
+    const text = new GrammarText(this, keyOf(op, name, source), ends, ++this.#last);
+    await text.open();
+    return text;
+  }
+
+  /** @internal */
+  thread(): Thread {
+    if (this.#disposed) throw new BnbError("ERR_BNB_DISPOSED", "Tokenizer: it was disposed");
+    if (!this.#thread) {
+      const { port1, port2 } = new MessageChannel();
+      this.#send(port1);
+      this.#thread = new Thread(port2, (thread) => {
+        if (this.#thread !== thread) return;
+        this.#thread = null;
+        this.#compiled.clear();
+      });
+    }
+    return this.#thread;
+  }
+
+  dispose(): void {
+    this.#disposed = true;
+    this.#thread?.end();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  async #compileNow(key: string): Promise<void> {
+    if (this.#compiled.has(key)) return;
+    const refused = this.#refused.get(key);
+    if (refused !== undefined) throw new Error(refused);
+    const thread = this.thread();
+    // Its first call waits for the vocabulary.
+    await thread.call("ready", {});
+    const { ms } = compileLimit;
+    // It may compute for ever; the other texts go on in the next thread.
+    const timer = setTimeout(() => thread.end(new Error(`it takes more than ${ms} ms`)), ms);
+    try {
+      await thread.call("compile", { key });
+    } finally {
+      clearTimeout(timer);
+    }
+    if (this.#compiled.size > mostKnown) this.#compiled.clear();
+    this.#compiled.add(key);
+  }
+}
+
+/** What the thread is told of a grammar, and knows it by. */
+function keyOf(op: string, name: string, source: GrammarSource): string {
+  switch (source.type) {
+    case "json_object":
+      return JSON.stringify({ type: "json_schema", schema: { type: "object" }, strict: false });
+    case "json_schema": {
+      const { type, schema, strict = true } = source;
+      checkSchema(op, `${name}.schema`, schema, strict);
+      return JSON.stringify({ type, schema, strict });
+    }
+    case "grammar": {
+      const { type, grammar } = source;
+      if (typeof grammar === "string" && grammar.length <= mostGrammar) return JSON.stringify({ type, grammar });
+      const rule = `a text of at most ${mostGrammar} characters`;
+      throw new BnbError("ERR_BNB_OPTION", `${op}: ${name}.grammar must be ${rule}, got ${describe(grammar)}`);
+    }
+    case "structural_tag":
+      return JSON.stringify(source);
+    default: {
+      const { type } = source as { type?: unknown };
+      const rule = "text, json_object, json_schema or grammar";
+      throw new BnbError("ERR_BNB_OPTION", `${op}: ${name}.type must be ${rule}, got ${describe(type)}`);
+    }
+  }
+}

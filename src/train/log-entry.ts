@@ -1,0 +1,19 @@
+// What a run reports.
+
+/** One report: of some steps, or of an evaluation. */
+export interface LogEntry {
+  readonly step: number;
+  /** Epochs done, with fraction. */
+  readonly epoch: number;
+  /** Mean loss of a token since the last report. */
+  readonly loss?: number;
+  readonly learningRate?: number;
+  /** Norm of the gradients of the last step, before clipping. */
+  readonly gradNorm?: number;
+  /** Tokens that count, per second. */
+  readonly tokensPerSecond?: number;
+  readonly evalLoss?: number;
+  readonly evalPerplexity?: number;
+  /** Further numbers of a trainer. */
+  readonly [name: string]: number | undefined;
+}
