@@ -1,6 +1,6 @@
 // npm run bench -- --readme: writes the README's figures from bench/results, so that none is typed by hand.
 import { spawnSync } from "node:child_process";
-import { readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 
 /** @type {(name: string) => any} */
 const read = (name) => JSON.parse(readFileSync(`bench/results/${name}.json`, "utf8"));
@@ -23,6 +23,9 @@ const [linear, quantize, optimizer, matmul, crossing, memory] = [
   "crossing",
   "memory",
 ].map(read);
+
+/** Measured by its own, long run. */
+const serve = existsSync("bench/results/serve.json") ? read("serve") : null;
 
 const rows = [
   ...[1, 4, 16, 64].map((m) => {
@@ -67,7 +70,25 @@ const rows = [
     `${number(r.rssMB)} MB of process memory`,
     `${number(r.rssRatio)} times that of a loop that disposes everything`,
   ]),
+  ...(serve ? served(serve) : []),
 ];
+
+/** @type {(file: any) => string[][]} */
+function served(file) {
+  const clients = ["1 client", "8 clients", "64 clients"].map((label) => {
+    const r = of(file, label);
+    const waits = `first token ${number(r.firstTokenMsMedian)} ms, between tokens ${number(r.betweenTokensMsMedian)} ms`;
+    return [
+      `bnb serve, a model of ${file.model.layers} layers, ${label}`,
+      `${number(r.tokensPerSecond)} tokens/s`,
+      waits,
+    ];
+  });
+  const chats = of(file, "turns 2 to 5 of 8 chats");
+  const cached = `${number(100 * chats.cachedShare)} % of their prompts computed before`;
+  const first = `first token in ${number(100 * chats.ofFirstTurn)} % of the first turn's time`;
+  return [...clients, ["bnb serve, turns 2 to 5 of 8 chats", cached, first]];
+}
 
 const { host } = linear;
 // The files may come from several runs: each is named with its date and commit.
@@ -79,6 +100,7 @@ for (const [what, { date, commit }] of Object.entries({
   products: matmul,
   queueing: crossing,
   "training memory": memory,
+  ...(serve && { serving: serve }),
 })) {
   const run = `${date}, commit ${commit}`;
   runs.set(run, [...(runs.get(run) ?? []), what]);

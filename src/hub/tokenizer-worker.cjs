@@ -16,6 +16,12 @@ const tokenizer = new Tokenizer(description, JSON.parse(workerData.config));
 const joinsPairs = ![undefined, "ByteLevel"].includes(description.post_processor?.type);
 const vocabulary = tokenizer.get_vocab(true);
 
+const decoded = (ids, skipSpecialTokens) =>
+  tokenizer.decode(Array.from(ids), {
+    skip_special_tokens: skipSpecialTokens,
+    clean_up_tokenization_spaces: false,
+  });
+
 /** What each call does with its text, ids and options. */
 const operations = {
   encode(text, _ids, { addSpecialTokens, split }) {
@@ -25,12 +31,14 @@ const operations = {
     // What only handles bytes has no rule for pairs: they follow each other.
     return { ids: Int32Array.from(joinsPairs ? ids(first, second) : [...ids(first), ...ids(second)]) };
   },
-  decode(_text, ids, { skipSpecialTokens }) {
-    const text = tokenizer.decode(Array.from(ids), {
-      skip_special_tokens: skipSpecialTokens,
-      clean_up_tokenization_spaces: false,
+  decode: (_text, ids, { skipSpecialTokens }) => ({ text: decoded(ids, skipSpecialTokens) }),
+  decodeEach(_text, ids, { lengths, skips }) {
+    let end = 0;
+    const value = lengths.map((length, i) => {
+      end += length;
+      return decoded(ids.subarray(end - length, end), skips[i]);
     });
-    return { text };
+    return { value };
   },
   render(template, _ids, { variables }) {
     let compiled = templates.get(template);

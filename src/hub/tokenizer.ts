@@ -90,6 +90,16 @@ interface Answer {
   value?: unknown;
 }
 
+/** A short list of tokens whose text is asked for. */
+interface Decode {
+  readonly ids: Int32Array;
+  readonly skipSpecialTokens: boolean;
+  readonly resolve: (text: string) => void;
+  readonly reject: (error: unknown) => void;
+}
+/** Tokens of a short list. */
+const SHORT = 256;
+
 /**
  * A model's tokenizer. `dispose` ends its thread; it does not keep the process alive.
  *
@@ -109,6 +119,8 @@ export class Tokenizer implements Disposable {
   readonly chatTemplates: ReadonlyMap<string, string>;
   readonly #worker: Worker;
   readonly #calls: Map<number, Call>;
+  /** What is decoded at the end of this turn. */
+  readonly #soon: Decode[] = [];
   /** @internal What texts of its tokens may be held to. */
   readonly grammars: Grammars;
   #last = 0;
@@ -170,7 +182,28 @@ export class Tokenizer implements Disposable {
       throw new BnbError("ERR_BNB_ARGUMENT", `${rule}, got ${describe(ids[bad])} at ${bad}`);
     }
     if (codes.length === 0) return "";
+    if (codes.length <= SHORT) return this.#decodeSoon(codes, skipSpecialTokens);
     return (await this.#call("decode", "", { skipSpecialTokens }, codes)).text;
+  }
+
+  /** With all others of this turn in one message: a step of an engine has one for each of its texts. */
+  #decodeSoon(ids: Int32Array, skipSpecialTokens: boolean): Promise<string> {
+    if (this.#soon.length === 0) queueMicrotask(() => void this.#decodeAll(this.#soon.splice(0)));
+    return new Promise((resolve, reject) => {
+      this.#soon.push({ ids, skipSpecialTokens, resolve, reject });
+    });
+  }
+
+  async #decodeAll(list: readonly Decode[]): Promise<void> {
+    try {
+      const ids = Int32Array.from(list.flatMap((one) => [...one.ids]));
+      const lengths = list.map((one) => one.ids.length);
+      const skips = list.map(({ skipSpecialTokens }) => skipSpecialTokens);
+      const { value } = await this.#call("decodeEach", "", { lengths, skips }, ids);
+      for (const [i, { resolve }] of list.entries()) resolve((value as string[])[i] as string);
+    } catch (error) {
+      for (const { reject } of list) reject(error);
+    }
   }
 
   /** The id of a token as it stands in the vocabulary, or null. */
@@ -251,7 +284,10 @@ export class Tokenizer implements Disposable {
     } catch (error) {
       if (error instanceof BnbError) throw error;
       const code = operation === "render" ? "ERR_BNB_ARGUMENT" : "ERR_BNB_FORMAT";
-      const subject = operation === "render" ? "applyChatTemplate: the template must render" : `${operation}: failed`;
+      const subject =
+        operation === "render"
+          ? "applyChatTemplate: the template must render"
+          : `${operation.replace("Each", "")}: failed`;
       throw new BnbError(code, `${subject}, got: ${(error as Error).message}`, { cause: error });
     }
   }

@@ -21,10 +21,10 @@ afterAll(() => rmSync(root, { recursive: true, force: true }));
 const folder = (name: string) => join(root, name);
 
 /** Wide logits, so that the rounding of another batch decides between no two. */
-function tiny(device: string): LlamaForCausalLM {
+function tiny(device: string, dtype: "float32" | "bfloat16" = "float32"): LlamaForCausalLM {
   const sizes = { hiddenSize: 64, intermediateSize: 96, numHiddenLayers: 2, numAttentionHeads: 4, numKeyValueHeads: 2 };
   const config = { vocabSize, ...sizes, maxPositionEmbeddings: 96, initializerRange: 0.3 };
-  return new LlamaForCausalLM(config, { device: toDevice(device), generator: new Generator(5) }).eval();
+  return new LlamaForCausalLM(config, { device: toDevice(device), dtype, generator: new Generator(5) }).eval();
 }
 
 /** Adapters of different ranks, scales and targets. */
@@ -183,6 +183,28 @@ describe.each(testDevices())("on %s", (device) => {
     adapters.dispose();
     expect(memory().tensors).toBe(before);
     expect(await each(model)).toEqual(alone.get(undefined));
+  });
+
+  it("are added in the dtype of the model, up to its rounding", async () => {
+    using base = tiny(device, "bfloat16");
+    const all = { logprobs: true, best: 0, all: true };
+    const logprobs = async (adapter?: string, adapters?: AdapterSet) => {
+      using engine = new Engine(base, { kvTokens: 64, ...(adapters && { adapters }) });
+      using branch = engine.open(prompts[0]!, { telling: all, ...(adapter !== undefined && { adapter }) });
+      return [...(await branch.next())[0]!.all!];
+    };
+    const distance = (a: number[], b: number[]) =>
+      Math.max(...a.map((v, i) => Math.abs(Math.exp(v) - Math.exp(b[i]!))));
+    const plain = await logprobs();
+    const peft = await PeftModel.fromPretrained(base, folder("facts"));
+    const want = await logprobs();
+    peft.unload();
+    using adapters = new AdapterSet(base);
+    await adapters.load("facts", folder("facts"));
+    const got = await logprobs("facts", adapters);
+    expect(distance(want, plain)).toBeGreaterThan(0.2);
+    expect(distance(want, got)).toBeLessThan(0.05);
+    expect(await logprobs()).toEqual(plain);
   });
 
   it("are added to a base of 4 bits, whose fused products come back without them", async () => {
