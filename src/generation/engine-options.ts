@@ -68,6 +68,8 @@ export interface RunOptions {
   adapter?: string | undefined;
   /** What it must be, instead of the `responseFormat` of its settings. */
   grammar?: GrammarSource | undefined;
+  /** Special tokens that its text has, though others are left out. */
+  markers?: ReadonlyMap<number, string> | undefined;
   /** Is told its branch when it is opened. */
   watch?: (branch: Branch) => void;
 }

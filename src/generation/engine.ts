@@ -159,7 +159,7 @@ export class Engine implements Disposable {
     op: string,
     ids: Int32Array,
     settings: Settings,
-    { wantsText = false, telling = silent, salt, adapter, grammar: source, watch }: RunOptions = {},
+    { wantsText = false, telling = silent, salt, adapter, grammar: source, markers, watch }: RunOptions = {},
   ): AsyncGenerator<Partial<Made>, FinishReason, undefined> {
     throwIfAborted(op, settings.config.signal);
     const { stopStrings, draw } = settings;
@@ -169,7 +169,7 @@ export class Engine implements Disposable {
     throwIfAborted(op, settings.config.signal);
     const rules = rulesOfText(op, settings, ids.length, this.model.config.vocabSize, grammar);
     const needsText = wantsText || stopStrings.length > 0;
-    const stream = needsText ? new TextStream(this.model.tokenizerFor(op), stopStrings) : null;
+    const stream = needsText ? new TextStream(this.model.tokenizerFor(op), stopStrings, markers) : null;
     const maxLength = ids.length + count - 1;
     const own = { ...(salt !== undefined && { salt }), ...(adapter !== undefined && { adapter }) };
     const branch = this.open(ids, { ...draw, maxLength, telling, rules, ...own });

@@ -12,6 +12,7 @@ const context = 8;
 export class TextStream {
   readonly #tokenizer: Tokenizer;
   readonly #stops: readonly string[];
+  readonly #markers: ReadonlyMap<number, string> | undefined;
   #ids: number[] = [];
   /** What of the text of #ids is complete. */
   #known = "";
@@ -19,8 +20,10 @@ export class TextStream {
   #held = "";
   #isStopped = false;
 
-  constructor(tokenizer: Tokenizer, stopStrings: readonly string[]) {
+  /** `markers`: special tokens that the text has; others are left out of it. */
+  constructor(tokenizer: Tokenizer, stopStrings: readonly string[], markers?: ReadonlyMap<number, string>) {
     this.#tokenizer = tokenizer;
+    this.#markers = markers;
     this.#stops = stopStrings;
   }
 
@@ -33,6 +36,8 @@ export class TextStream {
   async push(id: number): Promise<string> {
     // A model may have more tokens than its tokenizer: they stand for no text.
     if (id >= this.#tokenizer.vocabSize) return "";
+    const marker = this.#markers?.get(id);
+    if (marker !== undefined) return this.#mark(marker);
     this.#ids.push(id);
     const text = await this.#decode();
     const complete = text.endsWith(replacement) ? text.slice(0, -1) : text;
@@ -52,11 +57,26 @@ export class TextStream {
   /** What is left when no more tokens come. */
   async end(): Promise<string> {
     if (this.#isStopped) return "";
-    const text = await this.#decode();
-    const rest = text.startsWith(this.#known) ? this.#advance(text) : "";
+    const rest = await this.#complete();
     const held = this.#isStopped ? "" : this.#held;
     this.#held = "";
     return rest + held;
+  }
+
+  /** What there is of a text that no token goes on with. */
+  async #complete(): Promise<string> {
+    const text = await this.#decode();
+    return text.startsWith(this.#known) ? this.#advance(text) : "";
+  }
+
+  async #mark(marker: string): Promise<string> {
+    const before = await this.#complete();
+    this.#ids = [];
+    this.#known = "";
+    if (this.#isStopped) return before;
+    const after = this.#advance(marker);
+    this.#known = "";
+    return before + after;
   }
 
   #decode(): Promise<string> {

@@ -1,9 +1,11 @@
 // What a server is made of, and its limits.
 import { CausalLM } from "../models/index.js";
 import { AdapterSet } from "../peft/index.js";
-import { aBoolean, aFunction, aNumberAbove, anInstance, anInteger, arrayOf, aString } from "../tensor/checks.js";
+import { aBoolean, aFunction, aNumberAbove, anInstance, anInteger, arrayOf, aString, oneOf } from "../tensor/checks.js";
 import { optionTable } from "../tensor/options.js";
 import type { RequestLine } from "./call.js";
+import type { ToolFormat } from "./tools/choose.js";
+import { toolFormats } from "./tools/choose.js";
 
 export interface ServeOptions {
   /** A model with a tokenizer. It stays the caller's. */
@@ -34,6 +36,8 @@ export interface ServeOptions {
   maxSeconds?: number;
   /** Whether requests of different keys share what has been computed of a prompt, which tells by its time. Default false. */
   sharePrefixes?: boolean;
+  /** How the model writes calls of functions. Default: as its chat template shows. */
+  toolFormat?: ToolFormat;
   /** Is told each request when it is over; no text of it. */
   log?: (line: RequestLine) => void;
 }
@@ -54,5 +58,6 @@ export const serveOptions = optionTable<ServeOptions>({
   maxTokens: anInteger(1),
   maxSeconds: aNumberAbove(0),
   sharePrefixes: aBoolean,
+  toolFormat: oneOf(toolFormats),
   log: aFunction,
 });

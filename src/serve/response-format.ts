@@ -40,6 +40,20 @@ export function readSchema(own: Fields, at: string): GrammarSource {
   return { type: "json_schema", schema: schema ?? { type: "object" }, strict };
 }
 
+/** What `check` refuses is 400, and names the field. */
+export function asFieldError(field: string, check: () => void): void {
+  try {
+    check();
+  } catch (error) {
+    throw fieldError(field, error);
+  }
+}
+
+function fieldError(field: string, error: unknown): unknown {
+  const isOption = error instanceof BnbError && error.code === "ERR_BNB_OPTION";
+  return isOption ? new ApiError(400, "invalid_request_error", error.message, field) : error;
+}
+
 /** Throws 400, which names the field, for a grammar that cannot be compiled. */
 export async function compileFormat({ tokenizer }: Served, format: Format | undefined): Promise<void> {
   if (!format) return;
@@ -47,7 +61,6 @@ export async function compileFormat({ tokenizer }: Served, format: Format | unde
   try {
     await tokenizer.grammars.compile(field, source.type, source);
   } catch (error) {
-    if (!(error instanceof BnbError) || error.code !== "ERR_BNB_OPTION") throw error;
-    throw new ApiError(400, "invalid_request_error", error.message, field);
+    throw fieldError(field, error);
   }
 }

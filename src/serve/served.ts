@@ -3,6 +3,7 @@ import type { Engine } from "../generation/index.js";
 import type { Tokenizer } from "../hub/index.js";
 import type { CausalLM } from "../models/index.js";
 import type { AdapterSet } from "../peft/index.js";
+import type { ToolFormat } from "./tools/choose.js";
 
 export interface Served {
   /** What the request called the model. */
@@ -19,6 +20,8 @@ export interface Served {
   readonly maxTokens: number;
   /** Whether requests of different keys may share what has been computed. */
   readonly sharePrefixes: boolean;
+  /** How it writes calls of functions; undefined: as its chat template shows. */
+  readonly toolFormat: ToolFormat | undefined;
   /** When it was loaded, in seconds since 1970. */
   readonly created: number;
 }

@@ -22,6 +22,7 @@ import { Metrics } from "./metrics.js";
 import type { ServeOptions } from "./options.js";
 import { serveOptions } from "./options.js";
 import { sendPage } from "./page.js";
+import { responses } from "./responses.js";
 import type { Served } from "./served.js";
 import { warmUp } from "./warm-up.js";
 
@@ -50,6 +51,7 @@ const posts: Readonly<Record<string, Route>> = {
   "/v1/chat/completions": chatCompletions,
   "/v1/completions": completions,
   "/v1/embeddings": embeddings,
+  "/v1/responses": responses,
 };
 
 /** After an error of this code nothing can be computed any more. */
@@ -85,9 +87,9 @@ class House {
     }
     const sizes = { kvTokens, maxSequences, maxLength: Math.min(longest, kvTokens) };
     const engine = new Engine(model, { ...sizes, adapters, deterministic: options.deterministic ?? false });
-    const { maxTokens = longest, sharePrefixes = false } = options;
+    const { maxTokens = longest, sharePrefixes = false, toolFormat } = options;
     const own = { name, base: name, adapters, adapter: undefined, created: now() };
-    this.served = { ...own, model, engine, tokenizer, maxTokens, sharePrefixes };
+    this.served = { ...own, model, engine, tokenizer, maxTokens, sharePrefixes, toolFormat };
     this.metrics = new Metrics(engine);
     const { maxWaiting = 256, keyConcurrency = Infinity } = options;
     this.#admission = new Admission({ running: maxSequences, waiting: maxWaiting, perKey: keyConcurrency });
@@ -201,8 +203,8 @@ class House {
 }
 
 /**
- * The API of a model, as OpenAI's: POST /v1/chat/completions, /v1/completions and /v1/embeddings, GET /v1/models, /health and
- * /metrics; at / a page to chat with it. All requests are computed together by one engine.
+ * The API of a model, as OpenAI's: POST /v1/chat/completions, /v1/completions, /v1/responses and /v1/embeddings, GET
+ * /v1/models, /health and /metrics; at / a page to chat with it. All requests are computed together by one engine.
  *
  * @example
  * const handler = createServeHandler({ model, name: "smollm2" });

@@ -26,6 +26,8 @@ export interface TextRequest {
   readonly salt: string;
   /** What each text must be; undefined: any text. */
   readonly format: Format | undefined;
+  /** Special tokens that are told, though others are not. */
+  readonly markers?: ReadonlyMap<number, string>;
 }
 
 const isText = (value: unknown): value is string => typeof value === "string";
@@ -148,7 +150,7 @@ function checkRoom({ engine }: Served, prompt: number, { most }: TextRequest): v
 async function* pieces(
   served: Served,
   prompts: readonly Int32Array[],
-  { settings, n, logprobs, salt, format }: TextRequest,
+  { settings, n, logprobs, salt, format, markers }: TextRequest,
   call: Call,
 ): AsyncGenerator<Piece, void, undefined> {
   const telling = { logprobs: logprobs !== null, best: logprobs ?? 0 };
@@ -161,7 +163,7 @@ async function* pieces(
       const watch = (branch: Branch): void => {
         text.branch = branch;
       };
-      const own = { telling, salt, grammar: format?.source, adapter: served.adapter };
+      const own = { telling, salt, grammar: format?.source, markers, adapter: served.adapter };
       const options = { wantsText: true, ...own, watch };
       return { ...text, text, pieces: served.engine.run("generate", prompt, { ...settings, draw }, options) };
     }),
@@ -203,7 +205,7 @@ export async function tokenText(tokenizer: Tokenizer, id: number): Promise<{ tok
 }
 
 /** What a request took. */
-export function usageOf(prompts: readonly Int32Array[], made: number, { cachedTokens }: Call): object {
+export function usageOf(prompts: readonly Int32Array[], made: number, { cachedTokens }: Call) {
   const prompt = prompts.reduce((sum, { length }) => sum + length, 0);
   return {
     prompt_tokens: prompt,

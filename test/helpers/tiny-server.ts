@@ -1,5 +1,5 @@
 // A server of a small random model, and the official client that asks it.
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -51,5 +51,26 @@ export async function tinyServer(
       model.dispose();
       rmSync(root, { recursive: true });
     },
+  };
+}
+
+/** Its template shows tools and calls of them, and token 257 is `marker`. */
+export function withMarker(marker: string, isSpecial: boolean, call = marker): (folder: string) => void {
+  return (folder) => {
+    const path = join(folder, "tokenizer.json");
+    const tokenizer = JSON.parse(readFileSync(path, "utf8")) as { added_tokens: { id: number }[] };
+    const added = tokenizer.added_tokens.map((token) =>
+      token.id === 257 ? { ...token, content: marker, special: isSpecial } : token,
+    );
+    writeFileSync(path, JSON.stringify({ ...tokenizer, added_tokens: added }));
+    const configPath = join(folder, "tokenizer_config.json");
+    const config = JSON.parse(readFileSync(configPath, "utf8")) as Record<string, unknown>;
+    delete config["added_tokens_decoder"];
+    const template =
+      "{% if tools %}Tools: {{ tools | tojson }}\n{% endif %}{% for message in messages %}{{ message.role }}: " +
+      "{{ message.content }}{% for call in message.tool_calls or [] %}" +
+      `${call}{{ call.function.name }} {{ call.function.arguments | tojson }}{% endfor %}<|im_end|>\n{% endfor %}` +
+      "{% if add_generation_prompt %}assistant: {% endif %}";
+    writeFileSync(configPath, JSON.stringify({ ...config, chat_template: template }));
   };
 }

@@ -156,7 +156,7 @@ describe("chat completions", () => {
     [
       { messages: [{ role: "bot", content: "a" }] },
       "messages[0].role",
-      'messages[0].role must be one of system, developer, user, assistant, got "bot"',
+      'messages[0].role must be one of system, developer, user, assistant, tool, got "bot"',
     ],
     [
       { messages: [{ role: "user", content: [{ type: "image_url" }] }] },
@@ -169,7 +169,11 @@ describe("chat completions", () => {
     [{ stop: ["a", "b", "c", "d", "e"] }, "stop", "stop must be a text, or up to 4 texts"],
     [{ logit_bias: { "99999999": 1 } }, "logit_bias", "logit_bias must be numbers from -100 to 100 by token ids below"],
     [{ top_logprobs: 2 }, "logprobs", "logprobs must be true where top_logprobs is given, got false"],
-    [{ tools: [{ type: "function" }] }, "tools", "tools is not supported"],
+    [
+      { tools: [{ type: "function", function: { name: "a" } }] },
+      "tools",
+      "tools is not supported: the chat template of this model shows no calls that are known",
+    ],
     [
       { response_format: { type: "xml" } },
       "response_format.type",

@@ -1,0 +1,93 @@
+// A second client: Vercel's AI SDK, by chat completions and by responses.
+import { createOpenAI } from "@ai-sdk/openai";
+import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
+import type { LanguageModel } from "ai";
+import { generateObject, generateText, streamText, tool } from "ai";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { z } from "zod";
+import type { TinyServer } from "../helpers/tiny-server.js";
+import { tinyServer, withMarker } from "../helpers/tiny-server.js";
+
+let tiny: TinyServer;
+const models: Record<string, LanguageModel> = {};
+beforeAll(async () => {
+  tiny = await tinyServer({}, withMarker("<tool_call>", false));
+  const own = { name: "bnb", baseURL: tiny.url, apiKey: "none" };
+  models["openai-compatible"] = createOpenAICompatible({ ...own, supportsStructuredOutputs: true, includeUsage: true })(
+    "tiny",
+  );
+  models["openai"] = createOpenAI({ baseURL: tiny.url, apiKey: "none" }).responses("tiny");
+});
+afterAll(() => tiny.close());
+
+const Person = z.object({ name: z.enum(["Ada", "Alan"]), born: z.number().int().min(0).max(2000) });
+const drawn = { temperature: 1, maxOutputTokens: 200, maxRetries: 0 };
+
+describe.each(["openai-compatible", "openai"])("the AI SDK by @ai-sdk/%s", (name) => {
+  it("streams texts", async () => {
+    const greedy = { ...drawn, temperature: 0, maxOutputTokens: 12 };
+    const errors: unknown[] = [];
+    const { textStream, usage } = streamText({
+      ...greedy,
+      model: models[name]!,
+      prompt: "Hi",
+      onError: ({ error }) => void errors.push(error),
+    });
+    let text = "";
+    for await (const piece of textStream) text += piece;
+    expect(errors).toEqual([]);
+    const [want] = await tiny.model.complete([{ role: "user", content: "Hi" }] as never, { maxNewTokens: 12 });
+    expect(text).toBe(want!.text);
+    expect((await usage).outputTokens).toBe(want!.tokens.length);
+    const whole = await generateText({ ...greedy, model: models[name]!, prompt: "Hi" });
+    expect(whole.text).toBe(text);
+  });
+
+  it("has objects of a schema", async () => {
+    const { object } = await generateObject({ ...drawn, model: models[name]!, schema: Person, prompt: "Who?" });
+    expect(Person.parse(object)).toEqual(object);
+  });
+
+  it("calls tools, and sends what they gave", async () => {
+    const given: unknown[] = [];
+    const find = tool({
+      description: "Finds a person",
+      inputSchema: Person,
+      execute: (input) => {
+        given.push(input);
+        return `Found ${input.name}`;
+      },
+    });
+    const called = await generateText({
+      ...drawn,
+      model: models[name]!,
+      prompt: "Who?",
+      tools: { find },
+      toolChoice: { type: "tool", toolName: "find" },
+    });
+    expect(called.finishReason).toBe("tool-calls");
+    expect(called.toolCalls).toHaveLength(1);
+    expect(given).toEqual([called.toolCalls[0]!.input]);
+    expect(Person.parse(given[0])).toEqual(given[0]);
+    const { messages } = called.response;
+    const options = name === "openai" ? { providerOptions: { openai: { store: false } } } : {};
+    const next = await generateText({
+      ...drawn,
+      ...options,
+      maxOutputTokens: 5,
+      model: models[name]!,
+      messages: [{ role: "user", content: "Who?" }, ...messages],
+    });
+    expect(next.usage.inputTokens).toBeGreaterThan(called.usage.outputTokens!);
+    const streamed = streamText({
+      ...drawn,
+      model: models[name]!,
+      prompt: "Who?",
+      tools: { find },
+      toolChoice: "required",
+    });
+    const calls = await streamed.toolCalls;
+    for (const { input } of calls) expect(Person.parse(input)).toEqual(input);
+    expect(calls.length).toBeGreaterThan(0);
+  });
+});
