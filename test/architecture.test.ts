@@ -140,6 +140,10 @@ describe("files", () => {
     expect(places).toEqual([]);
   });
 
+  it("what a caller gave is shown by describe, which shows anything: some objects are no strings", () => {
+    expect(sources.filter((path) => path.startsWith("src/") && /got \$\{String\(/.test(read(path)))).toEqual([]);
+  });
+
   it("one function makes folders: that of Node does not end in /proc", () => {
     const makers = sources.filter((path) => path.startsWith("src/") && /\bmkdir(Sync)?\(/.test(read(path)));
     expect(makers).toEqual(["src/hub/make-folders.ts"]);

@@ -5,6 +5,7 @@ import { inspect } from "node:util";
 import { noGrad } from "../autograd/no-grad.js";
 import { to } from "../ops/to-device.js";
 import { aBoolean, anInstance, aString, checkArgument } from "../tensor/checks.js";
+import { describe } from "../tensor/describe.js";
 import type { Device, DeviceLike } from "../tensor/device.js";
 import { toDevice } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
@@ -186,7 +187,10 @@ export abstract class Module implements Disposable, Owner {
   loadStateDict(dict: StateDict | Readonly<Record<string, Tensor>>, options: { strict?: boolean } = {}): LoadResult {
     checkOptions("loadStateDict", options, loadOptions);
     if (typeof dict !== "object" || dict === null) {
-      throw new BnbError("ERR_BNB_ARGUMENT", `loadStateDict: the dict must be a Map or an object, got ${String(dict)}`);
+      throw new BnbError(
+        "ERR_BNB_ARGUMENT",
+        `loadStateDict: the dict must be a Map or an object, got ${describe(dict)}`,
+      );
     }
     this.#checkTree("loadStateDict");
     const entries = dict instanceof Map ? dict : new Map(Object.entries(dict as Readonly<Record<string, Tensor>>));

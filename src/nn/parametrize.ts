@@ -7,6 +7,7 @@ import { aBlocksize, aQuantType } from "../ops/quant-checks.js";
 import type { QuantState } from "../ops/quant-state.js";
 import { dequantize4bit } from "../ops/quantize-4bit.js";
 import { aBoolean, aString, checkArgument } from "../tensor/checks.js";
+import { describe } from "../tensor/describe.js";
 import type { Device, DeviceLike } from "../tensor/device.js";
 import { isFloat } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
@@ -124,5 +125,8 @@ function parameterOf(op: string, module: Module, field: string): Parameter {
   checkArgument(op, "field", field, aString);
   const parameter = module.members().find((member) => member.field === field)?.value;
   if (parameter instanceof Parameter) return parameter;
-  throw new BnbError("ERR_BNB_ARGUMENT", `${op}: ${field} must be a Parameter of the module, got ${String(parameter)}`);
+  throw new BnbError(
+    "ERR_BNB_ARGUMENT",
+    `${op}: ${field} must be a Parameter of the module, got ${describe(parameter)}`,
+  );
 }

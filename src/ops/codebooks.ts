@@ -3,6 +3,7 @@ import { addon } from "../tensor/addon.js";
 import type { Check } from "../tensor/checks.js";
 import { aBoolean, aDevice, aNumber, anInteger, checkArgument } from "../tensor/checks.js";
 import { tensor } from "../tensor/create.js";
+import { shown } from "../tensor/describe.js";
 import type { DeviceLike } from "../tensor/device.js";
 import { toDevice } from "../tensor/device.js";
 import { codebooks } from "../tensor/enums.js";
@@ -23,7 +24,7 @@ export function quantTypeCode(op: string, type: QuantType): number {
   if (code < 0) {
     throw new BnbError(
       "ERR_BNB_OPTION",
-      `${op}: quantType must be one of ${quantTypes.join(", ")}, got ${String(type)}`,
+      `${op}: quantType must be one of ${quantTypes.join(", ")}, got ${shown(type)}`,
     );
   }
   return code;

@@ -89,13 +89,13 @@ export abstract class Optimizer8bit<Options extends object = object> {
       if (!param.isLeaf) {
         throw new BnbError(
           "ERR_BNB_ARGUMENT",
-          `${this.name}: parameters must be leaves, got ${String(param)} made by an op`,
+          `${this.name}: parameters must be leaves, got ${describe(param)} made by an op`,
         );
       }
       if (known.has(param)) {
         throw new BnbError(
           "ERR_BNB_ARGUMENT",
-          `${this.name}: a parameter must be listed once, got ${String(param)} twice`,
+          `${this.name}: a parameter must be listed once, got ${describe(param)} twice`,
         );
       }
       known.add(param);

@@ -2,7 +2,7 @@
 import { types } from "node:util";
 import { addon } from "./addon.js";
 import { aBoolean, aDevice, aDType, aNumber, aShape, checkArgument, required } from "./checks.js";
-import { describe } from "./describe.js";
+import { describe, shown } from "./describe.js";
 import type { DeviceLike } from "./device.js";
 import { toDevice } from "./device.js";
 import type { DType, TypedArray } from "./dtype.js";
@@ -196,7 +196,7 @@ function fromView(view: ArrayBufferView, wanted: DType | undefined): TypedArray 
     const own = isFloat16Array(view) ? "float16" : wanted;
     if (own !== "float16" && own !== "bfloat16") {
       const rule = "tensor: a Uint16Array holds the bits of float16 or bfloat16 and needs one of them as dtype";
-      throw new BnbError("ERR_BNB_DTYPE", `${rule}, got ${String(wanted)}`);
+      throw new BnbError("ERR_BNB_DTYPE", `${rule}, got ${shown(wanted)}`);
     }
     const bits = new Uint16Array(view.buffer, view.byteOffset, view.byteLength / 2);
     return wanted === undefined || wanted === own ? bits : encode(view as Float16ArrayLike, wanted);

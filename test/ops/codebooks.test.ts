@@ -114,6 +114,9 @@ describe.each(testDevices())("codebooks on %s", (device) => {
       expect(() => get4bitType("nf3" as "nf4")).toThrow(
         "get4bitType: quantType must be one of nf4, fp4, af4, int4, got nf3",
       );
+      expect(() => get4bitType(Object.create(null))).toThrow(
+        "get4bitType: quantType must be one of nf4, fp4, af4, int4",
+      );
       expect(() => get4bitType("af4", { blocksize: 128 })).toThrow("get4bitType: af4 needs blocksize 64, got 128");
       expect(() => createFp8Map(true, 4, 4)).toThrow("must add up to totalBits 8, got 9");
       expect(() => createDynamicMap(false, 6, 8)).toThrow(
