@@ -9,6 +9,7 @@ import { pageSize } from "../models/step-plan.js";
 import { Linear, Linear4bit, Linear8bitLt } from "../nn/index.js";
 import type { DType } from "../tensor/dtype.js";
 import { uninitialized } from "../tensor/placeholder.js";
+import { chunkRows } from "../train/head-loss.js";
 
 type Json = Readonly<Record<string, unknown>>;
 
@@ -119,10 +120,14 @@ export function stepBytes(size: ModelSize, tokens: number, rows: number): number
   return tokens * widest * sizeOf(size.dtype) + rows * size.vocabSize * 4;
 }
 
-/** About what a training step of `tokens` keeps for the way back: inputs and outputs of all layers, logits twice. */
+/**
+ * About what a training step of `tokens` keeps for the way back: inputs and outputs of all layers, and of the rows whose loss
+ * is computed at once the logits and their gradients.
+ */
 export function trainingBytes(size: ModelSize, tokens: number): number {
   const all = widths(size).reduce((sum, width) => sum + width.in + width.out, 0);
-  return tokens * (all * sizeOf(size.dtype) + 2 * 4 * size.vocabSize);
+  const { vocabSize, dtype } = size;
+  return tokens * all * sizeOf(dtype) + 2 * 4 * vocabSize * Math.min(tokens, chunkRows(vocabSize));
 }
 
 /** Adapters of a rank on every linear layer but the head, with their gradients and the state of AdamW8bit. */

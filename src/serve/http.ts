@@ -59,7 +59,9 @@ export class EventStream {
   async send(data: object | "[DONE]"): Promise<void> {
     const response = this.#response;
     if (!response.headersSent) {
-      response.writeHead(200, { "content-type": "text/event-stream", "cache-control": "no-cache" });
+      // The last is nginx's: it would hold the events back.
+      const headers = { "cache-control": "no-cache", "x-accel-buffering": "no" };
+      response.writeHead(200, { "content-type": "text/event-stream", ...headers });
     }
     const text = typeof data === "string" ? data : JSON.stringify(data);
     if (response.write(`data: ${text}\n\n`) || response.destroyed) return;

@@ -21,6 +21,7 @@ import { Keys } from "./keys.js";
 import { Metrics } from "./metrics.js";
 import type { ServeOptions } from "./options.js";
 import { serveOptions } from "./options.js";
+import { sendPage } from "./page.js";
 import { responses } from "./responses.js";
 import type { Served } from "./served.js";
 import { warmUp } from "./warm-up.js";
@@ -162,6 +163,10 @@ class House {
       sendJson(response, this.state === "ready" ? 200 : 503, { status: this.state });
       return;
     }
+    if (path === "/" && request.method === "GET") {
+      sendPage(response);
+      return;
+    }
     if (path === "/metrics") {
       const text = await this.metrics.text();
       response.writeHead(200, { "content-type": this.metrics.contentType }).end(text);
@@ -198,8 +203,8 @@ class House {
 }
 
 /**
- * The API of a model, as OpenAI's: POST /v1/chat/completions, /v1/completions, /v1/responses and /v1/embeddings, GET /v1/models, /health and
- * /metrics. All requests are computed together by one engine.
+ * The API of a model, as OpenAI's: POST /v1/chat/completions, /v1/completions, /v1/responses and /v1/embeddings, GET
+ * /v1/models, /health and /metrics; at / a page to chat with it. All requests are computed together by one engine.
  *
  * @example
  * const handler = createServeHandler({ model, name: "smollm2" });

@@ -17,7 +17,7 @@ type Head = ModelHalves["head"];
 const ELEMENTS = 2 ** 25;
 
 /** Rows of a chunk: from 64, below which products are slow, to 1024, above which nothing becomes faster. */
-const chunkRows = (vocab: number): number => Math.max(64, Math.min(1024, Math.floor(ELEMENTS / vocab)));
+export const chunkRows = (vocab: number): number => Math.max(64, Math.min(1024, Math.floor(ELEMENTS / vocab)));
 
 const chunked = defineOp<
   [rows: Tensor, learning: readonly Tensor[], targets: Tensor, head: Head, chunk: number, gradient: number],

@@ -276,7 +276,7 @@ describe("bnb serve as a process", () => {
     const ended = new Promise<unknown[]>((resolve) => child.on("close", (...how) => resolve(how)));
     let baseURL: string | undefined;
     await until(() => {
-      baseURL = /is served at (http:[^;\s]+)/.exec(out)?.[1];
+      baseURL = /is served at (http:[^,\s]+)/.exec(out)?.[1];
       return baseURL !== undefined || child.exitCode !== null;
     });
     return { child, client: new OpenAI({ baseURL, apiKey: "none", maxRetries: 0 }), ended, log: () => log };

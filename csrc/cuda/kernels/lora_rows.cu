@@ -63,9 +63,9 @@ __global__ void __launch_bounds__(kMapThreads) up_kernel(LoraRowsArgs a, const f
     const int64_t t = item / runs, at = (item - t * runs) * V, adapter = adapter_of(a, t);
     float z[V];
     load_all<V>(static_cast<const T*>(a.y) + t * a.outputs + at, z);
-    const T* b = static_cast<const T*>(a.b) + adapter * a.rank * a.outputs + at;
-    const float* own = h + t * a.rank;
     const int64_t ranks = adapter < 0 ? 0 : a.rank;
+    const T* b = static_cast<const T*>(a.b) + adapter * ranks * a.outputs + at;
+    const float* own = h + t * a.rank;
 #pragma unroll 2
     for (int64_t j = 0; j < ranks; j++) {
       float u[V];

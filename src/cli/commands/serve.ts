@@ -1,5 +1,6 @@
 // `bnb serve`: a model over HTTP, until Ctrl-C or SIGTERM.
 import { once } from "node:events";
+import { readFileSync } from "node:fs";
 import type { Server } from "node:http";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
@@ -17,13 +18,15 @@ import { bytes, count } from "../terminal.js";
 export const serve = command({
   words: ["model"],
   about: `Serves a model as OpenAI's API does: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models. All requests
-are computed together. GET /health says whether it is ready, /metrics how it goes (Prometheus). Listens for this machine
-alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; a second one ends at once.`,
+are computed together. A browser finds a page to chat with it at /. GET /health says whether it is ready, /metrics how it
+goes (Prometheus). Listens for this machine alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; a
+second one ends at once.`,
   options: {
     host: { type: "string", value: "NAME", default: "127.0.0.1", help: "where to listen; 0.0.0.0 for everybody" },
     port: { type: "string", value: "N", default: "8000", help: "0 takes a free one" },
     name: { type: "string", value: "NAME", help: "what clients call the model (default: as it is called here)" },
     "api-key": { type: "string", value: "KEY", multiple: true, help: "who has none is refused; may be repeated" },
+    "api-key-file": { type: "string", value: "FILE", help: "keys, one a line; the process list does not show these" },
     lora: {
       type: "string",
       value: "NAME=FOLDER",
@@ -76,6 +79,7 @@ alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; 
       maxWaiting: wholeNumber("--max-waiting", values["max-waiting"], 0),
       maxSeconds: wholeNumber("--max-seconds", values["max-seconds"]),
     };
+    const apiKeys = [...(values["api-key"] ?? []), ...keysIn(values["api-key-file"])];
     const loras = (lora ?? []).map(adapterOf);
     const drainSeconds = wholeNumber("--drain-seconds", values["drain-seconds"], 0);
     const called = values.name ?? name;
@@ -93,7 +97,7 @@ alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; 
         model,
         name: called,
         adapters,
-        apiKeys: values["api-key"],
+        apiKeys,
         adminKeys: values["admin-key"],
         deterministic: values.deterministic,
         sharePrefixes: values["share-prefixes"],
@@ -101,9 +105,10 @@ alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; 
         ...(!values["no-log"] && { log: (line) => stderr.write(`${JSON.stringify(line)}\n`) }),
       });
       await handler.ready;
-      const url = urlOf(server);
+      const page = urlOf(server);
+      const url = `${page}/v1`;
       const room = `${bytes(model.memoryFootprint())}, room for ${count(handler.kvTokens)} tokens`;
-      terminal.line(`${called} (${room}) is served at ${url}`);
+      terminal.line(`${called} (${room}) is served at ${url}, a chat page at ${page}`);
       const fault = await Promise.race([handler.failed, stopped(signal)]);
       // After a fault they all get an error.
       await handler.drain(fault ? 1 : drainSeconds);
@@ -117,6 +122,21 @@ alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; 
     }
   },
 });
+
+/** The lines of a file of keys. One without any is an error, or everybody would be served. */
+function keysIn(file: string | undefined): string[] {
+  if (file === undefined) return [];
+  let text: string;
+  try {
+    text = readFileSync(file, "utf8");
+  } catch (cause) {
+    throw new BnbError("ERR_BNB_FILE", `--api-key-file: ${(cause as Error).message}`, { cause });
+  }
+  const keys = text.split("\n").map((line) => line.trim());
+  const found = keys.filter((key) => key !== "");
+  if (found.length === 0) throw usageError(`--api-key-file: ${file} must hold a key a line, and has none`);
+  return found;
+}
 
 /** What follows the first "=" is the folder, in which others may be. */
 function adapterOf(text: string): { name: string; folder: string } {
@@ -157,5 +177,5 @@ async function close(server: Server): Promise<void> {
 
 function urlOf(server: Server): string {
   const at = server.address() as AddressInfo;
-  return `http://${at.family === "IPv6" ? `[${at.address}]` : at.address}:${at.port}/v1`;
+  return `http://${at.family === "IPv6" ? `[${at.address}]` : at.address}:${at.port}`;
 }
