@@ -51,7 +51,7 @@ export interface Dataset<S = Sample> {
 }
 
 /**
- * Reads training data: a .jsonl, .csv or .txt file, an array or an async iterable of objects. A row has
+ * Reads training data: a .jsonl, .csv, .parquet or .txt file, an array or an async iterable of objects. A row has
  * - `text`: every token is learned;
  * - `prompt` and `completion` (texts, or messages): the completion is learned;
  * - `messages`: what the assistant says is learned, as the chat template writes it.

@@ -1,13 +1,15 @@
-// Rows of training data, one by one: files of JSON lines, CSV or plain text, arrays and async iterables. Each row knows where
+// Rows of training data, one by one: files of JSON lines, CSV, Parquet or plain text, arrays and async iterables. Each row knows where
 // it came from, so that whoever refuses it can say so.
+import type { FileHandle } from "node:fs/promises";
 import { open } from "node:fs/promises";
 import { basename, extname } from "node:path";
 import { isPlainObject } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import { splitCsv } from "./csv.js";
+import { parquetRows } from "./parquet.js";
 
 /** The forms of a data file. */
-export const dataFormats = ["jsonl", "csv", "text"] as const;
+export const dataFormats = ["jsonl", "csv", "parquet", "text"] as const;
 export type DataFormat = (typeof dataFormats)[number];
 
 /** Where rows come from: a file, or whatever gives objects. */
@@ -26,8 +28,9 @@ export function formatOf(path: string): DataFormat {
   const ending = extname(path).toLowerCase();
   if (ending === ".jsonl" || ending === ".ndjson" || ending === ".json") return "jsonl";
   if (ending === ".csv") return "csv";
+  if (ending === ".parquet") return "parquet";
   if (ending === ".txt" || ending === ".md") return "text";
-  const rule = "loadDataset: a data file must end in .jsonl, .csv or .txt, or its format be given";
+  const rule = "loadDataset: a data file must end in .jsonl, .csv, .parquet or .txt, or its format be given";
   throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${path}`);
 }
 
@@ -50,6 +53,7 @@ export async function* readRows(source: DataSource, format?: DataFormat): AsyncG
     const kind = format ?? formatOf(source);
     if (kind === "jsonl") yield* jsonLines(name, file.readLines({ encoding: "utf8" }));
     else if (kind === "csv") yield* csvRows(name, file.createReadStream({ encoding: "utf8", autoClose: false }));
+    else if (kind === "parquet") yield* parquetTable(name, file);
     else yield { place: name, fields: { text: withoutMark(await file.readFile("utf8")) } };
   } catch (cause) {
     if (cause instanceof BnbError) throw cause;
@@ -88,6 +92,11 @@ async function* csvRows(name: string, pieces: AsyncIterable<string>): AsyncGener
       yield { place, problem: `has ${cells.length} cells, where the first line has ${header.length}` };
     } else yield { place, fields: Object.fromEntries(header.map((key, i) => [key, cells[i]])) };
   }
+}
+
+async function* parquetTable(name: string, file: FileHandle): AsyncGenerator<Row> {
+  let number = 0;
+  for await (const fields of parquetRows(file)) yield { place: `${name}, row ${++number}`, fields };
 }
 
 const withoutMark = (text: string): string => (text.charCodeAt(0) === 0xfeff ? text.slice(1) : text);

@@ -1,5 +1,5 @@
 // Training data: what of each form is learned, where samples are cut, and what a broken row says.
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
@@ -27,6 +27,35 @@ const file = (name: string, text: string): string => {
 const learned = ({ labels }: Sample) => [...labels].filter((label) => label !== -100);
 const only = async (row: object): Promise<Sample> => (await loadDataset([row], options)).samples[0] as Sample;
 const encode = (text: string) => tokenizer.encode(text, { addSpecialTokens: false }).then((ids) => [...ids]);
+
+describe("Parquet", () => {
+  // 5 rows in 3 groups, compressed by snappy: messages, a list of structures, and id.
+  const chat = fixturePath("train/chat.parquet");
+
+  it("gives the samples that the same rows as JSON give", async () => {
+    const rows = [0, 1, 2, 3, 4].map((i) => ({
+      messages: [
+        { role: "user", content: `${i}?` },
+        { role: "assistant", content: `Größe ${i}.` },
+      ],
+    }));
+    const { samples } = await loadDataset(chat, options);
+    expect(samples.length).toBe(5);
+    expect(samples).toEqual((await loadDataset(rows, options)).samples);
+  });
+
+  it("that is none, or ends early, is named", async () => {
+    const bytes = readFileSync(chat);
+    const path = join(folder, "cut.parquet");
+    for (const broken of [Buffer.alloc(0), Buffer.from("text"), bytes.subarray(0, 500), bytes.subarray(300)]) {
+      writeFileSync(path, broken);
+      await expect(loadDataset(path, options)).rejects.toThrow(/cut\.parquet: could not be read: ./);
+    }
+    await expect(loadPreferences(chat, options)).rejects.toThrow(
+      "loadPreferences: chat.parquet, row 1: must have prompt, chosen and rejected, got messages, id",
+    );
+  });
+});
 
 describe("forms", () => {
   it("a text is learned with its end", async () => {
@@ -159,7 +188,7 @@ describe("files", () => {
   it("no file, no rows, another ending", async () => {
     await expect(loadDataset(join(folder, "none.jsonl"), options)).rejects.toMatchObject({ code: "ERR_BNB_FILE" });
     await expect(loadDataset([], options)).rejects.toThrow("loadDataset: the data must hold a sample, got none");
-    await expect(loadDataset(file("a.xml", ""), options)).rejects.toThrow("must end in .jsonl, .csv or .txt");
+    await expect(loadDataset(file("a.xml", ""), options)).rejects.toThrow("must end in .jsonl, .csv, .parquet or .txt");
   });
 });
 

@@ -11,7 +11,7 @@ import { baseFormats, readFinetuneConfig, tooLongChoices } from "./config-file.j
 
 /** Options of the command, beside those that load a model. */
 export const finetuneOptions = {
-  data: { type: "string", value: "FILE", help: "samples: .jsonl, .csv or .txt" },
+  data: { type: "string", value: "FILE", help: "samples: .jsonl, .csv, .parquet or .txt" },
   output: { type: "string", value: "DIR", help: "where adapter, checkpoints and report go" },
   "eval-data": { type: "string", value: "FILE", help: "samples that are measured and not learned" },
   config: { type: "string", value: "FILE", help: "YAML or JSON with all settings; options count before it" },
