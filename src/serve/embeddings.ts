@@ -11,7 +11,7 @@ export async function embeddings(fields: Fields, served: Served, call: Call): Pr
   if (served.adapter !== undefined) throw wrongField("model", `${served.base}, which embeds`, served.adapter);
   const input = fields.raw("input");
   const format = fields.one("encoding_format", ["float", "base64"]) ?? "float";
-  fields.refuse("dimensions");
+  const dimensions = fields.whole("dimensions", 1);
   fields.ignore("user");
   fields.refuseOthers();
   const isIds = (value: unknown): value is number[] =>
@@ -29,9 +29,12 @@ export async function embeddings(fields: Fields, served: Served, call: Call): Pr
   );
   using vectors = await embed(served.model, ids, { normalize: true, signal: call.signal });
   const width = vectors.shape[1] as number;
+  if (dimensions !== undefined && dimensions > width) {
+    throw wrongField("dimensions", `a whole number from 1 to ${width}`, dimensions);
+  }
   const values = await vectors.floats();
   const data = ids.map((_, index) => {
-    const own = values.slice(index * width, (index + 1) * width);
+    const own = firstOf(values.slice(index * width, (index + 1) * width), dimensions);
     const embedding = format === "float" ? [...own] : Buffer.from(own.buffer).toString("base64");
     return { object: "embedding", index, embedding };
   });
@@ -39,4 +42,12 @@ export async function embeddings(fields: Fields, served: Served, call: Call): Pr
   call.countPrompt(tokens, 0);
   const usage = { prompt_tokens: tokens, total_tokens: tokens };
   sendJson(call.response, 200, { object: "list", data, model: served.name, usage });
+}
+
+/** The first numbers of a vector, of length 1 again. */
+function firstOf(vector: Float32Array, dimensions: number = vector.length): Float32Array {
+  if (dimensions === vector.length) return vector;
+  const first = vector.subarray(0, dimensions);
+  const length = Math.hypot(...first);
+  return Float32Array.from(first, (value) => value / (length || 1));
 }

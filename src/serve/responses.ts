@@ -29,11 +29,11 @@ export async function responses(fields: Fields, served: Served, call: Call): Pro
   const dialect = chooseDialect(served.tokenizer, served.toolFormat);
   const tools = toolUse(dialect, fields, readTool, (choice) => choice.text("name"), request.format, "text.format");
   const said = Object.fromEntries(echoed.map((name) => [name, fields.raw(name) ?? null]));
-  fields.refuseOthers();
   const variables = {
     ...(effort !== undefined && { reasoning_effort: effort }),
     ...fields.object("chat_template_kwargs"),
   };
+  fields.refuseOthers();
   const { prompt, pieces } = await startChat(served, { messages, variables, tools, request }, call);
 
   const head = {
