@@ -204,7 +204,7 @@ export function fieldsText(): string {
   const where = (routes: readonly string[]): string => routes.join(", ");
   const rows = accepted.map(({ name, routes, about }) => `| \`${name}\` | ${where(routes)} | ${about} |`);
   const others = refused.map(({ name, routes, why }) => `| \`${name}\` | ${where(routes)} | ${why} |`);
-  const head = (third: string): string => `| field | routes | ${third} |\n|---|---|---|`;
+  const head = (third: string): string => `| field | routes | ${third} |\n| --- | --- | --- |`;
   return [
     head("what it is"),
     ...rows,

@@ -135,7 +135,8 @@ describe("the table", () => {
   it("is that of docs/server.md", () => {
     const page = readFileSync(fileURLToPath(new URL("../../docs/server.md", import.meta.url)), "utf8");
     const [, table] = page.split(/<!-- fields -->\n\n|\n\n<!-- end of fields -->/);
-    expect(table).toBe(fieldsText());
+    // The formatter pads the columns.
+    expect(table!.replace(/ +/g, " ").replace(/-{3,}/g, "---")).toBe(fieldsText());
   });
 
   it("has all fields that the sources read", () => {
