@@ -4,7 +4,8 @@ import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSyn
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { bnb } from "./helpers/bnb.js";
 
 const root = join(import.meta.dirname, "..");
 const blocks = (guide: string, language: string): string[] => {
@@ -36,4 +37,34 @@ it("optimizers.md: the snippet", async () => {
   writeFileSync(join(folder, "optimizers.mjs"), code);
   const { stdout } = await promisify(execFile)(process.execPath, [join(folder, "optimizers.mjs")], { cwd: root });
   expect(stdout).toBe("uint8\n");
+});
+
+describe("from-python.md", () => {
+  const snippets = blocks("from-python.md", "js");
+  const folder = join(root, "build", "docs", "from-python");
+  beforeAll(async () => {
+    rmSync(folder, { recursive: true, force: true });
+    mkdirSync(folder, { recursive: true });
+    const sizes = ["--hidden-size", "64", "--intermediate-size", "96", "--positions", "512"];
+    expect(await bnb("make-model", join(folder, "tiny"), ...sizes, "--device", "cpu")).toMatchObject({ code: 0 });
+    const messages = [
+      { role: "user", content: "Which color?" },
+      { role: "assistant", content: "Blue." },
+    ];
+    writeFileSync(join(folder, "chat.jsonl"), `${JSON.stringify({ messages })}\n`);
+  });
+  afterAll(() => rmSync(folder, { recursive: true }));
+
+  it("has a snippet for each of Python's", () => {
+    expect(snippets.length).toBe(blocks("from-python.md", "python").length);
+  });
+
+  // In their order: a later one may use what an earlier one has saved. Inside the package its own name is known.
+  it.each(snippets.map((code, i) => [code, i] as const))("runs %#", async (code, i) => {
+    const file = join(folder, `${i}.mjs`);
+    writeFileSync(file, code.replaceAll('"Qwen/Qwen3-0.6B"', '"./tiny"'));
+    const { stdout, stderr } = await promisify(execFile)(process.execPath, [file], { cwd: folder });
+    expect(stderr).toBe("");
+    expect(stdout.length).toBeGreaterThan(0);
+  });
 });
