@@ -280,7 +280,7 @@ describe("a fault of the device", () => {
     });
     const ended = new Promise<unknown[]>((resolve) => child.on("close", (...how) => resolve(how)));
     await until(() => /is served at http/.test(out) || child.exitCode !== null);
-    const baseURL = /is served at (http:[^;\s]+)/.exec(out)?.[1];
+    const baseURL = /is served at (http:[^,;\s]+)/.exec(out)?.[1];
     const client = new OpenAI({ baseURL, apiKey: "none", maxRetries: 0 });
     const asked = client.completions.create({ ...greedy, prompt: "a", max_tokens: 60 } as never);
     await expect(asked).rejects.toThrow("500 generate: the device has gone");
