@@ -239,6 +239,9 @@ describe("serve", () => {
       "must hold a key a line, and has none",
     );
     expect((await bnb("serve", model, "--api-key-file", `${keys}x`)).stderr).toContain("--api-key-file: ENOENT");
+    expect((await bnb("serve", model, "--tool-format", "xml")).stderr).toContain(
+      "--tool-format must be one of hermes, llama3, mistral, got xml",
+    );
     expect((await bnb("serve", model, "--kv-tokens", "0")).stderr).toContain("--kv-tokens must be a whole number");
   });
 });

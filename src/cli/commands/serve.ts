@@ -9,8 +9,9 @@ import { AdapterSet } from "../../peft/index.js";
 import type { ServeHandler } from "../../serve/index.js";
 import { createServeHandler } from "../../serve/index.js";
 import { answerLoading } from "../../serve/server.js";
+import { toolFormats } from "../../serve/tools/choose.js";
 import { BnbError } from "../../tensor/errors.js";
-import { command, usageError, wholeNumber } from "../command.js";
+import { choice, command, usageError, wholeNumber } from "../command.js";
 import { headOption, loadModel, loadOptions, quantizeOptions } from "../load-model.js";
 import { bytes, count } from "../terminal.js";
 
@@ -38,6 +39,11 @@ second one ends at once.`,
       value: "KEY",
       multiple: true,
       help: "who has it may load and unload adapters; may be repeated",
+    },
+    "tool-format": {
+      type: "string",
+      value: "WAY",
+      help: `how the model writes calls: ${toolFormats.join(", ")} (default: as its chat template shows)`,
     },
     "kv-tokens": {
       type: "string",
@@ -80,6 +86,8 @@ second one ends at once.`,
       maxSeconds: wholeNumber("--max-seconds", values["max-seconds"]),
     };
     const apiKeys = [...(values["api-key"] ?? []), ...keysIn(values["api-key-file"])];
+    const toolFormat =
+      values["tool-format"] === undefined ? undefined : choice("--tool-format", values["tool-format"], toolFormats);
     const loras = (lora ?? []).map(adapterOf);
     const drainSeconds = wholeNumber("--drain-seconds", values["drain-seconds"], 0);
     const called = values.name ?? name;
@@ -98,6 +106,7 @@ second one ends at once.`,
         name: called,
         adapters,
         apiKeys,
+        toolFormat,
         adminKeys: values["admin-key"],
         deterministic: values.deterministic,
         sharePrefixes: values["share-prefixes"],
