@@ -240,6 +240,16 @@ const cases: Record<string, Case> = {
     },
     discrete: true,
   },
+  loraRows: {
+    run: (make, a, b, c) => {
+      const segment = bnb.tensor([0, Math.min(a, 1), a], { dtype: "int32" });
+      const [y, x, down, up] = [make([a, b]), make([a, c]), make([2, 3, c]), make([2, 3, b])].map((one) =>
+        one.detach(),
+      );
+      return bnb.loraRows(y!, x!, down!, up!, segment);
+    },
+    discrete: true,
+  },
   sampleTokens: {
     run: (make, a, b, c) => {
       const rows = (value: number) => bnb.full([a * b], value);

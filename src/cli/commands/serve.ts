@@ -19,9 +19,9 @@ import { bytes, count } from "../terminal.js";
 export const serve = command({
   words: ["model"],
   about: `Serves a model as OpenAI's API does: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models. All requests
-are computed together. A browser finds a page to chat with it at /. GET /health says whether it is ready, /metrics how it
-goes (Prometheus). Listens for this machine alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end first; a
-second one ends at once.`,
+are computed together. A browser finds a page to chat with it at /. GET /health says whether it is ready, /metrics how
+it goes (Prometheus). Listens for this machine alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end
+first; a second one ends at once.`,
   options: {
     host: { type: "string", value: "NAME", default: "127.0.0.1", help: "where to listen; 0.0.0.0 for everybody" },
     port: { type: "string", value: "N", default: "8000", help: "0 takes a free one" },
