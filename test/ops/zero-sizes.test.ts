@@ -248,6 +248,7 @@ const cases: Record<string, Case> = {
       );
       return bnb.loraRows(y!, x!, down!, up!, segment);
     },
+    value: 1, // y stays as it is
     discrete: true,
   },
   sampleTokens: {
