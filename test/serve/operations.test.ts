@@ -199,9 +199,10 @@ describe("what is told", () => {
       ["bnb:kv_cache_usage_perc", 0],
       ["bnb:num_preemptions_total", 0],
       ["bnb:prefix_cache_hits_total", cached + 32],
-      ["bnb:engine_step_seconds_count", before + 10],
     ];
     for (const [name, value] of names) expect([name, await own.metric(name)]).toEqual([name, value]);
+    // A prompt goes in parts where steps take long.
+    expect(await own.metric("bnb:engine_step_seconds_count")).toBeGreaterThanOrEqual(before + 10);
     expect(await own.metric("bnb:eventloop_lag_seconds")).toBeGreaterThanOrEqual(0);
     const [whole] = own.lines;
     expect(own.lines[1]).toMatchObject({ promptTokens: 40, cachedTokens: 32, tokens: 5, finish: ["length"] });
