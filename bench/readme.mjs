@@ -79,7 +79,7 @@ function served(file) {
     const r = of(file, label);
     const waits = `first token ${number(r.firstTokenMsMedian)} ms, between tokens ${number(r.betweenTokensMsMedian)} ms`;
     return [
-      `bnb serve, a model of ${file.model.layers} layers, ${label}`,
+      `bnb serve, float32 model of ${file.model.layers} layers, ${file.model.hidden} wide, ${label}`,
       `${number(r.tokensPerSecond)} tokens/s`,
       waits,
     ];
@@ -91,9 +91,9 @@ function served(file) {
 }
 
 const { host } = linear;
-// The files may come from several runs: each is named with its date and commit.
+// The files may come from several runs: each is named with its date, commit and machine.
 const runs = new Map();
-for (const [what, { date, commit }] of Object.entries({
+for (const [what, { date, commit, host: own }] of Object.entries({
   "4-bit linear": linear,
   quantization: quantize,
   optimizers: optimizer,
@@ -102,12 +102,12 @@ for (const [what, { date, commit }] of Object.entries({
   "training memory": memory,
   ...(serve && { serving: serve }),
 })) {
-  const run = `${date}, commit ${commit}`;
+  const run = `${date}, commit ${commit}, on an ${own.cpu} (${own.isa})`;
   runs.set(run, [...(runs.get(run) ?? []), what]);
 }
-const when = [...runs].map(([run, what]) => `${what.join(", ")} on ${run}`).join("; ");
+const when = [...runs].map(([run, what]) => `${what.join(", ")}: ${run}`).join("; ");
 const text = [
-  `Medians on ${host.threads} threads of an ${host.cpu} (${host.isa}), Node ${host.node} (${when}):`,
+  `Medians on ${host.threads} threads, Node ${host.node} (${when}):`,
   "",
   "| what | | |",
   "|---|---|---|",
