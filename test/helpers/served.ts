@@ -1,4 +1,6 @@
 // A small model and servers of it, for tests.
+import type { ChildProcess } from "node:child_process";
+import { spawn } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import type { Server } from "node:http";
 import { createServer } from "node:http";
@@ -6,6 +8,7 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import OpenAI from "openai";
+import { expect } from "vitest";
 import type { CausalLM } from "../../src/models/index.js";
 import { AutoModelForCausalLM } from "../../src/models/index.js";
 import type { RequestLine, ServeHandler, ServeOptions } from "../../src/serve/index.js";
@@ -17,13 +20,15 @@ export interface TinyModel extends Disposable {
   readonly model: CausalLM;
 }
 
-/** One layer, tokens that are bytes, and room for 1,024 of them. */
-export async function tinyModel(): Promise<TinyModel> {
+/** One layer, and tokens that are bytes. `change` may change its files before it is loaded. */
+export async function tinyModel(positions = 1024, change: (folder: string) => void = () => {}): Promise<TinyModel> {
   const root = mkdtempSync(join(tmpdir(), "bnb-served-"));
   const folder = join(root, "model");
   const sizes = ["--hidden-size", "32", "--intermediate-size", "64", "--layers", "1", "--dtype", "float32"];
-  const { code, stderr } = await bnb("make-model", folder, ...sizes, "--device", "cpu");
+  const more = ["--positions", String(positions), "--device", "cpu"];
+  const { code, stderr } = await bnb("make-model", folder, ...sizes, ...more);
   if (code !== 0) throw new Error(stderr);
+  change(folder);
   const model = await AutoModelForCausalLM.fromPretrained(folder);
   const dispose = (): void => {
     model.dispose();
@@ -67,4 +72,41 @@ export async function serve(model: CausalLM, options: Partial<ServeOptions> = {}
 /** Looks until it is so. */
 export async function until(holds: () => boolean | Promise<boolean>): Promise<void> {
   while (!(await holds())) await new Promise((resolve) => setTimeout(resolve, 2));
+}
+
+/** Waits until nothing is computed any more, and looks that nothing was left behind. */
+export async function expectIdle(own: Running): Promise<void> {
+  await until(() => own.handler.size === 0);
+  for (const name of ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"]) {
+    expect([name, await own.metric(`bnb:${name}`)]).toEqual([name, 0]);
+  }
+}
+
+export interface ServeProcess {
+  readonly child: ChildProcess;
+  readonly client: OpenAI;
+  /** Resolves with its exit code and signal. */
+  readonly ended: Promise<unknown[]>;
+  /** What it has written to its standard error. */
+  log(): string;
+}
+
+/** `bnb serve` of a folder as a process of its own, once it says where it listens. `node`: options of Node itself. */
+export async function serveProcess(folder: string, node: readonly string[] = []): Promise<ServeProcess> {
+  const args = ["dist/cli/main.js", "serve", folder, "--port", "0", "--name", "tiny", "--device", "cpu"];
+  const child = spawn(process.execPath, [...node, ...args], { stdio: ["ignore", "pipe", "pipe"] });
+  let [out, log] = ["", ""];
+  child.stdout.on("data", (piece) => {
+    out += piece;
+  });
+  child.stderr.on("data", (piece) => {
+    log += piece;
+  });
+  const ended = new Promise<unknown[]>((resolve) => child.on("close", (...how) => resolve(how)));
+  let baseURL: string | undefined;
+  await until(() => {
+    baseURL = /is served at (http:[^,\s]+)/.exec(out)?.[1];
+    return baseURL !== undefined || child.exitCode !== null;
+  });
+  return { child, client: new OpenAI({ baseURL, apiKey: "none", maxRetries: 0 }), ended, log: () => log };
 }

@@ -1,15 +1,10 @@
 // A server of a small random model, and the official client that asks it.
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import type { AddressInfo } from "node:net";
-import { tmpdir } from "node:os";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import OpenAI from "openai";
-import { expect } from "vitest";
+import type OpenAI from "openai";
 import type { CausalLM } from "../../src/models/index.js";
-import { AutoModelForCausalLM } from "../../src/models/index.js";
 import type { ServeOptions } from "../../src/serve/index.js";
-import { createServer } from "../../src/serve/index.js";
-import { bnb } from "./bnb.js";
+import { serve, tinyModel } from "./served.js";
 
 export interface TinyServer {
   readonly model: CausalLM;
@@ -30,26 +25,16 @@ export async function tinyServer(
   options: Partial<ServeOptions> = {},
   change: (folder: string) => void = () => {},
 ): Promise<TinyServer> {
-  const root = mkdtempSync(join(tmpdir(), "bnb-serve-"));
-  const folder = join(root, "model");
-  const sizes = ["--hidden-size", "32", "--intermediate-size", "64", "--layers", "1", "--dtype", "float32"];
-  const made = await bnb("make-model", folder, ...sizes, "--positions", "2048", "--device", "cpu");
-  expect(made).toMatchObject({ code: 0 });
-  change(folder);
-  const model = await AutoModelForCausalLM.fromPretrained(folder, { deviceMap: "cpu" });
-  const server = createServer({ model, name: "tiny", ...options }).listen(0, "127.0.0.1");
-  await new Promise((resolve) => server.once("listening", resolve));
-  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/v1`;
-  while ((await fetch(url.replace("/v1", "/health"))).status !== 200) await new Promise((go) => setTimeout(go, 5));
+  const tiny = await tinyModel(2048, change);
+  const running = await serve(tiny.model, options);
+  await running.handler.ready;
   return {
-    model,
-    client: new OpenAI({ baseURL: url, apiKey: "none", maxRetries: 0 }),
-    url,
+    model: tiny.model,
+    client: running.client,
+    url: `${running.url}/v1`,
     async close() {
-      server.closeAllConnections();
-      await new Promise((resolve) => server.close(resolve));
-      model.dispose();
-      rmSync(root, { recursive: true });
+      await running[Symbol.asyncDispose]();
+      tiny[Symbol.dispose]();
     },
   };
 }

@@ -21,14 +21,15 @@ beforeAll(async () => {
 afterAll(() => tiny.close());
 
 const Person = z.object({ name: z.enum(["Ada", "Alan"]), born: z.number().int().min(0).max(2000) });
-const drawn = { temperature: 1, maxOutputTokens: 200, maxRetries: 0 };
+// Responses have no seed in this client: the likeliest text is the same each time.
+const greedy = { temperature: 0, maxOutputTokens: 200, maxRetries: 0 };
 
 describe.each(["openai-compatible", "openai"])("the AI SDK by @ai-sdk/%s", (name) => {
   it("streams texts", async () => {
-    const greedy = { ...drawn, temperature: 0, maxOutputTokens: 12 };
+    const short = { ...greedy, maxOutputTokens: 12 };
     const errors: unknown[] = [];
     const { textStream, usage } = streamText({
-      ...greedy,
+      ...short,
       model: models[name]!,
       prompt: "Hi",
       onError: ({ error }) => void errors.push(error),
@@ -39,12 +40,12 @@ describe.each(["openai-compatible", "openai"])("the AI SDK by @ai-sdk/%s", (name
     const [want] = await tiny.model.complete([{ role: "user", content: "Hi" }] as never, { maxNewTokens: 12 });
     expect(text).toBe(want!.text);
     expect((await usage).outputTokens).toBe(want!.tokens.length);
-    const whole = await generateText({ ...greedy, model: models[name]!, prompt: "Hi" });
+    const whole = await generateText({ ...short, model: models[name]!, prompt: "Hi" });
     expect(whole.text).toBe(text);
   });
 
   it("has objects of a schema", async () => {
-    const { object } = await generateObject({ ...drawn, model: models[name]!, schema: Person, prompt: "Who?" });
+    const { object } = await generateObject({ ...greedy, model: models[name]!, schema: Person, prompt: "Who?" });
     expect(Person.parse(object)).toEqual(object);
   });
 
@@ -59,7 +60,7 @@ describe.each(["openai-compatible", "openai"])("the AI SDK by @ai-sdk/%s", (name
       },
     });
     const called = await generateText({
-      ...drawn,
+      ...greedy,
       model: models[name]!,
       prompt: "Who?",
       tools: { find },
@@ -72,7 +73,7 @@ describe.each(["openai-compatible", "openai"])("the AI SDK by @ai-sdk/%s", (name
     const { messages } = called.response;
     const options = name === "openai" ? { providerOptions: { openai: { store: false } } } : {};
     const next = await generateText({
-      ...drawn,
+      ...greedy,
       ...options,
       maxOutputTokens: 5,
       model: models[name]!,
@@ -88,14 +89,16 @@ describe.each(["openai-compatible", "openai"])("the AI SDK by @ai-sdk/%s", (name
     const prompt = await tiny.model.tokenizer!.encode(text, { addSpecialTokens: false });
     expect(next.usage.inputTokens).toBe(prompt.length);
     const streamed = streamText({
-      ...drawn,
+      ...greedy,
       model: models[name]!,
       prompt: "Who?",
       tools: { find },
       toolChoice: "required",
     });
     const calls = await streamed.toolCalls;
-    for (const { input } of calls) expect(Person.parse(input)).toEqual(input);
-    expect(calls.length).toBeGreaterThan(0);
+    // As many calls as have room; the last one may be cut off.
+    const whole = (await streamed.finishReason) === "length" ? calls.slice(0, -1) : calls;
+    expect(whole.length).toBeGreaterThan(0);
+    for (const { input } of whole) expect(Person.parse(input)).toEqual(input);
   });
 });

@@ -7,7 +7,7 @@ import type { CausalLM } from "../../src/models/index.js";
 import { memory } from "../../src/tensor/scope.js";
 import { uniforms } from "../helpers/random.js";
 import type { Running, TinyModel } from "../helpers/served.js";
-import { serve, tinyModel, until } from "../helpers/served.js";
+import { expectIdle, serve, tinyModel } from "../helpers/served.js";
 
 let tiny: TinyModel;
 let model: CausalLM;
@@ -20,13 +20,6 @@ afterAll(() => tiny[Symbol.dispose]());
 const greedy = { model: "tiny", temperature: 0, ignore_eos: true } as const;
 const complete = ({ client }: Running, body: object): Promise<OpenAI.Completion> =>
   client.completions.create({ ...greedy, ...body } as never) as unknown as Promise<OpenAI.Completion>;
-
-async function expectIdle(own: Running): Promise<void> {
-  await until(() => own.handler.size === 0);
-  for (const name of ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"]) {
-    expect([name, await own.metric(`bnb:${name}`)]).toEqual([name, 0]);
-  }
-}
 
 interface Reading extends AsyncIterable<Uint8Array> {
   destroy(): void;

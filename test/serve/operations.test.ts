@@ -1,6 +1,3 @@
-// A server in operation: how many come in, what is refused at once, who has waited too long, what is told of it all, and how it
-// ends.
-import { spawn } from "node:child_process";
 import { once } from "node:events";
 import type { AddressInfo, Socket } from "node:net";
 import { connect } from "node:net";
@@ -9,7 +6,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { CausalLM } from "../../src/models/index.js";
 import { Admission } from "../../src/serve/admission.js";
 import type { Running, TinyModel } from "../helpers/served.js";
-import { serve, tinyModel, until } from "../helpers/served.js";
+import { serve, serveProcess, tinyModel, until } from "../helpers/served.js";
 
 let tiny: TinyModel;
 let model: CausalLM;
@@ -258,33 +255,8 @@ describe("what is told", () => {
 });
 
 describe("bnb serve as a process", () => {
-  const program = "dist/cli/main.js";
-  async function start(): Promise<{
-    child: ReturnType<typeof spawn>;
-    client: OpenAI;
-    ended: Promise<unknown[]>;
-    log: () => string;
-  }> {
-    const args = [program, "serve", tiny.folder, "--port", "0", "--name", "tiny", "--device", "cpu"];
-    const child = spawn(process.execPath, args, { stdio: ["ignore", "pipe", "pipe"] });
-    let [out, log] = ["", ""];
-    child.stdout.on("data", (piece) => {
-      out += piece;
-    });
-    child.stderr.on("data", (piece) => {
-      log += piece;
-    });
-    const ended = new Promise<unknown[]>((resolve) => child.on("close", (...how) => resolve(how)));
-    let baseURL: string | undefined;
-    await until(() => {
-      baseURL = /is served at (http:[^,\s]+)/.exec(out)?.[1];
-      return baseURL !== undefined || child.exitCode !== null;
-    });
-    return { child, client: new OpenAI({ baseURL, apiKey: "none", maxRetries: 0 }), ended, log: () => log };
-  }
-
   it("lets what runs end on SIGTERM", async () => {
-    const { child, client, ended, log } = await start();
+    const { child, client, ended, log } = await serveProcess(tiny.folder);
     const running = await stream(client, { ...long, max_tokens: 200 });
     let [tokens, finish] = [0, ""];
     for await (const { choices } of running) {
@@ -298,7 +270,7 @@ describe("bnb serve as a process", () => {
   });
 
   it("ends at once on the second", async () => {
-    const { child, client, ended } = await start();
+    const { child, client, ended } = await serveProcess(tiny.folder);
     const running = await stream(client, { ...long, n: 32 });
     const failed = (async () => {
       for await (const _ of running);

@@ -16,7 +16,8 @@ beforeAll(async () => {
 });
 afterAll(() => tiny[Symbol.dispose]());
 
-describe.skipIf(executablePath === undefined)("the chat page in a browser", () => {
+const why = executablePath === undefined ? ": skipped, there is no Chromium" : "";
+describe.skipIf(executablePath === undefined)(`the chat page in a browser${why}`, () => {
   let browser: Browser;
   beforeAll(async () => {
     const quiet = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"];

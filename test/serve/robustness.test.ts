@@ -1,18 +1,15 @@
-// What a server must bear: bodies that make no sense, clients who leave at any time, a device that fails. Nothing of it is a
-// 5xx that need not be one, nothing hangs, and nothing is left behind.
-import { spawn } from "node:child_process";
 import { writeFileSync } from "node:fs";
 import { connect } from "node:net";
 import { join } from "node:path";
-import OpenAI from "openai";
+import type OpenAI from "openai";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { CausalLM } from "../../src/models/index.js";
 import { BnbError } from "../../src/tensor/errors.js";
 import { memory } from "../../src/tensor/scope.js";
 import { mutatedBody } from "../helpers/mutated-body.js";
 import { uniforms } from "../helpers/random.js";
-import type { Running, TinyModel } from "../helpers/served.js";
-import { serve, tinyModel, until } from "../helpers/served.js";
+import type { TinyModel } from "../helpers/served.js";
+import { expectIdle, serve, serveProcess, tinyModel, until } from "../helpers/served.js";
 
 let tiny: TinyModel;
 let model: CausalLM;
@@ -28,14 +25,6 @@ afterEach(() => {
 
 const greedy = { model: "tiny", temperature: 0, ignore_eos: true } as const;
 const chat = { ...greedy, messages: [{ role: "user", content: "Hi there" }] };
-
-/** Nothing runs or waits, no page is in use, and the server still serves. */
-async function expectIdle(own: Running): Promise<void> {
-  await until(() => own.handler.size === 0);
-  const names = ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"];
-  const values = await Promise.all(names.map((name) => own.metric(`bnb:${name}`)));
-  expect(values).toEqual([0, 0, 0]);
-}
 
 /** Bodies to try: a few hundred unless BNB_BODIES says how many. */
 const bodies = Number(process.env["BNB_BODIES"] ?? 400);
@@ -269,22 +258,10 @@ describe("a fault of the device", () => {
          return step.apply(this, args);
        };`,
     );
-    const args = ["--require", preload, join(dist, "cli/main.js"), "serve", tiny.folder, "--port", "0", "--no-log"];
-    const child = spawn(process.execPath, [...args, "--name", "tiny", "--device", "cpu"]);
-    let [out, err] = ["", ""];
-    child.stdout.on("data", (piece) => {
-      out += piece;
-    });
-    child.stderr.on("data", (piece) => {
-      err += piece;
-    });
-    const ended = new Promise<unknown[]>((resolve) => child.on("close", (...how) => resolve(how)));
-    await until(() => /is served at http/.test(out) || child.exitCode !== null);
-    const baseURL = /is served at (http:[^,;\s]+)/.exec(out)?.[1];
-    const client = new OpenAI({ baseURL, apiKey: "none", maxRetries: 0 });
+    const { client, ended, log } = await serveProcess(tiny.folder, ["--require", preload]);
     const asked = client.completions.create({ ...greedy, prompt: "a", max_tokens: 60 } as never);
     await expect(asked).rejects.toThrow("500 generate: the device has gone");
     expect(await ended).toEqual([1, null]);
-    expect(err).toContain("bnb serve: generate: the device has gone");
+    expect(log()).toContain("bnb serve: generate: the device has gone");
   });
 });
