@@ -85,5 +85,7 @@ function niceTicks(low: number, high: number): number[] {
 }
 
 function round(value: number): string {
-  return String(Number(value.toPrecision(4)));
+  const short = Number(value.toPrecision(4));
+  // 0.00025 is wider than the margin: 2.5e-4.
+  return short !== 0 && Math.abs(short) < 1e-3 ? short.toExponential() : String(short);
 }
