@@ -1,3 +1,5 @@
+// A server in operation: how many come in, what is refused at once, who has waited too long, what is told of it all, and how it
+// ends.
 import { once } from "node:events";
 import type { AddressInfo, Socket } from "node:net";
 import { connect } from "node:net";

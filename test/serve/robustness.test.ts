@@ -1,3 +1,5 @@
+// What a server must bear: bodies that make no sense, clients who leave at any time, a device that fails. Nothing of it is a
+// 5xx that need not be one, nothing hangs, and nothing is left behind.
 import { writeFileSync } from "node:fs";
 import { connect } from "node:net";
 import { join } from "node:path";
