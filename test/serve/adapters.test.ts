@@ -95,7 +95,9 @@ describe("adapters given to the server", () => {
         return answer.data[0]!.embedding;
       }),
     );
-    const [facts, base, style] = got.map((vector) => (other: number[]) => Math.hypot(...vector.map((v, i) => v - other[i]!)));
+    const [facts, base, style] = got.map(
+      (vector) => (other: number[]) => Math.hypot(...vector.map((v, i) => v - other[i]!)),
+    );
     expect(Math.min(facts!(got[1]!), base!(got[2]!), style!(got[0]!))).toBeGreaterThan(0.01);
     expect(own.lines.map((line) => line.model)).toContain("facts");
   });

@@ -18,7 +18,7 @@ const parametersOf = ({ parameters }: ToolFunction): [name: string, schema: Sche
 function tag(one: ToolFunction): TagFormat {
   const required = ((one.parameters as Schema)["required"] ?? []) as readonly string[];
   const elements = parametersOf(one).map(([name, schema]) => {
-    const own = { type: "tag", begin: `<parameter=${name}>\n`, content: valueOf(schema, one), end: valueEnd };
+    const own = { type: "tag", begin: `<parameter=${name}>\n`, content: formatOf(schema, one), end: valueEnd };
     return required.includes(name) ? own : { type: "or", elements: [own, empty] };
   });
   const content = elements.length > 0 ? { type: "sequence", elements } : empty;
@@ -26,7 +26,7 @@ function tag(one: ToolFunction): TagFormat {
 }
 
 /** What a value may be. */
-function valueOf(given: Schema, { parameters, strict }: ToolFunction): TagFormat {
+function formatOf(given: Schema, { parameters, strict }: ToolFunction): TagFormat {
   const schema = resolved(given, parameters as Schema);
   const choices = choicesOf(schema);
   if (choices) {
@@ -107,7 +107,9 @@ class XmlReader implements ArgumentsReader {
 
   constructor(one: ToolFunction | undefined) {
     const own = one ? parametersOf(one) : [];
-    this.#types = new Map(own.map(([name, schema]) => [name, typesOf(schema, (one as ToolFunction).parameters as Schema)]));
+    this.#types = new Map(
+      own.map(([name, schema]) => [name, typesOf(schema, (one as ToolFunction).parameters as Schema)]),
+    );
   }
 
   read(text: string): PiecesOfJson {
@@ -119,7 +121,10 @@ class XmlReader implements ArgumentsReader {
       if (!value) {
         const head = /^\s*<parameter=([^>]*)>\n/.exec(rest);
         const end = /^\s*<\/function>/.exec(rest);
-        if (!head) return end ? { json: `${json}}`, rest: rest.slice(end[0].length), isOver: true } : { json, rest, isOver: false };
+        if (!head)
+          return end
+            ? { json: `${json}}`, rest: rest.slice(end[0].length), isOver: true }
+            : { json, rest, isOver: false };
         const name = head[1] as string;
         this.#current = this.#types.get(name) ?? new Set(all);
         json += `${this.#isFirst ? "" : ", "}${JSON.stringify(name)}: ${isText(this.#current) ? '"' : ""}`;

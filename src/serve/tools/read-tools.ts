@@ -58,7 +58,8 @@ export function toolUse(
   if (choice === "auto") {
     return { dialect, described, functions, format: sourceOf(dialect.textWithCalls(functions, isParallel)) };
   }
-  if (choice === "required") return { dialect, described, functions, format: sourceOf(dialect.calls(functions, isParallel)) };
+  if (choice === "required")
+    return { dialect, described, functions, format: sourceOf(dialect.calls(functions, isParallel)) };
   const named = functions.filter(({ name }) => name === choice.name);
   if (named.length === 0) throw wrongField("tool_choice", `one of the tools: ${names.join(", ")}`, choice.name);
   return { dialect, described, functions, format: sourceOf(dialect.calls(named, false)) };
