@@ -13,7 +13,7 @@ import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { headLoss } from "./head-loss.js";
 import { isSample, loopChecks } from "./language-trainer.js";
-import type { BatchLoss, LoopOptions, LossContext } from "./loop-types.js";
+import type { BatchLoss, Evaluation, LoopOptions, LossContext } from "./loop-types.js";
 import { raggedBatch } from "./ragged.js";
 import type { PreferencePair, Sample } from "./sample.js";
 import { countedTokens } from "./sample.js";
@@ -69,6 +69,14 @@ export class DPOTrainer extends TrainingLoop<PreferencePair> {
         `DPOTrainer: both answers of a pair must have tokens that count, got none in pair ${i}`,
       );
     }
+  }
+
+  /**
+   * Mean loss of the evaluation data, `rewardChosen`, `rewardRejected`, `rewardMargin` and `rewardAccuracy`. The model is left
+   * as it was.
+   */
+  override evaluate(samples?: readonly PreferencePair[]): Promise<Evaluation> {
+    return this.measured(samples);
   }
 
   protected override partsOf({ chosen, rejected }: PreferencePair): readonly Sample[] {

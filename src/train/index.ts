@@ -6,7 +6,7 @@ export { type Dataset, type DatasetOptions, loadDataset, loadPreferences } from 
 export { DPOTrainer, type DPOTrainerOptions } from "./dpo-trainer.js";
 export { Trainer, type TrainerOptions } from "./language-trainer.js";
 export type { LogEntry } from "./log-entry.js";
-export type { StepEvent, TrainerEvents, TrainResult } from "./loop-types.js";
+export type { Evaluation, StepEvent, TrainerEvents, TrainResult } from "./loop-types.js";
 export { type OptimName, optimNames } from "./optim-names.js";
 export type { ReportTarget } from "./reports.js";
 export type { DataFormat, DataSource } from "./rows.js";

@@ -7,7 +7,7 @@ import type { Check } from "../tensor/checks.js";
 import { anInstance, arrayOf, required } from "../tensor/checks.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { headLoss } from "./head-loss.js";
-import type { BatchLoss, LoopOptions, LossContext } from "./loop-types.js";
+import type { BatchLoss, Evaluation, LoopOptions, LossContext } from "./loop-types.js";
 import { raggedBatch } from "./ragged.js";
 import type { Sample } from "./sample.js";
 import { countedTokens } from "./sample.js";
@@ -50,6 +50,12 @@ export class Trainer extends TrainingLoop<Sample> {
   constructor(options: TrainerOptions) {
     checkOptions("Trainer", options, trainerOptions);
     super("Trainer", options);
+  }
+
+  /** Mean loss of the evaluation data, and its exponential. The model is left as it was. */
+  override async evaluate(samples?: readonly Sample[]): Promise<Evaluation & { readonly perplexity: number }> {
+    const { loss } = await this.measured(samples);
+    return { loss, perplexity: Math.exp(loss) };
   }
 
   protected override partsOf(sample: Sample): readonly Sample[] {

@@ -29,6 +29,12 @@ export interface TrainerEvents {
   save: [{ readonly step: number; readonly path: string }];
 }
 
+/** Means over the samples of an evaluation. */
+export interface Evaluation {
+  readonly loss: number;
+  readonly [name: string]: number;
+}
+
 /** What a run leaves. */
 export interface TrainResult {
   /** Steps done in all. */

@@ -17,7 +17,7 @@ import type { Checkpoint } from "./checkpoints.js";
 import { CheckpointFolder, makeRunFolder, readCheckpoint } from "./checkpoints.js";
 import { DataOrder } from "./data-order.js";
 import type { LogEntry } from "./log-entry.js";
-import type { BatchLoss, LoopOptions, LossContext, TrainerEvents, TrainResult } from "./loop-types.js";
+import type { BatchLoss, Evaluation, LoopOptions, LossContext, TrainerEvents, TrainResult } from "./loop-types.js";
 import { LossScaler } from "./loss-scaler.js";
 import { makeOptimizer, makeSchedule, readOptimArgs } from "./make-optimizer.js";
 import { EmbeddingNoise } from "./noise.js";
@@ -136,22 +136,31 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     }
   }
 
-  /** Mean loss of the evaluation data, and its exponential. The model is left as it was. */
-  async evaluate(samples: readonly S[] = this.#evalData): Promise<{ loss: number; perplexity: number }> {
+  /** The loss and other means of the evaluation data, or of these samples. The model is left as it was. */
+  abstract evaluate(samples?: readonly S[]): Promise<Evaluation>;
+
+  /** The mean loss of samples, and the other means that `lossOf` gives, without gradients. */
+  protected async measured(samples: readonly S[] = this.#evalData): Promise<Evaluation> {
     const { model } = this;
     const wasTraining = model.training;
     model.eval();
-    let [sum, weight] = [0, 0];
+    const sums: Record<string, number> = {};
+    let weight = 0;
     try {
       for (let at = 0; at < samples.length; at += this.args.perDeviceEvalBatchSize) {
         this.#throwIfAborted();
         const batch = samples.slice(at, at + this.args.perDeviceEvalBatchSize);
-        const loss = noGrad(() => tidy(() => this.lossOf(batch, { onBounds: () => undefined, gradient: 1 }).loss));
+        const means = noGrad(() =>
+          tidy(() => {
+            const { loss, metrics = {} } = this.lossOf(batch, { onBounds: () => undefined, gradient: 1 });
+            return { loss, ...metrics };
+          }),
+        );
         const of = this.weightOf(batch);
         try {
-          sum += (await loss.item()) * of;
+          for (const [name, mean] of Object.entries(means)) sums[name] = (sums[name] ?? 0) + (await mean.item()) * of;
         } finally {
-          loss.dispose();
+          for (const mean of Object.values(means)) mean.dispose();
         }
         weight += of;
       }
@@ -161,7 +170,8 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     if (weight === 0) {
       throw new BnbError("ERR_BNB_ARGUMENT", `${this.#op}.evaluate: the data must hold a sample, got none`);
     }
-    return { loss: sum / weight, perplexity: Math.exp(sum / weight) };
+    const means = Object.entries(sums).map(([name, sum]) => [name, sum / weight] as const);
+    return Object.fromEntries(means) as Evaluation;
   }
 
   *#samples(): Iterable<readonly Sample[]> {
@@ -298,11 +308,12 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
   }
 
   async #evaluated(run: RunState, epoch: number): Promise<boolean> {
-    const { loss: evalLoss, perplexity: evalPerplexity } = await this.evaluate();
-    const isBest = run.bestLoss === null || evalLoss < run.bestLoss;
-    if (isBest) Object.assign(run, { bestLoss: evalLoss, bestStep: run.step, evaluationsSinceBest: 0 });
+    const found = await this.evaluate();
+    const isBest = run.bestLoss === null || found.loss < run.bestLoss;
+    if (isBest) Object.assign(run, { bestLoss: found.loss, bestStep: run.step, evaluationsSinceBest: 0 });
     else run.evaluationsSinceBest++;
-    await this.#log(run, "evaluate", { step: run.step, epoch, evalLoss, evalPerplexity });
+    const told = Object.entries(found).map(([name, value]) => [`eval${name[0]?.toUpperCase()}${name.slice(1)}`, value]);
+    await this.#log(run, "evaluate", { step: run.step, epoch, ...Object.fromEntries(told) });
     return isBest;
   }
 
