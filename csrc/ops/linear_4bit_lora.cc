@@ -1,6 +1,6 @@
-// y = x @ dequantize(w)^T + bias + residual + scaling * drop(x) A^T B^T in one call, and its gradients: a frozen 4-bit layer
-// with an adapter. The adapter's products read x and dy as they are and add to what the base made, so that nothing as wide
-// as x or y is written for it; what dropout left is made again on the way back.
+// y = x @ dequantize(w)^T + bias + residual + scaling * drop(x) A^T B^T in one call, and its gradients: a frozen 4-bit
+// layer with an adapter. The adapter's products read x and dy as they are and add to what the base made, so that
+// nothing as wide as x or y is written for it; what dropout left is made again on the way back.
 
 #include "kernels/dropout.h"
 #include "kernels/elementwise.h"
@@ -18,7 +18,8 @@ struct LoraFactor {
 };
 
 // c = or += a b, of any dtypes, summed in float32.
-void multiply_low(const LoraFactor& a, const LoraFactor& b, const Tensor& c, int64_t m, int64_t n, int64_t k, bool accumulate) {
+void multiply_low(const LoraFactor& a, const LoraFactor& b, const Tensor& c, int64_t m, int64_t n, int64_t k,
+                  bool accumulate) {
   if (m == 0 || n == 0 || (accumulate && k == 0)) return;
   enqueue(kernels::matmul, c.device(),
           MatmulArgs{.a = a.tensor.data(),
@@ -67,7 +68,7 @@ struct LoraSizes {
 };
 
 LoraSizes check_lora(const char* op, const Tensor& x, const Quantized4Bit& weight, const Tensor& a, const Tensor& b,
-            const LoraDropout& dropout) {
+                     const LoraDropout& dropout) {
   check_shape(weight.shape.ndim() == 2, op, "weight must be a matrix [outFeatures, inFeatures], got ", weight.shape);
   const int64_t n = weight.shape[0], k = weight.shape[1];
   check_float(op, "x", x);
@@ -78,8 +79,8 @@ LoraSizes check_lora(const char* op, const Tensor& x, const Quantized4Bit& weigh
   check_shape(a.ndim() == 2 && a.shape()[1] == k, op, "a must have shape [r, ", k, "], got ", a.shape());
   check_shape_is(op, "b", b, {n, a.shape()[0]});
   check_option(dropout.p >= 0 && dropout.p <= 1, op, "p must be in [0, 1], got ", dropout.p);
-  check_option(dropout.seed >= 0 && dropout.offset >= 0, op, "seed and offset must not be negative, got ",
-               dropout.seed, " and ", dropout.offset);
+  check_option(dropout.seed >= 0 && dropout.offset >= 0, op, "seed and offset must not be negative, got ", dropout.seed,
+               " and ", dropout.offset);
   return {x.shape().product(0, -1), n, k, a.shape()[0]};
 }
 

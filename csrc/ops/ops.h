@@ -263,8 +263,8 @@ std::tuple<std::optional<Tensor>, std::optional<Tensor>> linear_4bit_backward(co
                                                                               const Quantized4Bit& weight,
                                                                               DType bias_dtype, bool needs_x,
                                                                               bool needs_bias);
-// linear_4bit + scaling * dropout(x, p) a^T b^T for an adapter a [r, K], b [N, r]; and the scaled product [rows, r] before b,
-// which the gradients take as `low`.
+// linear_4bit + scaling * dropout(x, p) a^T b^T for an adapter a [r, K], b [N, r]; and the scaled product [rows, r]
+// before b, which the gradients take as `low`.
 std::tuple<Tensor, Tensor> linear_4bit_lora(const Tensor& x, const Quantized4Bit& weight,
                                             const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
                                             const Tensor& a, const Tensor& b, double scaling, double p, int64_t seed,

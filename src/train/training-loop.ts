@@ -26,6 +26,8 @@ import type { RunState } from "./run-state.js";
 import { dataHash, newRunState } from "./run-state.js";
 import type { Sample } from "./sample.js";
 import { countedTokens } from "./sample.js";
+import type { SampleList } from "./stored-samples.js";
+import { StoredSamples } from "./stored-samples.js";
 import { restoreOptimizer, restoreWeights, snapshotState } from "./tensor-state.js";
 
 /** The training loop over samples of type S. */
@@ -34,8 +36,8 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
   readonly args: ResolvedArguments;
   readonly #op: string;
   readonly #signal: AbortSignal | undefined;
-  readonly #data: readonly S[];
-  readonly #evalData: readonly S[];
+  readonly #data: SampleList<S>;
+  readonly #evalData: SampleList<S>;
   readonly #generators: readonly Generator[];
   readonly #order: DataOrder;
   readonly #folder: CheckpointFolder;
@@ -55,7 +57,8 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     this.#data = trainDataset;
     this.#evalData = evalDataset;
     this.#generators = [defaultGenerator, ...generators];
-    const lengths = trainDataset.map((sample) => this.partsOf(sample).reduce((sum, { ids }) => sum + ids.length, 0));
+    const lengthOf = (sample: S): number => this.partsOf(sample).reduce((sum, { ids }) => sum + ids.length, 0);
+    const lengths = trainDataset instanceof StoredSamples ? trainDataset.lengths : Array.from(trainDataset, lengthOf);
     this.#order = new DataOrder(lengths, this.args, args.maxLength);
     const { reportTo, bf16, fp16 } = this.args;
     this.#folder = new CheckpointFolder(this.args.outputDir);
@@ -137,10 +140,10 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
   }
 
   /** The loss and other means of the evaluation data, or of these samples. The model is left as it was. */
-  abstract evaluate(samples?: readonly S[]): Promise<Evaluation>;
+  abstract evaluate(samples?: SampleList<S>): Promise<Evaluation>;
 
   /** The mean loss of samples, and the other means that `lossOf` gives, without gradients. */
-  protected async measured(samples: readonly S[] = this.#evalData): Promise<Evaluation> {
+  protected async measured(samples: SampleList<S> = this.#evalData): Promise<Evaluation> {
     const { model } = this;
     const wasTraining = model.training;
     model.eval();
@@ -222,7 +225,7 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
   async #step(at: Running) {
     const { run, optimizer, schedule, scaler, noise } = at;
     const before = this.#generatorStates();
-    const batches = this.#order.next(run).map((numbers) => numbers.map((i) => this.#data[i] as S));
+    const batches = this.#order.next(run).map((numbers) => numbers.map((i) => this.#data.at(i) as S));
     const weight = batches.reduce((sum, batch) => sum + this.weightOf(batch), 0);
     const scale = scaler?.scale ?? 1;
     let loss = 0;

@@ -162,11 +162,38 @@ describe("a fine-tuning", () => {
   });
 });
 
+describe("samples on disk", () => {
+  it("give the bits that samples in memory give, also when the run goes on, and leave no file", async () => {
+    const [memory, disk] = [newOutput(), newOutput()];
+    const settings = ["--steps", "4", "--accumulate", "1", "--config", file("training: {saveSteps: 1}", "yaml")];
+    await run(memory, ...settings);
+    await run(disk, ...settings, "--on-disk", "--eval-data", data);
+    const adapter = (folder: string) => readFileSync(join(folder, "adapter_model.safetensors"));
+    expect(adapter(disk).equals(adapter(memory))).toBe(true);
+    for (const name of ["checkpoint-4", "adapter_model.safetensors"]) rmSync(join(disk, name), { recursive: true });
+    await run(disk, ...settings, "--on-disk", "--resume");
+    expect(adapter(disk).equals(adapter(memory))).toBe(true);
+    expect(readdirSync(disk).filter((name) => name.endsWith(".tokens"))).toEqual([]);
+  });
+});
+
 describe("pairs of answers", () => {
   const pairs = file(
     lines(rows.map(({ messages: [ask, answer] }) => ({ prompt: [ask], chosen: [answer], rejected: "No idea." }))),
   );
-  const settings = ["--data", pairs, "--eval-data", pairs, "--steps", "12", "--accumulate", "1", "--dropout", "0"];
+  const settings = [
+    "--on-disk",
+    "--data",
+    pairs,
+    "--eval-data",
+    pairs,
+    "--steps",
+    "12",
+    "--accumulate",
+    "1",
+    "--dropout",
+    "0",
+  ];
 
   it("are known by their columns; the better answers win, and the page shows it", async () => {
     const output = newOutput();

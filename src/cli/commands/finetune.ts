@@ -7,13 +7,14 @@ import { getPeftModel } from "../../peft/index.js";
 import { BnbError } from "../../tensor/errors.js";
 import { memory } from "../../tensor/scope.js";
 import { CheckpointFolder } from "../../train/checkpoints.js";
-import type { Dataset, LogEntry, StepEvent, TrainResult } from "../../train/index.js";
+import type { Dataset, LogEntry, SampleList, StepEvent, TrainResult } from "../../train/index.js";
+import { StoredSamples } from "../../train/index.js";
 import { countedTokens } from "../../train/sample.js";
 import type { Call, Outcome } from "../command.js";
 import { command, usageError } from "../command.js";
 import type { FinetuneReport } from "../finetune/report.js";
 import { finetunePage } from "../finetune/report.js";
-import { beforeAndAfter } from "../finetune/samples.js";
+import { beforeAndAfter, SHOWN } from "../finetune/samples.js";
 import type { FinetuneSettings } from "../finetune/settings.js";
 import { finetuneOptions, finetuneSettings, LONGEST, quantizationOf } from "../finetune/settings.js";
 import type { Task } from "../finetune/task.js";
@@ -34,8 +35,8 @@ export const finetune = command({
 prompt, chosen and rejected, of which is learned to prefer the chosen answer (DPO).
 A run that was stopped or killed goes on with --resume, to the bit as if it had not been.`,
   options,
-  notes: `A config file has the keys data, evalData, output, task, beta, base, maxLength, skipBadRows, tooLong, chatTemplate,
-prompts, report, lora (r, loraAlpha, targetModules and all else of a LoraConfig) and training (learningRate, evalSteps, saveSteps and
+  notes: `A config file has the keys data, evalData, output, task, beta, base, maxLength, skipBadRows, onDisk, tooLong,
+chatTemplate, prompts, report, lora (r, loraAlpha, targetModules and all else of a LoraConfig) and training (learningRate, evalSteps, saveSteps and
 all else of TrainingArguments).`,
   async run(call) {
     const settings = await finetuneSettings(call.values);
@@ -53,9 +54,10 @@ async function tuned<S>(task: Task<S>, settings: FinetuneSettings, call: Call<ty
   await checkFiles(settings, values.resume, name);
   const { base, quantizationConfig } = await baseOf(name, settings, call);
   const model = await loadModel(name, call, { quantizationConfig });
+  const stored: StoredSamples<S>[] = [];
   try {
     const maxLength = lengthOf(model, name, settings);
-    const reading = { task, model, settings, maxLength, terminal, signal };
+    const reading = { task, model, settings, maxLength, terminal, signal, stored };
     const dataset = await read("data", data, reading);
     const evaluationData = evalData === null ? null : await read("evaluation", evalData, reading);
     const generator = new Generator(seed);
@@ -71,7 +73,7 @@ async function tuned<S>(task: Task<S>, settings: FinetuneSettings, call: Call<ty
     const result = await trainer.train().catch((error: unknown) => tellWhereItStands(error, output, terminal));
     const seconds = (performance.now() - began) / 1000;
     await peft.savePretrained(output);
-    const shown = (evaluationData ?? dataset).samples.map((sample) => task.parts(sample)[0]);
+    const shown = (evaluationData ?? dataset).samples.slice(0, SHOWN).map((sample) => task.parts(sample)[0]);
     const { chatTemplate, prompts } = settings;
     const texts = await beforeAndAfter(peft, prompts, shown, { chatTemplate, signal });
     const { trainable, all } = peft.trainableParameters();
@@ -101,6 +103,7 @@ async function tuned<S>(task: Task<S>, settings: FinetuneSettings, call: Call<ty
     const done = { output, task: task.name, base, steps, loss, evalLoss, evaluation, trainable, checkpoint, bestStep };
     return { json: { ...done, report, texts, commands } };
   } finally {
+    for (const samples of stored) samples.dispose();
     model.dispose();
   }
 }
@@ -142,19 +145,23 @@ interface Reading<S> {
   readonly maxLength: number;
   readonly terminal: Terminal;
   readonly signal: AbortSignal;
+  /** Gets what lies in files. */
+  readonly stored: StoredSamples<S>[];
 }
 
-async function read<S>(what: string, path: string, reading: Reading<S>): Promise<Dataset<S>> {
-  const { task, model, settings, maxLength, terminal, signal } = reading;
-  const { chatTemplate, skipBadRows, tooLong } = settings;
-  const dataset = await task.load(path, {
+async function read<S>(what: string, path: string, reading: Reading<S>): Promise<Dataset<S, SampleList<S>>> {
+  const { task, model, settings, maxLength, terminal, signal, stored } = reading;
+  const { chatTemplate, skipBadRows, tooLong, output, onDisk } = settings;
+  const options = {
     tokenizer: model.tokenizerFor("finetune"),
     maxLength,
     ...(chatTemplate !== undefined && { chatTemplate }),
     onBadRow: skipBadRows ? "skip" : "error",
     onTooLong: tooLong === "cut" ? "truncate" : tooLong,
     signal,
-  });
+  } as const;
+  const dataset = await task.load(path, options, onDisk ? join(output, `${what}.tokens`) : null);
+  if (dataset.samples instanceof StoredSamples) stored.push(dataset.samples);
   const { samples, truncated, skipped } = dataset;
   const cut = truncated === 0 ? "" : `, ${count(truncated)} cut at ${count(maxLength)} tokens`;
   const learned = `${count(tokensOf(task, dataset))} tokens to learn`;
@@ -164,8 +171,11 @@ async function read<S>(what: string, path: string, reading: Reading<S>): Promise
   return dataset;
 }
 
-const tokensOf = <S>({ parts }: Task<S>, { samples }: Dataset<S>): number =>
-  samples.flatMap((sample) => parts(sample)).reduce((sum, part) => sum + countedTokens(part), 0);
+function tokensOf<S>({ parts }: Task<S>, { samples }: Dataset<S, SampleList<S>>): number {
+  let tokens = 0;
+  for (const sample of samples) for (const part of parts(sample)) tokens += countedTokens(part);
+  return tokens;
+}
 
 function showSteps<S>(
   trainer: ReturnType<Task<S>["trainer"]>,

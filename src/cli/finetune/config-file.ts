@@ -34,6 +34,7 @@ export interface FinetuneConfig {
   base?: BaseFormat;
   maxLength?: number;
   skipBadRows?: boolean;
+  onDisk?: boolean;
   tooLong?: (typeof tooLongChoices)[number];
   chatTemplate?: string;
   prompts?: readonly string[];
@@ -50,6 +51,7 @@ const configTable = optionTable<FinetuneConfig>({
   base: oneOf(baseFormats),
   maxLength: anInteger(2),
   skipBadRows: aBoolean,
+  onDisk: aBoolean,
   tooLong: oneOf(tooLongChoices),
   chatTemplate: aString,
   prompts: arrayOf(aString),

@@ -40,6 +40,7 @@ export const finetuneOptions = {
   "max-length": { type: "string", value: "N", help: "tokens of a sample (default the model's, at most 2048)" },
   packing: { type: "boolean", help: "fill batches with as many samples as fit" },
   "too-long": { type: "string", value: "WHAT", help: "longer samples: cut, skip or error (default cut)" },
+  "on-disk": { type: "boolean", help: "samples stay in a file of --output: for data larger than memory" },
   "skip-bad-rows": { type: "boolean", help: "leave out rows that cannot be used, instead of ending" },
   prompt: { type: "string", value: "TEXT", multiple: true, help: "for samples before and after; may be repeated" },
   seed: { type: "string", value: "N", help: "of adapters, order and dropout (default 42)" },
@@ -66,6 +67,7 @@ export interface FinetuneSettings {
   /** null: what the model has, at most LONGEST. */
   readonly maxLength: number | null;
   readonly skipBadRows: boolean;
+  readonly onDisk: boolean;
   readonly tooLong: (typeof tooLongChoices)[number];
   readonly chatTemplate: string | undefined;
   readonly prompts: readonly string[];
@@ -104,6 +106,7 @@ export async function finetuneSettings(values: Values): Promise<FinetuneSettings
     beta,
     base: base ?? null,
     maxLength: maxLength ?? null,
+    onDisk: values["on-disk"] || (config.onDisk ?? false),
     skipBadRows: values["skip-bad-rows"] || (config.skipBadRows ?? false),
     tooLong: choice("--too-long", tooLong, tooLongChoices),
     chatTemplate: config.chatTemplate,

@@ -2,8 +2,15 @@
 import type { EventEmitter } from "node:events";
 import type { CausalLM } from "../../models/index.js";
 import type { PeftModel } from "../../peft/index.js";
-import type { Dataset, DatasetOptions, LogEntry, PreferencePair, Sample } from "../../train/index.js";
-import { DPOTrainer, loadDataset, loadPreferences, Trainer } from "../../train/index.js";
+import type { Dataset, DatasetOptions, LogEntry, PreferencePair, Sample, SampleList } from "../../train/index.js";
+import {
+  DPOTrainer,
+  loadDataset,
+  loadPreferences,
+  storeDataset,
+  storePreferences,
+  Trainer,
+} from "../../train/index.js";
 import type { LoopOptions, TrainerEvents, TrainResult } from "../../train/loop-types.js";
 import { readRows } from "../../train/rows.js";
 
@@ -27,7 +34,8 @@ export interface Task<S> {
   /** What the loss is in. */
   readonly lossUnit: string;
   readonly charts: readonly Chart[];
-  load(path: string, options: DatasetOptions): Promise<Dataset<S>>;
+  /** `store`: the file that the samples go into, or null for memory. */
+  load(path: string, options: DatasetOptions, store: string | null): Promise<Dataset<S, SampleList<S>>>;
   /** The samples of token ids; the first is what the model is wanted to say. */
   parts(sample: S): readonly [Sample, ...Sample[]];
   trainer(
@@ -44,7 +52,7 @@ export const supervised: Task<Sample> = {
   noun: "samples",
   lossUnit: "nats a token",
   charts: [],
-  load: loadDataset,
+  load: (path, options, store) => (store === null ? loadDataset(path, options) : storeDataset(path, store, options)),
   parts: (sample) => [sample],
   trainer: (peft, options) => new Trainer({ ...options, model: peft.model }),
   words: ({ evalPerplexity = Number.NaN }) => `perplexity ${evalPerplexity.toFixed(2)}`,
@@ -73,7 +81,8 @@ export const preference = (beta: number | undefined): Task<PreferencePair> => ({
       ],
     },
   ],
-  load: loadPreferences,
+  load: (path, options, store) =>
+    store === null ? loadPreferences(path, options) : storePreferences(path, store, options),
   parts: ({ chosen, rejected }) => [chosen, rejected],
   trainer: (model, options) => new DPOTrainer({ ...options, model, ...(beta !== undefined && { beta }) }),
   words: ({ evalRewardAccuracy = Number.NaN, evalRewardMargin = Number.NaN }) =>
