@@ -1,6 +1,7 @@
 // The public names of bitsandbytes-node/nn.
 
 export { uninitialized } from "../tensor/placeholder.js";
+export * from "./activations.js";
 export * from "./containers.js";
 export * from "./dropout.js";
 export * from "./embedding.js";

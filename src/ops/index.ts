@@ -45,6 +45,7 @@ export {
   matmul4bit,
 } from "./linear-4bit.js";
 export { loraRows } from "./lora-rows.js";
+export { bceWithLogitsLoss, type LossOptions, l1Loss, mseLoss } from "./losses.js";
 export * from "./matmul.js";
 export { type MatmulLtOptions, MatmulLtState } from "./matmul-lt.js";
 export * from "./packed-dict.js";

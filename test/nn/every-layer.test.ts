@@ -4,14 +4,26 @@ import { describe, expect, it } from "vitest";
 import { backward } from "../../src/autograd/backward.js";
 import * as nn from "../../src/nn/index.js";
 import {
+  add,
   cast,
   clone,
   dequantize4bit,
   embedding,
+  exp,
+  gelu,
+  geluTanh,
   int8VectorwiseDequant,
   layerNorm,
   linear,
+  logSoftmax,
+  maximum,
+  mul,
+  neg,
+  reciprocal,
+  reshape,
   rmsNorm,
+  sigmoid,
+  sub,
 } from "../../src/ops/index.js";
 import { LoraLinear } from "../../src/peft/index.js";
 import { tensor } from "../../src/tensor/create.js";
@@ -117,6 +129,14 @@ const cases: LayerCase[] = [
     plain: (x, p) => rmsNorm(x, p.weight as Tensor),
   },
   { name: "Dropout", make: () => new nn.Dropout(0), takes: any, plain: (x) => clone(x) },
+  { name: "ReLU", make: () => new nn.ReLU(), takes: any, plain: (x) => maximum(x, 0) },
+  { name: "SiLU", make: () => new nn.SiLU(), takes: any, plain: (x) => mul(x, sigmoid(x)) },
+  { name: "Tanh", make: () => new nn.Tanh(), takes: any, plain: (x) => sub(mul(sigmoid(mul(x, 2)), 2), 1) },
+  { name: "Sigmoid", make: () => new nn.Sigmoid(), takes: any, plain: (x) => reciprocal(add(exp(neg(x)), 1)) },
+  { name: "GELU", make: () => new nn.GELU(), takes: any, plain: (x) => gelu(x) },
+  { name: "GELU", make: () => new nn.GELU({ approximate: "tanh" }), takes: any, plain: (x) => geluTanh(x) },
+  { name: "Softmax", make: () => new nn.Softmax(), takes: any, plain: (x) => exp(logSoftmax(x)) },
+  { name: "Flatten", make: () => new nn.Flatten(0), takes: any, plain: (x) => reshape(x, [x.size]) },
   {
     name: "Embedding",
     make: (dtype, device) => new nn.Embedding(k, n, { dtype, device }),

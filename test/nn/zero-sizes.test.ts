@@ -18,6 +18,13 @@ const normalized: Record<string, Make> = {
   RMSNorm: (i, _, dtype) => new nn.RMSNorm(i, { dtype }),
   LayerNorm: (i, _, dtype) => new nn.LayerNorm(i, { dtype }),
   Dropout: () => new nn.Dropout(0.5),
+  ReLU: () => new nn.ReLU(),
+  SiLU: () => new nn.SiLU(),
+  Tanh: () => new nn.Tanh(),
+  Sigmoid: () => new nn.Sigmoid(),
+  GELU: () => new nn.GELU(),
+  Softmax: () => new nn.Softmax(),
+  Flatten: () => new nn.Flatten(-1),
 };
 const embeddings: Record<string, Make> = {
   Embedding: (i, o, dtype) => new nn.Embedding(i, o, { dtype, scaleGradByFreq: true, maxNorm: 1 }),

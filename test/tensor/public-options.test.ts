@@ -164,7 +164,9 @@ const withOptions: Record<string, Entry> = {
     "nn.findOutlierDims": { call: (o) => nn.findOutlierDims(bnb.rand([4, 4]), o) },
     "nn.replaceParameter4bit": { call: (o) => nn.replaceParameter4bit(new nn.Linear(64, 2), "weight", o) },
     "nn.LayerNorm": { call: (o) => new nn.LayerNorm(4, o) }, "nn.RMSNorm": { call: (o) => new nn.RMSNorm(4, o) },
-    "nn.Dropout": { call: (o) => new nn.Dropout(0.5, o) },
+    "nn.Dropout": { call: (o) => new nn.Dropout(0.5, o) }, "nn.GELU": { call: (o) => new nn.GELU(o) },
+    mseLoss: { call: (o) => bnb.mseLoss(x, x, o) }, l1Loss: { call: (o) => bnb.l1Loss(x, x, o) },
+    bceWithLogitsLoss: { call: (o) => bnb.bceWithLogitsLoss(x, x, o) },
     "nn.Parameter": { call: (o) => new nn.Parameter(bnb.rand([2]), o) },
     "nn.Params4bit": { call: (o) => new nn.Params4bit(bnb.rand([2, 64]), o) },
     "nn.replaceLinear": { call: (o) => nn.replaceLinear(new nn.Sequential(new nn.Linear(2, 2)), (i, k) => new nn.Linear(i, k), o) },
@@ -255,7 +257,7 @@ const withoutOptions = new Set(
   PeftModel prepareModelForKbitTraining CausalLM Encoder SequenceClassifier TextModel
   linear4bitPlan linear4bitGpuPlan linear4bitGroupGpuPlan matmulGpuPlan
   nn.OutlierTracer nn.Bnb4bitParametrization nn.replaceParameter4bitPrequantized
-  nn.Module nn.ModuleList nn.Sequential nn.snakeCase nn.uninitialized nn.linearEach nn.linearResidual nn.linearSwiglu
+  nn.Module nn.ReLU nn.SiLU nn.Tanh nn.Sigmoid nn.Softmax nn.Flatten nn.ModuleList nn.Sequential nn.snakeCase nn.uninitialized nn.linearEach nn.linearResidual nn.linearSwiglu
   optim.GlobalOptimManager optim.LambdaLR optim.clipGradValue optim.Optimizer8bit optim.Optimizer1State
   optim.Optimizer2State train.evaluate hub.openCheckpoint`.split(/\s+/),
 );

@@ -406,6 +406,13 @@ export const layers = {
   RMSNorm: { make: (_, r) => [size(r)], input: (B, r, [d]) => [tensor(B, r, [3, d], "float32")] },
   LayerNorm: { make: (_, r) => [size(r)], input: (B, r, [d]) => [tensor(B, r, [3, d], "float32")] },
   Dropout: { make: (_, r) => [r.next()], input: (B, r) => [floatTensor(B, r)] },
+  ReLU: { make: () => [], input: (B, r) => [floatTensor(B, r)] },
+  SiLU: { make: () => [], input: (B, r) => [floatTensor(B, r)] },
+  Tanh: { make: () => [], input: (B, r) => [floatTensor(B, r)] },
+  Sigmoid: { make: () => [], input: (B, r) => [floatTensor(B, r)] },
+  GELU: { make: (_, r) => [r.some({ approximate: r.pick(["none", "tanh"]) })], input: (B, r) => [floatTensor(B, r)] },
+  Softmax: { make: (_, r) => [r.int(4) - 2], input: (B, r) => [floatTensor(B, r)] },
+  Flatten: { make: (_, r) => [r.int(3), r.int(3) - 2], input: (B, r) => [floatTensor(B, r)] },
 };
 
 /** @param {any} B @param {Random} r @param {any[]} args */
