@@ -20,6 +20,7 @@ namespace {
 
 constexpr int64_t kKeys = 64;    // keys per step
 constexpr int64_t kFewRows = 8;  // at most so many rows read keys and values in place
+constexpr int64_t kAtOnce = 16;  // keys that are asked for at once, before as many are used
 constexpr float kLowest = -__builtin_inff();
 
 BNB_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -179,10 +180,79 @@ void attend_block(const P& p, int64_t begin, int64_t end, Span keys, const Parti
   }
 }
 
+// Asks for `count` rows that a later step reads.
+template <class T>
+BNB_INLINE void prefetch_rows(const T* row, int64_t stride, int64_t count, int64_t dim) {
+  for (int64_t i = 0; i < count; i++)
+    for (int64_t d = 0; d < dim; d += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row + i * stride + d);
+}
+
+// s[i * kKeys + k] = row i of q times the k-th of J keys, for R rows: as many sums as one reduction takes.
+template <int R, int J, class T>
+BNB_INLINE void scores_of(const float* q, const Run<T>& run, int64_t at, int64_t dim, float* s) {
+  F32 dot[J][R];
+#pragma GCC unroll 4
+  for (int k = 0; k < J; k++)
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++) dot[k][i] = zero();
+  const T* key = run.row + at * run.stride;
+  for_lanes(dim, [&](int64_t d, auto lanes) {
+#pragma GCC unroll 4
+    for (int k = 0; k < J; k++) {
+      const F32 x = load_key(lanes, key + k * run.stride + d);
+#pragma GCC unroll 8
+      for (int i = 0; i < R; i++) dot[k][i] = fma(x, lanes.load(q + i * dim + d), dot[k][i]);
+    }
+  });
+  const auto scale = [&](int k) { return run.scales ? run.scales[at + k] : 1.0f; };
+  if constexpr (R * J % 4 == 0) {
+    const F32* all = &dot[0][0];
+#pragma GCC unroll 2
+    for (int i = 0; i < R * J; i += 4) {
+      alignas(16) float four[4];
+      reduce_add_four(all[i], all[i + 1], all[i + 2], all[i + 3], four);
+#pragma GCC unroll 4
+      for (int n = 0; n < 4; n++) s[(i + n) % R * kKeys + (i + n) / R] = four[n] * scale((i + n) / R);
+    }
+  } else {
+    for (int k = 0; k < J; k++)
+      for (int i = 0; i < R; i++) s[i * kKeys + k] = reduce_add(dot[k][i]) * scale(k);
+  }
+}
+
+// out[i] += the sum of `count` values times row i of s, for V vectors of R rows, held in registers.
+template <int R, int V, class Lanes, class T>
+BNB_INLINE void add_values(const Lanes& lanes, const float* s, const Run<T>& run, int64_t count, int64_t dim, int64_t d,
+                           float* out) {
+  F32 acc[R][V];
+#pragma GCC unroll 8
+  for (int i = 0; i < R; i++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) acc[i][v] = lanes.load(out + i * dim + d + v * F32::width);
+  for (int64_t at = 0; at < count; at++) {
+    F32 x[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) x[v] = load_key(lanes, run.row + at * run.stride + d + v * F32::width);
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++) {
+      const F32 weight = set1(s[i * kKeys + at]);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) acc[i][v] = fma(weight, x[v], acc[i][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < R; i++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) lanes.store(out + i * dim + d + v * F32::width, acc[i][v]);
+}
+
 // Few rows, such as one token of a decoder: packing would cost more than the products. R rows at a time; those beyond
-// the last are zeros.
+// the last are zeros. What the next step reads is asked for, since a step's keys and values are short pieces of memory.
 template <int R, class P>
 void attend_few(const P& p, int64_t begin, int64_t end, Span keys, const Partial& partial) {
+  // Sums in registers: of J keys, and of V vectors of the output.
+  constexpr int J = R >= 4 ? 1 : 4 / R;
+  constexpr int V = (BNB_ISA_LEVEL == 2 ? 16 : 8) / R;
   const int64_t dim = p.dim(), rows = end - begin;
   Carver c = {scratch<float>(0, 2 * Carver::rounded(R * dim) + R * kKeys)};
   float* q = c.take(R * dim);
@@ -193,60 +263,43 @@ void attend_few(const P& p, int64_t begin, int64_t end, Span keys, const Partial
   p.gather(begin, end, p.rule().scale, q);
   for (int64_t j0 = keys.from; j0 < keys.to; j0 += kKeys) {
     const int64_t n = smaller(kKeys, keys.to - j0);
-    for (int64_t j = 0; j < n;) {
-      const auto run = p.keys(j0 + j);
-      const int64_t stop = smaller(n, j + run.count);
-      for (int64_t at = 0; j < stop; j++, at++) {
-        const auto* key = run.row + at * run.stride;
-        F32 dot[R];
-#pragma GCC unroll 8
-        for (int i = 0; i < R; i++) dot[i] = zero();
-        for_lanes(dim, [&](int64_t d, auto lanes) {
-          const F32 x = load_key(lanes, key + d);
-#pragma GCC unroll 8
-          for (int i = 0; i < R; i++) dot[i] = fma(x, lanes.load(q + i * dim + d), dot[i]);
-        });
-        const float scale = run.scales ? run.scales[at] : 1.0f;
-        if constexpr (R % 4 == 0) {
-#pragma GCC unroll 2
-          for (int i = 0; i < R; i += 4) {
-            alignas(16) float four[4];
-            reduce_add_four(dot[i], dot[i + 1], dot[i + 2], dot[i + 3], four);
-#pragma GCC unroll 4
-            for (int k = 0; k < 4; k++) s[(i + k) * kKeys + j] = four[k] * scale;
-          }
-        } else {
-          for (int i = 0; i < R; i++) s[i * kKeys + j] = reduce_add(dot[i]) * scale;
+    // Calls f(run, first key, number of keys) for the runs of this step, and asks for the same place of the next one.
+    const auto for_runs = [&](const auto& run_at, const auto& f) {
+      for (int64_t j = 0; j < n;) {
+        const auto run = run_at(j0 + j);
+        const int64_t count = smaller(smaller(n - j, kAtOnce), run.count), next = j0 + j + kKeys;
+        if (next < keys.to) {
+          const auto later = run_at(next);
+          prefetch_rows(later.row, later.stride, smaller(count, smaller(later.count, keys.to - next)), dim);
         }
+        f(run, j, count);
+        j += count;
       }
-    }
+    };
+    for_runs([&](int64_t j) { return p.keys(j); },
+             [&](const auto& run, int64_t j, int64_t count) {
+               int64_t at = 0;
+               for (; at + J <= count; at += J) scores_of<R, J>(q, run, at, dim, s + j + at);
+               for (; at < count; at++) scores_of<R, 1>(q, run, at, dim, s + j + at);
+             });
     for (int64_t i = 0; i < rows; i++) {
       if (p.rule().softcap > 0) cap_scores(s + i * kKeys, n, p.rule().softcap);
       fold_row(s + i * kKeys, n, within(p.span(begin + i), j0, n), partial.top[i], partial.sum[i], out + i * dim, dim);
     }
     for (int64_t i = rows; i < R; i++)
       for (int64_t j = 0; j < n; j++) s[i * kKeys + j] = 0.0f;
-    for (int64_t j = 0; j < n;) {
-      const auto run = p.values(j0 + j);
-      const int64_t count = smaller(n - j, run.count);
-      if (run.scales) {
-        for (int64_t i = 0; i < rows; i++)
-          for (int64_t at = 0; at < count; at++) s[i * kKeys + j + at] *= run.scales[at];
-      }
-      for_lanes(dim, [&](int64_t d, auto lanes) {
-        F32 acc[R];
-#pragma GCC unroll 8
-        for (int i = 0; i < R; i++) acc[i] = lanes.load(out + i * dim + d);
-        for (int64_t at = 0; at < count; at++) {
-          const F32 x = load_key(lanes, run.row + at * run.stride + d);
-#pragma GCC unroll 8
-          for (int i = 0; i < R; i++) acc[i] = fma(set1(s[i * kKeys + j + at]), x, acc[i]);
-        }
-#pragma GCC unroll 8
-        for (int i = 0; i < R; i++) lanes.store(out + i * dim + d, acc[i]);
-      });
-      j += count;
-    }
+    for_runs([&](int64_t j) { return p.values(j); },
+             [&](const auto& run, int64_t j, int64_t count) {
+               if (run.scales) {
+                 for (int64_t i = 0; i < rows; i++)
+                   for (int64_t at = 0; at < count; at++) s[i * kKeys + j + at] *= run.scales[at];
+               }
+               int64_t d = 0;
+               for (; d + V * F32::width <= dim; d += V * F32::width)
+                 add_values<R, V>(WholeVector{}, s + j, run, count, dim, d, out);
+               for_lanes(dim - d,
+                         [&](int64_t i, auto lanes) { add_values<R, 1>(lanes, s + j, run, count, dim, d + i, out); });
+             });
   }
   for (int64_t i = 0; i < rows * dim; i++) partial.out[i] = out[i];
 }
