@@ -34,6 +34,29 @@ describe("entry points", () => {
     expect(report.count).toBeGreaterThan(1);
   });
 
+  it("names in ESM are those of the library alone", () => {
+    const names = `const names = (path) => import(path).then((m) => Object.keys(m).filter((name) => !/^[A-Za-z]\\w*$/.test(name)))`;
+    const program = `${names}; Promise.all(${JSON.stringify(entries)}.map(names)).then((all) => console.log(all.flat().join()))`;
+    expect(node("-e", program).trim()).toBe("");
+    expect(
+      node("-e", `import("${manifest.name}").then((m) => console.log("default" in m, "module.exports" in m))`),
+    ).toBe("false false\n");
+  });
+
+  it.each([
+    { how: "--no-addons", env: {}, reason: "addons are switched off. Start Node.js without --no-addons" },
+    { how: "--trace-uncaught", env: { BNB_BINARY: "/nowhere.node" }, reason: "BNB_BINARY must name a file" },
+  ])("a failed import can be caught, and says why: $reason", ({ how, env, reason }) => {
+    const caught = "(e) => console.log('caught', e.code, e.message)";
+    const program = `import("${manifest.name}").then(console.log, ${caught}).then(() => import("${manifest.name}")).catch(${caught})`;
+    const output = execFileSync(process.execPath, [how, "-e", program], {
+      cwd: root,
+      encoding: "utf8",
+      env: { ...process.env, ...env },
+    });
+    expect(output).toMatch(new RegExp(`^caught ERR_BNB_NO_BINARY bitsandbytes-node: .*${reason}.*\ncaught`));
+  });
+
   it("bnb is an executable that explains itself", () => {
     expect(read(manifest.bin["bnb"]!).startsWith("#!/usr/bin/env node\n")).toBe(true);
     expect(node(manifest.bin["bnb"]!, "--help")).toMatch(/bnb/);

@@ -18,7 +18,8 @@ const fileOf = (name) => output(compiler, `-print-file-name=${name}`);
 /** @type {(version: string) => number[]} */
 const numbers = (version) => version.slice("GLIBC_".length).split(".").map(Number);
 /** @type {(a: number[], b: number[]) => number} */
-const compare = (a, b) => a.map((part, i) => part - (b[i] ?? 0)).find((difference) => difference !== 0) ?? a.length - b.length;
+const compare = (a, b) =>
+  a.map((part, i) => part - (b[i] ?? 0)).find((difference) => difference !== 0) ?? a.length - b.length;
 
 /**
  * The names of a library in their newest version up to the floor.

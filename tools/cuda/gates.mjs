@@ -14,7 +14,7 @@ import { buildCommands } from "./build-commands.mjs";
 import { compare, figures, formatTable, instructionsPerElement, measure, parseTable, shortNames } from "./cubin.mjs";
 
 // The PTX of the newest is what later GPUs compile; its cubin is made from it, so it is checked too.
-const allArchs = ["75", "80", "86", "89", "90", "100", "120"];
+import { allArchs } from "../build/cuda-archs.mjs";
 const table = "tools/cuda/budget.tsv";
 const inputsTable = "tools/cuda/inputs.tsv";
 const cache = "build-gates";
