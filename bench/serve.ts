@@ -1,5 +1,5 @@
 // bnb serve under load, as its clients see it: a process of its own with a small random model, and clients here who read
-// events. `--quick` tries everything once, in seconds, and records nothing.
+// events. `--quick` tries everything once, in seconds, and records nothing; `--long` tries the long prompt alone, three times.
 import type { ChildProcess } from "node:child_process";
 import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
@@ -10,6 +10,7 @@ import type { Result } from "./timing.js";
 import { quantile, record } from "./timing.js";
 
 const isQuick = process.argv.includes("--quick");
+const isLong = process.argv.includes("--long");
 const program = "dist/cli/main.js";
 const sizes = isQuick
   ? { hidden: 32, intermediate: 64, layers: 1, positions: 2048, prompt: 1500, seconds: 3, tokens: 8 }
@@ -250,7 +251,7 @@ async function soak(server: Server): Promise<Result> {
 const ascii = Object.fromEntries(Array.from({ length: 128 }, (_, i) => [128 + i, -100]));
 
 /** A long prompt arrives while 8 have a token in each step. */
-async function longPrompt(server: Server): Promise<Result> {
+async function longPrompt(server: Server, seed = 9): Promise<Result> {
   const busy = Array.from({ length: 8 }, (_, i) =>
     ask(server, "/v1/completions", {
       prompt: textOf(32, 500 + i),
@@ -262,7 +263,7 @@ async function longPrompt(server: Server): Promise<Result> {
   );
   await sleep(isQuick ? 100 : 2000);
   const began = performance.now();
-  const long = await ask(server, "/v1/completions", { prompt: textOf(sizes.prompt, 9), max_tokens: 1 });
+  const long = await ask(server, "/v1/completions", { prompt: textOf(sizes.prompt, seed), max_tokens: 1 });
   const end = performance.now();
   const answers = await Promise.all(busy);
   const during = answers.flatMap(({ times }) =>
@@ -279,10 +280,9 @@ async function longPrompt(server: Server): Promise<Result> {
   };
 }
 
-const results: Result[] = [];
-let server: Server | null = null;
-try {
-  server = await start();
+/** Everything, one after the other. */
+async function all(server: Server): Promise<void> {
+  const results: Result[] = [];
   for (const count of isQuick ? [1, 8] : [1, 8, 64]) results.push(await clients(server, count));
   const [one, many] = [results[0] as Result, results.at(-1) as Result];
   many["timesOneClient"] = (many["tokensPerSecond"] as number) / (one["tokensPerSecond"] as number);
@@ -291,6 +291,13 @@ try {
   if (soaked["lost"] !== 0 || soaked["leftBehind"] !== 0) process.exitCode = 1;
   if (isQuick) console.log(results);
   else record("serve", results, { model: sizes });
+}
+
+let server: Server | null = null;
+try {
+  server = await start();
+  if (isLong) for (const seed of [9, 10, 11]) console.log(await longPrompt(server, seed));
+  else await all(server);
 } finally {
   if (server) {
     server.child.kill("SIGTERM");

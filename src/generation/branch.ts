@@ -23,8 +23,8 @@ export interface Next {
 /** @internal What a branch tells its engine. */
 export interface BranchOwner {
   readonly deterministic: boolean;
-  /** Somebody waits. */
-  wake(): void;
+  /** Somebody waits for what follows it. */
+  wake(branch: Branch): void;
   fork(branch: Branch): Branch;
   close(branch: Branch): void;
 }
@@ -123,7 +123,7 @@ export class Branch implements Job, Disposable {
       if (this.sequence.length > known) this.sequence.truncate(known);
       const rules = Array.from({ length: rows }, (_, i) => this.rules?.(this.#upTo(known + i + 1)) ?? null);
       this.#waiting = { wanted: rows, rules, resolve, reject };
-      this.#owner.wake();
+      this.#owner.wake(this);
     });
   }
 

@@ -19,6 +19,7 @@ import type { KvDType } from "./kv-pages.js";
 import { KvPages } from "./kv-pages.js";
 import type { Prompt, TextPrompt } from "./prompt.js";
 import { encodePrompt } from "./prompt.js";
+import { Returning } from "./returning.js";
 import type { RowDraw } from "./sampling.js";
 import { hasPenalties } from "./sampling.js";
 import type { Limits, Part } from "./scheduler.js";
@@ -61,6 +62,7 @@ export class Engine implements Disposable {
   /** Whether positions turn alike in all texts. */
   readonly #isUniform: boolean;
   readonly #branches = new Set<Branch>();
+  readonly #returning = new Returning<Branch>();
   #counts: Tensor | null = null;
   readonly #freeCounts: number[] = [];
   #order = 0;
@@ -211,7 +213,8 @@ export class Engine implements Disposable {
   #makeOwner(): BranchOwner {
     return {
       deterministic: this.deterministic,
-      wake: () => {
+      wake: (branch) => {
+        this.#returning.arrived(branch);
         if (!this.#isRunning) void this.#run();
       },
       fork: (branch) => {
@@ -222,6 +225,7 @@ export class Engine implements Disposable {
       },
       close: (branch) => {
         this.#branches.delete(branch);
+        this.#returning.arrived(branch);
         this.#hits += branch.sequence.found;
         branch.adapter?.[Symbol.dispose]();
         if (branch.draw.slot >= 0) this.#freeCounts.push(branch.draw.slot);
@@ -245,23 +249,26 @@ export class Engine implements Disposable {
     // All who ask in this turn of the event loop take part in the first step.
     await Promise.resolve();
     while (!this.#disposed) {
+      await this.#returning.all();
       if (this.#branches.size > 1) await new Promise((resolve) => setImmediate(resolve));
       const branches = [...this.#branches];
       if (!branches.some(({ wanted }) => wanted > 0)) break;
       const began = performance.now();
       const held = branches.filter(({ sequence }) => sequence.length > 0);
-      const parts = byAdapter(schedule(branches, { ...this.#limits, prompts: this.#budget.tokens }));
+      const parts = byAdapter(schedule(branches, { ...this.#limits, prompts: (n) => this.#budget.room(n) }));
       this.#preemptions += held.filter(({ sequence }) => sequence.length === 0).length;
       const answering = parts.filter(({ answers }) => answers).map(({ job }) => job);
-      const ofPrompts = parts.reduce((sum, { job, count }) => sum + (count > job.wanted ? count : 0), 0);
+      const ofPrompts = parts.filter(({ job, count }) => count > job.wanted);
+      const chunks = ofPrompts.map(({ job, count }) => ({ position: job.sequence.length, count }));
       // Cannot be: each text alone has room.
       if (parts.length === 0)
         for (const branch of branches) branch.fail(new BnbError("ERR_BNB_OOM", "generate: no room"));
       try {
         const answers = await this.#step(parts);
         const seconds = (performance.now() - began) / 1000;
-        this.#budget.record(ofPrompts, seconds);
+        this.#budget.record({ chunks, answers: parts.length - chunks.length, seconds });
         this.onStep?.(seconds);
+        this.#returning.expect(answering, seconds);
         answering.forEach((branch, i) => {
           branch.answer(answers[i] as Next[]);
         });

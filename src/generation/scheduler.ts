@@ -23,13 +23,20 @@ export interface Part<J extends Job> {
   readonly answers: boolean;
 }
 
+/** How much of prompts a step has room for; at least a page at first. */
+export interface PromptRoom {
+  /** How many tokens from a position on. */
+  at(position: number): number;
+  take(position: number, count: number): void;
+}
+
 export interface Limits {
   /** Tokens of a step. */
   tokens: number;
   /** Sequences of a step. */
   sequences: number;
-  /** Tokens of parts of prompts in it, at least a page. Default: as many as have room. */
-  prompts?: number;
+  /** What has room of prompts in a step in which so many texts have their next token. Default: as much as in the step. */
+  prompts?: (answers: number) => PromptRoom;
   /**
    * Whether the parts of a sequence are the same however much room there is and whatever it lost: one page of the prompt,
    * then one token.
@@ -52,7 +59,6 @@ export function schedule<J extends Job>(jobs: readonly J[], limits: Limits): Par
   const parts = new Map<J, Part<J>>();
   const pending = (job: J) => job.ids.length - job.sequence.length;
   const left = () => [...parts.values()].reduce((rest, part) => rest - part.count, limits.tokens);
-  let ofPrompts = limits.prompts ?? Infinity;
 
   /** Reserves pages, at the cost of others if need be. */
   const secure = (job: J, count: number): boolean => {
@@ -75,16 +81,18 @@ export function schedule<J extends Job>(jobs: readonly J[], limits: Limits): Par
     if (fits && pending(job) === job.wanted && secure(job, count)) parts.set(job, { job, count, answers: true });
   }
 
+  const ofPrompts = limits.prompts?.(parts.size);
   const coming = new Set<string>();
   for (const job of prompts) {
     const key = job.sequence.nextKey(job.ids);
     // An older one computes the same tokens right now: wait for its pages.
     if (key !== null && coming.has(key)) continue;
-    const room = Math.min(ofPrompts, parts.size === 0 ? limits.tokens : left());
-    const count = limits.steady ? steadyPart(job, room) : partOf(pending(job), job.sequence.length, job.wanted, room);
+    const { length } = job.sequence;
+    const room = Math.min(ofPrompts?.at(length) ?? Infinity, parts.size === 0 ? limits.tokens : left());
+    const count = limits.steady ? steadyPart(job, room) : partOf(pending(job), length, job.wanted, room);
     if (count === 0 || !secure(job, count)) continue;
     parts.set(job, { job, count, answers: count === pending(job) });
-    ofPrompts -= count;
+    ofPrompts?.take(length, count);
     if (key !== null) coming.add(key);
   }
   return [...parts.values()];

@@ -84,6 +84,15 @@ class World {
 
 const limits = { tokens: 96, sequences: 6 };
 
+/** Room for so many tokens of prompts. */
+const roomFor = (tokens: number) => () => {
+  let left = tokens;
+  const take = (_: number, count: number) => {
+    left -= count;
+  };
+  return { at: () => left, take };
+};
+
 // Zeros with a short end, so that texts often begin alike, also with those of long ago.
 const end = fc.array(fc.integer({ min: 0, max: 1 }), { maxLength: 5 });
 const text = (max: number) =>
@@ -116,7 +125,7 @@ describe("pool and scheduler", () => {
             const oldest = world.jobs.find(({ wanted }) => wanted > 0);
             const before = oldest?.sequence.length;
             const wanted = new Map(world.jobs.map((job) => [job, job.wanted]));
-            const parts = world.step({ ...limits, prompts });
+            const parts = world.step({ ...limits, prompts: roomFor(prompts) });
             const ofPrompts = parts.filter(({ job, count }) => count > (wanted.get(job) as number));
             expect(ofPrompts.reduce((sum, { count }) => sum + count, 0)).toBeLessThanOrEqual(prompts);
             // What is asked for never exceeds the pool here, so the oldest always has its turn.
@@ -161,7 +170,7 @@ describe("pool and scheduler", () => {
           }
           for (let steps = 0; world.jobs.length > 0; steps++) {
             expect(steps).toBeLessThan(all.length * 100);
-            world.step({ ...limits, prompts });
+            world.step({ ...limits, prompts: roomFor(prompts) });
             world.check();
             for (const job of world.jobs.filter(({ wanted }) => wanted === 0)) {
               if (job.ids.length >= (ends.get(job) as number)) world.close(job);
