@@ -1,5 +1,5 @@
 // The package as its users see it: what the tarball holds, and that import, require and the types agree.
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawnSync } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -101,12 +101,35 @@ describe("tarball", () => {
   ) as [{ files: { path: string }[]; size: number }];
   const paths = tarball.files.map((file) => file.path);
 
-  it("holds the compiled library and nothing to build", () => {
+  it("holds the library, its types with their sources, and what a build from source needs, and nothing else", () => {
     const top = new Set(paths.map((path) => path.split("/")[0]!));
-    const welcome = ["LICENSE", "README.md", "CHANGELOG.md", "dist", "package.json", "prebuilds"];
-    expect([...top].filter((name) => !welcome.includes(name))).toEqual([]);
-    expect(paths).toContain("dist/index.js");
-    expect(paths).toContain("dist/index.d.ts");
+    const welcome = ["CHANGELOG.md", "CMakeLists.txt", "LICENSE", "README.md", "csrc", "dist", "docs", "package.json"];
+    expect([...top].filter((name) => ![...welcome, "prebuilds", "src", "tools"].includes(name))).toEqual([]);
+    expect(paths.filter((path) => path.startsWith("tools/"))).toEqual([
+      "tools/build/cuda.cmake",
+      "tools/build/glibc.mjs",
+      "tools/build/native.mjs",
+    ]);
+    const inPrebuilds = /^prebuilds\/(README\.md|[a-z0-9]+-[a-z0-9]+\/bitsandbytes\.node)$/;
+    expect(paths.filter((path) => path.startsWith("prebuilds/") && !inPrebuilds.test(path))).toEqual([]);
+    for (const path of ["dist/index.js", "dist/index.mjs", "dist/index.d.ts", "dist/index.d.ts.map", "src/index.ts"]) {
+      expect(paths).toContain(path);
+    }
+    expect(paths).toContain("prebuilds/README.md");
+  });
+
+  it("is refused, with a sentence, where its binaries are missing", () => {
+    const empty = mkdtempSync(join(tmpdir(), "bnb-prepack-"));
+    const { status, stderr } = spawnSync(process.execPath, [join(root, "tools/build/prepack.mjs")], {
+      cwd: empty,
+      encoding: "utf8",
+    });
+    rmSync(empty, { recursive: true });
+    expect(stderr).toBe(
+      "the package lacks prebuilds/linux-x64/bitsandbytes.node, prebuilds/linux-arm64/bitsandbytes.node, dist/index.js: " +
+        'run "npm run prebuild" and "npm run build:ts" first\n',
+    );
+    expect(status).toBe(1);
   });
 
   it("stays within 50 MB", () => {

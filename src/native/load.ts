@@ -1,8 +1,8 @@
 // Finds the addon for this platform: a build from source (build/Release) or the prebuilt binary of the package.
 // BNB_BINARY names another file: that of a bundle, or a sanitizer build.
 import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync } from "node:fs";
+import { createRequire } from "node:module";
 import { join, resolve } from "node:path";
-import nodeGypBuild from "node-gyp-build";
 import type { ErrorCode } from "./errors.js";
 import { BnbError } from "./errors.js";
 
@@ -38,8 +38,14 @@ function findAddon(root: string): string {
     return path;
   }
   try {
+    const nodeGypBuild = createRequire(__filename)("node-gyp-build") as { path(folder: string): string };
     return nodeGypBuild.path(root);
   } catch (cause) {
+    // It looks at more of the machine than the permission model may allow.
+    if ((cause as NodeJS.ErrnoException).code === "ERR_ACCESS_DENIED") {
+      const usual = join(root, "prebuilds", `${process.platform}-${process.arch}`, "bitsandbytes.node");
+      if (mayRead(usual)) return usual;
+    }
     const platform = `${process.platform}-${process.arch}`;
     const manifest = manifestIn(root);
     if (manifest === "denied") {
@@ -96,6 +102,14 @@ function flaw(path: string): string | undefined {
 const kinds: Record<string, string> = { "7f454c46": "linux", cffaedfe: "darwin", cafebabe: "darwin", "4d5a": "win32" };
 /** Byte 18 of an ELF file. */
 const machines: Record<number, string> = { 3: "ia32", 40: "arm", 62: "x64", 183: "arm64", 243: "riscv64" };
+
+function mayRead(path: string): boolean {
+  try {
+    return existsSync(path);
+  } catch {
+    return false;
+  }
+}
 
 function fail(message: string, cause?: unknown): never {
   throw new BnbError("ERR_BNB_NO_BINARY", `bitsandbytes-node: ${message}`, { cause });

@@ -8,6 +8,7 @@ import { gunzipSync } from "node:zlib";
 
 /** Where packages come from: an archive and the release in it. */
 export const bookworm = { archive: "debian", release: "bookworm" };
+export const bionic = { archive: "ubuntu", release: "bionic" };
 export const bullseye = { archive: "debian", release: "bullseye" };
 
 /** @type {(url: string) => Promise<Buffer>} */

@@ -7,15 +7,15 @@ import { mkdirSync, readFileSync, rmSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
-import { allArchs } from "./cuda-archs.mjs";
 import { arm64Compiler } from "./debian.mjs";
+import { allArchs, published } from "./targets.mjs";
 
 // It has no types.
 const prebuildify = createRequire(import.meta.url)("prebuildify");
 const host = `${process.platform}-${process.arch}`;
-const known = [...new Set([host, "linux-arm64"])];
+const known = [...new Set([host, ...(host === "linux-x64" ? published : [])])];
 const named = process.argv.slice(2);
-const targets = named.length > 0 ? named : host === "linux-x64" ? known : [host];
+const targets = named.length > 0 ? named : known;
 const wrong = targets.find((target) => !known.includes(target));
 if (wrong) {
   console.error(`prebuild: a target must be ${known.join(" or ")} on this machine, got ${wrong}`);

@@ -69,14 +69,15 @@ for (const chunk of output) {
   // Bundlers take this one, by the condition "module": they cannot see through the other.
   writeFileSync(`dist/${chunk.name}.bundler.mjs`, `import library from "${file}";\n${all}`);
 }
-// `Symbol.dispose` is younger than the libraries that many projects name.
+// A project may name libraries that are older than `Symbol.dispose`, and lack the types of Node.js: what is theirs is then any.
 for (const name of readdirSync("dist", { recursive: true, encoding: "utf8" })) {
   if (!/\.d\.m?ts$/.test(name)) continue;
   const path = join("dist", name);
   const text = readFileSync(path, "utf8");
-  if (/\bDisposable\b|Symbol\.(async)?[dD]ispose/.test(text)) {
-    writeFileSync(path, `/// <reference lib="esnext.disposable" />\n${text}`);
-  }
+  const disposes = /\bDisposable\b|Symbol\.(async)?[dD]ispose/.test(text);
+  const library = disposes ? '/// <reference lib="esnext.disposable" />\n' : "";
+  const declared = library + text.replace(/^import .* from "node:/gm, "// @ts-ignore\n$&");
+  if (declared !== text) writeFileSync(path, declared);
 }
 for (const file of asTheyAre) copyFileSync(`src/${file}`, `dist/${file}`);
 chmodSync("dist/cli/main.js", 0o755);
