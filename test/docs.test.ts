@@ -16,7 +16,7 @@ const blocks = (guide: string, language: string): string[] => {
 it("finetuning.md: the commands", async () => {
   const folder = mkdtempSync(join(tmpdir(), "bnb-docs-"));
   const commands = blocks("finetuning.md", "sh");
-  expect(commands.length).toBe(2);
+  expect(commands.length).toBe(3);
   const program = `bnb() { "${process.execPath}" "${join(root, "dist", "cli", "main.js")}" "$@"; }\nset -e\n`;
   const { stdout } = await promisify(execFile)("bash", ["-c", program + commands.join("")], { cwd: folder });
   // Both commands that a run names are those of the page.
@@ -25,6 +25,7 @@ it("finetuning.md: the commands", async () => {
   expect(readdirSync(join(folder, "tuned"))).toEqual(
     expect.arrayContaining(["adapter_config.json", "adapter_model.safetensors", "report.html"]),
   );
+  expect(stdout).toMatch(/step 4: evaluation .* of the better answers preferred/);
   expect(readdirSync(join(folder, "tuned-by-file"))).toContain("checkpoint-6");
   expect(readdirSync(join(folder, "tuned-merged"))).toContain("model.safetensors");
   rmSync(folder, { recursive: true });

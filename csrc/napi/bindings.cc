@@ -123,6 +123,11 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::linear_4bit_swiglu>("linear4bitSwiglu(x, gate, up)");
   b.bind<&ops::linear_4bit_into>("linear4bitInto(x, weight, bias, out)");
   b.bind<&ops::linear_4bit_backward>("linear4bitBackward(dy, weight, biasDtype, needsX, needsBias)");
+  b.bind<&ops::linear_4bit_lora>("linear4bitLora(x, weight, bias, residual, a, b, scaling, p, seed, offset)");
+  b.bind<&ops::linear_4bit_lora_backward>(
+      "linear4bitLoraBackward(dy, x, weight, low, a, b, scaling, p, seed, offset, biasDtype, needsX, needsBias, "
+      "needsA, "
+      "needsB)");
   b.bind<&ops::embedding_4bit>("embedding4bit(ids, weight, dtype)");
 
   // experts

@@ -245,7 +245,7 @@ void optimizer_step(const std::vector<Tensor>& tensors, const std::vector<double
 // Clips gradients in place by their joint norm (2-norm or largest magnitude) or by value; the norm before, [].
 Tensor clip_gradients(const std::vector<Tensor>& gradients, int32_t rule, double limit);
 
-// ---- 4-bit linear (ops/linear_4bit.cc, ops/embedding_4bit.cc)
+// ---- 4-bit linear (ops/linear_4bit.cc, ops/linear_4bit_lora.cc, ops/embedding_4bit.cc)
 // x @ dequantize(weight)^T + bias + residual in the dtype of x.
 Tensor linear_4bit(const Tensor& x, const Quantized4Bit& weight, const std::optional<Tensor>& bias,
                    const std::optional<Tensor>& residual);
@@ -263,6 +263,17 @@ std::tuple<std::optional<Tensor>, std::optional<Tensor>> linear_4bit_backward(co
                                                                               const Quantized4Bit& weight,
                                                                               DType bias_dtype, bool needs_x,
                                                                               bool needs_bias);
+// linear_4bit + scaling * dropout(x, p) a^T b^T for an adapter a [r, K], b [N, r]; and the scaled product [rows, r]
+// before b, which the gradients take as `low`.
+std::tuple<Tensor, Tensor> linear_4bit_lora(const Tensor& x, const Quantized4Bit& weight,
+                                            const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                                            const Tensor& a, const Tensor& b, double scaling, double p, int64_t seed,
+                                            int64_t offset);
+// dx, dbias, da and db, those that are wanted.
+std::tuple<std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>>
+linear_4bit_lora_backward(const Tensor& dy, const Tensor& x, const Quantized4Bit& weight, const Tensor& low,
+                          const Tensor& a, const Tensor& b, double scaling, double p, int64_t seed, int64_t offset,
+                          DType bias_dtype, bool needs_x, bool needs_bias, bool needs_a, bool needs_b);
 // Rows of a 4-bit table by int32 ids, as dtype.
 Tensor embedding_4bit(const Tensor& ids, const Quantized4Bit& weight, DType dtype);
 

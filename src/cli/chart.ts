@@ -46,8 +46,15 @@ function lineChart(series: readonly Series[], title: string, label: string, wind
     return `<text class="tick" x="${at}" y="${bottom + 18}" text-anchor="middle">${Math.max(step, 1)}</text>`;
   });
   // The raw values of the first curve alone: those of a second one would only thicken the noise.
-  const raw = series.slice(0, 1).map(({ values, steps }) => `<path class="raw s0" d="${path(values, steps)}"/>`);
+  const raw = series
+    .slice(0, 1)
+    .filter(({ values }) => values.length > 1)
+    .map(({ values, steps }) => `<path class="raw s0" d="${path(values, steps)}"/>`);
   const curves = series.map(({ values, steps }, i) => {
+    const [only] = values;
+    if (values.length === 1 && only !== undefined) {
+      return `<circle class="point s${i}" cx="${x(steps?.[0] ?? 1).toFixed(1)}" cy="${y(only).toFixed(1)}" r="4"/>`;
+    }
     // A curve of few points has none to lose.
     const shown = values.length < 50 ? values : smooth(values, window);
     return `<path class="curve s${i}" d="${path(shown, steps)}"/>`;

@@ -39,6 +39,8 @@ svg { display: block; width: 100%; height: auto; }
 .raw { fill: none; stroke-width: 1; opacity: 0.22; }
 path.s0 { stroke: var(--series-0); }
 path.s1 { stroke: var(--series-1); }
+.point.s0 { fill: var(--series-0); }
+.point.s1 { fill: var(--series-1); }
 .curve.s0 { stroke-width: 3; }
 .curve.s1 { stroke-width: 2; stroke-dasharray: 9 9; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 20px; list-style: none; margin: 8px 0; padding: 0; font-size: 0.9rem; }

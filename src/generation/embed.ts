@@ -13,6 +13,7 @@ import { aModel } from "./engine.js";
 import type { Prompt } from "./prompt.js";
 import { encodeText, isPrompts } from "./prompt.js";
 import { throwIfAborted } from "./settings.js";
+import type { AdapterUse, StepAdapters } from "./step-adapters.js";
 
 /** Options of `embed`, which for a language model has no defaults of its checkpoint. */
 export interface PoolOptions extends Pick<EmbedOptions, "pooling" | "normalize"> {
@@ -44,19 +45,36 @@ export async function embed(
   const list = isPrompts(texts) ? (texts as readonly (string | Prompt)[]) : [texts];
   if (list.length === 0) throw new BnbError("ERR_BNB_ARGUMENT", `${op}: texts must be at least one, got []`);
   const prompts = await Promise.all(list.map((text) => encodeText(op, model, text)));
+  return embedIds(model, prompts, options);
+}
+
+/** @internal Of token ids, by an adapter of a set if need be. */
+export async function embedIds(
+  model: CausalLM,
+  prompts: readonly Int32Array[],
+  options: PoolOptions,
+  adapters?: { readonly set: StepAdapters; readonly use: AdapterUse } | null,
+): Promise<Tensor> {
   const vectors: Tensor[] = [];
   try {
     // One by one: how some models count positions depends on all that is there. Each is waited for, so that what is queued
     // behind it has its turn.
     for (const ids of prompts) {
       throwIfAborted(op, options.signal);
-      vectors.push(tidy(() => noGrad(() => keep(vectorOf(model, ids, options)))));
+      const vector = (): Tensor => vectorOf(model, ids, options);
+      const own = adapters ? () => adapters.set.during(segmentOf(model, ids.length, adapters), vector) : vector;
+      vectors.push(tidy(() => noGrad(() => keep(own()))));
       await model.device.synchronize();
     }
     return tidy(() => noGrad(() => keep(concat(vectors, 0))));
   } finally {
     for (const vector of vectors) vector.dispose();
   }
+}
+
+/** All rows are those of one adapter. */
+function segmentOf({ device }: CausalLM, rows: number, { set, use }: { set: StepAdapters; use: AdapterUse }): Tensor {
+  return tensor(new Int32Array(set.size + 1).fill(rows, use.index + 1), { device });
 }
 
 /** [1, hidden] float32. */

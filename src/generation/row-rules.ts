@@ -103,8 +103,12 @@ function maskOf(op: string, allowed: Iterable<number>, vocabSize: number): Int32
 
 /** What a mask and a grammar allow, whose tokenizer may know more or fewer tokens than the model. */
 function both(mask: Int32Array | null, grammar: Int32Array | null, vocabSize: number): Int32Array | null {
+  const words = Math.ceil(vocabSize / 32);
   if (!grammar) return mask;
-  return Int32Array.from({ length: Math.ceil(vocabSize / 32) }, (_, i) => (grammar[i] ?? 0) & (mask?.[i] ?? -1));
+  if (!mask && grammar.length === words) return grammar;
+  const allowed = new Int32Array(words);
+  for (let i = 0; i < words; i++) allowed[i] = (grammar[i] ?? 0) & (mask?.[i] ?? -1);
+  return allowed;
 }
 
 function checkIds(op: string, name: string, ids: Iterable<number>, vocabSize: number): void {

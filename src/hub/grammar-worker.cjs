@@ -5,8 +5,6 @@ const { readFileSync } = require("node:fs");
 const { compileFunction } = require("node:vm");
 const { parentPort, workerData } = require("node:worker_threads");
 
-/** Compiled grammars that are kept. */
-const kept = 32;
 /** What may stand between the parts of a JSON text: more invites a model to write spaces for ever. */
 const mostSpaces = 1;
 
@@ -166,7 +164,7 @@ async function compiled(key) {
   }
   grammars.set(key, grammar);
   for (const [oldest, unused] of grammars) {
-    if (grammars.size <= kept) break;
+    if (grammars.size <= workerData.kept) break;
     unused.dispose();
     grammars.delete(oldest);
   }

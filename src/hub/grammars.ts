@@ -1,11 +1,12 @@
 // Grammars over the tokens of a tokenizer: which tokens may follow, so that a text becomes JSON of a schema, or anything else
-// that a grammar says. They are compiled and followed in a thread of their own; one that takes too long ends the thread, and
-// the texts that were in it go on in the next.
-import { join } from "node:path";
+// that a grammar says. They are compiled and followed in threads of their own: one is compiled where no text is followed, so
+// that none waits for it, and its texts are followed there. One that takes too long ends its thread, and the texts that were
+// in it go on in another.
 import type { MessagePort } from "node:worker_threads";
-import { MessageChannel, Worker } from "node:worker_threads";
+import { MessageChannel } from "node:worker_threads";
 import { describe } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
+import { Ended, GrammarThread } from "./grammar-thread.js";
 import { checkSchema } from "./json-schema.js";
 
 /**
@@ -27,71 +28,10 @@ export type GrammarSource =
 /** @internal Milliseconds that a grammar may take. */
 export const compileLimit = { ms: 10_000 };
 const mostGrammar = 65_536;
-/** Grammars, and reasons why one is none, that are remembered. */
+/** Reasons why a grammar is none that are remembered. */
 const mostKnown = 1000;
-
-interface Answer {
-  readonly call: number;
-  readonly isOver?: boolean;
-  readonly allowed?: Int32Array | null;
-  readonly error?: string;
-  /** What the thread had in memory is gone. */
-  readonly isLost?: boolean;
-}
-interface Waiting {
-  resolve(answer: Answer): void;
-  reject(error: unknown): void;
-}
-
-/** The thread ended while somebody waited for it. */
-class Ended extends Error {}
-
-/** One life of the thread. */
-class Thread {
-  readonly #worker: Worker;
-  readonly #calls = new Map<number, Waiting>();
-  readonly #onEnd: (thread: Thread) => void;
-  #last = 0;
-  #isEnded = false;
-
-  constructor(vocabulary: MessagePort, onEnd: (thread: Thread) => void) {
-    this.#onEnd = onEnd;
-    const options = { workerData: { vocabulary }, transferList: [vocabulary] };
-    this.#worker = new Worker(join(__dirname, "grammar-worker.cjs"), options);
-    this.#worker.on("message", (answer: Answer) => this.#settle(answer));
-    this.#worker.on("error", (error) => this.end(error));
-    this.#worker.unref();
-  }
-
-  call(operation: string, options: object): Promise<Answer> {
-    return new Promise((resolve, reject) => {
-      if (this.#isEnded) throw new Ended();
-      const call = ++this.#last;
-      this.#calls.set(call, { resolve, reject });
-      this.#worker.ref();
-      this.#worker.postMessage({ call, operation, options });
-    });
-  }
-
-  end(reason: unknown = new Ended()): void {
-    if (this.#isEnded) return;
-    this.#isEnded = true;
-    for (const { reject } of this.#calls.values()) reject(reason);
-    this.#calls.clear();
-    void this.#worker.terminate();
-    this.#onEnd(this);
-  }
-
-  #settle(answer: Answer): void {
-    const waiting = this.#calls.get(answer.call);
-    if (!waiting) return;
-    this.#calls.delete(answer.call);
-    if (this.#calls.size === 0) this.#worker.unref();
-    if (answer.error === undefined) waiting.resolve(answer);
-    else waiting.reject(new Error(answer.error));
-    if (answer.isLost) this.end();
-  }
-}
+/** Each holds the vocabulary. When texts are followed in all of them, those of one wait for what is compiled. */
+const mostThreads = 4;
 
 /** A text that follows a grammar. */
 export class GrammarText implements Disposable {
@@ -100,7 +40,7 @@ export class GrammarText implements Disposable {
   readonly #ends: readonly number[];
   readonly #id: number;
   readonly #tokens: number[] = [];
-  #thread: Thread | null = null;
+  #thread: GrammarThread | null = null;
   #allowed: Int32Array | null = null;
   #isOver = false;
 
@@ -135,6 +75,7 @@ export class GrammarText implements Disposable {
 
   dispose(): void {
     this.#thread?.call("close", { id: this.#id }).catch(() => {});
+    if (this.#thread) this.#thread.texts--;
     this.#thread = null;
   }
 
@@ -144,9 +85,12 @@ export class GrammarText implements Disposable {
 
   async #ask(token: number): Promise<void> {
     for (;;) {
-      const thread = this.#grammars.thread();
-      const isNew = thread !== this.#thread;
-      this.#thread = thread;
+      const isNew = !this.#thread || this.#thread.isEnded;
+      if (isNew) {
+        this.#thread = this.#grammars.threadOf(this.#key);
+        this.#thread.texts++;
+      }
+      const thread = this.#thread as GrammarThread;
       const [id, key, ends, tokens] = [this.#id, this.#key, this.#ends, this.#tokens];
       try {
         const answer = await (isNew
@@ -166,8 +110,7 @@ export class GrammarText implements Disposable {
 export class Grammars implements Disposable {
   /** Sends the vocabulary to a thread. */
   readonly #send: (port: MessagePort) => void;
-  #thread: Thread | null = null;
-  readonly #compiled = new Set<string>();
+  readonly #threads: GrammarThread[] = [];
   readonly #refused = new Map<string, string>();
   /** Ends when the grammar before has been compiled. */
   #turn: Promise<unknown> = Promise.resolve();
@@ -185,7 +128,7 @@ export class Grammars implements Disposable {
    */
   async compile(op: string, name: string, source: GrammarSource): Promise<void> {
     const key = keyOf(op, name, source);
-    if (this.#compiled.has(key) && this.#thread) return;
+    if (this.#threads.some((thread) => thread.has(key))) return;
     const turn = this.#turn.then(() => this.#compileNow(key));
     this.#turn = turn.catch(() => {});
     try {
@@ -207,49 +150,59 @@ export class Grammars implements Disposable {
     return text;
   }
 
-  /** @internal */
-  thread(): Thread {
-    if (this.#disposed) throw new BnbError("ERR_BNB_DISPOSED", "Tokenizer: it was disposed");
-    if (!this.#thread) {
-      const { port1, port2 } = new MessageChannel();
-      this.#send(port1);
-      this.#thread = new Thread(port2, (thread) => {
-        if (this.#thread !== thread) return;
-        this.#thread = null;
-        this.#compiled.clear();
-      });
-    }
-    return this.#thread;
+  /** @internal Where a grammar is followed: it has been compiled there, or will be. */
+  threadOf(key: string): GrammarThread {
+    const known = this.#threads.filter((thread) => thread.has(key));
+    const thread = known.find(({ isCompiling }) => !isCompiling) ?? known[0] ?? this.#leastUsed();
+    thread.use(key);
+    return thread;
   }
 
   dispose(): void {
     this.#disposed = true;
-    this.#thread?.end();
+    for (const thread of [...this.#threads]) thread.end();
   }
 
   [Symbol.dispose](): void {
     this.dispose();
   }
 
+  /** One that nobody waits for, if there can be one. */
+  #leastUsed(): GrammarThread {
+    if (this.#disposed) throw new BnbError("ERR_BNB_DISPOSED", "Tokenizer: it was disposed");
+    const [least] = [...this.#threads].sort((a, b) => load(a) - load(b));
+    if (least && (load(least) === 0 || this.#threads.length === mostThreads)) return least;
+    const { port1, port2 } = new MessageChannel();
+    this.#send(port1);
+    const thread = new GrammarThread(port2, () => this.#threads.splice(this.#threads.indexOf(thread), 1));
+    this.#threads.push(thread);
+    return thread;
+  }
+
   async #compileNow(key: string): Promise<void> {
-    if (this.#compiled.has(key)) return;
+    if (this.#threads.some((thread) => thread.has(key))) return;
     const refused = this.#refused.get(key);
     if (refused !== undefined) throw new Error(refused);
-    const thread = this.thread();
-    // Its first call waits for the vocabulary.
-    await thread.call("ready", {});
-    const { ms } = compileLimit;
-    // It may compute for ever; the other texts go on in the next thread.
-    const timer = setTimeout(() => thread.end(new Error(`it takes more than ${ms} ms`)), ms);
+    const thread = this.#leastUsed();
+    thread.isCompiling = true;
+    let timer: NodeJS.Timeout | undefined;
     try {
+      // Its first call waits for the vocabulary.
+      await thread.call("ready", {});
+      const { ms } = compileLimit;
+      // It may compute for ever; texts that are followed there go on in another.
+      timer = setTimeout(() => thread.end(new Error(`it takes more than ${ms} ms`)), ms);
       await thread.call("compile", { key });
+      thread.use(key);
     } finally {
       clearTimeout(timer);
+      thread.isCompiling = false;
     }
-    if (this.#compiled.size > mostKnown) this.#compiled.clear();
-    this.#compiled.add(key);
   }
 }
+
+/** Who waits for a thread. */
+const load = ({ texts, isCompiling }: GrammarThread): number => texts + (isCompiling ? 1 : 0);
 
 /** What the thread is told of a grammar, and knows it by. */
 function keyOf(op: string, name: string, source: GrammarSource): string {

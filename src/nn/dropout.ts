@@ -2,7 +2,7 @@
 
 import { dropout } from "../ops/dropout.js";
 import type { Generator } from "../ops/random.js";
-import { aGenerator } from "../ops/random.js";
+import { aGenerator, defaultGenerator } from "../ops/random.js";
 import { aNumberIn, checkArgument } from "../tensor/checks.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
@@ -23,11 +23,16 @@ export class Dropout extends Module {
     this.#generator = options.generator;
   }
 
+  /** @internal What it draws from. */
+  get generator(): Generator {
+    return this.#generator ?? defaultGenerator;
+  }
+
   override details(): string {
     return `p=${this.p}`;
   }
 
   forward(x: Tensor): Tensor {
-    return dropout(x, this.p, { training: this.training, ...(this.#generator && { generator: this.#generator }) });
+    return dropout(x, this.p, { training: this.training, generator: this.generator });
   }
 }

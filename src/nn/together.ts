@@ -11,11 +11,18 @@ import { isPlain4bit } from "./plain-weight.js";
 
 const modules = arrayOf(aModule);
 
+/** @internal A layer that adds to what it is given better than `add` does. */
+export interface AddsResidual extends UnaryModule {
+  /** `residual + forward(x)`. */
+  forwardOnto(x: Tensor, residual: Tensor): Tensor;
+}
+
 /** `residual + layer(x)`. A `Linear4bit` adds before it rounds. */
 export function linearResidual(layer: UnaryModule, x: Tensor, residual: Tensor): Tensor {
   checkArgument("linearResidual", "layer", layer, aModule);
   checkTensor("linearResidual", "x", x);
   checkTensor("linearResidual", "residual", residual);
+  if ("forwardOnto" in layer) return (layer as AddsResidual).forwardOnto(x, residual);
   if (!isPlain4bit(layer) || x.dtype !== residual.dtype) return add(residual, layer.forward(x));
   return linear4bit(x, layer.quantize().weight.quantized, layer.bias, residual);
 }

@@ -3,7 +3,10 @@
 import { noGrad } from "../autograd/no-grad.js";
 import type { UnaryModule } from "../nn/index.js";
 import { aModule } from "../nn/module.js";
+import { isPlain4bit } from "../nn/plain-weight.js";
+import type { AddsResidual } from "../nn/together.js";
 import { add, cast, linear, matmul, mul, sub, sum } from "../ops/index.js";
+import { linear4bitLora } from "../ops/linear-4bit-lora.js";
 import { checkArgument } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions } from "../tensor/options.js";
@@ -34,7 +37,7 @@ export const withoutAdapter: LoraOptions = {};
  * @example
  * const layer = new LoraLinear(new LinearNF4(4096, 4096), { r: 16, loraAlpha: 32 });
  */
-export class LoraLinear extends LoraLayer<LinearLike> {
+export class LoraLinear extends LoraLayer<LinearLike> implements AddsResidual {
   constructor(base: LinearLike, options: LoraOptions = {}) {
     checkArgument("LoraLinear", "base", base, aModule);
     checkOptions("LoraLinear", options, loraOptions);
@@ -74,9 +77,28 @@ export class LoraLinear extends LoraLayer<LinearLike> {
   }
 
   forward(x: Tensor): Tensor {
+    const fused = this.#asOneOp(x, null);
+    if (fused) return fused;
     let y = this.baseLayer.forward(x);
     for (const adapter of this.applied) y = adapter.magnitude ? this.#withDora(adapter, x, y) : withLora(adapter, x, y);
     return y;
+  }
+
+  /** @internal `residual + forward(x)`. */
+  forwardOnto(x: Tensor, residual: Tensor): Tensor {
+    return this.#asOneOp(x, residual) ?? add(residual, this.forward(x));
+  }
+
+  /** QLoRA's usual layer: a 4-bit base and one adapter without a bias or lengths of rows. Null for others. */
+  #asOneOp(x: Tensor, residual: Tensor | null): Tensor | null {
+    const [adapter, ...more] = this.applied;
+    const base = this.baseLayer;
+    if (!adapter || more.length > 0 || adapter.magnitude || adapter.loraBias || !isPlain4bit(base)) return null;
+    if (residual && residual.dtype !== x.dtype) return null;
+    const { dropout, loraA: a, loraB: b, scaling } = adapter;
+    const p = dropout.training ? dropout.p : 0;
+    const { generator } = dropout;
+    return linear4bitLora(x, base.quantize().weight.quantized, base.bias, residual, { a, b, scaling, p, generator });
   }
 
   #withDora(adapter: LoraAdapter, x: Tensor, y: Tensor): Tensor {

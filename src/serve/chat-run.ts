@@ -57,7 +57,7 @@ async function* parsed(
   tools: ToolUse | null,
   n: number,
 ): AsyncGenerator<ChatPiece, void, undefined> {
-  const parsers = Array.from({ length: tools ? n : 0 }, () => new CallParser((tools as ToolUse).dialect.shape));
+  const parsers = Array.from({ length: tools ? n : 0 }, () => parserOf(tools as ToolUse));
   for await (const { index, text, next, finish } of pieces) {
     const parser = parsers[index];
     if (!parser) {
@@ -67,6 +67,10 @@ async function* parsed(
     const deltas = [...parser.push(text), ...(finish ? parser.end() : [])];
     yield { index, deltas, next, finish: finish === "stop" && parser.calls > 0 ? "tool_calls" : finish };
   }
+}
+
+function parserOf({ dialect: { shape, reader }, functions }: ToolUse): CallParser {
+  return new CallParser(shape, reader && ((name) => reader(functions.find((one) => one.name === name))));
 }
 
 /** Special tokens that stand in calls: others are left out of texts. */

@@ -1,5 +1,5 @@
 // POST /v1/embeddings: the pooled last hidden states of texts.
-import { embed } from "../generation/index.js";
+import { embedIds } from "../generation/embed.js";
 import { promptIds } from "../generation/prompt.js";
 import { wrongField } from "./api-error.js";
 import type { Call } from "./call.js";
@@ -8,7 +8,6 @@ import { sendJson } from "./http.js";
 import type { Served } from "./served.js";
 
 export async function embeddings(fields: Fields, served: Served, call: Call): Promise<void> {
-  if (served.adapter !== undefined) throw wrongField("model", `${served.base}, which embeds`, served.adapter);
   const input = fields.raw("input");
   const format = fields.one("encoding_format", ["float", "base64"]) ?? "float";
   const dimensions = fields.whole("dimensions", 1);
@@ -27,7 +26,10 @@ export async function embeddings(fields: Fields, served: Served, call: Call): Pr
       return promptIds("input", tokens, served.model.config);
     }),
   );
-  using vectors = await embed(served.model, ids, { normalize: true, signal: call.signal });
+  const { model, adapter, adapters } = served;
+  using use = adapter === undefined ? null : adapters.use("embeddings", adapter);
+  const options = { normalize: true, signal: call.signal };
+  using vectors = await embedIds(model, ids, options, use && { set: adapters, use });
   const width = vectors.shape[1] as number;
   if (dimensions !== undefined && dimensions > width) {
     throw wrongField("dimensions", `a whole number from 1 to ${width}`, dimensions);

@@ -323,6 +323,41 @@ export interface NativeOps {
     [dy: Tensor, weight: Quantized4Bit, biasDtype: number, needsX: boolean, needsBias: boolean],
     [dx: Tensor | null, dbias: Tensor | null]
   >;
+  linear4bitLora: NativeOp<
+    [
+      x: Tensor,
+      weight: Quantized4Bit,
+      bias: Tensor | null,
+      residual: Tensor | null,
+      a: Tensor,
+      b: Tensor,
+      scaling: number,
+      p: number,
+      seed: number,
+      offset: number,
+    ],
+    [y: Tensor, low: Tensor]
+  >;
+  linear4bitLoraBackward: NativeOp<
+    [
+      dy: Tensor,
+      x: Tensor,
+      weight: Quantized4Bit,
+      low: Tensor,
+      a: Tensor,
+      b: Tensor,
+      scaling: number,
+      p: number,
+      seed: number,
+      offset: number,
+      biasDtype: number,
+      needsX: boolean,
+      needsBias: boolean,
+      needsA: boolean,
+      needsB: boolean,
+    ],
+    [dx: Tensor | null, dbias: Tensor | null, da: Tensor | null, db: Tensor | null]
+  >;
   embedding4bit: NativeOp<[ids: Tensor, weight: Quantized4Bit, dtype: number], [Tensor]>;
 
   // experts

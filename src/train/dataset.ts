@@ -7,6 +7,8 @@ import type { DataFormat, DataSource, Row } from "./rows.js";
 import { dataFormats, formatOf, readRows } from "./rows.js";
 import type { PreferencePair, Sample } from "./sample.js";
 import { countedTokens, SampleMaker } from "./sample.js";
+import type { SampleForm, SampleList } from "./stored-samples.js";
+import { StoredSamples } from "./stored-samples.js";
 
 /** Options of `loadDataset`. */
 export interface DatasetOptions {
@@ -42,8 +44,8 @@ const aSource = {
 };
 
 /** Samples, and what was left out. */
-export interface Dataset<S = Sample> {
-  readonly samples: readonly S[];
+export interface Dataset<S = Sample, L extends SampleList<S> = readonly S[]> {
+  readonly samples: L;
   /** Samples that lost their end. */
   readonly truncated: number;
   /** Rows that gave no sample. */
@@ -65,16 +67,7 @@ export interface Dataset<S = Sample> {
  * const { samples } = await train.loadDataset("chat.jsonl", { tokenizer, maxLength: 2048 });
  */
 export async function loadDataset(source: DataSource, options: DatasetOptions): Promise<Dataset> {
-  return load("loadDataset", source, options, {
-    make: async (maker, row) => {
-      const sample = await maker.sample(row.fields ?? {});
-      return typeof source === "string" && (options.format ?? formatOf(source)) === "text"
-        ? pieces(sample, options.maxLength)
-        : [sample];
-    },
-    parts: (sample) => [sample],
-    cut: (sample) => shortened(sample, options.maxLength),
-  });
+  return inMemory("loadDataset", source, options, supervised);
 }
 
 /**
@@ -82,28 +75,104 @@ export async function loadDataset(source: DataSource, options: DatasetOptions): 
  * otherwise; a pair of which one side is too long is cut, left out or refused as a whole.
  */
 export async function loadPreferences(source: DataSource, options: DatasetOptions): Promise<Dataset<PreferencePair>> {
-  return load("loadPreferences", source, options, {
-    make: async (maker, row) => [await maker.pair(row.fields ?? {})],
-    parts: ({ chosen, rejected }) => [chosen, rejected],
-    cut: ({ chosen, rejected }) => ({
-      chosen: shortened(chosen, options.maxLength),
-      rejected: shortened(rejected, options.maxLength),
-    }),
-  });
+  return inMemory("loadPreferences", source, options, preferences);
 }
 
-interface Kind<S> {
-  make(maker: SampleMaker, row: Row): Promise<S[]>;
-  parts(sample: S): readonly Sample[];
-  cut(sample: S): S;
+/**
+ * `loadDataset` for data larger than memory: the samples go into the file `path`, which is made anew, and are read from there one
+ * by one; dispose them when training is over. Of a .jsonl, .csv or .parquet file only some rows are in memory at a time.
+ *
+ * @example
+ * const { samples } = await train.storeDataset("large.jsonl", "large.tokens", { tokenizer, maxLength: 2048 });
+ */
+export async function storeDataset(
+  source: DataSource,
+  path: string,
+  options: DatasetOptions,
+): Promise<Dataset<Sample, StoredSamples<Sample>>> {
+  return stored("storeDataset", source, path, options, supervised);
 }
 
-async function load<S>(op: string, source: DataSource, options: DatasetOptions, kind: Kind<S>): Promise<Dataset<S>> {
+/** `loadPreferences` for data larger than memory, as `storeDataset`. */
+export async function storePreferences(
+  source: DataSource,
+  path: string,
+  options: DatasetOptions,
+): Promise<Dataset<PreferencePair, StoredSamples<PreferencePair>>> {
+  return stored("storePreferences", source, path, options, preferences);
+}
+
+/** What rows are made into. */
+interface Kind<S> extends SampleForm<S> {
+  make(maker: SampleMaker, row: Row, isText: boolean, maxLength: number): Promise<S[]>;
+  cut(sample: S, maxLength: number): S;
+}
+
+const supervised: Kind<Sample> = {
+  make: async (maker, row, isText, maxLength) => {
+    const sample = await maker.sample(row.fields ?? {});
+    return isText ? pieces(sample, maxLength) : [sample];
+  },
+  parts: (sample) => [sample],
+  whole: ([sample]) => sample as Sample,
+  cut: shortened,
+};
+
+const preferences: Kind<PreferencePair> = {
+  make: async (maker, row) => [await maker.pair(row.fields ?? {})],
+  parts: ({ chosen, rejected }) => [chosen, rejected],
+  whole: ([chosen, rejected]) => ({ chosen: chosen as Sample, rejected: rejected as Sample }),
+  cut: ({ chosen, rejected }, maxLength) => ({
+    chosen: shortened(chosen, maxLength),
+    rejected: shortened(rejected, maxLength),
+  }),
+};
+
+async function inMemory<S>(
+  op: string,
+  source: DataSource,
+  options: DatasetOptions,
+  kind: Kind<S>,
+): Promise<Dataset<S>> {
+  const samples: S[] = [];
+  return { samples, ...(await read(op, source, options, kind, samples)) };
+}
+
+async function stored<S>(
+  op: string,
+  source: DataSource,
+  path: string,
+  options: DatasetOptions,
+  kind: Kind<S>,
+): Promise<Dataset<S, StoredSamples<S>>> {
+  checkArgument(op, "path", path, aString);
+  const samples = await StoredSamples.make(path, kind);
+  try {
+    return { samples, ...(await read(op, source, options, kind, samples)) };
+  } catch (error) {
+    samples.dispose();
+    throw error;
+  }
+}
+
+/** Where samples go. */
+interface Sink<S> {
+  readonly length: number;
+  push(sample: S): void;
+}
+
+async function read<S>(
+  op: string,
+  source: DataSource,
+  options: DatasetOptions,
+  kind: Kind<S>,
+  samples: Sink<S>,
+): Promise<Pick<Dataset<S>, "truncated" | "skipped">> {
   checkArgument(op, "source", source, aSource);
   checkOptions(op, options, datasetOptions);
   const { tokenizer, maxLength, format, chatTemplate, onBadRow = "error", onTooLong = "truncate", signal } = options;
   const maker = await SampleMaker.for(tokenizer, chatTemplate);
-  const samples: S[] = [];
+  const isText = typeof source === "string" && (format ?? formatOf(source)) === "text";
   const skipped: { place: string; reason: string }[] = [];
   let truncated = 0;
   const leaveOut = (place: string, reason: string, isError: boolean): void => {
@@ -117,7 +186,7 @@ async function load<S>(op: string, source: DataSource, options: DatasetOptions, 
     const { place } = row;
     let made: S[] = [];
     try {
-      if (row.problem === undefined) made = await kind.make(maker, row);
+      if (row.problem === undefined) made = await kind.make(maker, row, isText, maxLength);
       else leaveOut(place, row.problem, onBadRow === "error");
     } catch (error) {
       // What is wrong with the tokenizer is wrong with every row.
@@ -132,7 +201,7 @@ async function load<S>(op: string, source: DataSource, options: DatasetOptions, 
         leaveOut(place, reason, onTooLong === "error");
         continue;
       }
-      const fitting = longest > maxLength ? kind.cut(sample) : sample;
+      const fitting = longest > maxLength ? kind.cut(sample, maxLength) : sample;
       if (kind.parts(fitting).every((part) => countedTokens(part) > 0)) {
         samples.push(fitting);
         if (fitting !== sample) truncated++;
@@ -147,7 +216,7 @@ async function load<S>(op: string, source: DataSource, options: DatasetOptions, 
     const why = first ? `; the first row left out is ${first.place}: ${first.reason}` : "";
     throw new BnbError("ERR_BNB_FORMAT", `${op}: the data must hold a sample, got none${why}`);
   }
-  return { samples, truncated, skipped };
+  return { truncated, skipped };
 }
 
 function shortened({ ids, labels }: Sample, most: number): Sample {

@@ -13,10 +13,12 @@ import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { headLoss } from "./head-loss.js";
 import { isSample, loopChecks } from "./language-trainer.js";
-import type { BatchLoss, LoopOptions, LossContext } from "./loop-types.js";
+import type { BatchLoss, Evaluation, LoopOptions, LossContext } from "./loop-types.js";
 import { raggedBatch } from "./ragged.js";
 import type { PreferencePair, Sample } from "./sample.js";
 import { countedTokens } from "./sample.js";
+import type { SampleList } from "./stored-samples.js";
+import { StoredSamples } from "./stored-samples.js";
 import { TrainingLoop } from "./training-loop.js";
 
 /** What a `DPOTrainer` is made of. */
@@ -62,13 +64,23 @@ export class DPOTrainer extends TrainingLoop<PreferencePair> {
     super("DPOTrainer", { ...rest, model: model.model });
     this.#peft = model;
     this.#beta = beta;
-    for (const [i, pair] of [...options.trainDataset, ...(options.evalDataset ?? [])].entries()) {
+    // What lies in a file was checked as it was made.
+    const given = [options.trainDataset, options.evalDataset ?? []].filter((list) => !(list instanceof StoredSamples));
+    for (const [i, pair] of given.flatMap((list) => [...list]).entries()) {
       if (this.partsOf(pair).every((part) => countedTokens(part) > 0)) continue;
       throw new BnbError(
         "ERR_BNB_OPTION",
         `DPOTrainer: both answers of a pair must have tokens that count, got none in pair ${i}`,
       );
     }
+  }
+
+  /**
+   * Mean loss of the evaluation data, `rewardChosen`, `rewardRejected`, `rewardMargin` and `rewardAccuracy`. The model is left
+   * as it was.
+   */
+  override evaluate(samples?: SampleList<PreferencePair>): Promise<Evaluation> {
+    return this.measured(samples);
   }
 
   protected override partsOf({ chosen, rejected }: PreferencePair): readonly Sample[] {

@@ -7,10 +7,12 @@ import type { Check } from "../tensor/checks.js";
 import { anInstance, arrayOf, required } from "../tensor/checks.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { headLoss } from "./head-loss.js";
-import type { BatchLoss, LoopOptions, LossContext } from "./loop-types.js";
+import type { BatchLoss, Evaluation, LoopOptions, LossContext } from "./loop-types.js";
 import { raggedBatch } from "./ragged.js";
 import type { Sample } from "./sample.js";
 import { countedTokens } from "./sample.js";
+import type { SampleList } from "./stored-samples.js";
+import { StoredSamples } from "./stored-samples.js";
 import { TrainingLoop } from "./training-loop.js";
 
 /** What a `Trainer` is made of. */
@@ -24,13 +26,19 @@ export const isSample = (v: unknown): boolean => {
 };
 const aSample: Check = { rule: "a sample with ids and labels, Int32Arrays of one length", holds: isSample };
 
+/** An array is looked at as a whole, what lies in a file is as it was made. */
+function samplesOf(item: Check): Check {
+  const list = arrayOf(item);
+  return { ...list, holds: (v) => v instanceof StoredSamples || list.holds(v) };
+}
+
 /** @internal The options of every trainer, for samples that pass `item`. */
 export const loopChecks = (item: Check) => ({
   model: required(anInstance(() => CausalLM, "a model that continues texts")),
   // What they hold is checked where they are resolved.
   args: required({ rule: "an object", holds: () => true }),
-  trainDataset: required(arrayOf(item)),
-  evalDataset: arrayOf(item),
+  trainDataset: required(samplesOf(item)),
+  evalDataset: samplesOf(item),
   generators: arrayOf(anInstance(() => Generator, "a Generator")),
 });
 const trainerOptions = optionTable<TrainerOptions>(loopChecks(aSample));
@@ -50,6 +58,12 @@ export class Trainer extends TrainingLoop<Sample> {
   constructor(options: TrainerOptions) {
     checkOptions("Trainer", options, trainerOptions);
     super("Trainer", options);
+  }
+
+  /** Mean loss of the evaluation data, and its exponential. The model is left as it was. */
+  override async evaluate(samples?: SampleList<Sample>): Promise<Evaluation & { readonly perplexity: number }> {
+    const { loss } = await this.measured(samples);
+    return { loss, perplexity: Math.exp(loss) };
   }
 
   protected override partsOf(sample: Sample): readonly Sample[] {

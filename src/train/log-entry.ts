@@ -13,7 +13,8 @@ export interface LogEntry {
   /** Tokens that count, per second. */
   readonly tokensPerSecond?: number;
   readonly evalLoss?: number;
+  /** The exponential of evalLoss, where that is a mean over tokens. */
   readonly evalPerplexity?: number;
-  /** Further numbers of a trainer. */
+  /** Further numbers of a trainer; what an evaluation found begins with "eval", such as evalRewardAccuracy. */
   readonly [name: string]: number | undefined;
 }

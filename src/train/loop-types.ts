@@ -4,6 +4,7 @@ import type { Generator } from "../ops/index.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { TrainingArguments } from "./arguments.js";
 import type { LogEntry } from "./log-entry.js";
+import type { SampleList } from "./stored-samples.js";
 
 /** What is known after each step. */
 export interface StepEvent {
@@ -29,6 +30,12 @@ export interface TrainerEvents {
   save: [{ readonly step: number; readonly path: string }];
 }
 
+/** Means over the samples of an evaluation. */
+export interface Evaluation {
+  readonly loss: number;
+  readonly [name: string]: number;
+}
+
 /** What a run leaves. */
 export interface TrainResult {
   /** Steps done in all. */
@@ -46,8 +53,9 @@ export interface TrainResult {
 export interface LoopOptions<S> {
   model: CausalLM;
   args: TrainingArguments;
-  trainDataset: readonly S[];
-  evalDataset?: readonly S[];
+  /** An array, or what `storeDataset` left in a file. */
+  trainDataset: SampleList<S>;
+  evalDataset?: SampleList<S>;
   /** Random generators that the model draws from, besides the default one: a run that goes on needs where they stood. */
   generators?: readonly Generator[];
 }

@@ -17,7 +17,7 @@ import type { Checkpoint } from "./checkpoints.js";
 import { CheckpointFolder, makeRunFolder, readCheckpoint } from "./checkpoints.js";
 import { DataOrder } from "./data-order.js";
 import type { LogEntry } from "./log-entry.js";
-import type { BatchLoss, LoopOptions, LossContext, TrainerEvents, TrainResult } from "./loop-types.js";
+import type { BatchLoss, Evaluation, LoopOptions, LossContext, TrainerEvents, TrainResult } from "./loop-types.js";
 import { LossScaler } from "./loss-scaler.js";
 import { makeOptimizer, makeSchedule, readOptimArgs } from "./make-optimizer.js";
 import { EmbeddingNoise } from "./noise.js";
@@ -26,6 +26,8 @@ import type { RunState } from "./run-state.js";
 import { dataHash, newRunState } from "./run-state.js";
 import type { Sample } from "./sample.js";
 import { countedTokens } from "./sample.js";
+import type { SampleList } from "./stored-samples.js";
+import { StoredSamples } from "./stored-samples.js";
 import { restoreOptimizer, restoreWeights, snapshotState } from "./tensor-state.js";
 
 /** The training loop over samples of type S. */
@@ -34,8 +36,8 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
   readonly args: ResolvedArguments;
   readonly #op: string;
   readonly #signal: AbortSignal | undefined;
-  readonly #data: readonly S[];
-  readonly #evalData: readonly S[];
+  readonly #data: SampleList<S>;
+  readonly #evalData: SampleList<S>;
   readonly #generators: readonly Generator[];
   readonly #order: DataOrder;
   readonly #folder: CheckpointFolder;
@@ -55,7 +57,8 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     this.#data = trainDataset;
     this.#evalData = evalDataset;
     this.#generators = [defaultGenerator, ...generators];
-    const lengths = trainDataset.map((sample) => this.partsOf(sample).reduce((sum, { ids }) => sum + ids.length, 0));
+    const lengthOf = (sample: S): number => this.partsOf(sample).reduce((sum, { ids }) => sum + ids.length, 0);
+    const lengths = trainDataset instanceof StoredSamples ? trainDataset.lengths : Array.from(trainDataset, lengthOf);
     this.#order = new DataOrder(lengths, this.args, args.maxLength);
     const { reportTo, bf16, fp16 } = this.args;
     this.#folder = new CheckpointFolder(this.args.outputDir);
@@ -136,22 +139,31 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     }
   }
 
-  /** Mean loss of the evaluation data, and its exponential. The model is left as it was. */
-  async evaluate(samples: readonly S[] = this.#evalData): Promise<{ loss: number; perplexity: number }> {
+  /** The loss and other means of the evaluation data, or of these samples. The model is left as it was. */
+  abstract evaluate(samples?: SampleList<S>): Promise<Evaluation>;
+
+  /** The mean loss of samples, and the other means that `lossOf` gives, without gradients. */
+  protected async measured(samples: SampleList<S> = this.#evalData): Promise<Evaluation> {
     const { model } = this;
     const wasTraining = model.training;
     model.eval();
-    let [sum, weight] = [0, 0];
+    const sums: Record<string, number> = {};
+    let weight = 0;
     try {
       for (let at = 0; at < samples.length; at += this.args.perDeviceEvalBatchSize) {
         this.#throwIfAborted();
         const batch = samples.slice(at, at + this.args.perDeviceEvalBatchSize);
-        const loss = noGrad(() => tidy(() => this.lossOf(batch, { onBounds: () => undefined, gradient: 1 }).loss));
+        const means = noGrad(() =>
+          tidy(() => {
+            const { loss, metrics = {} } = this.lossOf(batch, { onBounds: () => undefined, gradient: 1 });
+            return { loss, ...metrics };
+          }),
+        );
         const of = this.weightOf(batch);
         try {
-          sum += (await loss.item()) * of;
+          for (const [name, mean] of Object.entries(means)) sums[name] = (sums[name] ?? 0) + (await mean.item()) * of;
         } finally {
-          loss.dispose();
+          for (const mean of Object.values(means)) mean.dispose();
         }
         weight += of;
       }
@@ -161,7 +173,8 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     if (weight === 0) {
       throw new BnbError("ERR_BNB_ARGUMENT", `${this.#op}.evaluate: the data must hold a sample, got none`);
     }
-    return { loss: sum / weight, perplexity: Math.exp(sum / weight) };
+    const means = Object.entries(sums).map(([name, sum]) => [name, sum / weight] as const);
+    return Object.fromEntries(means) as Evaluation;
   }
 
   *#samples(): Iterable<readonly Sample[]> {
@@ -212,7 +225,7 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
   async #step(at: Running) {
     const { run, optimizer, schedule, scaler, noise } = at;
     const before = this.#generatorStates();
-    const batches = this.#order.next(run).map((numbers) => numbers.map((i) => this.#data[i] as S));
+    const batches = this.#order.next(run).map((numbers) => numbers.map((i) => this.#data.at(i) as S));
     const weight = batches.reduce((sum, batch) => sum + this.weightOf(batch), 0);
     const scale = scaler?.scale ?? 1;
     let loss = 0;
@@ -298,11 +311,12 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
   }
 
   async #evaluated(run: RunState, epoch: number): Promise<boolean> {
-    const { loss: evalLoss, perplexity: evalPerplexity } = await this.evaluate();
-    const isBest = run.bestLoss === null || evalLoss < run.bestLoss;
-    if (isBest) Object.assign(run, { bestLoss: evalLoss, bestStep: run.step, evaluationsSinceBest: 0 });
+    const found = await this.evaluate();
+    const isBest = run.bestLoss === null || found.loss < run.bestLoss;
+    if (isBest) Object.assign(run, { bestLoss: found.loss, bestStep: run.step, evaluationsSinceBest: 0 });
     else run.evaluationsSinceBest++;
-    await this.#log(run, "evaluate", { step: run.step, epoch, evalLoss, evalPerplexity });
+    const told = Object.entries(found).map(([name, value]) => [`eval${name[0]?.toUpperCase()}${name.slice(1)}`, value]);
+    await this.#log(run, "evaluate", { step: run.step, epoch, ...Object.fromEntries(told) });
     return isBest;
   }
 

@@ -48,6 +48,8 @@ beforeAll(async () => {
 });
 
 interface Result {
+  task: string;
+  evaluation: Record<string, number> | null;
   base: string;
   steps: number;
   loss: number;
@@ -157,6 +159,86 @@ describe("a fine-tuning", () => {
     await run(halves, ...steps, "--resume");
     const adapter = (folder: string) => readFileSync(join(folder, "adapter_model.safetensors"));
     expect(adapter(halves).equals(adapter(whole))).toBe(true);
+  });
+});
+
+describe("samples on disk", () => {
+  it("give the bits that samples in memory give, also when the run goes on, and leave no file", async () => {
+    const [memory, disk] = [newOutput(), newOutput()];
+    const settings = ["--steps", "4", "--accumulate", "1", "--config", file("training: {saveSteps: 1}", "yaml")];
+    await run(memory, ...settings);
+    await run(disk, ...settings, "--on-disk", "--eval-data", data);
+    const adapter = (folder: string) => readFileSync(join(folder, "adapter_model.safetensors"));
+    expect(adapter(disk).equals(adapter(memory))).toBe(true);
+    for (const name of ["checkpoint-4", "adapter_model.safetensors"]) rmSync(join(disk, name), { recursive: true });
+    await run(disk, ...settings, "--on-disk", "--resume");
+    expect(adapter(disk).equals(adapter(memory))).toBe(true);
+    expect(readdirSync(disk).filter((name) => name.endsWith(".tokens"))).toEqual([]);
+  });
+});
+
+describe("pairs of answers", () => {
+  const pairs = file(
+    lines(rows.map(({ messages: [ask, answer] }) => ({ prompt: [ask], chosen: [answer], rejected: "No idea." }))),
+  );
+  const settings = [
+    "--on-disk",
+    "--data",
+    pairs,
+    "--eval-data",
+    pairs,
+    "--steps",
+    "12",
+    "--accumulate",
+    "1",
+    "--dropout",
+    "0",
+  ];
+
+  it("are known by their columns; the better answers win, and the page shows it", async () => {
+    const output = newOutput();
+    const result = await run(output, ...settings, "--learning-rate", "1e-2", "--beta", "0.5");
+    expect([result.task, result.steps]).toEqual(["dpo", 12]);
+    // Half of the pairs win by chance, and log 2 is the loss of none.
+    expect(result.evaluation?.["evalRewardAccuracy"]).toBe(1);
+    expect(result.evaluation?.["evalRewardMargin"]).toBeGreaterThan(1);
+    expect(result.evaluation).not.toHaveProperty("evalPerplexity");
+    expect(result.evalLoss).toBeLessThan(Math.log(2) / 2);
+    expect(result.texts[0]?.wanted).toMatch(/^It is 1\./);
+    const html = readFileSync(result.report, "utf8");
+    for (const part of ["10 pairs", "Rewards", "100 % of the better answers preferred", "nats a pair"]) {
+      expect(html).toContain(part);
+    }
+    expect(html.match(/<svg/g)?.length).toBe(5);
+    // One evaluation is a point in the charts of loss and share.
+    expect(html.match(/<circle class="point s1"/g)?.length).toBe(2);
+  });
+
+  it("--task and the config say it too, and the line tells what counts", async () => {
+    const output = newOutput();
+    const config = file(JSON.stringify({ task: "dpo", beta: 0.3, output }), "json");
+    const args = ["finetune", model, ...settings, "--steps", "1", "--config", config, "--device", "cpu"];
+    const { code, stdout } = await bnb(...args);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/^data: 10 pairs, \d+ tokens to learn\n/);
+    expect(stdout).toMatch(/step 1: evaluation 0\.\d{4}, \d+ % of the better answers preferred, margin -?\d/);
+    expect(readFileSync(join(output, "report.html"), "utf8")).toMatch(/<td>beta<\/td><td>0\.3<\/td>/);
+  });
+
+  it("what has no pairs is refused, and beta without them", async () => {
+    const output = newOutput();
+    expect(await refusal("--data", data, "--output", output, "--task", "dpo")).toEqual([
+      1,
+      expect.stringMatching(/data\.jsonl:1: must have prompt, chosen and rejected, got messages$/),
+    ]);
+    expect(await refusal("--data", data, "--output", output, "--beta", "0.2")).toEqual([
+      2,
+      "bnb finetune: --beta is for --task dpo, got a run of sft",
+    ]);
+    expect(await refusal("--data", pairs, "--output", output, "--beta", "0")).toEqual([
+      2,
+      "bnb finetune: --beta must be above 0, got 0",
+    ]);
   });
 });
 

@@ -10,6 +10,7 @@ import type { TextOptions } from "../../src/generation/index.js";
 import { Engine } from "../../src/generation/index.js";
 import { compileLimit } from "../../src/hub/grammars.js";
 import type { ResponseFormat } from "../../src/hub/index.js";
+import { AutoTokenizer } from "../../src/hub/index.js";
 import type { CausalLM } from "../../src/models/index.js";
 import { AutoModelForCausalLM } from "../../src/models/index.js";
 import { bnb } from "../helpers/bnb.js";
@@ -209,6 +210,33 @@ describe("what is refused", () => {
       "complete: responseFormat must come without beams, got 2",
     );
   });
+});
+
+it("texts are followed while another grammar is compiled, also one that was compiled behind theirs", async () => {
+  const tokenizer = await AutoTokenizer.fromPretrained(folder);
+  const { grammars } = tokenizer;
+  const open = (letters: string) =>
+    grammars.open("test", "format", { type: "grammar", grammar: `root ::= "${letters}"` }, [258]);
+  using first = await open("abcdef");
+  using second = await open("ghijkl");
+  using third = await open("abcdef");
+  const slow = { type: "grammar", grammar: 'root ::= ([a-z]{1,900} "b"){1,90}' } as const;
+  let isOver = false;
+  const compiling = grammars.compile("test", "format", slow).catch((error: unknown) => {
+    isOver = true;
+    return error;
+  });
+  for (const [text, letters] of [
+    [first, "abcdef"],
+    [second, "ghijkl"],
+    [third, "abcdef"],
+  ] as const) {
+    for (const letter of letters) await text.accept(letter.charCodeAt(0));
+    await text.accept(258);
+    expect([text.isOver, isOver]).toEqual([true, false]);
+  }
+  tokenizer.dispose();
+  await compiling;
 });
 
 describe("a grammar that takes too long", () => {

@@ -4,7 +4,15 @@ import { afterEach, describe, expect, it } from "vitest";
 import { backward } from "../../src/autograd/backward.js";
 import { noGrad } from "../../src/autograd/no-grad.js";
 import { LlamaForCausalLM } from "../../src/models/index.js";
-import { Linear, Linear4bit, Linear8bitLt, Module, Parameter, replaceLinear } from "../../src/nn/index.js";
+import {
+  Linear,
+  Linear4bit,
+  Linear8bitLt,
+  linearResidual,
+  Module,
+  Parameter,
+  replaceLinear,
+} from "../../src/nn/index.js";
 import { crossEntropy, Generator, mean, mul, randn } from "../../src/ops/index.js";
 import { AdamW8bit } from "../../src/optim/index.js";
 import type { LinearLike } from "../../src/peft/index.js";
@@ -93,6 +101,21 @@ describe.each(testDevices())("on %s", (name) => {
         ]).toEqual(["float32", "float32"]);
       },
     );
+
+    it("adds to a residual what it gives by itself", () => {
+      tidy(() => {
+        const layer = own(
+          new LoraLinear(makeBase(64, 32), { initLoraWeights: false, generator: new Generator(3), device }),
+        );
+        const x = randn([3, layer.inFeatures], { device, generator: new Generator(4) });
+        const residual = randn([3, layer.outFeatures], { device, generator: new Generator(5) });
+        const [y, rest] = [layer.forward(x).floatsSync(), residual.floatsSync()];
+        expectClose(
+          linearResidual(layer, x, residual).floatsSync(),
+          rest.map((v, i) => v + (y[i] as number)),
+        );
+      });
+    });
 
     it("gives gradients to the adapter and to x, and none to the base", () => {
       const lora = own(new LoraLinear(makeBase(64, 24), { r: 4, device, generator: new Generator(4) }));

@@ -1,7 +1,7 @@
 // Adapters of a server: each is a model of its own to clients, computed beside the others, and comes and goes while it runs.
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { generate } from "../../src/generation/index.js";
+import { embed, generate } from "../../src/generation/index.js";
 import type { CausalLM } from "../../src/models/index.js";
 import { Generator } from "../../src/ops/index.js";
 import { AdapterSet, getPeftModel, LoraConfig } from "../../src/peft/index.js";
@@ -16,8 +16,15 @@ const folder = (name: string) => join(tiny.folder, "..", name);
 const names = ["style", "facts"];
 /** What PeftModel says with each adapter, and the base without. */
 const alone = new Map<string, string>();
+/** And its vectors of two texts. */
+const vectors = new Map<string, Float32Array>();
 const prompt = "A bit of text that takes more than one page of keys";
 const asked = { prompt, max_tokens: 12, temperature: 0 } as const;
+
+async function embedded(): Promise<Float32Array> {
+  using made = await embed(model, ["a bit", "bytes"], { normalize: true });
+  return made.floats();
+}
 
 async function said(): Promise<string> {
   let text = "";
@@ -29,12 +36,14 @@ beforeAll(async () => {
   tiny = await tinyModel();
   ({ model } = tiny);
   alone.set("tiny", await said());
+  vectors.set("tiny", await embedded());
   for (const [i, name] of names.entries()) {
     const config = { r: 4 + i, loraAlpha: 64, targetModules: "all-linear", initLoraWeights: false } as const;
     const peft = getPeftModel(model, new LoraConfig(config), { generator: new Generator(i) });
     await peft.savePretrained(folder(name));
     peft.setAdapter("default", { inferenceMode: true });
     alone.set(name, await said());
+    vectors.set(name, await embedded());
     peft.unload();
   }
 });
@@ -75,9 +84,21 @@ describe("adapters given to the server", () => {
     expect(chat.model).toBe("style");
     const missing = own.client.completions.create({ ...asked, model: "stile" });
     await expect(missing).rejects.toThrow('404 the model "stile" does not exist; there is tiny, style, facts');
-    await expect(own.client.embeddings.create({ model: "style", input: "a" })).rejects.toThrow(
-      '400 model must be tiny, which embeds, got "style"',
+    const got = await Promise.all(
+      ["facts", "tiny", "style"].map(async (name) => {
+        const answer = await own.client.embeddings.create({ model: name, input: ["a bit", "bytes"] });
+        expect([answer.model, answer.data.length]).toEqual([name, 2]);
+        for (const [i, { embedding }] of answer.data.entries()) {
+          const right = vectors.get(name)!.slice(i * embedding.length, (i + 1) * embedding.length);
+          expect(Math.max(...embedding.map((value, at) => Math.abs(value - right[at]!)))).toBeLessThan(1e-5);
+        }
+        return answer.data[0]!.embedding;
+      }),
     );
+    const [facts, base, style] = got.map(
+      (vector) => (other: number[]) => Math.hypot(...vector.map((v, i) => v - other[i]!)),
+    );
+    expect(Math.min(facts!(got[1]!), base!(got[2]!), style!(got[0]!))).toBeGreaterThan(0.01);
     expect(own.lines.map((line) => line.model)).toContain("facts");
   });
 

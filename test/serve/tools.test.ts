@@ -1,5 +1,5 @@
 // Calls of functions by the official client: a random model calls what it is told to with arguments that another library
-// finds valid, streamed and not, in the ways of three families of models.
+// finds valid, streamed and not, in the ways of four families of models.
 import { Ajv } from "ajv";
 import type OpenAI from "openai";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -72,13 +72,15 @@ describe.each([
   { family: "hermes", marker: "<tool_call>", isSpecial: false, id: /^call_[\da-f]{24}$/, parallel: true },
   { family: "llama3", marker: "<|python_tag|>", isSpecial: true, id: /^call_[\da-f]{24}$/, parallel: false },
   { family: "mistral", marker: "[TOOL_CALLS]", isSpecial: true, id: /^[A-Za-z\d]{9}$/, parallel: true },
+  { family: "qwen3-coder", marker: "<tool_call>", isSpecial: false, id: /^call_[\da-f]{24}$/, parallel: true },
   { family: "mistral's marks", marker: "[TOOL_CALLS]", isSpecial: true, id: /^[A-Za-z\d]{9}$/, parallel: true },
 ])("calls of $family", ({ family, marker, isSpecial, id, parallel }) => {
   let tiny: TinyServer;
   const toMarker = (bias: number) => ({ logit_bias: { ...biasOfBytes, 257: bias } });
 
   beforeAll(async () => {
-    const call = family === "mistral's marks" ? `${marker}f[ARGS]` : marker;
+    const more: Record<string, string> = { "mistral's marks": "f[ARGS]", "qwen3-coder": "<function=" };
+    const call = marker + (more[family] ?? "");
     tiny = await tinyServer({}, withMarker(marker, isSpecial, call));
   });
   afterAll(() => tiny.close());

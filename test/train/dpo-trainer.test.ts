@@ -126,8 +126,26 @@ describe("DPOTrainer", () => {
     const model = await adapted("adapter");
     const args = { outputDir: join(folder, "e"), perDeviceEvalBatchSize: 2 };
     const trainer = new DPOTrainer({ model, trainDataset: pairs, args, beta: expected.beta });
-    const { loss } = await trainer.evaluate(pairs);
-    expect(relative(loss, expected.evaluation.loss)).toBeLessThan(2e-5);
+    const want = expected.evaluation;
+    const found = await trainer.evaluate(pairs);
+    expect(Object.keys(found).sort()).toEqual([
+      ...["loss", "rewardAccuracy", "rewardChosen", "rewardMargin", "rewardRejected"],
+    ]);
+    expect(relative(found.loss, want.loss)).toBeLessThan(2e-5);
+    expect(found["rewardMargin"]).toBeCloseTo(want.margin, 4);
+    expect(found["rewardAccuracy"]).toBeCloseTo(want.accuracy, 6);
+    model.dispose();
+  });
+
+  it("an evaluation while it trains tells rewards, and no perplexity", async () => {
+    const model = await adapted("adapter");
+    const args = { outputDir: join(folder, "w"), maxSteps: 1, learningRate: 0 };
+    const trainer = new DPOTrainer({ model, trainDataset: pairs, evalDataset: pairs, args, beta: expected.beta });
+    const { history } = await trainer.train();
+    const entry = history.find(({ evalLoss }) => evalLoss !== undefined);
+    expect(relative(entry?.evalLoss, expected.evaluation.loss)).toBeLessThan(2e-5);
+    expect(entry?.["evalRewardMargin"]).toBeCloseTo(expected.evaluation.margin, 4);
+    expect(entry).not.toHaveProperty("evalPerplexity");
     model.dispose();
   });
 

@@ -1,5 +1,5 @@
 // `bnb finetune`: adapters for a model from a file of samples; QLoRA unless it is told otherwise.
-import { access, writeFile } from "node:fs/promises";
+import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { CausalLM } from "../../models/index.js";
 import { Generator } from "../../ops/index.js";
@@ -7,16 +7,18 @@ import { getPeftModel } from "../../peft/index.js";
 import { BnbError } from "../../tensor/errors.js";
 import { memory } from "../../tensor/scope.js";
 import { CheckpointFolder } from "../../train/checkpoints.js";
-import type { Dataset, StepEvent, TrainResult } from "../../train/index.js";
-import { loadDataset, Trainer } from "../../train/index.js";
+import type { Dataset, LogEntry, SampleList, StepEvent, TrainResult } from "../../train/index.js";
+import { StoredSamples } from "../../train/index.js";
 import { countedTokens } from "../../train/sample.js";
-import type { Call } from "../command.js";
+import type { Call, Outcome } from "../command.js";
 import { command, usageError } from "../command.js";
 import type { FinetuneReport } from "../finetune/report.js";
 import { finetunePage } from "../finetune/report.js";
-import { beforeAndAfter } from "../finetune/samples.js";
+import { beforeAndAfter, SHOWN } from "../finetune/samples.js";
 import type { FinetuneSettings } from "../finetune/settings.js";
 import { finetuneOptions, finetuneSettings, LONGEST, quantizationOf } from "../finetune/settings.js";
+import type { Task } from "../finetune/task.js";
+import { preference, supervised } from "../finetune/task.js";
 import { loadModel, loadOptions } from "../load-model.js";
 import { checkNewFolder, checkWritable } from "../new-folder.js";
 import { readConfig } from "../read-config.js";
@@ -29,88 +31,86 @@ const options = { ...finetuneOptions, ...loadOptions };
 export const finetune = command({
   words: ["model"],
   about: `Trains adapters for a model and saves them as Python's peft does. The base is quantized to NF4 and stays as it is
-(QLoRA). A row of the data has text, prompt and completion, or messages, of which the assistant's words are learned.
+(QLoRA). A row of the data has text, prompt and completion, or messages, of which the assistant's words are learned; or
+prompt, chosen and rejected, of which is learned to prefer the chosen answer (DPO).
 A run that was stopped or killed goes on with --resume, to the bit as if it had not been.`,
   options,
-  notes: `A config file has the keys data, evalData, output, base, maxLength, skipBadRows, tooLong, chatTemplate, prompts, report,
-lora (r, loraAlpha, targetModules and all else of a LoraConfig) and training (learningRate, evalSteps, saveSteps and
+  notes: `A config file has the keys data, evalData, output, task, beta, base, maxLength, skipBadRows, onDisk, tooLong,
+chatTemplate, prompts, report, lora (r, loraAlpha, targetModules and all else of a LoraConfig) and training (learningRate, evalSteps, saveSteps and
 all else of TrainingArguments).`,
   async run(call) {
-    const { values, words, terminal, signal } = call;
-    const [name = ""] = words;
-    const settings = await finetuneSettings(values);
-    const { output, data, evalData, lora, training, seed } = settings;
-    const report = settings.report ?? join(output, "report.html");
-    await checkFiles(settings, values.resume, name);
-    const { base, quantizationConfig } = await baseOf(name, settings, call);
-    const model = await loadModel(name, call, { quantizationConfig });
-    try {
-      const maxLength = lengthOf(model, name, settings);
-      const dataset = await read("data", data, model, settings, maxLength, call);
-      const evaluation =
-        evalData === null ? null : await read("evaluation", evalData, model, settings, maxLength, call);
-      const generator = new Generator(seed);
-      const peft = getPeftModel(model, lora.with({ baseModelNameOrPath: name }), { generator });
-      const trainer = new Trainer({
-        model,
-        args: { ...training, maxLength, signal },
-        trainDataset: dataset.samples,
-        ...(evaluation && { evalDataset: evaluation.samples }),
-        generators: [generator],
-      });
-      showSteps(trainer, model, terminal);
-      const began = performance.now();
-      const result = await trainer.train().catch((error: unknown) => tellWhereItStands(error, output, terminal));
-      const seconds = (performance.now() - began) / 1000;
-      await peft.savePretrained(output);
-      const texts = await beforeAndAfter(peft, settings.prompts, (evaluation ?? dataset).samples, {
-        chatTemplate: settings.chatTemplate,
-        signal,
-      });
-      const { trainable, all } = peft.trainableParameters();
-      const flags: Readonly<Record<string, string>> = { nf4: "--4bit ", int8: "--8bit " };
-      const asBase = quantizationConfig ? (flags[base] ?? "") : "";
-      const isChat = (model.tokenizer?.chatTemplates.size ?? 0) > 0;
-      const use = isChat ? "chat" : "generate";
-      const commands = [
-        `bnb ${use} ${quoted(name)} ${asBase}--lora ${quoted(output)}`,
-        `bnb merge ${quoted(name)} ${quoted(output)} ${quoted(`${output}-merged`)}`,
-      ];
-      const evalLoss = lastEvaluation(result);
-      const page: FinetuneReport = {
-        ...{ model: name, base, data, samples: dataset.samples.length, tokens: tokensOf(dataset), trainable },
-        ...{ parameters: all, steps: result.steps, loss: result.loss, evalLoss, seconds, peakBytes: peakOf(model) },
-        ...{ history: result.history, texts, settings: shownSettings(settings, maxLength), commands },
-        version: call.version,
-      };
-      await writeReport(report, finetunePage(page));
-      terminal.line(
-        `${output}: ${count(trainable)} parameters after ${count(result.steps)} steps, loss ${result.loss.toFixed(4)}` +
-          `${evalLoss === null ? "" : `, evaluation ${evalLoss.toFixed(4)}`}; ${report} shows it`,
-      );
-      for (const line of commands) terminal.line(`  ${line}`);
-      const { steps, loss, checkpoint, bestStep } = result;
-      return {
-        json: { output, base, steps, loss, evalLoss, trainable, checkpoint, bestStep, report, texts, commands },
-      };
-    } finally {
-      model.dispose();
-    }
+    const settings = await finetuneSettings(call.values);
+    return settings.task === "dpo"
+      ? tuned(preference(settings.beta), settings, call)
+      : tuned(supervised, settings, call);
   },
 });
 
-/** Finds what cannot be read or written before the model is loaded. */
-async function checkFiles(settings: FinetuneSettings, resumes: boolean, model: string): Promise<void> {
-  const { data, evalData, output, report } = settings;
-  for (const [option, path] of [
-    ["--data", data],
-    ["--eval-data", evalData],
-  ] as const) {
-    if (path === null) continue;
-    await access(path).catch((cause: Error) => {
-      throw new BnbError("ERR_BNB_OPTION", `${option} must be a readable file: ${cause.message}`, { cause });
+async function tuned<S>(task: Task<S>, settings: FinetuneSettings, call: Call<typeof options>): Promise<Outcome> {
+  const { values, words, terminal, signal } = call;
+  const [name = ""] = words;
+  const { output, data, evalData, lora, training, seed } = settings;
+  const report = settings.report ?? join(output, "report.html");
+  await checkFiles(settings, values.resume, name);
+  const { base, quantizationConfig } = await baseOf(name, settings, call);
+  const model = await loadModel(name, call, { quantizationConfig });
+  const stored: StoredSamples<S>[] = [];
+  try {
+    const maxLength = lengthOf(model, name, settings);
+    const reading = { task, model, settings, maxLength, terminal, signal, stored };
+    const dataset = await read("data", data, reading);
+    const evaluationData = evalData === null ? null : await read("evaluation", evalData, reading);
+    const generator = new Generator(seed);
+    const peft = getPeftModel(model, lora.with({ baseModelNameOrPath: name }), { generator });
+    const trainer = task.trainer(peft, {
+      args: { ...training, maxLength, signal },
+      trainDataset: dataset.samples,
+      ...(evaluationData && { evalDataset: evaluationData.samples }),
+      generators: [generator],
     });
+    showSteps(trainer, task, model, terminal);
+    const began = performance.now();
+    const result = await trainer.train().catch((error: unknown) => tellWhereItStands(error, output, terminal));
+    const seconds = (performance.now() - began) / 1000;
+    await peft.savePretrained(output);
+    const shown = (evaluationData ?? dataset).samples.slice(0, SHOWN).map((sample) => task.parts(sample)[0]);
+    const { chatTemplate, prompts } = settings;
+    const texts = await beforeAndAfter(peft, prompts, shown, { chatTemplate, signal });
+    const { trainable, all } = peft.trainableParameters();
+    const flags: Readonly<Record<string, string>> = { nf4: "--4bit ", int8: "--8bit " };
+    const asBase = quantizationConfig ? (flags[base] ?? "") : "";
+    const isChat = (model.tokenizer?.chatTemplates.size ?? 0) > 0;
+    const use = isChat ? "chat" : "generate";
+    const commands = [
+      `bnb ${use} ${quoted(name)} ${asBase}--lora ${quoted(output)}`,
+      `bnb merge ${quoted(name)} ${quoted(output)} ${quoted(`${output}-merged`)}`,
+    ];
+    const evaluation = evaluationThatCounts(result);
+    const evalLoss = evaluation?.evalLoss ?? null;
+    const page: FinetuneReport = {
+      ...{ task, model: name, base, data, samples: dataset.samples.length, tokens: tokensOf(task, dataset), trainable },
+      ...{ parameters: all, steps: result.steps, loss: result.loss, evaluation, seconds, peakBytes: peakOf(model) },
+      ...{ history: result.history, texts, settings: shownSettings(settings, maxLength), commands },
+      version: call.version,
+    };
+    await writeReport(report, finetunePage(page));
+    terminal.line(
+      `${output}: ${count(trainable)} parameters after ${count(result.steps)} steps, loss ${result.loss.toFixed(4)}` +
+        `${evalLoss === null ? "" : `, evaluation ${evalLoss.toFixed(4)}`}; ${report} shows it`,
+    );
+    for (const line of commands) terminal.line(`  ${line}`);
+    const { steps, loss, checkpoint, bestStep } = result;
+    const done = { output, task: task.name, base, steps, loss, evalLoss, evaluation, trainable, checkpoint, bestStep };
+    return { json: { ...done, report, texts, commands } };
+  } finally {
+    for (const samples of stored) samples.dispose();
+    model.dispose();
   }
+}
+
+/** Finds what cannot be written before the model is loaded. */
+async function checkFiles(settings: FinetuneSettings, resumes: boolean, model: string): Promise<void> {
+  const { output, report } = settings;
   const isUsed = !resumes && (await new CheckpointFolder(output).steps()).length > 0;
   if (isUsed) throw usageError(`${output} holds a run already; --resume goes on with it, or give a new folder`);
   await checkNewFolder(output, resumes, model);
@@ -138,34 +138,51 @@ function lengthOf(model: CausalLM, name: string, { maxLength }: FinetuneSettings
   return maxLength ?? Math.min(most, LONGEST);
 }
 
-async function read(
-  what: string,
-  path: string,
-  model: CausalLM,
-  settings: FinetuneSettings,
-  maxLength: number,
-  { terminal, signal }: Call<typeof options>,
-): Promise<Dataset> {
-  const { chatTemplate, skipBadRows, tooLong } = settings;
-  const dataset = await loadDataset(path, {
+interface Reading<S> {
+  readonly task: Task<S>;
+  readonly model: CausalLM;
+  readonly settings: FinetuneSettings;
+  readonly maxLength: number;
+  readonly terminal: Terminal;
+  readonly signal: AbortSignal;
+  /** Gets what lies in files. */
+  readonly stored: StoredSamples<S>[];
+}
+
+async function read<S>(what: string, path: string, reading: Reading<S>): Promise<Dataset<S, SampleList<S>>> {
+  const { task, model, settings, maxLength, terminal, signal, stored } = reading;
+  const { chatTemplate, skipBadRows, tooLong, output, onDisk } = settings;
+  const options = {
     tokenizer: model.tokenizerFor("finetune"),
     maxLength,
     ...(chatTemplate !== undefined && { chatTemplate }),
     onBadRow: skipBadRows ? "skip" : "error",
     onTooLong: tooLong === "cut" ? "truncate" : tooLong,
     signal,
-  });
+  } as const;
+  const dataset = await task.load(path, options, onDisk ? join(output, `${what}.tokens`) : null);
+  if (dataset.samples instanceof StoredSamples) stored.push(dataset.samples);
   const { samples, truncated, skipped } = dataset;
   const cut = truncated === 0 ? "" : `, ${count(truncated)} cut at ${count(maxLength)} tokens`;
-  terminal.line(`${what}: ${count(samples.length)} samples, ${count(tokensOf(dataset))} tokens to learn${cut}`);
+  const learned = `${count(tokensOf(task, dataset))} tokens to learn`;
+  terminal.line(`${what}: ${count(samples.length)} ${task.noun}, ${learned}${cut}`);
   for (const { place, reason } of skipped.slice(0, 5)) terminal.line(`  left out: ${place}: ${reason}`);
   if (skipped.length > 5) terminal.line(`  left out: ${count(skipped.length - 5)} more`);
   return dataset;
 }
 
-const tokensOf = ({ samples }: Dataset): number => samples.reduce((sum, sample) => sum + countedTokens(sample), 0);
+function tokensOf<S>({ parts }: Task<S>, { samples }: Dataset<S, SampleList<S>>): number {
+  let tokens = 0;
+  for (const sample of samples) for (const part of parts(sample)) tokens += countedTokens(part);
+  return tokens;
+}
 
-function showSteps(trainer: Trainer, model: CausalLM, terminal: Terminal): void {
+function showSteps<S>(
+  trainer: ReturnType<Task<S>["trainer"]>,
+  task: Task<S>,
+  model: CausalLM,
+  terminal: Terminal,
+): void {
   trainer.on("step", ({ step, steps, loss, learningRate, tokensPerSecond, secondsLeft }: StepEvent) => {
     const detail = [
       `step ${step}/${steps}`,
@@ -177,9 +194,8 @@ function showSteps(trainer: Trainer, model: CausalLM, terminal: Terminal): void 
     ];
     terminal.progress("Training", step, steps, detail.join("  "));
   });
-  trainer.on("evaluate", ({ step, evalLoss, evalPerplexity }) => {
-    const numbers = `evaluation ${(evalLoss as number).toFixed(4)}, perplexity ${(evalPerplexity as number).toFixed(2)}`;
-    terminal.line(`step ${step}: ${numbers}`);
+  trainer.on("evaluate", (entry) => {
+    terminal.line(`step ${entry.step}: evaluation ${(entry.evalLoss as number).toFixed(4)}, ${task.words(entry)}`);
   });
 }
 
@@ -201,17 +217,27 @@ async function tellWhereItStands(error: unknown, output: string, terminal: Termi
   throw error;
 }
 
-function lastEvaluation({ history, bestStep }: TrainResult): number | null {
+/** That of the weights which are left. */
+function evaluationThatCounts({ history, bestStep }: TrainResult): LogEntry | null {
   const all = history.filter(({ evalLoss }) => evalLoss !== undefined);
   const best = bestStep === null ? undefined : all.find(({ step }) => step === bestStep);
-  return (best ?? all.at(-1))?.evalLoss ?? null;
+  return best ?? all.at(-1) ?? null;
 }
 
 function shownSettings(settings: FinetuneSettings, maxLength: number): [string, string][] {
-  const { lora, training } = settings;
+  const { task, beta, lora, training } = settings;
   const { r, loraAlpha, loraDropout, targetModules } = lora;
   const { resumeFromCheckpoint: _, outputDir: __, ...told } = training;
-  const all = { r, loraAlpha, loraDropout, targetModules, maxLength, ...told };
+  const all = {
+    task,
+    ...(beta !== undefined && { beta }),
+    r,
+    loraAlpha,
+    loraDropout,
+    targetModules,
+    maxLength,
+    ...told,
+  };
   return Object.entries(all).map(([key, value]) => [key, typeof value === "string" ? value : JSON.stringify(value)]);
 }
 

@@ -3,11 +3,13 @@ import { readFile } from "node:fs/promises";
 import { extname } from "node:path";
 import { parse } from "yaml";
 import type { LoraConfigOptions } from "../../peft/index.js";
-import { aBoolean, anInteger, aPlainObject, arrayOf, aString, oneOf } from "../../tensor/checks.js";
+import { aBoolean, aNumberAbove, anInteger, aPlainObject, arrayOf, aString, oneOf } from "../../tensor/checks.js";
 import { BnbError } from "../../tensor/errors.js";
 import { checkOptions, optionTable } from "../../tensor/options.js";
 import type { TrainingArguments } from "../../train/index.js";
 import { usageError } from "../command.js";
+import type { TaskName } from "./task.js";
+import { tasks } from "./task.js";
 
 /** What the base computes in. */
 export const baseFormats = ["nf4", "fp4", "int8", "float"] as const;
@@ -27,9 +29,12 @@ export interface FinetuneConfig {
   data?: string;
   evalData?: string;
   output?: string;
+  task?: TaskName;
+  beta?: number;
   base?: BaseFormat;
   maxLength?: number;
   skipBadRows?: boolean;
+  onDisk?: boolean;
   tooLong?: (typeof tooLongChoices)[number];
   chatTemplate?: string;
   prompts?: readonly string[];
@@ -41,9 +46,12 @@ const configTable = optionTable<FinetuneConfig>({
   data: aString,
   evalData: aString,
   output: aString,
+  task: oneOf(tasks),
+  beta: aNumberAbove(0),
   base: oneOf(baseFormats),
   maxLength: anInteger(2),
   skipBadRows: aBoolean,
+  onDisk: aBoolean,
   tooLong: oneOf(tooLongChoices),
   chatTemplate: aString,
   prompts: arrayOf(aString),

@@ -5,9 +5,11 @@ import { chartFigure } from "../chart.js";
 import { escapeHtml, page, section, table, tile } from "../page.js";
 import { bytes, count } from "../terminal.js";
 import type { BeforeAndAfter } from "./samples.js";
+import type { Task } from "./task.js";
 
 /** What the page tells. */
 export interface FinetuneReport {
+  readonly task: Pick<Task<unknown>, "noun" | "lossUnit" | "charts" | "words">;
   readonly model: string;
   readonly base: string;
   readonly data: string;
@@ -18,7 +20,8 @@ export interface FinetuneReport {
   readonly parameters: number;
   readonly steps: number;
   readonly loss: number;
-  readonly evalLoss: number | null;
+  /** The evaluation that counts. */
+  readonly evaluation: LogEntry | null;
   readonly seconds: number;
   readonly peakBytes: number;
   readonly history: readonly LogEntry[];
@@ -31,22 +34,29 @@ export interface FinetuneReport {
 
 /** The whole HTML document. */
 export function finetunePage(report: FinetuneReport): string {
-  const { model, base, data, samples, tokens, trainable, parameters, steps, loss, evalLoss } = report;
+  const { task, model, base, data, samples, tokens, trainable, parameters, steps, loss, evaluation } = report;
   const { seconds, peakBytes, history, texts, settings, commands, version } = report;
   const lead =
-    `<p>${escapeHtml(data)}: ${count(samples)} samples with ${count(tokens)} tokens to learn, by adapters over a base in` +
+    `<p>${escapeHtml(data)}: ${count(samples)} ${task.noun} with ${count(tokens)} tokens to learn, by adapters over a base in` +
     ` ${escapeHtml(base)}, in ${count(seconds)} seconds.</p>`;
   const tiles = [
-    tile(loss.toFixed(3), "training loss", "nats a token, of the last report"),
-    evalLoss === null
+    tile(loss.toFixed(3), "training loss", `${task.lossUnit}, of the last report`),
+    evaluation === null
       ? tile(count(steps), "steps", "of the optimizer")
-      : tile(evalLoss.toFixed(3), "evaluation loss", `perplexity ${Math.exp(evalLoss).toFixed(2)}`),
+      : tile((evaluation.evalLoss as number).toFixed(3), "evaluation loss", task.words(evaluation)),
     tile(count(trainable), "parameters learned", `${((100 * trainable) / parameters).toFixed(2)} % of the model`),
     tile(bytes(peakBytes), "memory", "at its most, on the device"),
   ];
   const losses = [seriesOf(history, "loss", "training"), seriesOf(history, "evalLoss", "evaluation")];
   const charts = [
-    figureOf(losses, "Loss", "nats a token"),
+    figureOf(losses, "Loss", task.lossUnit),
+    ...task.charts.map(({ title, label, curves }) =>
+      figureOf(
+        curves.map(([key, name]) => seriesOf(history, key, name)),
+        title,
+        label,
+      ),
+    ),
     figureOf([seriesOf(history, "learningRate", "rate")], "Learning rate", "rate"),
     figureOf([seriesOf(history, "gradNorm", "norm")], "Gradient norm before clipping", "norm"),
   ];

@@ -20,10 +20,12 @@ interface Prompt {
   readonly wanted: Int32Array | null;
 }
 
-/** Tokens of an answer, and prompts taken from the data. */
-const [TOKENS, FROM_DATA] = [64, 3];
+/** Tokens of an answer. */
+const TOKENS = 64;
+/** Samples of the data that are shown. */
+export const SHOWN = 3;
 
-/** Texts of the given prompts, or of some from the data. A model with a chat template gets them as messages. */
+/** Texts of the given prompts, or of samples from the data. A model with a chat template gets them as messages. */
 export async function beforeAndAfter(
   peft: PeftModel<CausalLM>,
   prompts: readonly string[],
@@ -38,7 +40,7 @@ export async function beforeAndAfter(
     const asked =
       prompts.length > 0
         ? await Promise.all(prompts.map((text) => asPrompt(tokenizer, text, settings.chatTemplate)))
-        : samples.slice(0, FROM_DATA).map(promptOf);
+        : samples.map(promptOf);
     const results: BeforeAndAfter[] = [];
     for (const { ids, wanted } of asked) {
       const write = (): Promise<string> => textOf(model, tokenizer, ids, settings.signal);

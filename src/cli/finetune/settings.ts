@@ -1,6 +1,8 @@
 // What a run of `bnb finetune` is told: its options over its config file over the defaults of QLoRA.
+import { access } from "node:fs/promises";
 import { BitsAndBytesConfig } from "../../hub/index.js";
 import { LoraConfig } from "../../peft/index.js";
+import { BnbError } from "../../tensor/errors.js";
 import { resolveArguments } from "../../train/arguments.js";
 import type { OptimName, TrainingArguments } from "../../train/index.js";
 import { optimNames } from "../../train/index.js";
@@ -8,6 +10,8 @@ import type { OptionSpec } from "../command.js";
 import { choice, number, usageError, wholeNumber } from "../command.js";
 import type { BaseFormat, FinetuneConfig } from "./config-file.js";
 import { baseFormats, readFinetuneConfig, tooLongChoices } from "./config-file.js";
+import type { TaskName } from "./task.js";
+import { taskOf, tasks } from "./task.js";
 
 /** Options of the command, beside those that load a model. */
 export const finetuneOptions = {
@@ -15,6 +19,12 @@ export const finetuneOptions = {
   output: { type: "string", value: "DIR", help: "where adapter, checkpoints and report go" },
   "eval-data": { type: "string", value: "FILE", help: "samples that are measured and not learned" },
   config: { type: "string", value: "FILE", help: "YAML or JSON with all settings; options count before it" },
+  task: {
+    type: "string",
+    value: "NAME",
+    help: "sft: learn the samples; dpo: the better of two answers (default: by the data)",
+  },
+  beta: { type: "string", value: "X", help: "of dpo: how little the model may leave its base (default 0.1)" },
   resume: { type: "boolean", help: "go on from the newest checkpoint of --output, if there is one" },
   base: { type: "string", value: "FORMAT", help: "nf4, fp4, int8 or float (default nf4, or what the model is)" },
   r: { type: "string", value: "N", help: "rank of the adapters (default 16)" },
@@ -23,13 +33,14 @@ export const finetuneOptions = {
   targets: { type: "string", value: "NAMES", help: "layers, such as q_proj,v_proj (default all-linear)" },
   epochs: { type: "string", value: "X", help: "times that the data is gone through (default 3)" },
   steps: { type: "string", value: "N", help: "steps, instead of epochs" },
-  "learning-rate": { type: "string", value: "X", help: "at its highest (default 2e-4)" },
+  "learning-rate": { type: "string", value: "X", help: "at its highest (default 2e-4; dpo 5e-5)" },
   "batch-size": { type: "string", value: "N", help: "samples computed at once (default 4)" },
   accumulate: { type: "string", value: "N", help: "batches of a step (default 4)" },
   optim: { type: "string", value: "NAME", help: "optimizer (default adamw_8bit)" },
   "max-length": { type: "string", value: "N", help: "tokens of a sample (default the model's, at most 2048)" },
   packing: { type: "boolean", help: "fill batches with as many samples as fit" },
   "too-long": { type: "string", value: "WHAT", help: "longer samples: cut, skip or error (default cut)" },
+  "on-disk": { type: "boolean", help: "samples stay in a file of --output: for data larger than memory" },
   "skip-bad-rows": { type: "boolean", help: "leave out rows that cannot be used, instead of ending" },
   prompt: { type: "string", value: "TEXT", multiple: true, help: "for samples before and after; may be repeated" },
   seed: { type: "string", value: "N", help: "of adapters, order and dropout (default 42)" },
@@ -49,11 +60,14 @@ export interface FinetuneSettings {
   readonly data: string;
   readonly evalData: string | null;
   readonly output: string;
+  readonly task: TaskName;
+  readonly beta: number | undefined;
   /** null: as the model is, or nf4. */
   readonly base: BaseFormat | null;
   /** null: what the model has, at most LONGEST. */
   readonly maxLength: number | null;
   readonly skipBadRows: boolean;
+  readonly onDisk: boolean;
   readonly tooLong: (typeof tooLongChoices)[number];
   readonly chatTemplate: string | undefined;
   readonly prompts: readonly string[];
@@ -73,16 +87,26 @@ export async function finetuneSettings(values: Values): Promise<FinetuneSettings
   const output = values.output ?? config.output;
   if (data === undefined) throw usageError("--data FILE is missing: what the model is to learn");
   if (output === undefined) throw usageError("--output DIR is missing: where the result goes");
+  const evalData = values["eval-data"] ?? config.evalData ?? null;
+  await checkReadable("--data", data);
+  if (evalData !== null) await checkReadable("--eval-data", evalData);
+  const said = values.task === undefined ? config.task : choice("--task", values.task, tasks);
+  const task = said ?? (await taskOf(data));
+  const beta = betaOf(values) ?? config.beta;
+  if (beta !== undefined && task !== "dpo") throw usageError(`--beta is for --task dpo, got a run of ${task}`);
   const base = values.base === undefined ? config.base : choice("--base", values.base, baseFormats);
   const maxLength = count(values, "max-length", 2) ?? config.maxLength;
   const tooLong = values["too-long"] ?? config.tooLong ?? "cut";
-  const training = argumentsOf(values, config, output);
+  const training = argumentsOf(values, config, output, task);
   return {
     data,
     output,
-    evalData: values["eval-data"] ?? config.evalData ?? null,
+    evalData,
+    task,
+    beta,
     base: base ?? null,
     maxLength: maxLength ?? null,
+    onDisk: values["on-disk"] || (config.onDisk ?? false),
     skipBadRows: values["skip-bad-rows"] || (config.skipBadRows ?? false),
     tooLong: choice("--too-long", tooLong, tooLongChoices),
     chatTemplate: config.chatTemplate,
@@ -92,6 +116,19 @@ export async function finetuneSettings(values: Values): Promise<FinetuneSettings
     training,
     seed: training.seed as number,
   };
+}
+
+/** Finds what cannot be read before the model is loaded. */
+async function checkReadable(option: string, path: string): Promise<void> {
+  await access(path).catch((cause: Error) => {
+    throw new BnbError("ERR_BNB_OPTION", `${option} must be a readable file: ${cause.message}`, { cause });
+  });
+}
+
+function betaOf(values: Values): number | undefined {
+  const beta = amount(values, "beta", 0);
+  if (beta === 0) throw usageError("--beta must be above 0, got 0");
+  return beta;
 }
 
 function adaptersOf(values: Values, { lora = {} }: FinetuneConfig): LoraConfig {
@@ -110,7 +147,12 @@ function adaptersOf(values: Values, { lora = {} }: FinetuneConfig): LoraConfig {
   });
 }
 
-function argumentsOf(values: Values, { training = {} }: FinetuneConfig, output: string): TrainingArguments {
+function argumentsOf(
+  values: Values,
+  { training = {} }: FinetuneConfig,
+  output: string,
+  task: TaskName,
+): TrainingArguments {
   const given: Partial<TrainingArguments> = {
     numTrainEpochs: amount(values, "epochs", 0),
     maxSteps: count(values, "steps", 1),
@@ -126,7 +168,7 @@ function argumentsOf(values: Values, { training = {} }: FinetuneConfig, output: 
     perDeviceTrainBatchSize: 4,
     perDeviceEvalBatchSize: 4,
     gradientAccumulationSteps: 4,
-    learningRate: 2e-4,
+    learningRate: task === "dpo" ? 5e-5 : 2e-4,
     lrSchedulerType: "cosine",
     warmupRatio: 0.03,
     optim: "adamw_8bit",

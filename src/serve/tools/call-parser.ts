@@ -19,16 +19,32 @@ export type Delta =
   | { readonly type: "call"; readonly call: number; readonly name: string }
   | { readonly type: "arguments"; readonly call: number; readonly text: string };
 
+/** What became of arguments that came: a piece of JSON, and what could not be read yet. */
+export interface PiecesOfJson {
+  readonly json: string;
+  readonly rest: string;
+  /** Whether that was the last piece. */
+  readonly isOver: boolean;
+}
+
+/** Reads the arguments of one call. */
+export interface ArgumentsReader {
+  read(text: string): PiecesOfJson;
+}
+
 export class CallParser {
   readonly #shape: CallShape;
+  readonly #readerOf: (name: string) => ArgumentsReader;
   #state: "text" | "head" | "arguments" | "tail" = "text";
   /** What is not told yet. */
   #rest = "";
-  #json = new JsonEnd();
+  #reader: ArgumentsReader | null = null;
   #calls = 0;
 
-  constructor(shape: CallShape) {
+  /** `readerOf`: what reads the arguments of a function; JSON where it is not given. */
+  constructor(shape: CallShape, readerOf: (name: string) => ArgumentsReader = () => new JsonReader()) {
     this.#shape = shape;
+    this.#readerOf = readerOf;
   }
 
   /** Calls that have begun. */
@@ -62,19 +78,16 @@ export class CallParser {
         this.#rest = this.#rest.slice(found[0].length);
         const name = JSON.parse(`"${found[1]}"`) as string;
         deltas.push({ type: "call", call: this.#calls++, name });
-        this.#json = new JsonEnd();
+        this.#reader = this.#readerOf(name);
         this.#state = "arguments";
         return true;
       }
       case "arguments": {
-        // A space between may come after the head.
-        if (!this.#json.hasBegun) this.#rest = this.#rest.trimStart();
-        const end = this.#json.find(this.#rest);
-        const text = this.#rest.slice(0, end ?? undefined);
-        this.#rest = this.#rest.slice(text.length);
-        if (text !== "") deltas.push({ type: "arguments", call: this.#calls - 1, text });
-        if (end !== null) this.#state = "tail";
-        return end !== null;
+        const { json, rest, isOver } = (this.#reader as ArgumentsReader).read(this.#rest);
+        if (json !== "") deltas.push({ type: "arguments", call: this.#calls - 1, text: json });
+        this.#rest = rest;
+        if (isOver) this.#state = "tail";
+        return isOver;
       }
       case "tail": {
         const more = this.#shape.more?.exec(this.#rest);
@@ -104,26 +117,35 @@ export class CallParser {
 
   /** How many of the last characters may begin a trigger. */
   #heldBack(text: string): number {
-    const lengths = this.#shape.triggers.map((trigger) => {
-      let length = Math.min(trigger.length - 1, text.length);
-      while (length > 0 && !text.endsWith(trigger.slice(0, length))) length--;
-      return length;
-    });
+    const lengths = this.#shape.triggers.map((trigger) => heldBack(text, trigger));
     return Math.max(0, ...lengths);
   }
 }
 
-/** Where a JSON object ends that comes in pieces. */
-class JsonEnd {
-  /** Whether its first character came. */
-  hasBegun = false;
+/** How many of the last characters of a text may begin `part`. */
+export function heldBack(text: string, part: string): number {
+  let length = Math.min(part.length - 1, text.length);
+  while (length > 0 && !text.endsWith(part.slice(0, length))) length--;
+  return length;
+}
+
+/** A JSON object that comes in pieces. */
+class JsonReader implements ArgumentsReader {
+  #hasBegun = false;
   #depth = 0;
   #isString = false;
   #isEscaped = false;
 
+  read(given: string): PiecesOfJson {
+    // A space between may come after the head.
+    const text = this.#hasBegun ? given : given.trimStart();
+    const end = this.#find(text);
+    return { json: text.slice(0, end ?? undefined), rest: end === null ? "" : text.slice(end), isOver: end !== null };
+  }
+
   /** The index behind its last character, null while it goes on. */
-  find(text: string): number | null {
-    if (text !== "") this.hasBegun = true;
+  #find(text: string): number | null {
+    if (text !== "") this.#hasBegun = true;
     for (let i = 0; i < text.length; i++) {
       const character = text[i] as string;
       if (this.#isString) {

@@ -4,9 +4,10 @@ import type { ToolDialect } from "./dialect.js";
 import { hermes } from "./hermes.js";
 import { llama3 } from "./llama3.js";
 import { mistralList, mistralMarked } from "./mistral.js";
+import { qwen3Coder } from "./qwen3-coder.js";
 
 /** Ways of writing calls, by families of models. */
-export const toolFormats = ["hermes", "llama3", "mistral"] as const;
+export const toolFormats = ["hermes", "llama3", "mistral", "qwen3-coder"] as const;
 export type ToolFormat = (typeof toolFormats)[number];
 
 /** Null where the template shows none that is known. */
@@ -18,6 +19,8 @@ export function chooseDialect({ chatTemplates }: Tokenizer, format?: ToolFormat)
       return hermes;
     case "llama3":
       return llama3;
+    case "qwen3-coder":
+      return qwen3Coder;
     case "mistral":
       return has("[ARGS]") ? mistralMarked : mistralList(has("[TOOL_CALLS] ") ? " " : "");
     default:
@@ -28,6 +31,6 @@ export function chooseDialect({ chatTemplates }: Tokenizer, format?: ToolFormat)
 function formatOf(has: (text: string) => boolean): ToolFormat | null {
   if (has("[TOOL_CALLS]")) return "mistral";
   // Some write arguments as XML between the same tags.
-  if (has("<tool_call>") && !has("<function=")) return "hermes";
+  if (has("<tool_call>")) return has("<function=") ? "qwen3-coder" : "hermes";
   return has("<|python_tag|>") || has('{"name": function name, "parameters"') ? "llama3" : null;
 }

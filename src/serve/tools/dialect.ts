@@ -1,6 +1,6 @@
 // How models of a family write calls of functions: what a grammar holds them to, and how they are read.
 import { randomBytes } from "node:crypto";
-import type { CallShape } from "./call-parser.js";
+import type { ArgumentsReader, CallShape } from "./call-parser.js";
 
 /** A function that may be called. */
 export interface ToolFunction {
@@ -21,6 +21,8 @@ export interface ToolDialect {
   calls(functions: readonly ToolFunction[], isParallel: boolean): TagFormat;
   /** Any text, with calls in it. */
   textWithCalls(functions: readonly ToolFunction[], isParallel: boolean): TagFormat;
+  /** Reads the arguments of a function, undefined for one that is not known. Default: JSON. */
+  reader?(one: ToolFunction | undefined): ArgumentsReader;
   newId(): string;
 }
 

@@ -12,6 +12,7 @@ export interface ToolUse {
   readonly dialect: ToolDialect;
   /** For the chat template. */
   readonly described: readonly object[];
+  readonly functions: readonly ToolFunction[];
   /** What each text must be. */
   readonly format: Format;
 }
@@ -55,12 +56,13 @@ export function toolUse(
   if (format)
     throw wrongField(formatField, "text where tools may be called (tool_choice is not none)", format.source.type);
   if (choice === "auto") {
-    return { dialect, described, format: sourceOf(dialect.textWithCalls(functions, isParallel)) };
+    return { dialect, described, functions, format: sourceOf(dialect.textWithCalls(functions, isParallel)) };
   }
-  if (choice === "required") return { dialect, described, format: sourceOf(dialect.calls(functions, isParallel)) };
+  if (choice === "required")
+    return { dialect, described, functions, format: sourceOf(dialect.calls(functions, isParallel)) };
   const named = functions.filter(({ name }) => name === choice.name);
   if (named.length === 0) throw wrongField("tool_choice", `one of the tools: ${names.join(", ")}`, choice.name);
-  return { dialect, described, format: sourceOf(dialect.calls(named, false)) };
+  return { dialect, described, functions, format: sourceOf(dialect.calls(named, false)) };
 }
 
 function readChoice(
