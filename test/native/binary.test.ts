@@ -1,13 +1,15 @@
 // What the built addon asks of the machine it is loaded on, read from the file itself.
 import { execFileSync } from "node:child_process";
 import { existsSync, readdirSync } from "node:fs";
-import { join } from "node:path";
+import { join, relative } from "node:path";
 import { describe, expect, it } from "vitest";
 import { root } from "../helpers/sources.js";
 
 const folder = join(root, "build/Release");
 const addon = join(folder, "bitsandbytes.node");
-const tool = (command: string, ...args: string[]) => execFileSync(command, [...args, addon], { encoding: "utf8" });
+// Beside the clone's own, what a package would hold, where that was made.
+const prebuilds = join(root, "prebuilds");
+const binaries = readdirSync(prebuilds, { recursive: true, encoding: "utf8" }).filter((name) => name.endsWith(".node"));
 
 // Oldest C library that the addon loads with: RHEL 8, Debian 10, Ubuntu 20.04, Amazon Linux 2023 and later; Node 20 asks for
 // the same. tools/build/glibc.mjs sees to it, whatever the addon is built on.
@@ -20,7 +22,12 @@ describe("build/Release", () => {
   });
 });
 
-describe.runIf(process.platform === "linux")("bitsandbytes.node on Linux", () => {
+const all = [addon, ...binaries.map((name) => join(prebuilds, name))].map(
+  (path) => [relative(root, path), path] as const,
+);
+describe.runIf(process.platform === "linux").each(all)("%s on Linux", (_, path) => {
+  const tool = (command: string, ...args: string[]) => execFileSync(command, [...args, path], { encoding: "utf8" });
+
   it("needs only the C library", () => {
     const needed = [...tool("readelf", "--dynamic").matchAll(/\(NEEDED\).*\[(.+)\]/g)].map((match) => match[1]!);
     expect(needed.filter((name) => !/^(libc|libm|ld-linux[\w-]*)\.so/.test(name))).toEqual([]);

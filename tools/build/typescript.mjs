@@ -76,7 +76,7 @@ for (const name of readdirSync("dist", { recursive: true, encoding: "utf8" })) {
   const text = readFileSync(path, "utf8");
   const disposes = /\bDisposable\b|Symbol\.(async)?[dD]ispose/.test(text);
   const library = disposes ? '/// <reference lib="esnext.disposable" />\n' : "";
-  const declared = library + text.replace(/^import .* from "node:/gm, "// @ts-ignore\n$&");
+  const declared = library + text.replace(/^(import .* from "node:|\s*\[inspect\.custom\])/gm, "// @ts-ignore\n$1");
   if (declared !== text) writeFileSync(path, declared);
 }
 for (const file of asTheyAre) copyFileSync(`src/${file}`, `dist/${file}`);

@@ -1,7 +1,8 @@
 // `bnb build`: makes the native binary from the sources that the package brings, for a machine without a prebuilt one.
 import { spawnSync } from "node:child_process";
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { makeFolders } from "../../hub/make-folders.js";
 import { BnbError } from "../../native/errors.js";
 import { packageRoot } from "../../native/load.js";
 import { command } from "../command.js";
@@ -12,12 +13,12 @@ export const build = command({
 CMake 3.18, a C++20 compiler and npm, which fetches the headers of Node-API. BNB_CUDA=on|off says whether with kernels for
 GPUs, BNB_CUDA_ARCHS="80;90" for which; by default for those that are here. BNB_JOBS is how many compilers run at a time.`,
   options: {},
-  run({ terminal }) {
+  async run({ terminal }) {
     const manifest = JSON.parse(readFileSync(join(packageRoot, "package.json"), "utf8")) as {
       devDependencies: Record<string, string>;
     };
     const headers = join(packageRoot, "build", "headers");
-    mkdirSync(headers, { recursive: true });
+    await makeFolders(headers);
     writeFileSync(join(headers, "package.json"), "{}\n");
     const wanted = ["node-addon-api", "node-api-headers"].map((name) => `${name}@${manifest.devDependencies[name]}`);
     const quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--silent"];
@@ -25,9 +26,9 @@ GPUs, BNB_CUDA_ARCHS="80;90" for which; by default for those that are here. BNB_
     step(process.execPath, [join(packageRoot, "tools", "build", "native.mjs")], packageRoot, {
       NODE_PATH: join(headers, "node_modules"),
     });
-    const binary = join(packageRoot, "build", "Release", "bitsandbytes.node");
-    terminal.line(`built ${binary}`);
-    return Promise.resolve({ json: { binary } });
+    const folder = join(packageRoot, "build", "Release");
+    terminal.line(`the binary lies in ${folder}`);
+    return { json: { folder } };
   },
 });
 
