@@ -31,14 +31,14 @@ function compute() {
     state = (Math.imul(state, 1103515245) + 12345) >>> 0;
     return ((state >>> 8) / 2 ** 24 - 0.5) * 4;
   };
-  /** @type {(dtype: string, ...shape: number[]) => import("../../src/index.js").Tensor} */
+  /** @type {(dtype: import("../../src/index.js").DType, ...shape: number[]) => import("../../src/index.js").Tensor} */
   const some = (dtype, ...shape) =>
     B.fromBytes(new Uint8Array(Float32Array.from({ length: shape.reduce((a, b) => a * b) }, random).buffer), {
       shape,
       dtype: "float32",
     }).cast(dtype);
 
-  for (const dtype of ["float32", "float16", "bfloat16"]) {
+  for (const dtype of /** @type {const} */ (["float32", "float16", "bfloat16"])) {
     for (const quantType of ["nf4", "fp4"]) {
       for (const blocksize of [64, 128, 256, 512, 1024]) {
         for (const compressStatistics of [false, true]) {
