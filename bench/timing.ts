@@ -1,8 +1,9 @@
 // How everything here is measured: on a device that is synchronized around every repetition, as medians over many,
-// and against a peer only in the same run, alternating with it.
+// and against a peer only in the same run, alternating with it. A peer's threads may go on spinning after its run and
+// take a core from whatever is timed next, so nothing is timed before the process is idle, and ours is timed alone, too.
 import { execFileSync } from "node:child_process";
 import { mkdirSync, writeFileSync } from "node:fs";
-import { devices, synchronize, tidy } from "bitsandbytes-node";
+import { devices, fmaPeak, synchronize, tidy } from "bitsandbytes-node";
 
 /** Queues the work of one repetition; what it makes is disposed. */
 export type Work = () => unknown;
@@ -55,6 +56,27 @@ export interface Comparison {
   peer: Timing;
   /** peer / ours: how many times faster we are; median and spread over the pairs. */
   ratio: { median: number; p10: number; p90: number };
+  /** Median of ours alternating with the peer / median of ours alone. Above 1.1 the peer disturbs what it is compared with, or the machine drifted. */
+  disturbed: number;
+}
+
+/** Waits until the process uses less than 5 % of a core for 10 ms; after half a second gives up. */
+async function idle(): Promise<void> {
+  const start = performance.now();
+  for (;;) {
+    const [cpu, at] = [process.cpuUsage(), performance.now()];
+    await new Promise((resolve) => setTimeout(resolve, 10));
+    const used = process.cpuUsage(cpu);
+    const now = performance.now();
+    if ((used.user + used.system) / 1000 < 0.05 * (now - at) || now - start > 500) return;
+  }
+}
+
+/** One repetition in an idle process, right after one that is not timed: threads are awake, as between two layers. */
+async function fresh(work: Work): Promise<number> {
+  await idle();
+  await once(work);
+  return once(work);
 }
 
 /** Alternates ours and the peer (A B B A ...) on the same inputs. */
@@ -63,16 +85,39 @@ export async function compare(ours: Work, peer: Work, pairs = 20): Promise<Compa
     await once(ours);
     await once(peer);
   }
+  const alone: number[] = [];
   const a: number[] = [];
   const b: number[] = [];
+  for (let i = 0; i < pairs; i++) alone.push(await fresh(ours));
   for (let i = 0; i < pairs; i++) {
-    if (i % 2 === 0) a.push(await once(ours));
-    b.push(await once(peer));
-    if (i % 2 === 1) a.push(await once(ours));
+    if (i % 2 === 0) a.push(await fresh(ours));
+    b.push(await fresh(peer));
+    if (i % 2 === 1) a.push(await fresh(ours));
   }
   const ratios = a.map((t, i) => (b[i] as number) / t);
   const at = (q: number): number => quantile(ratios, q);
-  return { ours: summarize(a), peer: summarize(b), ratio: { median: at(0.5), p10: at(0.1), p90: at(0.9) } };
+  const mine = summarize(a);
+  return {
+    ours: mine,
+    peer: summarize(b),
+    ratio: { median: at(0.5), p10: at(0.1), p90: at(0.9) },
+    disturbed: mine.median / quantile(alone, 0.5),
+  };
+}
+
+/** Multiply-adds in registers on all threads of the CPU, GFLOP/s: the best of several runs. */
+export async function fmaGigaflops(iterations = 2_000_000): Promise<number> {
+  let best = 0;
+  for (let i = 0; i < 8; i++) {
+    let fmas = 0;
+    const ms = await once(async () => {
+      const result = fmaPeak(iterations, devices()[0]!);
+      fmas = (await result.data())[0] as number;
+      result.dispose();
+    });
+    best = Math.max(best, (2e-6 * fmas) / ms);
+  }
+  return best;
 }
 
 /** One measured case: what it was, and its figures by name with units in the name ("ms", "GBs", "ofPeak"). */

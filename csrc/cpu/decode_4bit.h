@@ -137,29 +137,47 @@ BNB_INLINE int log2_of(int64_t power) { return __builtin_ctzll(static_cast<unsig
 // they have that form, else expanded into `buffer`.
 BNB_INLINE const float* granule_scales(const Weight4Bit& w, int64_t first, int64_t count, int shift, float* buffer) {
   const int block_shift = log2_of(w.blocksize);
+  const auto block_of = [&](int64_t i) { return (first + (i << shift)) >> block_shift; };
   if (!w.scales.nested_absmax) {
     const float* absmax = static_cast<const float*>(w.scales.absmax);
     if (block_shift == shift) return absmax + (first >> shift);
-    for (int64_t i = 0; i < count; i++) buffer[i] = absmax[(first + (i << shift)) >> block_shift];
+    for (int64_t i = 0; i < count; i++) buffer[i] = absmax[block_of(i)];
     return buffer;
   }
   const uint8_t* codes = static_cast<const uint8_t*>(w.scales.absmax);
   const int nested_shift = log2_of(w.scales.nested_blocksize);
+  const float* code = w.scales.nested_code;
   const float offset = w.scales.offset[0];
-  for (int64_t i = 0; i < count; i++) {
-    const int64_t block = (first + (i << shift)) >> block_shift;
-    buffer[i] = w.scales.nested_code[codes[block]] * w.scales.nested_absmax[block >> nested_shift] + offset;
+  // Look-ups first, then arithmetic on whole vectors, for as many granules as share a scale of scales.
+  for (int64_t i = 0; i < count;) {
+    const int64_t nested = block_of(i) >> nested_shift;
+    const int64_t end = ((((nested + 1) << nested_shift) << block_shift) - first) >> shift;
+    const int64_t stop = end < count ? end : count;
+    const float scale = w.scales.nested_absmax[nested];
+    if (block_shift == shift) {
+      const uint8_t* p = codes + (first >> shift);
+#pragma GCC unroll 4
+      for (int64_t j = i; j < stop; j++) buffer[j] = code[p[j]];
+    } else {
+      for (int64_t j = i; j < stop; j++) buffer[j] = code[codes[block_of(j)]];
+    }
+    for (; i < stop; i++) buffer[i] = buffer[i] * scale + offset;
   }
   return buffer;
 }
 
-// Asks for the bytes and scales of `count` weights that a later call will decode; addresses past the end are
+// Asks for the scales, or for all, of `count` weights that a later call will decode; addresses past the end are
 // harmless.
 constexpr int64_t kRowsAhead = 8;
+BNB_INLINE void prefetch_scales(const Weight4Bit& w, int64_t first, int64_t count) {
+  const int64_t size = w.scales.nested_absmax ? 1 : sizeof(float);
+  const int shift = log2_of(w.blocksize);
+  const char* p = static_cast<const char*>(w.scales.absmax) + (first >> shift) * size;
+  for (int64_t i = 0; i <= (count >> shift) * size; i += 64) __builtin_prefetch(p + i);
+}
 BNB_INLINE void prefetch_weights(const Weight4Bit& w, int64_t first, int64_t count) {
   for (int64_t i = 0; i < count; i += 128) __builtin_prefetch(w.packed + (first + i) / 2);
-  const int64_t scale_size = w.scales.nested_absmax ? 1 : sizeof(float);
-  __builtin_prefetch(static_cast<const char*>(w.scales.absmax) + (first >> log2_of(w.blocksize)) * scale_size);
+  prefetch_scales(w, first, count);
 }
 
 // out[0, count) = the dequantized weights from `first` on, in their own order, for any first and count.

@@ -23,11 +23,6 @@ constexpr int kTileRows = 4;
 constexpr int kTileVectors = 2;
 constexpr int kTileCols = kTileVectors * F32::width;
 
-template <class T>
-BNB_INLINE T smaller(T a, T b) {
-  return a < b ? a : b;
-}
-
 // Four rows of four floats, transposed.
 typedef float Float4 __attribute__((vector_size(16), aligned(4), may_alias));
 BNB_INLINE void transpose_4x4(const float* src, int64_t ld, float* dst, int64_t pitch) {

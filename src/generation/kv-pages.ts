@@ -6,6 +6,7 @@ import { copyInto, slice } from "../ops/index.js";
 import { aDevice, anInteger, anObject, arrayOf, checkArgument, oneOf, required } from "../tensor/checks.js";
 import { zeros } from "../tensor/create.js";
 import type { DeviceLike } from "../tensor/device.js";
+import { BnbError } from "../tensor/errors.js";
 import { notCloneable, refuseJson } from "../tensor/native-only.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { keep, tidy } from "../tensor/scope.js";
@@ -49,6 +50,11 @@ export class KvPages implements KvStore, Disposable {
     checkArgument("KvPages", "layout", layout, arrayOf(anObject));
     checkOptions("KvPages", options ?? null, pagesOptions);
     const { pages, dtype = "float32", device } = options;
+    if (dtype === "int8" && layout.some(({ isExact }) => isExact)) {
+      const rule =
+        "KvPages: dtype must be float32, float16 or bfloat16 for a model with alibi, whose keys hold positions";
+      throw new BnbError("ERR_BNB_UNSUPPORTED", `${rule}, got int8`);
+    }
     const make = (shape: number[], dtype: KvDType, device: DeviceLike | undefined) => {
       const tensor = keep(zeros(shape, { dtype, device }));
       this.#tensors.push(tensor);

@@ -1,7 +1,7 @@
 // Encoders: models whose tokens see the whole text. They give hidden states, and a vector for each text.
 import { noGrad } from "../autograd/no-grad.js";
 import type { Embedding } from "../nn/index.js";
-import { concat, to } from "../ops/index.js";
+import { concat, reshape, to } from "../ops/index.js";
 import {
   aBoolean,
   anInteger,
@@ -19,7 +19,7 @@ import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
-import { inBatches, packTexts, shortened } from "./packing.js";
+import { inBatches, packRows, packTexts, shortened } from "./packing.js";
 import type { Pass } from "./pass.js";
 import { TrainingPass } from "./pass.js";
 import type { Pooling } from "./pooling.js";
@@ -41,8 +41,17 @@ export interface WholeTextOptions {
   starts?: Tensor;
   /** Which of two texts a token is of, int32, as `ids`; default 0, for models that have types. */
   tokenTypeIds?: Tensor;
+  /**
+   * Of rows that are padded, on the left or on the right: int32 as `ids`, 1 for the tokens of the text, which stand together,
+   * and 0 for padding. They see nothing of it, and count their positions from the first of them. Not with `starts`.
+   */
+  attentionMask?: Tensor;
 }
-const wholeTextOptions = optionTable<WholeTextOptions>({ starts: aTensor, tokenTypeIds: aTensor });
+const wholeTextOptions = optionTable<WholeTextOptions>({
+  starts: aTensor,
+  tokenTypeIds: aTensor,
+  attentionMask: aTensor,
+});
 
 /** Options of `embed`. */
 export interface EmbedOptions {
@@ -83,10 +92,12 @@ export abstract class Encoder<C extends EncoderConfig = EncoderConfig> extends T
   /** Hidden states [batch, t, hidden] of ids [batch, t] int32, with gradients. */
   forward(ids: Tensor, options: WholeTextOptions = {}): Tensor {
     checkWholeTexts(this.constructor.name, ids, options);
-    const { starts, tokenTypeIds = null } = options;
-    using pass = new TrainingPass(ids, { starts, causal: false });
-    const states = this.hidden(pass, tokenTypeIds);
-    return states.device === ids.device ? states : to(states, ids.device);
+    const { attentionMask, tokenTypeIds = null } = options;
+    const packed = attentionMask ? packRows(ids, attentionMask) : { ids, starts: options.starts };
+    using pass = new TrainingPass(packed.ids, { starts: packed.starts, causal: false });
+    const states = this.hidden(pass, tokenTypeIds && reshape(tokenTypeIds, packed.ids.shape));
+    const own = states.device === ids.device ? states : to(states, ids.device);
+    return attentionMask ? reshape(own, [...ids.shape, -1]) : own;
   }
 
   /**
@@ -127,9 +138,14 @@ export function checkWholeTexts(op: string, ids: Tensor, options: WholeTextOptio
   if (ids.ndim !== 2) {
     throw new BnbError("ERR_BNB_SHAPE", `${op}: ids must be [batch, length], got [${ids.shape.join(", ")}]`);
   }
-  const { tokenTypeIds: types } = options;
-  if (types && types.shape.join() !== ids.shape.join()) {
-    const shapes = `[${ids.shape.join(", ")}] and [${types.shape.join(", ")}]`;
-    throw new BnbError("ERR_BNB_SHAPE", `${op}: tokenTypeIds must have the shape of ids, got ${shapes}`);
+  for (const name of ["tokenTypeIds", "attentionMask"] as const) {
+    const own = options[name];
+    if (!own || own.shape.join() === ids.shape.join()) continue;
+    const shapes = `[${ids.shape.join(", ")}] and [${own.shape.join(", ")}]`;
+    throw new BnbError("ERR_BNB_SHAPE", `${op}: ${name} must have the shape of ids, got ${shapes}`);
   }
+  if (!options.attentionMask) return;
+  if (options.starts) throw new BnbError("ERR_BNB_OPTION", `${op}: attentionMask must come without starts, got both`);
+  const { dtype } = options.attentionMask;
+  if (dtype !== "int32") throw new BnbError("ERR_BNB_DTYPE", `${op}: attentionMask must be int32, got ${dtype}`);
 }

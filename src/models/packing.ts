@@ -1,6 +1,9 @@
 // Texts of any lengths in one row of ids: no token of it is padding.
-import { tensor } from "../tensor/create.js";
+import { noGrad } from "../autograd/no-grad.js";
+import { add, argmax, cast, concat, mul, reshape, sum } from "../ops/index.js";
+import { arange, tensor } from "../tensor/create.js";
 import type { Device } from "../tensor/device.js";
+import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 
 /** Tokens that are worth computing together: more would only take memory. */
@@ -24,6 +27,29 @@ export function packTexts(texts: readonly Int32Array[], device: Device): PackedT
     all.set(text, bounds[i]);
   });
   return { ids: tensor(all, { shape: [1, all.length], device }), starts: tensor(bounds, { device }), bounds };
+}
+
+/**
+ * Rows of padded texts as packed samples: of each row what is before its text, its text, and what is behind. `mask` as ids
+ * [rows, length], 1 where a token is one of the text, whose tokens stand together.
+ */
+export function packRows(ids: Tensor, mask: Tensor): { readonly ids: Tensor; readonly starts: Tensor; firsts: Tensor } {
+  const [rows, length] = ids.shape as [number, number];
+  const { device } = ids;
+  return noGrad(() =>
+    tidy(() => {
+      const isText = cast(mask, "float32");
+      const row = mul(arange(0, rows, 1, { device, dtype: "int32" }), length);
+      const firsts = add(row, argmax(isText, { axis: 1 }));
+      const ends = add(firsts, cast(sum(isText, { axis: 1 }), "int32"));
+      const each = [row, firsts, ends].map((column) => reshape(column, [rows, 1]));
+      const starts = concat(
+        [reshape(concat(each, 1), [3 * rows]), tensor(Int32Array.of(rows * length), { device })],
+        0,
+      );
+      return { ids: reshape(ids, [1, rows * length]), starts, firsts };
+    }),
+  );
 }
 
 /** The first tokens of a text, and its last one, which marks the end. */

@@ -9,7 +9,7 @@ import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { WholeTextOptions } from "./encoder.js";
 import { checkWholeTexts } from "./encoder.js";
-import { inBatches, packTexts, shortened } from "./packing.js";
+import { inBatches, packRows, packTexts, shortened } from "./packing.js";
 import type { ConfigKeys } from "./parts/config-keys.js";
 import type { ModelConfig } from "./text-model.js";
 import { TextModel } from "./text-model.js";
@@ -51,14 +51,22 @@ export abstract class SequenceClassifier<C extends ModelConfig & Labels = ModelC
   protected abstract head(states: Tensor): Tensor;
 
   /**
-   * Logits [texts, labels] of ids int32, with gradients: of packed texts [1, t] with `starts`, or of rows [texts, t]. Of a row,
-   * a causal model reads the last token that is not the pad token, so that rows may be padded on the right.
+   * Logits [texts, labels] of ids int32, with gradients: of packed texts [1, t] with `starts`, or of rows [texts, t], padded
+   * with an `attentionMask`. Of a row a causal model reads the last token that is not the pad token, whatever the mask says.
+   * Without a mask padding is seen, unless it is on the right of a causal model.
    */
   forward(ids: Tensor, options: WholeTextOptions = {}): Tensor {
     checkWholeTexts(this.constructor.name, ids, options);
+    const { attentionMask, tokenTypeIds: types } = options;
+    if (!attentionMask) return this.#logits(ids, options, () => this.#readTokens(ids, options.starts));
+    const { ids: row, starts, firsts } = packRows(ids, attentionMask);
+    const own = { starts, ...(types && { tokenTypeIds: reshape(types, row.shape) }) };
+    return this.#logits(row, own, () => (this.reads === "first" ? firsts : this.#readTokens(ids, undefined)));
+  }
+
+  #logits(ids: Tensor, options: WholeTextOptions, read: () => Tensor): Tensor {
     const hidden = this.hidden(ids, options);
-    const at = noGrad(() => this.#readTokens(ids, options.starts));
-    return this.head(embedding(at, reshape(hidden, [ids.size, -1])));
+    return this.head(embedding(noGrad(read), reshape(hidden, [ids.size, -1])));
   }
 
   /**

@@ -24,6 +24,8 @@ export interface LayerLayout {
   readonly headDim: number;
   /** Keys further back are never read again. */
   readonly window?: number;
+  /** Whether keys hold numbers that int8 would lose. */
+  readonly isExact?: boolean;
   /** Where the layer computes, in a model on several devices. */
   readonly device?: Device;
 }

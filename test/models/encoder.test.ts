@@ -99,6 +99,47 @@ describe.each(["bert", "xlm-roberta", "distilbert", "nomic-bert"])("%s", (name) 
   });
 });
 
+describe("rows that are padded", () => {
+  it.each(["bert", "xlm-roberta", "distilbert"])("of %s, on either side, are computed as if alone", async (name) => {
+    const { expected, lengths, ids } = rowsOf(name);
+    const key = name === "bert" ? "last_hidden_state_without_token_types" : "last_hidden_state";
+    const want = toNumbers(expected.get(key)!);
+    const width = expected.get(key)!.shape[2]!;
+    const model = await AutoModel.fromPretrained(fixturePath(`families/${name}/fp32`));
+    for (const isLeft of [false, true]) {
+      const before = lengths.map((length) => (isLeft ? 23 - length : 0));
+      const rows = new Int32Array(3 * 23).fill(3);
+      const mask = new Int32Array(3 * 23);
+      for (const [i, text] of ids.entries()) {
+        rows.set(text, 23 * i + before[i]!);
+        mask.fill(1, 23 * i + before[i]!, 23 * i + before[i]! + text.length);
+      }
+      const of = (values: Int32Array) => tensor(values, { shape: [3, 23] });
+      const got = tidy(() => noGrad(() => model.forward(of(rows), { attentionMask: of(mask) })).floatsSync());
+      for (const [i, length] of lengths.entries()) {
+        const from = (23 * i + before[i]!) * width;
+        const right = want.slice(23 * i * width, (23 * i + length) * width);
+        expectClose(got.slice(from, from + length * width), right, { atol: 1e-5, rtol: 1e-4 });
+      }
+    }
+    model.dispose();
+  });
+
+  it("have a mask of their shape, and no starts", async () => {
+    const model = await AutoModel.fromPretrained(fixturePath("families/bert/fp32"));
+    const ids = row([[5, 6, 7]]);
+    const starts = tensor(Int32Array.of(0, 3));
+    const shape = "BertModel: attentionMask must have the shape of ids, got [1, 3] and [1, 2]";
+    expect(() => model.forward(ids, { attentionMask: row([[1, 1]]) })).toThrow(shape);
+    const both = "BertModel: attentionMask must come without starts, got both";
+    expect(() => model.forward(ids, { attentionMask: row([[1, 1, 1]]), starts })).toThrow(both);
+    const floats = tensor([1, 1, 1], { shape: [1, 3] });
+    const dtype = "BertModel: attentionMask must be int32, got float32";
+    expect(() => model.forward(ids, { attentionMask: floats })).toThrow(dtype);
+    model.dispose();
+  });
+});
+
 it("reads checkpoints of a model with a head, and with the names of older versions", async () => {
   const { ids } = rowsOf("bert");
   const model = await AutoModel.fromPretrained(fixturePath("families/bert/fp32"));
@@ -199,6 +240,16 @@ describe("classifiers", () => {
       return noGrad(() => model.forward(row(texts), { starts })).floatsSync();
     });
     expectClose(packed, want, { atol: 1e-5, rtol: 1e-4 });
+
+    for (const side of ["left", "right"]) {
+      const masked = tidy(() =>
+        noGrad(() => {
+          const options = { attentionMask: idsOf(`${side}.attention_mask`) };
+          return model.forward(idsOf(`${side}.input_ids`), options);
+        }).floatsSync(),
+      );
+      expectClose(masked, toNumbers(expected.get(`${side}.logits`)!), { atol: 1e-5, rtol: 1e-4 });
+    }
     expect([...model.stateDict().keys()].filter((name) => !name.startsWith("model."))).toEqual(["score.weight"]);
     model.dispose();
     expect(memory().tensors).toBe(before);

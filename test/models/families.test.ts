@@ -24,7 +24,7 @@ const names = [
     "qwen3",
   ],
   ...["qwen3-moe", "smollm3", "gemma2", "gemma3-text", "phi3-longrope", "olmo2", "granite", "gpt2", "gpt-neox", "opt"],
-  ...["falcon", "gemma", "qwen2", "gemma3"],
+  ...["falcon", "falcon-alibi", "gemma", "qwen2", "gemma3"],
 ];
 
 interface Expected {

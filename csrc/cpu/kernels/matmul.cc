@@ -169,15 +169,21 @@ struct Streamed {
 #pragma GCC unroll 4
       for (int j = 0; j < J; j++) sum[i][j] = zero();
     const T* rows = b + j0 * ld;
+    // Rows side by side are too much for the hardware's prefetcher.
+    const int64_t step = J * ld, step_bytes = step * static_cast<int64_t>(sizeof(T));
+    const T* next = rows + (1 + kAhead / (step_bytes + 1)) * step;
     int64_t p = 0;
 #pragma GCC unroll 1
     for (; p + F32::width <= k; p += F32::width) {
       F32 w[J];
 #pragma GCC unroll 4
-      for (int j = 0; j < J; j++) w[j] = load(rows + j * ld + p);
+      for (int j = 0; j < J; j++) {
+        w[j] = load(rows + j * ld + p);
+        __builtin_prefetch(next + j * ld + p);
+      }
 #pragma GCC unroll 8
       for (int i = 0; i < M; i++) {
-        const F32 x = load(a + i * k + p);
+        const F32 x = held(load(a + i * k + p));
 #pragma GCC unroll 4
         for (int j = 0; j < J; j++) sum[i][j] = fma(x, w[j], sum[i][j]);
       }

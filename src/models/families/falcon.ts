@@ -1,10 +1,11 @@
 // Falcon (Almazrouei et al., 2023) in its three shapes: attention and MLP side by side under two norms (40B and 180B) or one
-// (7B, with one head of keys for all), or one after the other.
+// (7B, with one head of keys for all), or one after the other (RW, with alibi).
 import { Embedding, LayerNorm, Module, ModuleList } from "../../nn/index.js";
 import { add } from "../../ops/index.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { CausalLM } from "../causal-lm.js";
 import type { Family } from "../load.js";
+import { alibiColumns } from "../parts/alibi.js";
 import type { DecoderConfig } from "../parts/config-keys.js";
 import { ConfigKeys, readDecoderConfig } from "../parts/config-keys.js";
 import { FeedForward } from "../parts/feed-forward.js";
@@ -21,6 +22,8 @@ interface FalconConfig extends DecoderConfig {
   /** Which norms a layer has: of attention and MLP apart, one for both, or one before each in turn. */
   norms: "two" | "one" | "in turn";
   bias: boolean;
+  /** Whether positions are biases of the scores instead of rotations. */
+  alibi: boolean;
   activation: string;
 }
 
@@ -43,7 +46,7 @@ class FalconLayer extends Module {
     this.mlp = new FeedForward(c, options);
   }
 
-  forward(x: Tensor, pass: Pass, rotary: Rotary): Tensor {
+  forward(x: Tensor, pass: Pass, rotary: Rotary | null): Tensor {
     const before = (this.lnAttn ?? (this.inputLayernorm as LayerNorm)).forward(x);
     const h = add(x, this.selfAttention.forward(before, pass, rotary));
     const normed = this.lnMlp?.forward(x) ?? this.postAttentionLayernorm?.forward(h) ?? before;
@@ -55,18 +58,18 @@ class FalconModel extends Module {
   wordEmbeddings: Embedding;
   h: ModuleList<FalconLayer>;
   lnF: LayerNorm;
-  readonly #rotary: RotaryCache;
+  readonly #rotary: RotaryCache | null;
 
   constructor(c: FalconConfig, options: ModelOptions) {
     super();
     this.wordEmbeddings = new Embedding(c.vocabSize, c.hiddenSize, options);
     this.h = new ModuleList(Array.from({ length: c.numHiddenLayers }, (_, i) => new FalconLayer(c, i, options)));
     this.lnF = new LayerNorm(c.hiddenSize, { eps: c.normEps, ...place(options) });
-    this.#rotary = new RotaryCache(c.headDim, c.rope, c.maxPositionEmbeddings);
+    this.#rotary = c.alibi ? null : new RotaryCache(c.headDim, c.rope, c.maxPositionEmbeddings);
   }
 
   forward(pass: Pass): Tensor {
-    const rotary = this.#rotary.for(pass);
+    const rotary = this.#rotary?.for(pass) ?? null;
     const h = throughLayers(this.wordEmbeddings.forward(pass.ids), this.h, pass, (layer, x) =>
       layer.forward(x, pass, rotary),
     );
@@ -74,7 +77,7 @@ class FalconModel extends Module {
   }
 
   override dispose(): void {
-    this.#rotary.dispose();
+    this.#rotary?.dispose();
     super.dispose();
   }
 }
@@ -93,8 +96,9 @@ export class FalconForCausalLM extends CausalLM<FalconConfig> {
   }
 
   override kvLayout(): LayerLayout[] {
-    const { numKeyValueHeads: kvHeads, headDim, windows } = this.config;
-    return windows.map(() => ({ kvHeads, headDim }));
+    const { numKeyValueHeads: kvHeads, headDim, windows, alibi } = this.config;
+    const own = alibi ? { kvHeads, headDim: headDim + alibiColumns, isExact: true } : { kvHeads, headDim };
+    return windows.map(() => own);
   }
 
   protected override hidden(pass: Pass): Tensor {
@@ -109,7 +113,6 @@ export class FalconForCausalLM extends CausalLM<FalconConfig> {
 export const falcon: Family<FalconForCausalLM> = {
   create(json: Readonly<Record<string, unknown>>, options) {
     const keys = new ConfigKeys(json);
-    keys.mustBe("alibi", false);
     keys.mustBe("tie_word_embeddings", true);
     const heads = keys.size("num_attention_heads");
     const hiddenSize = keys.size("hidden_size");
@@ -128,6 +131,7 @@ export const falcon: Family<FalconForCausalLM> = {
         normEps: keys.number("layer_norm_epsilon", 1e-5),
         norms: hasTwo ? "two" : isParallel ? "one" : "in turn",
         bias: keys.flag("bias", false),
+        alibi: keys.flag("alibi", false),
         activation: keys.text("activation", "gelu"),
       },
       options,
