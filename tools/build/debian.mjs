@@ -1,15 +1,18 @@
 // Debian packages unpacked into a folder of the clone, which needs no root and changes nothing of the machine: compilers for
-// another processor, an emulator of it, and old C libraries.
+// another processor, an emulator of it, and old C libraries. They come from the archive that the machine's apt uses.
 import { execFileSync, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { gunzipSync } from "node:zlib";
 
-/** Where packages come from: an archive and the release in it. */
-export const bookworm = { archive: "debian", release: "bookworm" };
-export const bionic = { archive: "ubuntu", release: "bionic" };
-export const bullseye = { archive: "debian", release: "bullseye" };
+/** Debian's archive as apt has it; any release of it can be asked for. */
+function archive() {
+  const lines = spawnSync("apt-get", ["indextargets", "--format", "$(REPO_URI) $(ORIGIN)"], { encoding: "utf8" });
+  const found = /^(\S+\/debian)\/? Debian$/m.exec(lines.stdout ?? "")?.[1];
+  if (!found) throw new Error("no archive of Debian is known to this machine's apt: is this Debian, and did `apt-get update` run?");
+  return found;
+}
 
 /** @type {(url: string) => Promise<Buffer>} */
 async function download(url) {
@@ -31,25 +34,26 @@ const crossCompiler = [
 /**
  * Unpacks packages of a release for amd64 into build-tools/<name>, once, and gives the folder.
  * @param {string} name
- * @param {{ archive: string, release: string }} from
+ * @param {string} release
  * @param {string[]} packages
  */
-export async function unpacked(name, from, packages) {
+export async function unpacked(name, release, packages) {
   const folder = resolve("build-tools", name);
   if (existsSync(folder)) return folder;
   if (spawnSync("dpkg-deb", ["--version"]).error)
     throw new Error(`dpkg-deb is needed to unpack ${packages[0]}: install dpkg`);
-  const index = await download(`${from.archive}/dists/${from.release}/main/binary-amd64/Packages.gz`);
+  const from = archive();
+  const index = await download(`${from}/dists/${release}/main/binary-amd64/Packages.gz`);
   const entries = gunzipSync(index).toString().split("\n\n");
   const half = `${folder}.half`;
   rmSync(half, { recursive: true, force: true });
   mkdirSync(half, { recursive: true });
   for (const wanted of packages) {
     const entry = entries.find((text) => text.startsWith(`Package: ${wanted}\n`));
-    if (!entry) throw new Error(`${from.archive} has no package ${wanted} in ${from.release}`);
+    if (!entry) throw new Error(`Debian has no package ${wanted} in ${release}`);
     /** @type {(key: string) => string} */
     const field = (key) => new RegExp(`^${key}: (.*)$`, "m").exec(entry)?.[1] ?? "";
-    const bytes = await download(`${from.archive}/${field("Filename")}`);
+    const bytes = await download(`${from}/${field("Filename")}`);
     const hash = createHash("sha256").update(bytes).digest("hex");
     if (hash !== field("SHA256")) throw new Error(`${wanted}: its SHA-256 must be ${field("SHA256")}, got ${hash}`);
     writeFileSync(join(half, "package.deb"), bytes);
@@ -71,7 +75,7 @@ export async function arm64Compiler() {
   if (!spawnSync(installed, ["--version"]).error) {
     return { prefix: "aarch64-linux-gnu-", compiler: installed, sysroot: "/usr/aarch64-linux-gnu" };
   }
-  const folder = await unpacked("gcc-arm64", bookworm, crossCompiler);
+  const folder = await unpacked("gcc-arm64", "bookworm", crossCompiler);
   const bin = join(folder, "usr/bin");
   // A script of the linker with the paths of an installed package.
   const script = join(folder, "usr/aarch64-linux-gnu/lib/libc.so");
@@ -86,5 +90,5 @@ export async function arm64Compiler() {
 /** The emulator of arm64: the machine's, or Debian's unpacked. */
 export async function arm64Emulator() {
   for (const name of ["qemu-aarch64-static", "qemu-aarch64"]) if (!spawnSync(name, ["--version"]).error) return name;
-  return join(await unpacked("qemu", bookworm, ["qemu-user-static"]), "usr/bin/qemu-aarch64-static");
+  return join(await unpacked("qemu", "bookworm", ["qemu-user-static"]), "usr/bin/qemu-aarch64-static");
 }
