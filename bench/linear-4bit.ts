@@ -1,21 +1,11 @@
 // The exact NF4 product, blocks of 64, float32, against onnxruntime-node on the same bytes: MatMulBnb4, and the
 // evenly spaced codes of MatMulNBits. Up to 16 rows both walk through several weights, 113 MB together, so that they come
 // from memory as those of a model do.
-import {
-  backward,
-  devices,
-  fmaPeak,
-  linear4bit,
-  noGrad,
-  quantize4bit,
-  randn,
-  synchronize,
-  tensor,
-} from "bitsandbytes-node";
+import { backward, devices, linear4bit, noGrad, quantize4bit, randn, synchronize, tensor } from "bitsandbytes-node";
 import * as ort from "onnxruntime-node";
 import { matMulBnb4, matMulNBits } from "./peers/onnx-4bit.js";
 import type { Result } from "./timing.js";
-import { compare, once, record, time } from "./timing.js";
+import { compare, fmaGigaflops, record, time } from "./timing.js";
 
 const blocksize = 64;
 const bytesPerWeight = 0.5 + 4 / blocksize;
@@ -23,24 +13,7 @@ const bytesPerWeight = 0.5 + 4 / blocksize;
 const copies = 12;
 const shapes = [[4096, 4096]] as const;
 const rowCounts = [1, 4, 16, 64, 256];
-const cpu = devices()[0]!;
-const threads = cpu.processors;
-
-/** Multiply-adds in registers on all threads, GFLOP/s: the best of several runs. */
-async function peak(): Promise<number> {
-  const iterations = 2_000_000;
-  let best = 0;
-  for (let i = 0; i < 8; i++) {
-    let fmas = 0;
-    const ms = await once(async () => {
-      const result = fmaPeak(iterations, cpu);
-      fmas = (await result.data())[0] as number;
-      result.dispose();
-    });
-    best = Math.max(best, (2e-6 * fmas) / ms);
-  }
-  return best;
-}
+const threads = devices()[0]!.processors;
 
 async function session(bytes: Uint8Array): Promise<ort.InferenceSession> {
   return ort.InferenceSession.create(bytes, {
@@ -77,7 +50,7 @@ function checkNBits(y: Float32Array, x: Float32Array, packed: Uint8Array, scales
 }
 
 const results: Result[] = [];
-const peakBefore = await peak();
+const peakBefore = await fmaGigaflops();
 for (const [n, k] of shapes) {
   const weights = Array.from({ length: copies }, () =>
     noGrad(() => quantize4bit(randn([n, k]), { quantType: "nf4", blocksize })),
@@ -157,5 +130,5 @@ for (const [n, k] of shapes) {
 await synchronize();
 record("linear-4bit", results, {
   versions: { "onnxruntime-node": ort.env.versions.node, threads },
-  ceilings: { fmaGFLOPs: [peakBefore, await peak()] },
+  ceilings: { fmaGFLOPs: [peakBefore, await fmaGigaflops()] },
 });

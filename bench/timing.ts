@@ -3,7 +3,7 @@
 // take a core from whatever is timed next, so nothing is timed before the process is idle, and ours is timed alone, too.
 import { execFileSync } from "node:child_process";
 import { mkdirSync, writeFileSync } from "node:fs";
-import { devices, synchronize, tidy } from "bitsandbytes-node";
+import { devices, fmaPeak, synchronize, tidy } from "bitsandbytes-node";
 
 /** Queues the work of one repetition; what it makes is disposed. */
 export type Work = () => unknown;
@@ -103,6 +103,21 @@ export async function compare(ours: Work, peer: Work, pairs = 20): Promise<Compa
     ratio: { median: at(0.5), p10: at(0.1), p90: at(0.9) },
     disturbed: mine.median / quantile(alone, 0.5),
   };
+}
+
+/** Multiply-adds in registers on all threads of the CPU, GFLOP/s: the best of several runs. */
+export async function fmaGigaflops(iterations = 2_000_000): Promise<number> {
+  let best = 0;
+  for (let i = 0; i < 8; i++) {
+    let fmas = 0;
+    const ms = await once(async () => {
+      const result = fmaPeak(iterations, devices()[0]!);
+      fmas = (await result.data())[0] as number;
+      result.dispose();
+    });
+    best = Math.max(best, (2e-6 * fmas) / ms);
+  }
+  return best;
 }
 
 /** One measured case: what it was, and its figures by name with units in the name ("ms", "GBs", "ofPeak"). */

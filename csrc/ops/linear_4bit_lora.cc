@@ -128,9 +128,10 @@ linear_4bit_lora_backward(const Tensor& dy, const Tensor& x, const Quantized4Bit
   }
   if (needs_x && p == 0) multiply_low({dlow}, {a}, *dx, m, k, r, true);
   if (needs_x && p > 0) {
-    const Tensor own = Tensor::empty(x.shape(), x.dtype(), x.device());
+    Tensor own = Tensor::empty(x.shape(), x.dtype(), x.device());
     multiply_low({dlow}, {a}, own, m, k, r, false);
-    dx = binary(BinaryOp::add, *dx, dropout.of(own), 0);
+    own = dropout.of(own);  // what it was is freed before the sum takes memory
+    dx = binary(BinaryOp::add, *dx, own, 0);
   }
   return {dx, dbias, da, db};
 }

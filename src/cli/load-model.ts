@@ -25,7 +25,7 @@ export const quantizeOptions = {
 
 /** For commands that compute with it. */
 const loraOption = {
-  lora: { type: "string", value: "DIR", help: "an adapter for it, as Python's peft saves it" },
+  lora: { type: "string", value: "NAME", help: "an adapter for it, a folder or an id, as Python's peft saves it" },
 } as const satisfies Record<string, OptionSpec>;
 
 /** For commands that generate. */
@@ -103,7 +103,7 @@ export async function loadModel(
     ...more,
   });
   try {
-    if (values.lora !== undefined) await PeftModel.fromPretrained(model, values.lora);
+    if (values.lora !== undefined) await PeftModel.fromPretrained(model, values.lora, { signal });
     if (head !== "float") model.quantizeHead(head);
     return model;
   } catch (error) {

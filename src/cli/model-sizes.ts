@@ -9,7 +9,6 @@ import { pageSize } from "../models/step-plan.js";
 import { Linear, Linear4bit, Linear8bitLt } from "../nn/index.js";
 import type { DType } from "../tensor/dtype.js";
 import { uninitialized } from "../tensor/placeholder.js";
-import { chunkRows } from "../train/head-loss.js";
 
 type Json = Readonly<Record<string, unknown>>;
 
@@ -18,8 +17,7 @@ export interface LinearSize {
   path: string;
   inFeatures: number;
   outFeatures: number;
-  /** Bits a weight with its statistics, where it is quantized. */
-  isQuantized: boolean;
+  is4bit: boolean;
 }
 
 /** What a model is made of. */
@@ -60,7 +58,7 @@ export function modelSize(config: Json, quantization: BitsAndBytesConfig | null,
       if (!(module instanceof Linear)) continue;
       const isQuantized = module instanceof Linear4bit || (module instanceof Linear8bitLt && !module.hasFp16Weights);
       const { inFeatures, outFeatures } = module;
-      linears.push({ path, inFeatures, outFeatures, isQuantized });
+      linears.push({ path, inFeatures, outFeatures, is4bit: module instanceof Linear4bit });
       if (isQuantized) saved += module.weight.nbytes - quantizedBytes(module);
     }
     const floats = model.parameters().reduce((sum, { nbytes }) => sum + nbytes, 0);
@@ -120,28 +118,5 @@ export function stepBytes(size: ModelSize, tokens: number, rows: number): number
   return tokens * widest * sizeOf(size.dtype) + rows * size.vocabSize * 4;
 }
 
-/**
- * About what a training step of `tokens` keeps for the way back: inputs and outputs of all layers, and of the rows whose loss
- * is computed at once the logits and their gradients.
- */
-export function trainingBytes(size: ModelSize, tokens: number): number {
-  const all = widths(size).reduce((sum, width) => sum + width.in + width.out, 0);
-  const { vocabSize, dtype } = size;
-  return tokens * all * sizeOf(dtype) + 2 * 4 * vocabSize * Math.min(tokens, chunkRows(vocabSize));
-}
-
-/** Adapters of a rank on every linear layer but the head, with their gradients and the state of AdamW8bit. */
-export function adapterBytes(
-  { linears }: ModelSize,
-  rank: number,
-): { parameters: number; weightBytes: number; gradientBytes: number; optimizerBytes: number } {
-  const tensors = linears
-    .filter(({ path }) => /\.\d+\./.test(path))
-    .flatMap(({ inFeatures, outFeatures }) => [rank * inFeatures, rank * outFeatures]);
-  const parameters = tensors.reduce((sum, n) => sum + n, 0);
-  const optimizerBytes = tensors.reduce((sum, n) => sum + adamBytes(n), 0);
-  return { parameters, weightBytes: 4 * parameters, gradientBytes: 4 * parameters, optimizerBytes };
-}
-
 /** Two moments: in 8 bits with a scale for 256, but of small tensors in 32. */
-const adamBytes = (n: number): number => (n < 4096 ? 8 * n : 2 * (n + 4 * Math.ceil(n / 256)));
+export const adamBytes = (n: number): number => (n < 4096 ? 8 * n : 2 * (n + 4 * Math.ceil(n / 256)));

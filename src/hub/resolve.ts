@@ -10,7 +10,7 @@ import { request, withRetries } from "./http.js";
 import { makeFolders } from "./make-folders.js";
 
 /** What of a model is wanted. */
-export type Needs = "model" | "tokenizer" | "config";
+export type Needs = "model" | "tokenizer" | "config" | "adapter";
 
 export interface ResolveOptions {
   /** Branch, tag or commit. Default "main". */
@@ -28,6 +28,9 @@ export interface ResolveOptions {
 const tokenizerFiles =
   /^(tokenizer.*\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|chat_template\.(jinja|json))$/;
 const modelFiles = /^((config|generation_config|modules|sentence_bert_config)|\d+_Pooling\/config)\.json$/;
+
+/** Of an adapter, by the names of PEFT; the weights last. */
+const adapterFiles = ["adapter_config.json", "adapter_model.safetensors"];
 
 /**
  * A folder that holds what is needed of the model `name`: `name` itself where it is a folder, else a snapshot in the
@@ -76,6 +79,7 @@ function refusePath(name: string, isFile: boolean): never {
 async function isComplete(snapshot: string, needs: Needs): Promise<boolean> {
   const has = (name: string): Promise<boolean> => exists(join(snapshot, name));
   if (needs === "tokenizer") return has("tokenizer.json");
+  if (needs === "adapter") return (await Promise.all(adapterFiles.map(has))).every(Boolean);
   if (!(await has("config.json"))) return false;
   if (needs === "config") return true;
   for (const index of [INDEX, PICKLE_INDEX]) {
@@ -102,8 +106,18 @@ async function fetchSnapshot(
     if (!files.includes("config.json")) throw new BnbError("ERR_BNB_FILE", `${id}: must hold config.json, has none`);
     await download("config.json");
   }
+  if (needs === "adapter") {
+    const missing = adapterFiles.filter((name) => !files.includes(name));
+    if (missing.length > 0) {
+      const rule = `${id}: must hold ${adapterFiles.join(" and ")} of an adapter`;
+      throw new BnbError("ERR_BNB_FILE", `${rule}, has no ${missing.join(" and no ")}`);
+    }
+    for (const name of adapterFiles) await download(name);
+  }
   // Weights last: a snapshot that has them is complete.
-  else for (const name of files.filter((file) => tokenizerFiles.test(file))) await download(name);
+  if (needs === "model" || needs === "tokenizer") {
+    for (const name of files.filter((file) => tokenizerFiles.test(file))) await download(name);
+  }
   if (needs === "model") {
     for (const name of files.filter((file) => modelFiles.test(file))) await download(name);
     const index = [INDEX, SINGLE, PICKLE_INDEX, PICKLE].find((name) => files.includes(name));

@@ -52,6 +52,9 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
    */
   gradientCheckpointing = false;
 
+  /** Of `gradientCheckpointing`: bytes of activations that may be kept all the same, so that fewer blocks are computed again. */
+  activationBudget = 0;
+
   #quantizedHead: QuantizedHead | null = null;
 
   /** The table that makes hidden states of ids. */
@@ -165,7 +168,8 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
       const advice = ids.ndim === 1 ? `; write reshape(ids, [1, ${ids.size}])` : "";
       throw new BnbError("ERR_BNB_SHAPE", `${op}: ids must be [batch, length], got [${ids.shape.join(", ")}]${advice}`);
     }
-    const pass = new TrainingPass(ids, { starts: options.starts, recomputes: this.gradientCheckpointing });
+    const { gradientCheckpointing: recomputes, activationBudget } = this;
+    const pass = new TrainingPass(ids, { starts: options.starts, recomputes, activationBudget });
     try {
       return this.hidden(pass);
     } finally {

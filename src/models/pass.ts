@@ -35,6 +35,8 @@ export interface Pass extends Movable<Pass> {
   readonly positions: Tensor | null;
   /** Whether of each block only the input is kept for backward(), and the rest computed again. */
   readonly recomputes: boolean;
+  /** Where it recomputes: bytes of activations that may be kept all the same. */
+  readonly activationBudget: number;
   /** Tokens of the longest text, for position rules that look at it; null where a recorded step does not know. */
   readonly longest: number | null;
   /**
@@ -53,6 +55,8 @@ export interface TrainingPassOptions {
   causal?: boolean;
   /** See `Pass.recomputes`; default false. */
   recomputes?: boolean;
+  /** See `Pass.activationBudget`; default 0. */
+  activationBudget?: number;
   /** @internal Where the rows sit, if that is known; default: it follows from `starts`. */
   positions?: Tensor | null;
 }
@@ -91,14 +95,17 @@ export class TrainingPass extends CopiedPass<TrainingPass> implements Pass {
   readonly positions: Tensor | null;
   readonly longest: number;
   readonly recomputes: boolean;
+  readonly activationBudget: number;
   readonly #starts: Tensor | undefined;
   readonly #causal: boolean;
 
-  constructor(ids: Tensor, { starts, causal = true, recomputes = false, positions }: TrainingPassOptions = {}) {
+  constructor(ids: Tensor, options: TrainingPassOptions = {}) {
+    const { starts, causal = true, recomputes = false, activationBudget = 0, positions } = options;
     super();
     this.ids = ids;
     this.longest = ids.shape.at(-1) as number;
     this.recomputes = recomputes;
+    this.activationBudget = activationBudget;
     this.#starts = starts;
     this.#causal = causal;
     this.positions = positions !== undefined ? positions : starts ? positionsIn(ids, starts) : null;
@@ -115,6 +122,7 @@ export class TrainingPass extends CopiedPass<TrainingPass> implements Pass {
       starts: this.#starts && move(this.#starts),
       causal: this.#causal,
       recomputes: this.recomputes,
+      activationBudget: this.activationBudget,
       positions: this.positions && move(this.positions),
     });
   }
@@ -126,6 +134,7 @@ export class StepPass extends CopiedPass<StepPass> implements Pass {
   readonly positions: Tensor;
   readonly longest: number | null;
   readonly recomputes = false;
+  readonly activationBudget = 0;
   readonly #plan: StepPlan;
   readonly #kv: KvStore;
 

@@ -1,9 +1,11 @@
 // The folder of an adapter: adapter_model.safetensors with the names of PEFT, and adapter_config.json.
-import { readFile } from "node:fs/promises";
+import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { noGrad } from "../autograd/no-grad.js";
 import type { TensorSource, WritableTensor } from "../hub/index.js";
 import { replaceFiles } from "../hub/replace-files.js";
+import type { ResolveOptions } from "../hub/resolve.js";
+import { resolveModel } from "../hub/resolve.js";
 import { openSafetensors } from "../hub/safetensors.js";
 import { stageSafetensors } from "../hub/safetensors-writer.js";
 import { cast, copyInto } from "../ops/index.js";
@@ -54,6 +56,13 @@ export async function saveAdapter(
     await stageSafetensors(files, join(folder, WEIGHTS), [...tensors]);
     await files.write(join(folder, CONFIG), (file) => file.writeFile(text));
   });
+}
+
+/** The folder of an adapter: `name` itself, or of what looks like an id of the hub and is no folder, its files in the cache. */
+export async function adapterFolder(name: string, options: ResolveOptions): Promise<string> {
+  const isId = /^[\w-][\w.-]*\/[\w.-]+$/.test(name);
+  const local = isId ? await stat(name).catch(() => undefined) : undefined;
+  return isId && !local ? resolveModel(name, "adapter", options) : name;
 }
 
 /** An adapter on disk; close it. Throws ERR_BNB_FILE where there is none, with what is there instead. */

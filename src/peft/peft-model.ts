@@ -7,6 +7,7 @@ import { aFiniteNumber, anInstance, arrayOf, aString, checkArgument, checkFuncti
 import { BnbError } from "../tensor/errors.js";
 import { withNearest } from "../tensor/nearest.js";
 import { checkOptions } from "../tensor/options.js";
+import { adapterFolder } from "./adapter-files.js";
 import type { AdapterLayer } from "./adapter-layer.js";
 import { combinedConfig, fillCombination } from "./combine.js";
 import { LoraConfig } from "./config.js";
@@ -226,7 +227,7 @@ export class PeftModel<M extends Module = Module> extends Module {
     fillCombination(this.layers, name, adapters, weights, combinationType);
   }
 
-  /** Adds the adapter of a folder as PEFT saves it, inactive. Errors as those of `fromPretrained`; nothing changes then. */
+  /** Adds the adapter of a folder or of the hub as PEFT saves it, inactive. Errors as those of `fromPretrained`; nothing changes then. */
   async loadAdapter(folder: string, name: string, options: LoadAdapterOptions = {}): Promise<void> {
     checkArgument("loadAdapter", "folder", folder, aString);
     checkArgument("loadAdapter", "name", name, aString);
@@ -236,15 +237,18 @@ export class PeftModel<M extends Module = Module> extends Module {
 
   /** @internal loadAdapter, with another name in errors. */
   async loadUnder(op: string, folder: string, name: string, options: LoadAdapterOptions): Promise<void> {
+    const { revision, token, signal } = options;
+    const place = await adapterFolder(folder, { revision, token, signal });
     const add = (config: LoraConfig): void => this.addUnder(op, name, config);
-    await loadOne(this, folder, name, add, () => this.deleteAdapter(name));
+    await loadOne(this, place, name, add, () => this.deleteAdapter(name));
     if (options.isTrainable) return;
     this.#fixed.add(name);
     this.#activate(this.#active);
   }
 
   /**
-   * A model with the adapter of a folder, as Python's PEFT saves it: `adapter_config.json` and `adapter_model.safetensors`.
+   * A model with the adapter of a folder, or of an id of the hub such as "org/adapter", as Python's PEFT saves it:
+   * `adapter_config.json` and `adapter_model.safetensors`.
    * The model is changed in place, frozen, and belongs to the result.
    *
    * Throws ERR_BNB_FILE where there is no adapter, ERR_BNB_UNSUPPORTED for settings that have no meaning here,

@@ -1,7 +1,7 @@
 // Options of PeftModel's methods.
 import type { Generator } from "../ops/index.js";
 import { aGenerator } from "../ops/random.js";
-import { aBoolean, aFunction, anInteger, arrayOf, aString, either, oneOf } from "../tensor/checks.js";
+import { aBoolean, aFunction, anAbortSignal, anInteger, arrayOf, aString, either, oneOf } from "../tensor/checks.js";
 import { optionTable } from "../tensor/options.js";
 import type { MergeLoss } from "./adapter-layer.js";
 import type { CombinationType } from "./combine.js";
@@ -15,6 +15,11 @@ export interface AddAdapterOptions {
 export interface LoadAdapterOptions {
   /** Whether it learns; default false. */
   isTrainable?: boolean;
+  /** Branch, tag or commit of an adapter on the hub. Default "main". */
+  revision?: string;
+  /** For private and gated ones. Default HF_TOKEN, or what `hf auth login` left. */
+  token?: string;
+  signal?: AbortSignal;
 }
 export interface PeftFromPretrainedOptions extends LoadAdapterOptions {
   /** Default "default". */
@@ -59,9 +64,14 @@ export interface ParameterCount {
 /** @internal */
 export const addOptions = optionTable<AddAdapterOptions>({ generator: aGenerator });
 /** @internal */
-export const loadOptions = optionTable<LoadAdapterOptions>({ isTrainable: aBoolean });
+export const loadOptions = optionTable<LoadAdapterOptions>({
+  isTrainable: aBoolean,
+  revision: aString,
+  token: aString,
+  signal: anAbortSignal,
+});
 /** @internal */
-export const fromOptions = optionTable<PeftFromPretrainedOptions>({ adapterName: aString, isTrainable: aBoolean });
+export const fromOptions = optionTable<PeftFromPretrainedOptions>({ ...loadOptions.checks, adapterName: aString });
 /** @internal */
 export const saveOptions = optionTable<SavePeftOptions>({
   selectedAdapters: arrayOf(aString),

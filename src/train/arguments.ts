@@ -66,6 +66,8 @@ export interface TrainingArguments {
   fp16?: boolean;
   /** Of each block of the model only its input is kept: less memory for a third more time, and the same bits. Default false. */
   gradientCheckpointing?: boolean;
+  /** Of gradientCheckpointing: bytes of activations that may be kept, so that fewer blocks are computed again. Default 0. */
+  activationBudget?: number;
   /** Steps between reports. Default 500. */
   loggingSteps?: number;
   /** Steps between evaluations; 0: one at the end alone. Default 0. */
@@ -124,6 +126,7 @@ const argumentTable = optionTable<TrainingArguments>({
   bf16: aBoolean,
   fp16: aBoolean,
   gradientCheckpointing: aBoolean,
+  activationBudget: anInteger(0),
   loggingSteps: anInteger(1),
   evalSteps: aSteps,
   saveSteps: aSteps,
@@ -164,6 +167,7 @@ const defaults: Omit<ResolvedArguments, "outputDir"> = {
   bf16: false,
   fp16: false,
   gradientCheckpointing: false,
+  activationBudget: 0,
   loggingSteps: 500,
   evalSteps: 0,
   saveSteps: 500,
@@ -182,7 +186,14 @@ const defaults: Omit<ResolvedArguments, "outputDir"> = {
 /** Those of a run that may differ when it goes on: they do not change what it computes. */
 const free = new Set<string>([
   ...["outputDir", "perDeviceEvalBatchSize", "loggingSteps", "evalSteps", "saveSteps", "saveTotalLimit"],
-  ...["loadBestModelAtEnd", "earlyStoppingPatience", "gradientCheckpointing", "resumeFromCheckpoint", "reportTo"],
+  ...[
+    "loadBestModelAtEnd",
+    "earlyStoppingPatience",
+    "gradientCheckpointing",
+    "activationBudget",
+    "resumeFromCheckpoint",
+    "reportTo",
+  ],
 ]);
 
 /** Checks arguments and fills in the defaults. Throws ERR_BNB_OPTION for what cannot be. */

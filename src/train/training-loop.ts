@@ -102,8 +102,9 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     this.#isRunning = true;
     const { args, model } = this;
     const optimizer = makeOptimizer(this.#op, model, args);
-    const { gradientCheckpointing } = model;
+    const { gradientCheckpointing, activationBudget } = model;
     model.gradientCheckpointing ||= args.gradientCheckpointing;
+    model.activationBudget ||= args.activationBudget;
     const noise = args.neftuneNoiseAlpha > 0 ? new EmbeddingNoise(model, args.neftuneNoiseAlpha) : null;
     try {
       await makeRunFolder(args.outputDir);
@@ -132,7 +133,7 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     } finally {
       await this.#writing.catch(() => undefined);
       noise?.remove();
-      model.gradientCheckpointing = gradientCheckpointing;
+      Object.assign(model, { gradientCheckpointing, activationBudget });
       optimizer.zeroGrad();
       optimizer.dispose();
       this.#isRunning = false;

@@ -252,7 +252,7 @@ describe("estimate", () => {
   it("of adapters are those that a step of QLoRA leaves", async () => {
     const out = newPath();
     await bnb("make-model", out, "--hidden-size", "256", "--intermediate-size", "512", ...cpu);
-    const { formats } = await estimate(out, "--lora", "--rank", "16", "--4bit", "--context", "64");
+    const { formats } = await estimate(out, "--train", "--rank", "16", "--4bit", "--context", "64");
     const model = await AutoModelForCausalLM.fromPretrained(out, { quantizationConfig: configs.nf4 });
     const targetModules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
     const adapters = applyLora(model, { r: 16, targetModules });

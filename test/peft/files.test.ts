@@ -2,7 +2,7 @@
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, describe, expect, it } from "vitest";
+import { afterAll, describe, expect, it, vi } from "vitest";
 import { noGrad } from "../../src/autograd/no-grad.js";
 import { saveSafetensors } from "../../src/hub/index.js";
 import { openSafetensors } from "../../src/hub/safetensors.js";
@@ -12,6 +12,7 @@ import { getPeftModel, LoraConfig, PeftModel } from "../../src/peft/index.js";
 import { memory, tidy } from "../../src/tensor/scope.js";
 import type { Tensor } from "../../src/tensor/tensor.js";
 import { expectClose } from "../helpers/expect-close.js";
+import { HubServer } from "../helpers/hub-server.js";
 import { own } from "../helpers/owned.js";
 
 const fixtures = "test/fixtures/adapters";
@@ -324,5 +325,42 @@ describe("bad files", () => {
       code("ERR_BNB_UNSUPPORTED", "adapter_model.bin is a pickle file, which is not read"),
     );
     expect(await failure(scratch)).toEqual(code("ERR_BNB_FILE", "its adapter_config.json could not be read"));
+  });
+});
+
+describe("an adapter of the hub", () => {
+  it("comes by its id, once, and gives the logits that its folder gives", async () => {
+    const hub = await HubServer.start();
+    vi.stubEnv("HF_HOME", join(scratch, "hub"));
+    vi.stubEnv("HF_ENDPOINT", hub.endpoint);
+    vi.stubEnv("HF_HUB_CACHE", undefined);
+    vi.stubEnv("HF_HUB_OFFLINE", undefined);
+    const both = ["adapter_config.json", "adapter_model.safetensors"];
+    try {
+      hub.files.set("README.md", Buffer.from("about it"));
+      hub.files.set(both[0] as string, readFileSync(`${fixtures}/dora/${both[0]}`));
+      const base = await load(plain);
+      await expect(PeftModel.fromPretrained(base, hub.id)).rejects.toThrow(
+        "org/model: must hold adapter_config.json and adapter_model.safetensors of an adapter, has no adapter_model.safetensors",
+      );
+      hub.files.set(both[1] as string, readFileSync(`${fixtures}/dora/${both[1]}`));
+      hub.takeSeen();
+      await PeftModel.fromPretrained(base, hub.id);
+      expectClose(await logitsOf(base), await wanted("dora.logits"), close);
+      const asked = hub.takeSeen();
+      for (const name of both)
+        expect(asked.filter((line) => line === `HEAD /${hub.id}/resolve/${hub.commit}/${name}`)).toHaveLength(1);
+      expect(asked.some((line) => line.includes("README"))).toBe(false);
+      const other = await load(plain);
+      await (await PeftModel.fromPretrained(other, hub.id, { revision: "main" })).loadAdapter(hub.id, "again");
+      expect(hub.takeSeen()).toEqual([]);
+      // What begins as a path is one.
+      await expect(PeftModel.fromPretrained(await load(plain), "./org/model")).rejects.toThrow(
+        "./org/model: its adapter_config.json could not be read: ENOENT",
+      );
+    } finally {
+      vi.unstubAllEnvs();
+      await hub.stop();
+    }
   });
 });

@@ -27,8 +27,13 @@ const settings: Partial<TrainingArguments> = {
   ...{ perDeviceTrainBatchSize: 2, gradientAccumulationSteps: 2, maxSteps: 2, learningRate: 1e-2, saveSteps: 0 },
 };
 
-async function weightsAfter(model: CausalLM, gradientCheckpointing: boolean, generators: Generator[] = []) {
-  const args = { ...settings, outputDir: join(root, String(folders++)), gradientCheckpointing };
+async function weightsAfter(
+  model: CausalLM,
+  gradientCheckpointing: boolean,
+  generators: Generator[] = [],
+  activationBudget = 0,
+) {
+  const args = { ...settings, outputDir: join(root, String(folders++)), gradientCheckpointing, activationBudget };
   const trainer = new Trainer({ model, trainDataset: samples, generators, args });
   const { loss } = await trainer.train();
   expect(model.gradientCheckpointing).toBe(false);
@@ -61,12 +66,16 @@ it("adapters with dropout over a frozen 4-bit base, in all blocks and in the las
     const kept = await weightsAfter(a, false, [ownA]);
     expect(await weightsAfter(b, true, [ownB])).toEqual(kept);
     expect(ownB.state).toEqual(ownA.state);
+    // With room for one more block: the first is computed again, the second is kept.
+    const [c, ownC] = await make();
+    expect(await weightsAfter(c, true, [ownC], 10_000_000)).toEqual(kept);
+    expect([ownC.state, c.activationBudget]).toEqual([ownA.state, 0]);
   }
 });
 
 it("a step needs less memory", async () => {
   const ids = Int32Array.from({ length: 256 }, (_, i) => (i * i) % 64);
-  const peakOf = async (gradientCheckpointing: boolean): Promise<number> => {
+  const peakOf = async (gradientCheckpointing: boolean, activationBudget = 0): Promise<number> => {
     using model = new LlamaForCausalLM(
       {
         ...{ vocabSize: 64, hiddenSize: 64, intermediateSize: 128, numHiddenLayers: 8, numAttentionHeads: 4 },
@@ -75,7 +84,7 @@ it("a step needs less memory", async () => {
       { device: "cpu", generator: new Generator(1) },
     );
     applyLora(model, { r: 4, targetModules: ["q_proj", "v_proj"] });
-    const args = { outputDir: join(root, String(folders++)), maxSteps: 1, gradientCheckpointing };
+    const args = { outputDir: join(root, String(folders++)), maxSteps: 1, gradientCheckpointing, activationBudget };
     const trainer = new Trainer({ model, trainDataset: [{ ids, labels: ids }], args });
     emptyCache("cpu");
     const before = memory().liveBytes;
@@ -83,5 +92,11 @@ it("a step needs less memory", async () => {
     return memory().peakBytes - before;
   };
   const kept = await peakOf(false);
-  expect(await peakOf(true)).toBeLessThan(kept / 2);
+  const least = await peakOf(true);
+  expect(least).toBeLessThan(kept / 2);
+  // A budget is used, and not exceeded.
+  const budget = Math.floor((kept - least) / 2);
+  const between = await peakOf(true, budget);
+  expect(between).toBeGreaterThan(least + budget / 2);
+  expect(between).toBeLessThanOrEqual(least + budget);
 });

@@ -2,9 +2,10 @@
 import { BitsAndBytesConfig } from "../../hub/index.js";
 import { choice, command, revisionOption, usageError, wholeNumber } from "../command.js";
 import type { ModelSize } from "../model-sizes.js";
-import { adapterBytes, kvBytes, modelSize, stepBytes, trainingBytes } from "../model-sizes.js";
+import { kvBytes, modelSize, stepBytes } from "../model-sizes.js";
 import { readConfig } from "../read-config.js";
 import { bytes, count } from "../terminal.js";
+import { trainingMemory } from "../training-memory.js";
 
 /** GiB of memory, and cards that have as much. */
 const cards: readonly (readonly [gib: number, names: string])[] = [
@@ -34,13 +35,14 @@ const formats: readonly { name: string; bits: 4 | 8 | null; config: BitsAndBytes
 /** `bnb estimate` as it is called. */
 export const estimate = command({
   words: ["model"],
-  about: `Says what memory a model needs in each format: weights, keys and values, activations, and with --lora adapters,
+  about: `Says what memory a model needs in each format: weights, keys and values, activations, and with --train adapters,
 their gradients and the state of AdamW8bit. Reads config.json alone, which for an id of the hub is all it downloads.
 Weights and keys and values are exact; activations are what they are about. A GiB of a card is left to its driver.`,
   options: {
     "4bit": { type: "boolean", help: "4-bit formats only" },
     "8bit": { type: "boolean", help: "int8 only" },
-    lora: { type: "boolean", help: "training of adapters over the frozen model" },
+    train: { type: "boolean", help: "training of adapters over the frozen model, as bnb finetune does it" },
+    "keep-activations": { type: "boolean", help: "of --train: without gradient checkpointing" },
     rank: { type: "string", value: "N", default: "16", help: "of the adapters" },
     context: {
       type: "string",
@@ -57,7 +59,7 @@ Weights and keys and values are exact; activations are what they are about. A Gi
     const dtype =
       values.dtype === undefined ? undefined : choice("--dtype", values.dtype, ["float32", "float16", "bfloat16"]);
     const batch = wholeNumber("--batch", values.batch);
-    const rank = values.lora ? wholeNumber("--rank", values.rank) : null;
+    const rank = values.train ? wholeNumber("--rank", values.rank) : null;
     const kv =
       values.kv === undefined ? null : choice("--kv", values.kv, ["float32", "float16", "bfloat16", "int8"] as const);
 
@@ -70,7 +72,10 @@ Weights and keys and values are exact; activations are what they are about. A Gi
 
     const rows = wanted.map(({ name }, i) => {
       const size = sizes[i] as ModelSize;
-      return { format: name === "as it is" ? size.dtype : name, ...needs(size, { context, batch, kv, rank }) };
+      return {
+        format: name === "as it is" ? size.dtype : name,
+        ...needs(size, { context, batch, kv, rank, recomputes: !values["keep-activations"] }),
+      };
     });
     const use = rank === null ? "generating" : `training adapters of rank ${rank}`;
     const title = `${config["model_type"]}, ${count(first.parameters)} parameters; ${use}, ${batch} × ${count(context)} tokens`;
@@ -100,19 +105,20 @@ interface Use {
   batch: number;
   kv: string | null;
   rank: number | null;
+  recomputes: boolean;
 }
 
-function needs(size: ModelSize, { context, batch, kv, rank }: Use) {
+function needs(size: ModelSize, { context, batch, kv, rank, recomputes }: Use) {
   const tokens = context * batch;
-  const adapters = rank === null ? null : adapterBytes(size, rank);
+  const training = rank === null ? null : trainingMemory(size, { tokens, rank, recomputes });
   const parts = {
     weights: size.weightBytes,
-    kv: adapters ? 0 : kvBytes(size.layout, context, batch, kv ?? size.dtype),
+    kv: training ? 0 : kvBytes(size.layout, context, batch, kv ?? size.dtype),
     // A prompt is computed in steps of at most 4096 tokens.
-    activations: adapters ? trainingBytes(size, tokens) : stepBytes(size, Math.min(tokens, 4096), batch),
-    adapters: adapters?.weightBytes ?? 0,
-    gradients: adapters?.gradientBytes ?? 0,
-    optimizer: adapters?.optimizerBytes ?? 0,
+    activations: training?.activations ?? stepBytes(size, Math.min(tokens, 4096), batch),
+    adapters: training?.adapters ?? 0,
+    gradients: training?.gradients ?? 0,
+    optimizer: training?.optimizer ?? 0,
   };
   const total = Object.values(parts).reduce((sum, n) => sum + n, 0);
   const card = cards.find(([gib]) => total + reserved <= gib * 2 ** 30);

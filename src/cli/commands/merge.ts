@@ -28,7 +28,7 @@ makes them floats first.`,
     const model = await loadModel(name, call);
     try {
       if (values.dequantize) dequantizeModel(model);
-      const peft = await PeftModel.fromPretrained(model, adapter);
+      const peft = await PeftModel.fromPretrained(model, adapter, { signal });
       const layers = peft.layers.size;
       const losses: MergeLoss[] = [];
       peft.mergeAndUnload({ onMerged: (loss) => losses.push(loss) });
