@@ -195,6 +195,12 @@ const withOptions: Record<string, Entry> = {
     "train.loadPreferences": {
       call: (o) => train.loadPreferences([{ prompt: "a", chosen: "b", rejected: "c" }], o), needs: { tokenizer, maxLength: 8 },
     },
+    "train.storeDataset": {
+      call: (o) => train.storeDataset([{ text: "a b" }], join(folder, "samples"), o), needs: { tokenizer, maxLength: 8 },
+    },
+    "train.storePreferences": {
+      call: (o) => train.storePreferences([{ prompt: "a", chosen: "b", rejected: "c" }], join(folder, "pairs"), o), needs: { tokenizer, maxLength: 8 },
+    },
     "train.Trainer": {
       call: (o) => new train.Trainer(o), needs: { model, args: { outputDir: folder }, trainDataset: [sample] },
     },
@@ -259,7 +265,7 @@ const withoutOptions = new Set(
   nn.OutlierTracer nn.Bnb4bitParametrization nn.replaceParameter4bitPrequantized
   nn.Module nn.ReLU nn.SiLU nn.Tanh nn.Sigmoid nn.Softmax nn.Flatten nn.ModuleList nn.Sequential nn.snakeCase nn.uninitialized nn.linearEach nn.linearResidual nn.linearSwiglu
   optim.GlobalOptimManager optim.LambdaLR optim.clipGradValue optim.Optimizer8bit optim.Optimizer1State
-  optim.Optimizer2State train.evaluate hub.openCheckpoint`.split(/\s+/),
+  optim.Optimizer2State train.evaluate train.StoredSamples hub.openCheckpoint`.split(/\s+/),
 );
 
 const spaces: [prefix: string, names: object][] = [
