@@ -61,6 +61,14 @@ describe("entry points", () => {
     expect(read(manifest.bin["bnb"]!).startsWith("#!/usr/bin/env node\n")).toBe(true);
     expect(node(manifest.bin["bnb"]!, "--help")).toMatch(/bnb/);
   });
+
+  it.each(["--version", "--help", "build --help"])("bnb %s needs no binary", (words) => {
+    const output = execFileSync(process.execPath, [join(root, manifest.bin["bnb"]!), ...words.split(" ")], {
+      encoding: "utf8",
+      env: { ...process.env, BNB_BINARY: "/nowhere.node" },
+    });
+    expect(output).toMatch(/^(\d+\.\d+\.\d+\n$|Usage: bnb )/);
+  });
 });
 
 describe("types", () => {
