@@ -190,6 +190,12 @@ const withOptions: Record<string, Entry> = {
       needs: { model, optimizer: new optim.Adam(model.parameters()), parameters: [], batches: [].values(), steps: 0 },
     },
     "train.loadDataset": { call: (o) => train.loadDataset([{ text: "a b" }], o), needs: { tokenizer, maxLength: 8 } },
+    "train.storeDataset": {
+      call: async (o) => (await train.storeDataset([{ text: "a b" }], join(folder, "a.tokens"), o)).samples.dispose(), needs: { tokenizer, maxLength: 8 },
+    },
+    "train.storePreferences": {
+      call: async (o) => (await train.storePreferences([{ prompt: "a", chosen: "b", rejected: "c" }], join(folder, "p.tokens"), o)).samples.dispose(), needs: { tokenizer, maxLength: 8 },
+    },
     "train.loadPreferences": {
       call: (o) => train.loadPreferences([{ prompt: "a", chosen: "b", rejected: "c" }], o), needs: { tokenizer, maxLength: 8 },
     },
@@ -257,7 +263,7 @@ const withoutOptions = new Set(
   nn.OutlierTracer nn.Bnb4bitParametrization nn.replaceParameter4bitPrequantized
   nn.Module nn.ModuleList nn.Sequential nn.snakeCase nn.uninitialized nn.linearEach nn.linearResidual nn.linearSwiglu
   optim.GlobalOptimManager optim.LambdaLR optim.clipGradValue optim.Optimizer8bit optim.Optimizer1State
-  optim.Optimizer2State train.evaluate hub.openCheckpoint`.split(/\s+/),
+  optim.Optimizer2State train.evaluate train.StoredSamples hub.openCheckpoint`.split(/\s+/),
 );
 
 const spaces: [prefix: string, names: object][] = [
