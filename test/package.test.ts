@@ -1,5 +1,5 @@
 // The package as its users see it: what the tarball holds, and that import, require and the types agree.
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawnSync } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -32,6 +32,29 @@ describe("entry points", () => {
     const report = JSON.parse(node("--input-type=module", "-e", program)) as { count: number };
     expect(report).toEqual({ count: expect.any(Number), missing: [], extra: [] });
     expect(report.count).toBeGreaterThan(1);
+  });
+
+  it("names in ESM are those of the library alone", () => {
+    const names = `const names = (path) => import(path).then((m) => Object.keys(m).filter((name) => !/^[A-Za-z]\\w*$/.test(name)))`;
+    const program = `${names}; Promise.all(${JSON.stringify(entries)}.map(names)).then((all) => console.log(all.flat().join()))`;
+    expect(node("-e", program).trim()).toBe("");
+    expect(
+      node("-e", `import("${manifest.name}").then((m) => console.log("default" in m, "module.exports" in m))`),
+    ).toBe("false false\n");
+  });
+
+  it.each([
+    { how: "--no-addons", env: {}, reason: "addons are switched off. Start Node.js without --no-addons" },
+    { how: "--trace-uncaught", env: { BNB_BINARY: "/nowhere.node" }, reason: "BNB_BINARY must name a file" },
+  ])("a failed import can be caught, and says why: $reason", ({ how, env, reason }) => {
+    const caught = "(e) => console.log('caught', e.code, e.message)";
+    const program = `import("${manifest.name}").then(console.log, ${caught}).then(() => import("${manifest.name}")).catch(${caught})`;
+    const output = execFileSync(process.execPath, [how, "-e", program], {
+      cwd: root,
+      encoding: "utf8",
+      env: { ...process.env, ...env },
+    });
+    expect(output).toMatch(new RegExp(`^caught ERR_BNB_NO_BINARY bitsandbytes-node: .*${reason}.*\ncaught`));
   });
 
   it("bnb is an executable that explains itself", () => {
@@ -78,12 +101,35 @@ describe("tarball", () => {
   ) as [{ files: { path: string }[]; size: number }];
   const paths = tarball.files.map((file) => file.path);
 
-  it("holds the compiled library and nothing to build", () => {
+  it("holds the library, its types with their sources, and what a build from source needs, and nothing else", () => {
     const top = new Set(paths.map((path) => path.split("/")[0]!));
-    const welcome = ["LICENSE", "README.md", "CHANGELOG.md", "dist", "package.json", "prebuilds"];
-    expect([...top].filter((name) => !welcome.includes(name))).toEqual([]);
-    expect(paths).toContain("dist/index.js");
-    expect(paths).toContain("dist/index.d.ts");
+    const welcome = ["CHANGELOG.md", "CMakeLists.txt", "LICENSE", "README.md", "csrc", "dist", "docs", "package.json"];
+    expect([...top].filter((name) => ![...welcome, "prebuilds", "src", "tools"].includes(name))).toEqual([]);
+    expect(paths.filter((path) => path.startsWith("tools/"))).toEqual([
+      "tools/build/cuda.cmake",
+      "tools/build/glibc.mjs",
+      "tools/build/native.mjs",
+    ]);
+    const inPrebuilds = /^prebuilds\/(README\.md|[a-z0-9]+-[a-z0-9]+\/bitsandbytes\.node)$/;
+    expect(paths.filter((path) => path.startsWith("prebuilds/") && !inPrebuilds.test(path))).toEqual([]);
+    for (const path of ["dist/index.js", "dist/index.mjs", "dist/index.d.ts", "dist/index.d.ts.map", "src/index.ts"]) {
+      expect(paths).toContain(path);
+    }
+    expect(paths).toContain("prebuilds/README.md");
+  });
+
+  it("is refused, with a sentence, where its binaries are missing", () => {
+    const empty = mkdtempSync(join(tmpdir(), "bnb-prepack-"));
+    const { status, stderr } = spawnSync(process.execPath, [join(root, "tools/build/prepack.mjs")], {
+      cwd: empty,
+      encoding: "utf8",
+    });
+    rmSync(empty, { recursive: true });
+    expect(stderr).toBe(
+      "the package lacks prebuilds/linux-x64/bitsandbytes.node, prebuilds/linux-arm64/bitsandbytes.node, dist/index.js: " +
+        'run "npm run prebuild" and "npm run build:ts" first\n',
+    );
+    expect(status).toBe(1);
   });
 
   it("stays within 50 MB", () => {

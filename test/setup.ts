@@ -16,6 +16,10 @@ declare module "vitest" {
   }
 }
 
+// What tests start are programs of the same Node.js.
+const node = process.env["BNB_TEST_NODE"];
+if (node) process.execPath = node;
+
 const device = process.env["BNB_TEST_DEVICE"];
 if (device) setDefaultDevice(device);
 

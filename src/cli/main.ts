@@ -56,6 +56,10 @@ const commands: Record<string, { summary: string; load: () => Promise<Command> }
     summary: "write a small random model with its tokenizer, to try everything without a network",
     load: async () => (await import("./commands/make-model.js")).makeModel,
   },
+  build: {
+    summary: "make the native binary from source, where there is no prebuilt one",
+    load: async () => (await import("./commands/build.js")).build,
+  },
   demo: {
     summary: "train, quantize, fine-tune and generate on real text, and write a report",
     load: async () => (await import("./commands/demo.js")).demo,

@@ -42,13 +42,14 @@ describe("a binary that is not there", () => {
   });
 
   it("in a clone that was not built", () => {
-    const { message } = failure(tree({ ...manifest, "csrc/README.md": "" }));
+    const { message } = failure(tree({ ...manifest, "package-lock.json": "" }));
     expect(message).toContain('there is no native binary in this clone yet: run "npm run build"');
   });
 
   it("in a package for other platforms, or with its binaries lost", () => {
     const { message } = failure(tree({ ...manifest, "prebuilds/plan9-x64/bitsandbytes.node": "" }));
     expect(message).toContain(`the package has native binaries for plan9-x64, but none for ${platform}`);
+    expect(message).toContain('"npx bnb build" makes one from source');
     expect(failure(tree(manifest)).message).toContain("there are no native binaries in");
   });
 
@@ -61,15 +62,48 @@ describe("a binary that is not there", () => {
 });
 
 describe("a binary that cannot be loaded", () => {
-  it("gives the loader's reason, and the path", () => {
-    const path = `prebuilds/${platform}/bitsandbytes.node`;
+  const path = `prebuilds/${platform}/bitsandbytes.node`;
+  /** The message for a file that begins with these bytes. */
+  const refused = (...bytes: number[]): string => {
+    const root = tree({ ...manifest, [path]: "" });
+    writeFileSync(join(root, path), Buffer.concat([Buffer.from(bytes), Buffer.alloc(100)]));
+    const { code, message } = failure(root);
+    expect(code).toBe("ERR_BNB_NO_BINARY");
+    expect(message).toContain(`${join(root, path)} cannot be loaded: `);
+    return message;
+  };
+  /** The first 20 bytes of a Linux library for a machine. */
+  const elf = (machine: number): number[] => [
+    0x7f,
+    0x45,
+    0x4c,
+    0x46,
+    2,
+    1,
+    1,
+    0,
+    ...Array<number>(8).fill(0),
+    3,
+    0,
+    machine,
+    0,
+  ];
+
+  it("is damaged: no library begins so", () => {
+    expect(refused()).toContain("it is damaged, its first bytes are those of no library: install the package again");
     const root = tree({ ...manifest, [path]: "this is no library, however long it may be: no header says so" });
-    for (const chosen of [undefined, join(root, path)]) {
-      vi.stubEnv("BNB_BINARY", chosen);
-      const { code, message } = failure(root);
-      expect(code).toBe("ERR_BNB_NO_BINARY");
-      expect(message).toMatch(/bitsandbytes\.node cannot be loaded: .*(ELF|file|Mach-O|valid)/);
-      expect(message).toContain(join(root, path));
-    }
+    vi.stubEnv("BNB_BINARY", join(root, path));
+    expect(failure(root).message).toContain(`${join(root, path)} cannot be loaded: it is damaged`);
+  });
+
+  it("is another platform's", () => {
+    expect(refused(0x4d, 0x5a)).toMatch(
+      process.platform === "win32" ? /./ : `it is a library for win32, and this is ${platform}`,
+    );
+    expect(refused(...elf(243))).toContain(`it is a library for linux-riscv64, and this is ${platform}`);
+  });
+
+  it.runIf(platform === "linux-x64")("is cut off: in the system's words", () => {
+    expect(refused(...elf(62))).toMatch(/cannot be loaded: .*(ELF|file)/);
   });
 });

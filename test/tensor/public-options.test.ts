@@ -199,6 +199,12 @@ const withOptions: Record<string, Entry> = {
     "train.loadPreferences": {
       call: (o) => train.loadPreferences([{ prompt: "a", chosen: "b", rejected: "c" }], o), needs: { tokenizer, maxLength: 8 },
     },
+    "train.storeDataset": {
+      call: (o) => train.storeDataset([{ text: "a b" }], join(folder, "samples"), o), needs: { tokenizer, maxLength: 8 },
+    },
+    "train.storePreferences": {
+      call: (o) => train.storePreferences([{ prompt: "a", chosen: "b", rejected: "c" }], join(folder, "pairs"), o), needs: { tokenizer, maxLength: 8 },
+    },
     "train.Trainer": {
       call: (o) => new train.Trainer(o), needs: { model, args: { outputDir: folder }, trainDataset: [sample] },
     },

@@ -1,12 +1,86 @@
-// Compiles src to dist. dist/package.json marks the output as CommonJS and, written last, dates the build.
+// Compiles src to dist: a declaration for each file, and the JavaScript in few files, a shared one for each layer, because
+// opening hundreds takes most of the time of an import. Everything is CommonJS; the .mjs beside an entry point names what
+// `require` gives, so that both kinds of program share one Tensor class. dist/package.json, written last, dates the build.
 import { spawnSync } from "node:child_process";
-import { chmodSync, copyFileSync, existsSync, rmSync, utimesSync } from "node:fs";
+import { chmodSync, copyFileSync, readdirSync, readFileSync, rmSync, utimesSync, writeFileSync } from "node:fs";
+import { basename, join } from "node:path";
+import { rolldown } from "rolldown";
+import ts from "typescript";
+
+/** The entry points of package.json, and the command. */
+const entries = ["index", "functional", "nn/index", "optim/index", "hub/index", "serve/index", "cli/main"];
+// The name is the folder in dist: files that are read at run time lie as deep there as in src.
+const layers = [
+  { name: "core/code", test: /\/src\/(native|tensor|autograd|ops|nn|optim|functional)\b/ },
+  { name: "hub/code", test: /\/src\/hub\// },
+  { name: "models/code", test: /\/src\/(models|generation|peft|train)\// },
+  { name: "serve/code", test: /\/src\/serve\// },
+];
+const asTheyAre = ["hub/tokenizer-worker.cjs", "hub/grammar-worker.cjs", "serve/page.html"];
+
+/** @type {(character: string) => string} */
+const escaped = (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
 
 rmSync("dist", { recursive: true, force: true });
 const { status } = spawnSync("node_modules/.bin/tsc", ["-p", "tsconfig.build.json"], { stdio: "inherit" });
 if (status !== 0) process.exit(status ?? 1);
-const asTheyAre = ["hub/tokenizer-worker.cjs", "hub/grammar-worker.cjs", "serve/page.html"];
+
+// Files with `using`, which Node 20 lacks; the bundler's own way to write it otherwise would take a package at run time.
+const using = {
+  name: "using",
+  /** @type {(code: string, id: string) => { code: string, moduleType: "js" } | undefined} */
+  transform(code, id) {
+    if (!id.endsWith(".ts") || !/\busing \w+ =/.test(code)) return undefined;
+    const options = { target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.ESNext };
+    return { code: ts.transpileModule(code, { compilerOptions: options, fileName: id }).outputText, moduleType: "js" };
+  },
+};
+
+const bundle = await rolldown({
+  plugins: [using],
+  input: Object.fromEntries(entries.map((entry) => [entry, `src/${entry}.ts`])),
+  platform: "node",
+  transform: { target: "node20.17" },
+  external: (id) => !/^[./\0]/.test(id),
+});
+const { output } = await bundle.write({
+  dir: "dist",
+  format: "cjs",
+  esModule: false,
+  exports: "named",
+  comments: false,
+  entryFileNames: "[name].js",
+  chunkFileNames: ({ name }) =>
+    name.includes("/") ? `${name}.js` : name === "rolldown-runtime" ? "core/runtime.js" : `cli/${name}.js`,
+  codeSplitting: { groups: layers },
+});
+for (const chunk of output) {
+  if (chunk.type !== "chunk") continue;
+  // One character beyond Latin-1 doubles what a whole file takes in memory.
+  const latin1 = chunk.code.replace(/[^\0-\u00ff]/g, escaped);
+  if (latin1 !== chunk.code) writeFileSync(join("dist", chunk.fileName), latin1);
+  if (!chunk.isEntry || chunk.exports.length === 0 || chunk.name === "cli/main") continue;
+  const file = `./${basename(chunk.fileName)}`;
+  const names = chunk.exports.filter((name) => name !== "default").sort();
+  const all = names.map((name) => `export const ${name} = library.${name};\n`).join("");
+  // Node 20 throws what a CommonJS file throws twice where it is imported, and the second cannot be caught.
+  const require = `import { createRequire } from "node:module";\nconst library = createRequire(import.meta.url)("${file}");\n`;
+  writeFileSync(`dist/${chunk.name}.mjs`, require + all);
+  // Bundlers take this one, by the condition "module": they cannot see through the other.
+  writeFileSync(`dist/${chunk.name}.bundler.mjs`, `import library from "${file}";\n${all}`);
+}
+// A project may name libraries that are older than `Symbol.dispose`, and lack the types of Node.js: what is theirs is then any.
+for (const name of readdirSync("dist", { recursive: true, encoding: "utf8" })) {
+  if (!/\.d\.m?ts$/.test(name)) continue;
+  const path = join("dist", name);
+  const text = readFileSync(path, "utf8");
+  const disposes = /\bDisposable\b|Symbol\.(async)?[dD]ispose/.test(text);
+  const library = disposes ? '/// <reference lib="esnext.disposable" />\n' : "";
+  const declared = library + text.replace(/^(import .* from "node:|\s*\[inspect\.custom\])/gm, "// @ts-ignore\n$1");
+  if (declared !== text) writeFileSync(path, declared);
+}
 for (const file of asTheyAre) copyFileSync(`src/${file}`, `dist/${file}`);
+chmodSync("dist/cli/main.js", 0o755);
 copyFileSync("src/package.json", "dist/package.json");
 utimesSync("dist/package.json", new Date(), new Date());
-if (existsSync("dist/cli/main.js")) chmodSync("dist/cli/main.js", 0o755);
+console.log(`dist: ${output.length} files of JavaScript`);

@@ -10,11 +10,11 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, wri
 import { availableParallelism } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { parseArgs } from "node:util";
+// The PTX of the newest is what later GPUs compile; its cubin is made from it, so it is checked too.
+import { allArchs } from "../build/targets.mjs";
 import { buildCommands } from "./build-commands.mjs";
 import { compare, figures, formatTable, instructionsPerElement, measure, parseTable, shortNames } from "./cubin.mjs";
 
-// The PTX of the newest is what later GPUs compile; its cubin is made from it, so it is checked too.
-const allArchs = ["75", "80", "86", "89", "90", "100", "120"];
 const table = "tools/cuda/budget.tsv";
 const inputsTable = "tools/cuda/inputs.tsv";
 const cache = "build-gates";

@@ -3,6 +3,7 @@
 import { createHash } from "node:crypto";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join, relative, sep } from "node:path";
+import { packageRoot } from "../../native/load.js";
 import { BnbError } from "../../tensor/errors.js";
 
 /** A text and where it came from. */
@@ -23,8 +24,6 @@ export interface CorpusOptions {
   /** At most this many bytes of one file, so that no long file is most of the text. */
   maxFileBytes: number;
 }
-
-const packageRoot = join(__dirname, "..", "..", "..");
 
 /** Reads the text of the installed packages, from the nearest `node_modules` that holds enough of it. */
 export function packageCorpus(options: CorpusOptions, from: string = packageRoot): Corpus {
