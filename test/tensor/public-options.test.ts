@@ -190,12 +190,6 @@ const withOptions: Record<string, Entry> = {
       needs: { model, optimizer: new optim.Adam(model.parameters()), parameters: [], batches: [].values(), steps: 0 },
     },
     "train.loadDataset": { call: (o) => train.loadDataset([{ text: "a b" }], o), needs: { tokenizer, maxLength: 8 } },
-    "train.storeDataset": {
-      call: async (o) => (await train.storeDataset([{ text: "a b" }], join(folder, "a.tokens"), o)).samples.dispose(), needs: { tokenizer, maxLength: 8 },
-    },
-    "train.storePreferences": {
-      call: async (o) => (await train.storePreferences([{ prompt: "a", chosen: "b", rejected: "c" }], join(folder, "p.tokens"), o)).samples.dispose(), needs: { tokenizer, maxLength: 8 },
-    },
     "train.loadPreferences": {
       call: (o) => train.loadPreferences([{ prompt: "a", chosen: "b", rejected: "c" }], o), needs: { tokenizer, maxLength: 8 },
     },
