@@ -45,6 +45,13 @@ function casesOn(device: string): BackwardCase[] {
     ["neg", "abs", "sign", "square", "exp", "sigmoid", "tanh", "relu", "silu", "gelu", "geluTanh"] as const
   ).map((name): BackwardCase => ({ name, shapes: alone, fn: named[name] }));
   const soft: BackwardCase = { name: "softplus", shapes: alone, fn: (x) => named.softplus(x as Tensor, { beta: 2 }) };
+  const losses = (["mseLoss", "l1Loss", "bceWithLogitsLoss"] as const).map(
+    (name): BackwardCase => ({
+      name,
+      shapes: alone.filter(([s]) => !s?.includes(0 as never)).map(([s = []]) => [s, s]),
+      fn: (x, target) => named[name](x as Tensor, target as Tensor),
+    }),
+  );
   const positive = (["reciprocal", "sqrt", "rsqrt", "log"] as const).map(
     (name): BackwardCase => ({ name, shapes: alone, positive: true, fn: named[name] }),
   );
@@ -316,6 +323,7 @@ function casesOn(device: string): BackwardCase[] {
     ...unary,
     soft,
     soft,
+    ...losses,
     ...positive,
     ...binary,
     ...reductions,

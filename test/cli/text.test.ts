@@ -240,7 +240,7 @@ describe("serve", () => {
     );
     expect((await bnb("serve", model, "--api-key-file", `${keys}x`)).stderr).toContain("--api-key-file: ENOENT");
     expect((await bnb("serve", model, "--tool-format", "xml")).stderr).toContain(
-      "--tool-format must be one of hermes, llama3, mistral, got xml",
+      "--tool-format must be one of hermes, llama3, mistral, qwen3-coder, got xml",
     );
     expect((await bnb("serve", model, "--kv-tokens", "0")).stderr).toContain("--kv-tokens must be a whole number");
   });

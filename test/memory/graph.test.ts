@@ -206,7 +206,7 @@ function inProcess(program: string): Record<string, number> {
   const library = join(import.meta.dirname, "..", "..", "dist");
   const text = `
     const B = require(${JSON.stringify(join(library, "index.js"))});
-    const { LlamaForCausalLM } = require(${JSON.stringify(join(library, "models", "index.js"))});
+    const { LlamaForCausalLM } = B;
     const { device } = { device: ${JSON.stringify(process.env["BNB_TEST_DEVICE"] ?? "cpu")} };
     const collect = async () => {
       for (let i = 0; i < 5; i++) {

@@ -118,6 +118,15 @@ const cases: Record<string, Case> = {
       a * b > 0 ? undefined : bnb.crossEntropy(make([a, b, c]), zeros([a, b], { dtype: "int32" })),
     value: NaN,
   },
+  ...Object.fromEntries(
+    (["mseLoss", "l1Loss", "bceWithLogitsLoss"] as const).map((name) => [
+      name,
+      {
+        run: (make: Make, a: number, b: number, c: number) => named[name]!(make([a, b, c]), make([a, b, c])),
+        value: NaN,
+      },
+    ]),
+  ),
   rope: { run: (make, a, b, c) => bnb.rope(make([a, b, c, 4]), ones([8, 2]), ones([8, 2])) },
   attention: {
     run: (make, a, b, c) =>

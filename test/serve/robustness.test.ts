@@ -224,11 +224,11 @@ describe("a fault of the device", () => {
         (error: Error) => error.message,
       );
     const streamed = async () => {
-      const events = (await own.client.completions.create({
-        ...(long as object),
-        stream: true,
-      } as never)) as unknown as AsyncIterable<unknown>;
       try {
+        const events = (await own.client.completions.create({
+          ...(long as object),
+          stream: true,
+        } as never)) as unknown as AsyncIterable<unknown>;
         for await (const _ of events);
         return "served";
       } catch (error) {

@@ -10,7 +10,10 @@ import { gunzipSync } from "node:zlib";
 function archive() {
   const lines = spawnSync("apt-get", ["indextargets", "--format", "$(REPO_URI) $(ORIGIN)"], { encoding: "utf8" });
   const found = /^(\S+\/debian)\/? Debian$/m.exec(lines.stdout ?? "")?.[1];
-  if (!found) throw new Error("no archive of Debian is known to this machine's apt: is this Debian, and did `apt-get update` run?");
+  if (!found)
+    throw new Error(
+      "no archive of Debian is known to this machine's apt: is this Debian, and did `apt-get update` run?",
+    );
   return found;
 }
 

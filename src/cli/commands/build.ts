@@ -9,9 +9,10 @@ import { command } from "../command.js";
 
 /** `bnb build` as it is called. */
 export const build = command({
-  about: `Builds the native binary of this package from source, into its folder, where it comes before a prebuilt one. Needs
-CMake 3.18, a C++20 compiler and npm, which fetches the headers of Node-API. BNB_CUDA=on|off says whether with kernels for
-GPUs, BNB_CUDA_ARCHS="80;90" for which; by default for those that are here. BNB_JOBS is how many compilers run at a time.`,
+  about: `Builds the native binary of this package from source, into its folder, where it comes before a prebuilt one.
+Needs CMake 3.18, a C++20 compiler and npm, which fetches the headers of Node-API. BNB_CUDA=on|off says whether with
+kernels for GPUs, BNB_CUDA_ARCHS="80;90" for which; by default for those that are here. BNB_JOBS is how many compilers
+run at a time.`,
   options: {},
   async run({ terminal }) {
     const manifest = JSON.parse(readFileSync(join(packageRoot, "package.json"), "utf8")) as {

@@ -36,8 +36,8 @@ prompt, chosen and rejected, of which is learned to prefer the chosen answer (DP
 A run that was stopped or killed goes on with --resume, to the bit as if it had not been.`,
   options,
   notes: `A config file has the keys data, evalData, output, task, beta, base, maxLength, skipBadRows, onDisk, tooLong,
-chatTemplate, prompts, report, lora (r, loraAlpha, targetModules and all else of a LoraConfig) and training (learningRate, evalSteps, saveSteps and
-all else of TrainingArguments).`,
+chatTemplate, prompts, report, lora (r, loraAlpha, targetModules and all else of a LoraConfig) and training
+(learningRate, evalSteps, saveSteps and all else of TrainingArguments).`,
   async run(call) {
     const settings = await finetuneSettings(call.values);
     return settings.task === "dpo"

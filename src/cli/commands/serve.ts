@@ -43,7 +43,7 @@ first; a second one ends at once.`,
     "tool-format": {
       type: "string",
       value: "WAY",
-      help: `how the model writes calls: ${toolFormats.join(", ")} (default: as its chat template shows)`,
+      help: `how it writes calls: ${toolFormats.join(", ")} (default: as its template shows)`,
     },
     "kv-tokens": {
       type: "string",
