@@ -31,13 +31,16 @@ it("finetuning.md: the commands", async () => {
   rmSync(folder, { recursive: true });
 });
 
-it("optimizers.md: the snippet", async () => {
-  const [code = ""] = blocks("optimizers.md", "js");
-  const folder = join(root, "build", "docs");
+it.each([
+  ["optimizers.md", "uint8\n"],
+  ["data.md", "true\n"],
+])("%s: the snippet", async (guide, printed) => {
+  const [code = ""] = blocks(guide, "js");
+  const folder = join(root, "build", "docs", guide);
   mkdirSync(folder, { recursive: true });
-  writeFileSync(join(folder, "optimizers.mjs"), code);
-  const { stdout } = await promisify(execFile)(process.execPath, [join(folder, "optimizers.mjs")], { cwd: root });
-  expect(stdout).toBe("uint8\n");
+  writeFileSync(join(folder, "snippet.mjs"), code);
+  const { stdout } = await promisify(execFile)(process.execPath, [join(folder, "snippet.mjs")], { cwd: folder });
+  expect(stdout).toBe(printed);
 });
 
 describe("from-python.md", () => {
