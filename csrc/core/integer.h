@@ -9,9 +9,4 @@ namespace bnb {
 // The number of parts of size b that hold a; neither is negative, and b is not 0.
 BNB_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-template <class T>
-BNB_INLINE constexpr T smaller(T a, T b) {
-  return a < b ? a : b;
-}
-
 }  // namespace bnb

@@ -54,6 +54,11 @@ BNB_INLINE F32& operator-=(F32& a, F32 b) { return a = a - b; }
 BNB_INLINE F32& operator*=(F32& a, F32 b) { return a = a * b; }
 BNB_INLINE I32& operator+=(I32& a, I32 b) { return a = a + b; }
 
+template <class T>
+BNB_INLINE constexpr T smaller(T a, T b) {
+  return a < b ? a : b;
+}
+
 // How far ahead of its use what comes from memory is asked for, at least, in bytes.
 constexpr int64_t kAhead = 8192;
 
