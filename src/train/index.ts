@@ -18,5 +18,5 @@ export { type OptimName, optimNames } from "./optim-names.js";
 export type { ReportTarget } from "./reports.js";
 export type { DataFormat, DataSource } from "./rows.js";
 export type { PreferencePair, Sample } from "./sample.js";
-export { type SampleList, StoredSamples } from "./stored-samples.js";
+export type { SampleList, StoredSamples } from "./stored-samples.js";
 export { evaluate, type LanguageModel, type StepReport, type TrainOptions, train } from "./trainer.js";
