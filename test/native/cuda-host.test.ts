@@ -295,10 +295,8 @@ describe.runIf(binary !== undefined)("the CUDA runtime's callers", () => {
     });
 
     it("let two generations take turns, from short prompts with long caches", () => {
-      const { LlamaForCausalLM } = { LlamaForCausalLM: JSON.stringify(join(dist, "models", "index.js")) };
       const outcome = inProcess<{ eager: number[][]; recorded: number[][]; live: object; before: object }>(`
-        const { LlamaForCausalLM } = require(${LlamaForCausalLM});
-        const model = new LlamaForCausalLM({ vocabSize: 32, hiddenSize: 64, intermediateSize: 64, numHiddenLayers: 1,
+        const model = new B.LlamaForCausalLM({ vocabSize: 32, hiddenSize: 64, intermediateSize: 64, numHiddenLayers: 1,
           numAttentionHeads: 1, numKeyValueHeads: 1, maxPositionEmbeddings: 2048, initializerRange: 0.4 },
           { device: "cuda:0", dtype: "bfloat16", generator: new B.Generator(3) }).eval();
         const run = async (graph) => {

@@ -7,8 +7,18 @@ import { basename, join } from "node:path";
 import { rolldown } from "rolldown";
 import ts from "typescript";
 
-/** The entry points of package.json, and the command. */
-const entries = ["index", "functional", "nn/index", "optim/index", "hub/index", "serve/index", "cli/main"];
+/** The entry points of package.json; the command, and what tests of the native code take, which are only required. */
+const entries = [
+  "index",
+  "functional",
+  "nn/index",
+  "optim/index",
+  "hub/index",
+  "serve/index",
+  "cli/main",
+  "native/runtime",
+];
+const onlyRequired = ["cli/main", "native/runtime"];
 // The name is the folder in dist: files that are read at run time lie as deep there as in src.
 const layers = [
   // What the command needs before it needs the addon, and what says why that does not load.
@@ -65,7 +75,7 @@ for (const chunk of output) {
   // One character beyond Latin-1 doubles what a whole file takes in memory.
   const latin1 = chunk.code.replace(/[^\0-\u00ff]/g, escaped);
   if (latin1 !== chunk.code) writeFileSync(join("dist", chunk.fileName), latin1);
-  if (!chunk.isEntry || chunk.exports.length === 0 || chunk.name === "cli/main") continue;
+  if (!chunk.isEntry || chunk.exports.length === 0 || onlyRequired.includes(chunk.name)) continue;
   const file = `./${basename(chunk.fileName)}`;
   const names = chunk.exports.filter((name) => name !== "default").sort();
   const all = names.map((name) => `export const ${name} = library.${name};\n`).join("");
