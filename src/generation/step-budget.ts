@@ -8,6 +8,8 @@ import type { PromptRoom } from "./scheduler.js";
 const first = 64;
 /** How many times as many tokens a step may have as any before it. */
 const mostChange = 4;
+/** How many times as long a step may take in which no text has its next token: large steps are the most efficient. */
+const longer = 4;
 /** Of a step for prompts, where the next tokens of others leave less. */
 const leastShare = 1 / 8;
 /** Tokens after which an earlier step counts half: how the cost grows lasts. */
@@ -48,7 +50,8 @@ export class StepBudget {
   /** For prompts, in a step in which so many texts have their next token: never less than a page, so that prompts go on. */
   room(answers: number): PromptRoom {
     if (!Number.isFinite(this.#seconds)) return new Room(Number.MAX_VALUE, this.#most, new Line());
-    const left = Math.max(this.#seconds - this.#restOf(answers), this.#seconds * leastShare);
+    const seconds = answers === 0 ? longer * this.#seconds : this.#seconds;
+    const left = Math.max(seconds - this.#restOf(answers), seconds * leastShare);
     return new Room(left / this.#pace, Math.min(this.#most, this.#tried * mostChange), this.#line);
   }
 

@@ -119,10 +119,17 @@ describe("a budget", () => {
     }
   });
 
+  it("gives prompts four times as long where no text waits for its next token", () => {
+    const budget = new StepBudget(most, 4096);
+    for (let i = 0; i < 6; i++) budget.record({ chunks: [{ position: 0, count: 256 }], answers: 0, seconds: 4 * most });
+    expect(budget.room(1).at(0)).toBeCloseTo(64, -1);
+    expect(budget.room(0).at(0)).toBeCloseTo(256, -1);
+  });
+
   it("gives several prompts what one has left", () => {
     const budget = new StepBudget(most, 512);
     run(budget, { base: 0, token: 1 / 200, key: 0 }, [4000]);
-    const room = budget.room(0);
+    const room = budget.room(8);
     expect([room.at(0), room.at(3000)]).toEqual([200, 200]);
     room.take(0, 160);
     expect(room.at(0)).toBe(40);
