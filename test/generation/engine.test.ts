@@ -317,17 +317,20 @@ describe.each(testDevices())("on %s", (name) => {
       const { step } = model;
       const sizes: number[] = [];
       const control = new AbortController();
-      model.step = function (plan, kv) {
-        sizes.push(plan.ids.size);
-        // While the first 64 tokens of its prompt are computed.
-        if (plan.ids.size > 1) control.abort();
-        return step.call(this, plan, kv);
-      };
+      const prompt = [...integers(70, vocabSize, 77)];
+      // It comes while the other has its second step, however fast steps are.
+      const second = new Promise<number[]>((resolve, reject) => {
+        model.step = function (plan, kv) {
+          sizes.push(plan.ids.size);
+          if (sizes.length === 2)
+            take(engine.submit(prompt, { maxNewTokens: 4, signal: control.signal })).then(resolve, reject);
+          // While the first 64 tokens of its prompt are computed.
+          if (plan.ids.size > 1) control.abort();
+          return step.call(this, plan, kv);
+        };
+      });
       try {
         const first = take(engine.submit([1], { maxNewTokens: 12, eosTokenId: [] }));
-        while (sizes.length < 2) await new Promise((resolve) => setImmediate(resolve));
-        const prompt = [...integers(70, vocabSize, 77)];
-        const second = take(engine.submit(prompt, { maxNewTokens: 4, signal: control.signal }));
         await expect(second).rejects.toThrow(expect.objectContaining({ code: "ERR_BNB_ABORTED" }));
         expect(engine.size).toBe(1);
         expect(await first).toHaveLength(12);

@@ -213,10 +213,15 @@ describe("an engine", () => {
     const { tokens, restore } = slowed();
     try {
       const before: number[] = [];
-      const running = (async () => {
-        for await (const _ of engine.submit([1], { maxNewTokens: 60, eosTokenId: [] })) before.push(tokens.length);
-      })();
-      while (before.length < 3) await new Promise((resolve) => setImmediate(resolve));
+      let running = Promise.resolve();
+      // Goes on in the turn of the third token, however fast steps are.
+      await new Promise<void>((third) => {
+        running = (async () => {
+          for await (const _ of engine.submit([1], { maxNewTokens: 60, eosTokenId: [] })) {
+            if (before.push(tokens.length) === 3) third();
+          }
+        })();
+      });
       const start = tokens.length;
       let answeredAt = 0;
       for await (const _ of engine.submit([...integers(900, 31, 2)], { maxNewTokens: 1 })) answeredAt = tokens.length;
@@ -237,6 +242,7 @@ describe("an engine", () => {
   it("has texts in each step that ask again in a moment, and does not wait long for one that does not", async () => {
     using engine = new Engine(model, { kvTokens: 2048, stepMs: 40 });
     const { tokens, restore } = slowed(5);
+    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
     try {
       const turn = () => new Promise<void>((resolve) => setImmediate(resolve));
       const before: number[] = [];
@@ -249,8 +255,11 @@ describe("an engine", () => {
       })();
       const first = engine.submit([3], { maxNewTokens: 60, eosTokenId: [] });
       while (before.length < 3) await turn();
-      // It is not taken from any more.
+      // It is not taken from any more, and its time passes.
       await first.next();
+      for (let i = 0; i < 20; i++) await turn();
+      expect(vi.getTimerCount()).toBe(1);
+      vi.runAllTimers();
       const start = tokens.length;
       let answeredAt = 0;
       for await (const _ of engine.submit([...integers(900, 31, 2)], { maxNewTokens: 1 })) answeredAt = tokens.length;
@@ -260,6 +269,7 @@ describe("an engine", () => {
       await running;
       await first.return();
     } finally {
+      vi.useRealTimers();
       restore();
     }
   });
