@@ -4,6 +4,7 @@
 #include <variant>
 #include <vector>
 
+#include "core/activation_quant.h"
 #include "core/tensor.h"
 
 namespace bnb {
@@ -29,6 +30,7 @@ struct Quantized4Bit {
   Shape shape;  // of the unquantized tensor
   QuantType type;
   DType dtype;  // of the unquantized tensor: what dequantizing gives by default
+  ActivationQuant activations = ActivationQuant::none;  // of what it is multiplied by
 
   Device& device() const { return packed.device(); }
 };

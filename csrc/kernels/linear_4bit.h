@@ -1,6 +1,7 @@
 // y = x @ dequantize(w)^T + bias + residual for a weight kept in 4-bit blocks, the same for several weights of one x,
 // and dx = dy @ dequantize(w). The dequantized weight never exists as a whole.
 #pragma once
+#include "core/activation_quant.h"
 #include "core/kernel.h"
 #include "kernels/block_scales.h"
 
@@ -12,6 +13,7 @@ struct Weight4Bit {
   BlockScales scales;     // [ceil(n * k / blocksize)]
   int64_t blocksize;
   QuantType type;
+  ActivationQuant activations;  // a GPU ignores it, and so do products with k % 64 != 0 and those of experts
 };
 
 // How a CPU computes the product; ops/linear_4bit_plan.h chooses. A GPU ignores it: plan/linear_4bit.h.

@@ -83,7 +83,7 @@ void define_ops(Env& env, napi_value exports) {
   b.bind<&ops::dequantize_4bit>("dequantize4bit(A, dtype, out)");
   b.bind<&ops::quantize_blockwise>("quantizeBlockwise(A, code, isSigned, offset, blocksize, absmax, out)");
   b.bind<&ops::block_scales>("blockScales(absmax, nestedAbsmax, nestedCode, offset, blocksize, nestedBlocksize)");
-  b.bind<&ops::quantized_4bit>("quantized4bit(packed, scales, shape, type, dtype)");
+  b.bind<&ops::quantized_4bit>("quantized4bit(packed, scales, shape, type, dtype, activations)");
   b.bind<&ops::dequantize_blockwise>("dequantizeBlockwise(A, code, scales, dtype, out)");
   b.bind<&ops::expand_scales>("expandScales(scales)");
   b.bind<&ops::mean_float64>("meanFloat64(x)");

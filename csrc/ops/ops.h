@@ -164,7 +164,7 @@ Scales block_scales(const Tensor& absmax, const std::optional<Tensor>& nested_ab
                     int64_t nested_blocksize);
 // A handle over a packed 4-bit tensor and its scales; shares their memory.
 Quantized4Bit quantized_4bit(const Tensor& packed, const Scales& scales, const Shape& shape, QuantType type,
-                             DType dtype);
+                             DType dtype, ActivationQuant activations);
 // code[codes] * scale as dtype.
 Tensor dequantize_blockwise(const Tensor& codes, const Tensor& code, const Scales& scales, DType dtype,
                             const std::optional<Tensor>& out);

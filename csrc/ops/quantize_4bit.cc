@@ -53,19 +53,21 @@ std::tuple<Tensor, Tensor> quantize_4bit(const Tensor& x, int64_t blocksize, Qua
 }
 
 Quantized4Bit quantized_4bit(const Tensor& packed, const Scales& scales, const Shape& shape, QuantType type,
-                             DType dtype) {
+                             DType dtype, ActivationQuant activations) {
   constexpr const char* op = "quantized4bit";
   const int64_t blocksize = scales.blocksize;
   check_blocksize(op, "blocksize", blocksize, 32);
   check_option(static_cast<int>(type) >= 0 && static_cast<int>(type) <= 3, op, "unknown quantType ",
                static_cast<int>(type));
   check_dtype(is_float(dtype), op, "dtype must be float32, float16 or bfloat16");
+  check_option(static_cast<int>(activations) >= 0 && static_cast<int>(activations) < kActivationQuantCount, op,
+               "unknown activationQuant ", static_cast<int>(activations));
   check_same_device(op, packed, scales.absmax);
   const int64_t n = shape.numel(), blocks = (n + blocksize - 1) / blocksize, nbytes = (n + 1) / 2;
   check_shape(static_cast<int64_t>(packed.nbytes()) == nbytes, op, "packed must have ", nbytes, " bytes for shape ",
               shape, ", got ", packed.nbytes());
   check_shape(scales.blocks() == blocks, op, "absmax must have ", blocks, " elements, got ", scales.blocks());
-  return {.packed = packed, .scales = scales, .shape = shape, .type = type, .dtype = dtype};
+  return {.packed = packed, .scales = scales, .shape = shape, .type = type, .dtype = dtype, .activations = activations};
 }
 
 Tensor dequantize_4bit(const Quantized4Bit& w, DType dtype, const std::optional<Tensor>& out) {

@@ -18,7 +18,8 @@ inline Weight4Bit weight_view(const Quantized4Bit& w) {
   return {.packed = w.packed.ptr<const uint8_t>(),
           .scales = scales_view(w.scales),
           .blocksize = w.scales.blocksize,
-          .type = w.type};
+          .type = w.type,
+          .activations = w.activations};
 }
 
 }  // namespace bnb::ops

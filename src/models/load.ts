@@ -11,6 +11,9 @@ import { RenamedSource } from "../hub/renamed-source.js";
 import { resolveModel } from "../hub/resolve.js";
 import { TransposedSource } from "../hub/transposed-source.js";
 import type { Module } from "../nn/index.js";
+import { setActivationQuant } from "../nn/index.js";
+import type { ActivationQuant } from "../ops/activation-quant.js";
+import { anActivationQuant } from "../ops/activation-quant.js";
 import { aBlocksize } from "../ops/quant-checks.js";
 import { aFloatDType, aFunction, anAbortSignal, anInstance, aString, either, oneOf, orNull } from "../tensor/checks.js";
 import type { DType } from "../tensor/dtype.js";
@@ -29,6 +32,8 @@ export interface FromPretrainedOptions extends PlacementOptions {
   quantizationConfig?: BitsAndBytesConfig | null;
   /** Weights that share a scale in layers quantized to 4 bits here; files say their own. Default 64. */
   blocksize?: number;
+  /** How a CPU may round activations before it multiplies them by 4-bit weights; `setActivationQuant`. Default "none". */
+  activationQuant?: ActivationQuant;
   /** float32, float16 or bfloat16; default "auto": what config.json says, or float32. */
   dtype?: DType | "auto";
   /** Branch, tag or commit of a model on the hub. Default "main". */
@@ -51,6 +56,7 @@ export type FromPretrainedProgress =
 export const fromPretrainedOptions = optionTable<FromPretrainedOptions>({
   quantizationConfig: orNull(anInstance(() => BitsAndBytesConfig, "a BitsAndBytesConfig")),
   blocksize: aBlocksize,
+  activationQuant: anActivationQuant,
   dtype: either(aFloatDType, oneOf(["auto"])),
   deviceMap: aDeviceMap,
   maxMemory: aMemoryMap,
@@ -85,7 +91,7 @@ export async function loadPretrained<M extends TextModel>(
   options: FromPretrainedOptions,
   addParts: (model: M, folder: string, config: JsonObject) => Promise<void> = async () => {},
 ): Promise<M> {
-  const { revision, token, signal, onProgress, onQuantized, blocksize } = options;
+  const { revision, token, signal, onProgress, onQuantized, blocksize, activationQuant = "none" } = options;
   const onDownload = (name: string, bytes: number, totalBytes: number): void =>
     onProgress?.({ stage: "download", name, bytes, totalBytes });
   const folder = await resolveModel(path, "model", { revision, token, signal, onDownload });
@@ -128,6 +134,7 @@ export async function loadPretrained<M extends TextModel>(
     warnOfUnused(unexpected);
     if (decided && !decided.placement.isWhole) await decided.placement.attach(made, decided.tied);
     await addParts(made, folder, config);
+    if (activationQuant !== "none") setActivationQuant(made, activationQuant);
   } catch (error) {
     placement?.dispose();
     model?.dispose();

@@ -1,15 +1,18 @@
 // Linear4bit: a linear layer with a frozen 4-bit weight (QLoRA, Dettmers et al. 2023).
-import type { ActivationQuant } from "../ops/linear-4bit.js";
-import { aActivationQuant, linear4bit } from "../ops/linear-4bit.js";
+import type { ActivationQuant } from "../ops/activation-quant.js";
+import { anActivationQuant } from "../ops/activation-quant.js";
+import { linear4bit } from "../ops/linear-4bit.js";
 import type { Generator } from "../ops/random.js";
-import { aBoolean, aFloatDType } from "../tensor/checks.js";
+import { aBoolean, aFloatDType, anInstance, checkArgument } from "../tensor/checks.js";
 import type { Device, DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
+import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { initChecks } from "./layer-options.js";
 import { Linear } from "./linear.js";
 import type { StateDict, StateSource } from "./module.js";
+import { Module } from "./module.js";
 import type { Quantization } from "./params-4bit.js";
 import { Params4bit, planWeight4bit, quantizationChecks } from "./params-4bit.js";
 
@@ -21,7 +24,7 @@ export interface Linear4bitOptions extends Partial<Quantization> {
    * input. The CPU multiplies in float32 whatever it is.
    */
   computeDtype?: DType;
-  /** How activations enter the product; default "none": as they are. */
+  /** How the CPU may round activations; default "none". */
   activationQuant?: ActivationQuant;
   /** dtype of the weight until it is quantized, and of the bias; default float32. */
   dtype?: DType;
@@ -35,7 +38,7 @@ const { quantType, ...typedChecks } = {
   ...initChecks,
   bias: aBoolean,
   computeDtype: aFloatDType,
-  activationQuant: aActivationQuant,
+  activationQuant: anActivationQuant,
 };
 const typedOptions = optionTable<TypedOptions>(typedChecks);
 const layerOptions = optionTable<Linear4bitOptions>({ ...typedChecks, quantType });
@@ -52,7 +55,7 @@ const layerOptions = optionTable<Linear4bitOptions>({ ...typedChecks, quantType 
 export class Linear4bit extends Linear {
   declare weight: Params4bit;
   readonly computeDtype: DType | null;
-  readonly activationQuant: ActivationQuant;
+  #activationQuant: ActivationQuant;
 
   constructor(inputFeatures: number, outputFeatures: number, options: Linear4bitOptions = {}) {
     checkOptions("Linear4bit", options, layerOptions);
@@ -62,7 +65,17 @@ export class Linear4bit extends Linear {
     const how = { blocksize, compressStatistics, quantType, quantStorage };
     this.weight = new Params4bit(this.weight, { ...how, module: this });
     this.computeDtype = computeDtype;
-    this.activationQuant = activationQuant;
+    this.#activationQuant = activationQuant;
+  }
+
+  /** How the CPU may round activations before they are multiplied by the weight; it may be set at any time. */
+  get activationQuant(): ActivationQuant {
+    return this.#activationQuant;
+  }
+
+  set activationQuant(value: ActivationQuant) {
+    checkArgument("Linear4bit", "activationQuant", value, anActivationQuant);
+    this.#activationQuant = value;
   }
 
   /** Quantizes the weight and releases the float one; nothing happens if that was done. */
@@ -110,4 +123,23 @@ export class LinearFP4 extends Linear4bit {
     checkOptions("LinearFP4", options, typedOptions);
     super(inputFeatures, outputFeatures, { ...options, quantType: "fp4" });
   }
+}
+
+const aModule = anInstance(() => Module, "a Module");
+
+/**
+ * Sets `activationQuant` of every `Linear4bit` of a module, which may be one itself. Generating and training go on with it at
+ * once. Throws ERR_BNB_ARGUMENT where there is none.
+ *
+ * @example
+ * setActivationQuant(model, "int8"); // prompts by products of bytes, where the CPU has them
+ */
+export function setActivationQuant(module: Module, activationQuant: ActivationQuant): void {
+  checkArgument("setActivationQuant", "module", module, aModule);
+  checkArgument("setActivationQuant", "activationQuant", activationQuant, anActivationQuant);
+  const layers = [...module.modules()].filter((layer) => layer instanceof Linear4bit);
+  if (layers.length === 0) {
+    throw new BnbError("ERR_BNB_ARGUMENT", "setActivationQuant: the module must have a Linear4bit, it has none");
+  }
+  for (const layer of layers) layer.activationQuant = activationQuant;
 }

@@ -1,5 +1,6 @@
 // Params4bit: the weight of a 4-bit layer, float until it is quantized, then packed codes with their statistics.
 import { noGrad } from "../autograd/no-grad.js";
+import type { ActivationQuant } from "../ops/activation-quant.js";
 import type { QuantType } from "../ops/codebooks.js";
 import { aBlocksize, aQuantStorage, aQuantType } from "../ops/quant-checks.js";
 import type { PackedQuantState } from "../ops/quant-state.js";
@@ -44,6 +45,8 @@ export const quantizationChecks = {
 /** What holds a Params4bit and takes its successor when it is quantized or moved. */
 export interface WeightHolder {
   weight: Params4bit;
+  /** How activations may be rounded before they meet the weight; default "none". */
+  readonly activationQuant?: ActivationQuant;
 }
 
 export interface Params4bitOptions extends Partial<Quantization> {
@@ -89,7 +92,7 @@ export class Params4bit extends Parameter implements Quantization {
   readonly quantStorage: QuantStorage;
   readonly quantState: QuantState | null;
   readonly module: WeightHolder | null;
-  #weight: Quantized4Bit | null = null;
+  readonly #weights = new Map<ActivationQuant, Quantized4Bit>();
   #packedState: PackedQuantState | null = null;
 
   constructor(data: Tensor, options: Params4bitOptions = {}) {
@@ -167,8 +170,10 @@ export class Params4bit extends Parameter implements Quantization {
   /** @internal What `linear4bit` takes. */
   get quantized(): Quantized4Bit {
     if (!this.quantState) throw new BnbError("ERR_BNB_ARGUMENT", "Params4bit: the weight must be quantized first");
-    this.#weight ??= keep(this.quantState.quantized(this));
-    return this.#weight;
+    const { activationQuant = "none" } = this.module ?? {};
+    const made = this.#weights.get(activationQuant) ?? keep(this.quantState.quantized(this, activationQuant));
+    this.#weights.set(activationQuant, made);
+    return made;
   }
 
   /**
@@ -190,7 +195,7 @@ export class Params4bit extends Parameter implements Quantization {
 
   override dispose(): void {
     super.dispose();
-    this.#weight?.dispose();
+    for (const weight of this.#weights.values()) weight.dispose();
     for (const part of Object.values(this.#packedState ?? {})) part.dispose();
     this.quantState?.dispose();
   }

@@ -1,6 +1,7 @@
 // The differentiable functions and their relatives, one line per family, and the methods they give to Tensor.
 import "./methods.js";
 
+export type { ActivationQuant } from "./activation-quant.js";
 export * from "./attention.js";
 export * from "./cast.js";
 export { type ChooseExpertsOptions, chooseExperts, type ExpertChoice } from "./choose-experts.js";
@@ -36,7 +37,6 @@ export * from "./int8-double-quant.js";
 export { type KvLayer, kvAppend, type TokenRotary } from "./kv-append.js";
 export * from "./layer-norm.js";
 export {
-  type ActivationQuant,
   gemv4bit,
   linear4bit,
   linear4bitEach,

@@ -2,7 +2,6 @@
 import { defineOp } from "../autograd/define-op.js";
 import { isGradEnabled, noGrad } from "../autograd/no-grad.js";
 import { addon } from "../tensor/addon.js";
-import type { Check } from "../tensor/checks.js";
 import { anInstance, arrayOf, aTensor, checkArgument, checkTensor, orNull } from "../tensor/checks.js";
 import { dtypeCode } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
@@ -11,6 +10,8 @@ import { Quantized4Bit } from "../tensor/quantized.js";
 import { run } from "../tensor/run.js";
 import { keep } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
+import type { ActivationQuant } from "./activation-quant.js";
+import { anActivationQuant } from "./activation-quant.js";
 import type { QuantState } from "./quant-state.js";
 import { aQuantState } from "./quant-state.js";
 
@@ -83,28 +84,19 @@ function checkNoGradient(op: string, x: Tensor): void {
   throw new BnbError("ERR_BNB_ARGUMENT", `${op}: it has no gradient, call it inside noGrad`);
 }
 
-/** How activations enter a product on the CPU: as they are. */
-export type ActivationQuant = "none";
-
-/** @internal */
-export const aActivationQuant: Check = {
-  rule: '"none"',
-  holds: (v) => v === "none",
-  code: "ERR_BNB_UNSUPPORTED",
-};
-
 export interface Matmul4bitOptions {
   /** [N], any float dtype, added in float32. */
   bias?: Tensor | null;
   /** Receives the result [..., N], rounded to its own float dtype; then nothing is recorded for `backward()`. */
   out?: Tensor;
+  /** How the CPU may round A; default "none". Beside a result for `backward()`, too, which itself is exact. */
   activationQuant?: ActivationQuant;
 }
 const outOptions = optionTable<{ out?: Tensor }>({ out: aTensor });
 const matmulOptions = optionTable<Matmul4bitOptions>({
   bias: orNull(aTensor),
   out: aTensor,
-  activationQuant: aActivationQuant,
+  activationQuant: anActivationQuant,
 });
 
 /**
@@ -119,12 +111,12 @@ export function matmul4bit(A: Tensor, B: Tensor, quantState: QuantState, options
   checkTensor("matmul4bit", "A", A);
   checkArgument("matmul4bit", "quantState", quantState, aQuantState);
   checkOptions("matmul4bit", options, matmulOptions);
-  const { bias = null, out } = options;
+  const { bias = null, out, activationQuant } = options;
   const records = isGradEnabled() && (A.requiresGrad || bias?.requiresGrad === true);
   if (out && records) {
     throw new BnbError("ERR_BNB_ARGUMENT", "matmul4bit: out cannot be given when a gradient is wanted");
   }
-  const weight = quantState.quantized(B);
+  const weight = quantState.quantized(B, activationQuant);
   // The backward pass needs the handle for as long as the graph lives; otherwise the call does.
   if (records) return linear4bit(A, keep(weight), bias);
   try {

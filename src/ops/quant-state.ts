@@ -14,6 +14,8 @@ import type { Scoped } from "../tensor/scope.js";
 import { enterScope, keep, leaveScope } from "../tensor/scope.js";
 import { checkShape } from "../tensor/shape.js";
 import type { Tensor } from "../tensor/tensor.js";
+import type { ActivationQuant } from "./activation-quant.js";
+import { activationQuants, anActivationQuant } from "./activation-quant.js";
 import type { QuantType } from "./codebooks.js";
 import { aliasMap, get4bitType, quantTypeCode } from "./codebooks.js";
 import { aBlocksize, aQuantType } from "./quant-checks.js";
@@ -143,14 +145,27 @@ export class QuantState implements Scoped {
     return this.#scales;
   }
 
-  /** The native handle over a packed tensor and these statistics; it shares their memory and outlives both. */
-  quantized(packed: Tensor): Quantized4Bit {
+  /**
+   * The native handle over a packed tensor and these statistics; it shares their memory and outlives both. Products with it
+   * round activations as `activationQuant` allows.
+   */
+  quantized(packed: Tensor, activationQuant: ActivationQuant = "none"): Quantized4Bit {
     checkArgument("QuantState", "packed", packed, aTensor);
+    checkArgument("QuantState", "activationQuant", activationQuant, anActivationQuant);
     if (this.quantType === null || this.shape === null) {
       throw new BnbError("ERR_BNB_ARGUMENT", "QuantState: a 4-bit state is needed, this one is for 8 bits");
     }
     const type = quantTypeCode("QuantState", this.quantType);
-    const [handle] = run(addon.quantized4bit, packed, this.scales, this.shape, type, dtypeCode(this.dtype));
+    const activations = activationQuants.indexOf(activationQuant);
+    const [handle] = run(
+      addon.quantized4bit,
+      packed,
+      this.scales,
+      this.shape,
+      type,
+      dtypeCode(this.dtype),
+      activations,
+    );
     return handle;
   }
 

@@ -33,7 +33,7 @@ export interface NativeOps {
     [BlockScales]
   >;
   quantized4bit: NativeOp<
-    [packed: Tensor, scales: BlockScales, shape: readonly number[], type: number, dtype: number],
+    [packed: Tensor, scales: BlockScales, shape: readonly number[], type: number, dtype: number, activations: number],
     [Quantized4Bit]
   >;
 

@@ -54,9 +54,9 @@ describe.each(testDevices())("sizes on %s", (device) => {
     expect(() => new QuantState({ absmax, blocksize: 64, dtype: "float32", quantType: "nf4", shape })).toThrow(
       shapeError,
     );
-    expect(() => run(addon.quantized4bit, zeros([32], { dtype: "uint8", device }), state.scales, shape, 0, 0)).toThrow(
-      shapeError,
-    );
+    expect(() =>
+      run(addon.quantized4bit, zeros([32], { dtype: "uint8", device }), state.scales, shape, 0, 0, 0),
+    ).toThrow(shapeError);
     expect(() => QuantState.fromDict({ ...state.asDict(), shape }, device)).toThrow("shape is too large");
   });
 

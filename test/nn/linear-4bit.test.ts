@@ -2,10 +2,10 @@
 import { describe, expect, it } from "vitest";
 import { backward } from "../../src/autograd/backward.js";
 import type { DType, Tensor } from "../../src/index.js";
-import { BnbError, dequantize4bit, fromBytes, memory, synchronize, tensor, tidy } from "../../src/index.js";
+import { BnbError, dequantize4bit, fromBytes, matmul4bit, memory, synchronize, tensor, tidy } from "../../src/index.js";
 import { Sequential } from "../../src/nn/containers.js";
 import { Linear } from "../../src/nn/linear.js";
-import { Linear4bit, LinearFP4, LinearNF4 } from "../../src/nn/linear-4bit.js";
+import { Linear4bit, LinearFP4, LinearNF4, setActivationQuant } from "../../src/nn/linear-4bit.js";
 import { Params4bit } from "../../src/nn/params-4bit.js";
 import { replaceLinear } from "../../src/nn/replace.js";
 import { Generator } from "../../src/ops/random.js";
@@ -243,6 +243,40 @@ describe.each(testDevices())("Linear4bit on %s", (device) => {
       expect(() => new Params4bit(tensor([1], { device }), { bnbQuantized: true })).toThrow(
         "Params4bit: bnbQuantized data needs its quantState",
       );
+    });
+  });
+
+  describe("activationQuant", () => {
+    it("may be set at any time, of one layer or of all of a module", () => {
+      tidy(() => {
+        const layers = new Sequential(layerOf(128, 64), new Linear4bit(64, 8, { activationQuant: "int16", device }));
+        const x = input(3, 128);
+        const exact = layers.forward(x);
+        setActivationQuant(layers, "int8");
+        expect(layers.children().map((layer) => (layer as Linear4bit).activationQuant)).toEqual(["int8", "int8"]);
+        const [first] = layers.children() as [Linear4bit];
+        const { quantState } = first.weight;
+        const want = matmul4bit(x, first.weight, quantState!, { bias: first.bias, activationQuant: "int8" });
+        expect([...first.forward(x).floatsSync()]).toEqual([...want.floatsSync()]);
+        setActivationQuant(first, "none");
+        setActivationQuant(layers.children()[1] as Linear4bit, "int16");
+        expect([...layers.forward(x).floatsSync()]).toEqual([...exact.floatsSync()]);
+        layers.dispose();
+      });
+    });
+
+    it("needs a layer that has it", () => {
+      expect(() => setActivationQuant(new Linear(4, 4, { device }), "int8")).toThrow(
+        "setActivationQuant: the module must have a Linear4bit, it has none",
+      );
+      const layer = layerOf(64, 8);
+      expect(() => setActivationQuant(layer, "int4" as "int8")).toThrow(
+        'setActivationQuant: activationQuant must be one of none, int16, int8, got "int4"',
+      );
+      expect(() => {
+        layer.activationQuant = "int4" as "int8";
+      }).toThrow('Linear4bit: activationQuant must be one of none, int16, int8, got "int4"');
+      expect(layer.activationQuant).toBe("none");
     });
   });
 

@@ -12,7 +12,7 @@ import { answerLoading } from "../../serve/server.js";
 import { toolFormats } from "../../serve/tools/choose.js";
 import { BnbError } from "../../tensor/errors.js";
 import { choice, command, usageError, wholeNumber } from "../command.js";
-import { headOption, loadModel, loadOptions, quantizeOptions } from "../load-model.js";
+import { activationsOption, headOption, loadModel, loadOptions, quantizeOptions } from "../load-model.js";
 import { bytes, count } from "../terminal.js";
 
 /** `bnb serve` as it is called. */
@@ -68,6 +68,7 @@ first; a second one ends at once.`,
     "no-log": { type: "boolean", help: "no line for each request" },
     ...quantizeOptions,
     ...headOption,
+    ...activationsOption,
     ...loadOptions,
   },
   async run(call) {

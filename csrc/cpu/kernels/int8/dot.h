@@ -32,13 +32,13 @@ void dot_tile(const int8_t* a, const int8_t* b, int64_t k, int64_t stride, int32
 #pragma GCC unroll 4
     for (int j = 0; j < C; j++) {
       y[j] = load_bytes(b + j * stride + at, lanes);
-      surplus[j] = _mm512_dpbusd_epi32(surplus[j], ones, y[j]);
+      add_byte_products(surplus[j], ones, y[j]);
     }
 #pragma GCC unroll 4
     for (int i = 0; i < R; i++) {
       const __m512i x = _mm512_xor_si512(load_bytes(a + i * stride + at, lanes), flip);
 #pragma GCC unroll 4
-      for (int j = 0; j < C; j++) acc[i][j] = _mm512_dpbusd_epi32(acc[i][j], x, y[j]);
+      for (int j = 0; j < C; j++) add_byte_products(acc[i][j], x, y[j]);
     }
   }
 #pragma GCC unroll 4

@@ -1,0 +1,268 @@
+// y = x @ dequantize(w)^T + bias + residual where x may be rounded to 8 bits: products of bytes, four to a lane.
+//
+// Layout    A tile is 32 rows of w, one to a lane of two vectors. Four weights of a row, as bytes, are a lane of a
+// step;
+//           two steps make 8 weights of each row: those at even places, then those at odd ones, as the nibbles of a
+//           packed byte lie. x is quantized into that order, its rows 64 bytes for each 64 of K.
+// Work      An item is a run of tiles, for up to 192 rows of x. For each 512 of K its weights are decoded into L1 and
+//           multiplied by all rows of x, 12 at a time; the tile after it is asked for meanwhile.
+// Numerics  The codes of w are round(127 table), those of x round(x / s) with s = max|x| / 127 over a granule: 64 of K,
+// or
+//           32 for blocks of 32. Integer sums over a granule are exact; they join float32 sums with both scales.
+//           A granule of x that is not finite makes its row NaN. Bytes of w enter as code + 128, which the
+//           instruction wants unsigned; the sums start at what that adds. Nothing depends on the number of threads.
+// Needs     AVX-512 VNNI, K % 64 == 0 and K > 0.
+#include "cpu/decode_4bit.h"
+#include "cpu/work.h"
+#include "kernels/linear_4bit.h"
+
+namespace bnb::BNB_ISA {
+
+bool linear_4bit_int8(const Linear4BitArgs& a);
+
+#if BNB_ISA_LEVEL == 2
+namespace {
+
+// Up to so many rows of x the exact product is as fast: it waits for memory.
+constexpr int64_t kFewRows = 4;
+constexpr int kTileRows = 2 * kWidth;  // of w
+constexpr int64_t kDepth = 512;        // of K at once
+constexpr int64_t kPassRows = 192;     // of x
+constexpr int kBlockRows = 12;         // of x in registers
+constexpr int64_t kVectorBytes = 64;
+constexpr float kCodes = 127.0f;
+
+// x as the kernel reads it, for `rows` rows: bytes [k / 64][rows][64], and for each granule and row what the sums start
+// at and the scale.
+struct Activations {
+  int8_t* codes;
+  int32_t* starts;
+  float* scales;
+  int64_t rows;
+  int shift;  // of a granule
+
+  const int8_t* at(int64_t k, int64_t m) const { return codes + (k / 64 * rows + m) * 64; }
+  int64_t granule(int64_t k, int64_t m) const { return (k >> shift) * rows + m; }
+};
+
+// 64 floats into bytes in the order of the steps.
+template <class T>
+void quantize_64(const T* x, const Activations& to, int64_t k, int64_t m) {
+  F32 v[4];
+  for (int i = 0; i < 4; i++) v[i] = load(x + i * kWidth);
+  __m128i bytes[4];
+  const int granules = 64 >> to.shift, vectors = 4 / granules;
+  for (int g = 0; g < granules; g++) {
+    I32 largest = zero_i32();
+    for (int i = g * vectors; i < (g + 1) * vectors; i++) largest = max(largest, bitcast(abs(v[i])));
+    const uint32_t top = static_cast<uint32_t>(reduce_max(largest));
+    const bool finite = top < 0x7f800000u;
+    const float absmax = float_from_bits(top), scale = finite ? absmax * (1.0f / kCodes) : __builtin_nanf("");
+    // Where the quotient overflows the products are next to nothing.
+    const float inverse = absmax > 0x1p-120f ? kCodes / absmax : 0.0f;
+    I32 sum = zero_i32();
+    for (int i = g * vectors; i < (g + 1) * vectors; i++) {
+      const I32 q = finite ? to_i32(v[i] * set1(inverse)) : zero_i32();
+      sum += q;
+      bytes[i] = _mm512_cvtepi32_epi8(q.v);
+    }
+    const int64_t at = to.granule(k + (g << to.shift), m);
+    to.starts[at] = -128 * reduce_add(sum);
+    to.scales[at] = scale;
+  }
+  // Of each 8 those at even places, then those at odd ones.
+  const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+  auto* out = reinterpret_cast<__m128i*>(const_cast<int8_t*>(to.at(k, m)));
+  for (int i = 0; i < 4; i++) _mm_storeu_si128(out + i, _mm_shuffle_epi8(bytes[i], order));
+}
+
+// 64 of K of 16 rows, `row_bytes` apart, as 16 steps of which each is the first or second half of 128 bytes.
+BNB_INLINE void decode_16_rows(const uint8_t* const (&rows)[kWidth], int64_t at, __m512i table, uint8_t* out) {
+  const auto two = [&](int r) {
+    const auto half = [&](int row) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[row] + at)); };
+    return _mm512_inserti64x4(_mm512_castsi256_si512(half(r)), half(r + 4), 1);
+  };
+  const __m512i nibble = _mm512_set1_epi8(15);
+  __m512i turned[2][4];  // lane 0 of 128 bits: rows 0 to 3, or 8 to 11; lane 2: rows 4 to 7, or 12 to 15
+  for (int h = 0; h < 2; h++) {
+    const __m512i r0 = two(8 * h), r1 = two(8 * h + 1), r2 = two(8 * h + 2), r3 = two(8 * h + 3);
+    const __m512i low01 = _mm512_unpacklo_epi32(r0, r1), high01 = _mm512_unpackhi_epi32(r0, r1);
+    const __m512i low23 = _mm512_unpacklo_epi32(r2, r3), high23 = _mm512_unpackhi_epi32(r2, r3);
+    turned[h][0] = _mm512_unpacklo_epi64(low01, low23);
+    turned[h][1] = _mm512_unpackhi_epi64(low01, low23);
+    turned[h][2] = _mm512_unpacklo_epi64(high01, high23);
+    turned[h][3] = _mm512_unpackhi_epi64(high01, high23);
+  }
+  const auto put = [&](int step, __m512i codes) {
+    _mm512_store_si512(out + step * 2 * kVectorBytes, _mm512_shuffle_epi8(table, _mm512_and_si512(codes, nibble)));
+  };
+  const auto eight = [&](int d, __m512i codes) {
+    put(2 * d, _mm512_srli_epi32(codes, 4));
+    put(2 * d + 1, codes);
+  };
+  for (int d = 0; d < 4; d++) {
+    eight(d, _mm512_shuffle_i32x4(turned[0][d], turned[1][d], 0x88));
+    eight(d + 4, _mm512_shuffle_i32x4(turned[0][d], turned[1][d], 0xdd));
+  }
+}
+
+// A piece of K of one tile, decoded: bytes [k / 4][32 rows][4], scales [k / granule][32 rows].
+struct Tile {
+  const uint8_t* codes;
+  const float* scales;
+  int64_t k0, k_count;
+};
+
+// dots[M][2] = starts + the dot products of a granule. A function of its own: with more around it the compiler keeps
+// the sums in memory.
+template <int M, int kSteps>
+__attribute__((noinline)) void granule_dots(const uint8_t* w, const int8_t* x, const int32_t* starts, __m512i* dots) {
+  __m512i acc[M][2];
+#pragma GCC unroll 12
+  for (int m = 0; m < M; m++) acc[m][0] = acc[m][1] = _mm512_set1_epi32(starts[m]);
+#pragma GCC unroll 1
+  for (int step = 0; step < kSteps; step++) {
+    const __m512i w0 = _mm512_load_si512(w), w1 = _mm512_load_si512(w + kVectorBytes);
+#pragma GCC unroll 12
+    for (int m = 0; m < M; m++) {
+      int32_t four;
+      __builtin_memcpy(&four, x + m * 64, 4);
+      const __m512i xv = _mm512_set1_epi32(four);
+      add_byte_products(acc[m][0], w0, xv);
+      add_byte_products(acc[m][1], w1, xv);
+    }
+    w += 2 * kVectorBytes;
+    x += 4;
+  }
+#pragma GCC unroll 12
+  for (int m = 0; m < M; m++) {
+    _mm512_store_si512(dots + 2 * m, acc[m][0]);
+    _mm512_store_si512(dots + 2 * m + 1, acc[m][1]);
+  }
+}
+
+// sums[M][32] += the products of a tile and M rows of x from m0 on.
+template <int M, int kSteps>
+void tile_product(const Tile& tile, const Activations& x, int64_t m0, float* sums) {
+  const uint8_t* w = tile.codes;
+  const float* scales = tile.scales;
+  for (int64_t k = 0; k < tile.k_count; k += 4 * kSteps) {
+    const int64_t at = x.granule(tile.k0 + k, m0);
+    __m512i dots[2 * M];
+    granule_dots<M, kSteps>(w, x.at(tile.k0 + k, m0) + (k & 63), x.starts + at, dots);
+    w += kSteps * 2 * kVectorBytes;
+    const F32 s0 = load(scales), s1 = load(scales + kWidth);
+    scales += kTileRows;
+#pragma GCC unroll 12
+    for (int m = 0; m < M; m++) {
+      const F32 scale = set1(x.scales[at + m]);
+      float* to = sums + m * kTileRows;
+      store(to, fma(to_f32({dots[2 * m]}), s0 * scale, load(to)));
+      store(to + kWidth, fma(to_f32({dots[2 * m + 1]}), s1 * scale, load(to + kWidth)));
+    }
+  }
+}
+
+template <int M>
+void rows_product(const Tile& tile, const Activations& x, int64_t m0, int64_t count, float* sums) {
+  if (count == M) {
+    if (x.shift == 6) return tile_product<M, 16>(tile, x, m0, sums);
+    return tile_product<M, 8>(tile, x, m0, sums);
+  }
+  if constexpr (M > 1) rows_product<M - 1>(tile, x, m0, count, sums);
+}
+
+void store_tile(const Linear4BitArgs& a, int64_t m0, int64_t m_count, int64_t n0, const float* sums) {
+  const int64_t n_count = smaller<int64_t>(kTileRows, a.n - n0);
+  visit_float(a.y_dtype, [&](auto t) {
+    using T = decltype(t);
+    visit_float(a.bias_dtype, [&](auto b) {
+      const auto* bias = static_cast<const decltype(b)*>(a.bias);
+      for (int64_t m = 0; m < m_count; m++) {
+        const int64_t at = (m0 + m) * a.n + n0;
+        for (int64_t n = 0; n < n_count; n += kWidth) {
+          const int64_t lanes = smaller<int64_t>(kWidth, n_count - n);
+          F32 y = load(sums + m * kTileRows + n);
+          if (bias) y += load_part(bias + n0 + n, lanes);
+          if (a.residual) y += load_part(static_cast<const T*>(a.residual) + at + n, lanes);
+          store_part(static_cast<T*>(a.y) + at + n, y, lanes);
+        }
+      }
+    });
+  });
+}
+
+// One tile, from row n0 of w on, for m_count rows of x.
+void tile_rows(const Linear4BitArgs& a, const Activations& x, int64_t m0, int64_t m_count, int64_t n0, __m512i table) {
+  float* sums = scratch<float>(2, kPassRows * kTileRows);  // 3 is the caller's in linear_4bit_group.cc
+  auto* codes = scratch<uint8_t>(4, kDepth * kTileRows);
+  float* scales = scratch<float>(5, (kDepth / 32) * kTileRows);
+  __builtin_memset(sums, 0, static_cast<size_t>(m_count * kTileRows) * sizeof(float));
+  // Rows past the last are the last again.
+  int64_t first[kTileRows];
+  for (int64_t r = 0; r < kTileRows; r++) first[r] = smaller(n0 + r, a.n - 1) * a.k;
+  const uint8_t* next = a.w.packed + (n0 + kTileRows) * a.k / 2;
+  prefetch_scales(a.w, (n0 + kTileRows) * a.k, kTileRows * a.k);
+  for (int64_t k0 = 0; k0 < a.k; k0 += kDepth) {
+    const int64_t k_count = smaller(kDepth, a.k - k0), granules = k_count >> x.shift;
+    // The next tile, of which each piece of this one asks for its share.
+    for (int64_t i = 0; i < k_count / 2 * kTileRows; i += 64) __builtin_prefetch(next + k0 / 2 * kTileRows + i, 0, 2);
+    float buffer[kDepth / 32];
+    for (int r = 0; r < kTileRows; r++) {
+      const float* s = granule_scales(a.w, first[r] + k0, granules, x.shift, buffer);
+      for (int64_t g = 0; g < granules; g++) scales[g * kTileRows + r] = s[g] * (1.0f / kCodes);
+    }
+    for (int v = 0; v < 2; v++) {
+      const uint8_t* rows[kWidth];
+      for (int r = 0; r < kWidth; r++) rows[r] = a.w.packed + (first[v * kWidth + r] + k0) / 2;
+      for (int64_t k = 0; k < k_count; k += 64)
+        decode_16_rows(rows, k / 2, table, codes + k * kTileRows + v * kVectorBytes);
+    }
+    const Tile tile = {codes, scales, k0, k_count};
+    for (int64_t m = 0; m < m_count; m += kBlockRows)
+      rows_product<kBlockRows>(tile, x, m, smaller<int64_t>(kBlockRows, m_count - m), sums + m * kTileRows);
+  }
+  store_tile(a, m0, m_count, n0, sums);
+}
+
+__m512i byte_table(QuantType type) {
+  alignas(16) uint8_t bytes[16];
+  const float* table = kValues4bit[static_cast<int>(type)].v;
+  for (int code = 0; code < 16; code++)
+    bytes[code] = static_cast<uint8_t>(128 + __builtin_lrintf(kCodes * table[code]));
+  return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
+}
+
+}  // namespace
+
+bool linear_4bit_int8(const Linear4BitArgs& a) {
+  if (a.w.activations != ActivationQuant::int8 || a.m <= kFewRows) return false;
+  const __m512i table = byte_table(a.w.type);
+  const int shift = granule_shift(a.w.blocksize);
+  const int64_t passes = ceil_div(a.m, kPassRows), pass_rows = ceil_div(ceil_div(a.m, passes), kBlockRows) * kBlockRows;
+  for (int64_t m0 = 0; m0 < a.m; m0 += pass_rows) {
+    const int64_t m_count = smaller(pass_rows, a.m - m0), granules = m_count * (a.k >> shift);
+    auto* starts = scratch<int32_t>(1, 2 * granules);
+    const Activations x = {scratch<int8_t>(0, m_count * a.k), starts, reinterpret_cast<float*>(starts + granules),
+                           m_count, shift};
+    visit_float(a.dtype, [&](auto t) {
+      const auto* from = static_cast<const decltype(t)*>(a.x) + m0 * a.k;
+      parallel_for(m_count, items_of(1 << 14, a.k), [&](int64_t begin, int64_t end) {
+        for (int64_t m = begin; m < end; m++)
+          for (int64_t k = 0; k < a.k; k += 64) quantize_64(from + m * a.k + k, x, k, m);
+      });
+    });
+    const int64_t tiles = ceil_div(a.n, kTileRows);
+    // Neighbouring tiles go to one thread, which then knows what it will need next.
+    parallel_for(tiles, ceil_div(tiles, 8 * thread_count()), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) tile_rows(a, x, m0, m_count, i * kTileRows, table);
+    });
+  }
+  return true;
+}
+
+#else
+bool linear_4bit_int8(const Linear4BitArgs&) { return false; }
+#endif
+
+}  // namespace bnb::BNB_ISA
