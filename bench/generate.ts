@@ -1,6 +1,8 @@
 // Generation on the CPU by a model of TinyLlama's shape (1.1 billion weights) in NF4, head and activations in bfloat16, against
 // what the machine could do in the same run: bytes of a token by the bandwidth of reading, multiply-adds of a prompt by their
-// peak. Weights are random: speed does not depend on them.
+// peak. Weights are random: speed does not depend on them. "int8" lets activations be rounded to 8 bits; the peak is the one of
+// float32 all the same.
+import type { ActivationQuant } from "bitsandbytes-node";
 import { devices, Engine, fmaPeak, LlamaForCausalLM, memory, nn, randn, sum } from "bitsandbytes-node";
 import type { Result } from "./timing.js";
 import { once, quantile, record } from "./timing.js";
@@ -56,6 +58,8 @@ async function peak(): Promise<number> {
   return best;
 }
 
+const of = (activations: ActivationQuant): string => (activations === "none" ? "" : `, activations in ${activations}`);
+
 const prompt = (length: number, seed: number): number[] =>
   Array.from({ length }, (_, i) => (i * 7919 + seed * 104_729) % config.vocabSize);
 
@@ -86,20 +90,23 @@ const fmas = await peak();
 // What a token reads: all but the embedding, of which it takes a row.
 const bytes = model.memoryFootprint() - 2 * config.vocabSize * config.hiddenSize;
 let alone = 0;
-for (const [texts, head] of [
-  [1, null],
-  [1, "int8"],
-  [1, "nf4"],
-  [8, null],
+for (const [texts, head, activations] of [
+  [1, null, "none"],
+  [1, "int8", "none"],
+  [1, "nf4", "none"],
+  [1, null, "int8"],
+  [8, null, "none"],
+  [8, null, "int8"],
 ] as const) {
+  nn.setActivationQuant(model, activations);
   const footprint = model.memoryFootprint();
   model.quantizeHead(head);
   const headBytes = head === null ? 0 : model.memoryFootprint() - footprint - 2 * config.vocabSize * config.hiddenSize;
   const ms = quantile(await decode(model, texts, 24), 0.5);
   const perSecond = (1000 / ms) * texts;
-  if (texts === 1 && head === null) alone = perSecond;
+  if (alone === 0) alone = perSecond;
   results.push({
-    case: `decode, ${texts} text${texts > 1 ? "s" : ""}${head ? `, head in ${head}` : ""}`,
+    case: `decode, ${texts} text${texts > 1 ? "s" : ""}${head ? `, head in ${head}` : ""}${of(activations)}`,
     msPerStep: ms,
     tokensPerSecond: perSecond,
     ofBandwidth: (bytes + headBytes) / (ms / 1000) / bandwidth,
@@ -107,7 +114,13 @@ for (const [texts, head] of [
   });
   model.quantizeHead(null);
 }
-for (const length of [128, 512]) {
+for (const [length, activations] of [
+  [128, "none"],
+  [512, "none"],
+  [128, "int8"],
+  [512, "int8"],
+] as const) {
+  nn.setActivationQuant(model, activations);
   using engine = new Engine(model, { maxLength: 1024, maxSequences: 1, stepTokens: 1024, sharePrefixes: false });
   const times: number[] = [];
   for (let i = 0; i < 3; i++) {
@@ -117,7 +130,7 @@ for (const length of [128, 512]) {
   }
   const ms = quantile(times, 0.5);
   results.push({
-    case: `prompt of ${length}`,
+    case: `prompt of ${length}${of(activations)}`,
     msPerStep: ms,
     tokensPerSecond: (1000 * length) / ms,
     ofPeak: (weights * length) / (ms / 1000) / fmas,

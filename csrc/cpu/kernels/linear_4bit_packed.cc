@@ -129,7 +129,9 @@ void linear_4bit_packed(const Linear4BitArgs& a);
 void linear_4bit_packed(const Linear4BitArgs& a) {
   // Even pieces; rows of w go to at least one item a thread while an item keeps 96 rows.
   const int64_t passes = pieces_of(a.m, kItemColumns);
-  const int64_t pass_rows = pieces_of(pieces_of(a.m, passes), kWidth) * kWidth;
+  // Whole panels of two vectors: a single one multiplies at half the speed.
+  const int64_t unit = a.m > kWidth ? 2 * kWidth : kWidth;
+  const int64_t pass_rows = pieces_of(pieces_of(a.m, passes), unit) * unit;
   int64_t pieces = pieces_of(a.n, kItemRows);
   while (pieces * passes < thread_count() && a.n / (pieces + 1) >= kDecodedRows) pieces++;
   if (pieces * passes > 1 && pieces * passes < 4 * thread_count() && pieces * passes % thread_count() != 0 &&
