@@ -1,4 +1,4 @@
-// The exact NF4 product, blocks of 64, float32, against onnxruntime-node on the same bytes: MatMulBnb4, and the
+// The NF4 product, blocks of 64, float32, exact and with activations in int8, against onnxruntime-node on the same bytes: MatMulBnb4, and the
 // evenly spaced codes of MatMulNBits. Up to 16 rows both walk through several weights, 113 MB together, so that they come
 // from memory as those of a model do.
 import { backward, devices, linear4bit, noGrad, quantize4bit, randn, synchronize, tensor } from "bitsandbytes-node";
@@ -56,8 +56,11 @@ for (const [n, k] of shapes) {
     noGrad(() => quantize4bit(randn([n, k]), { quantType: "nf4", blocksize })),
   );
   const [packed, state] = weights[0]!;
-  const quantized = weights.map(([codes, its]) => its.quantized(codes));
-  const weight = quantized[0]!;
+  const handles = {
+    none: weights.map(([codes, its]) => its.quantized(codes)),
+    int8: weights.map(([codes, its]) => its.quantized(codes, "int8")),
+  };
+  const weight = handles.none[0]!;
   const bytes = (await packed.data()) as Uint8Array;
   const absmax = (await state.absmax.data()) as Float32Array;
   const sessions = async (
@@ -85,22 +88,25 @@ for (const [n, k] of shapes) {
       if (!(error < (impl === "MatMulNBits int8" ? 3e-2 : 1e-5))) throw new Error(`${impl} is off by ${error}`);
       const pairs = m >= 64 ? 10 : 30;
       const walk = m > 16 ? 1 : copies;
-      let [mineAt, theirsAt] = [0, 0];
-      const ours = (): unknown => linear4bit(x, quantized[mineAt++ % walk]!);
-      const theirs = (): unknown => peer[theirsAt++ % walk]!.run(feeds);
-      const { ours: mine, peer: other, ratio, disturbed } = await compare(ours, theirs, pairs);
-      const gflops = (2e-6 * m * n * k) / mine.median;
-      results.push({
-        case: `M=${m} ${n}x${k} vs ${impl}`,
-        ms: mine,
-        peerMs: other,
-        timesFaster: ratio,
-        disturbed,
-        GFLOPs: gflops,
-        ofPeak: gflops / peakBefore,
-        weightGBs: (n * k * bytesPerWeight) / mine.median / 1e6,
-        relErr: error,
-      });
+      // The peer that rounds activations to 8 bits meets ours that may, too.
+      for (const mode of impl === "MatMulNBits int8" ? (["none", "int8"] as const) : (["none"] as const)) {
+        let [mineAt, theirsAt] = [0, 0];
+        const ours = (): unknown => linear4bit(x, handles[mode][mineAt++ % walk]!);
+        const theirs = (): unknown => peer[theirsAt++ % walk]!.run(feeds);
+        const { ours: mine, peer: other, ratio, disturbed } = await compare(ours, theirs, pairs);
+        const gflops = (2e-6 * m * n * k) / mine.median;
+        results.push({
+          case: `M=${m} ${n}x${k}${mode === "none" ? "" : `, activations in ${mode}`} vs ${impl}`,
+          ms: mine,
+          peerMs: other,
+          timesFaster: ratio,
+          disturbed,
+          GFLOPs: gflops,
+          ofPeak: gflops / peakBefore,
+          weightGBs: (n * k * bytesPerWeight) / mine.median / 1e6,
+          relErr: error,
+        });
+      }
       x.dispose();
     }
     for (const one of peer) await one.release();

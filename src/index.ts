@@ -45,4 +45,5 @@ export { capture, Graph } from "./tensor/graph.js";
 export { ExpertWeights, Quantized4Bit } from "./tensor/quantized.js";
 export { type DeviceMemory, emptyCache, keep, type MemoryInfo, memory, tidy } from "./tensor/scope.js";
 export { Tensor } from "./tensor/tensor.js";
+export { getNumThreads, setNumThreads } from "./tensor/threads.js";
 export * as train from "./train/index.js";

@@ -41,7 +41,12 @@ int available_cores() {
 int choose_thread_count() {
   const char* wanted = std::getenv("BNB_THREADS");
   const int n = wanted ? std::atoi(wanted) : 0;
-  return n >= 1 && n <= 1024 ? n : available_cores();
+  return n >= 1 && n <= kMostThreads ? n : available_cores();
+}
+
+std::atomic<int>& wanted_threads() {
+  static std::atomic<int> n{choose_thread_count()};
+  return n;
 }
 
 // Waiting for another thread that is about to be done: spins, and gives its core away when that takes longer,
@@ -84,14 +89,7 @@ thread_local bool inside_job = false;
 
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads) {
-    threads_.reserve(static_cast<size_t>(threads));
-    try {
-      for (int i = 1; i < threads; i++) threads_.emplace_back([this] { work(); });
-    } catch (const std::system_error&) {
-      // The system gives no more threads: those that there are do the same work.
-    }
-  }
+  explicit ThreadPool(int threads) { grow(threads); }
 
   ~ThreadPool() {
     {
@@ -100,6 +98,12 @@ class ThreadPool {
     }
     wake_.notify_all();
     for (std::thread& thread : threads_) thread.join();
+  }
+
+  // From the next job on so many threads take part, the caller included; the others stay parked. Waits for the job that runs.
+  void resize(int threads) {
+    std::lock_guard lock(running_);
+    grow(threads);
   }
 
   bool try_run(int64_t n, int64_t grain, RangeBody body, void* context) {
@@ -128,18 +132,34 @@ class ThreadPool {
  private:
   static constexpr uint32_t kOpen = 0x80000000u;  // the low bits count the workers inside
 
-  bool join() {
+  // While no job runs.
+  void grow(int threads) {
+    limit_ = threads;
+    try {
+      for (int i = static_cast<int>(threads_.size()) + 1; i < threads; i++) threads_.emplace_back([this, i] { work(i); });
+    } catch (const std::system_error&) {
+      // The system gives no more threads: those that there are do the same work.
+    }
+  }
+
+  bool may_join(int index) const {
+    return (state_.load(std::memory_order_seq_cst) & kOpen) != 0 && index < limit_.load(std::memory_order_relaxed);
+  }
+
+  bool join(int index) {
+    if (index >= limit_.load(std::memory_order_relaxed)) return false;
     uint32_t state = state_.load(std::memory_order_acquire);
     while (state & kOpen)
       if (state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel)) return true;
     return false;
   }
 
-  void work() {
+  // Worker `index`; the caller of a job is number 0.
+  void work(int index) {
     inside_job = true;
     auto until = SpinClock::now() + kSpin;
     for (;;) {
-      if (join()) {
+      if (join(index)) {
         job_.run();
         state_.fetch_sub(1, std::memory_order_release);
         // The job stays open until its caller notices that nothing is left.
@@ -152,7 +172,7 @@ class ThreadPool {
       } else {
         std::unique_lock lock(park_mutex_);
         parked_.fetch_add(1, std::memory_order_seq_cst);
-        wake_.wait(lock, [this] { return (state_.load(std::memory_order_seq_cst) & kOpen) != 0 || stop_; });
+        wake_.wait(lock, [this, index] { return may_join(index) || stop_; });
         parked_.fetch_sub(1, std::memory_order_seq_cst);
         until = SpinClock::now() + kSpin;
       }
@@ -161,7 +181,7 @@ class ThreadPool {
 
   Job job_;
   alignas(64) std::atomic<uint32_t> state_{0};
-  std::atomic<int> parked_{0};
+  std::atomic<int> parked_{0}, limit_{1};
   std::atomic<bool> stop_{false};
   std::mutex running_, park_mutex_;
   std::condition_variable wake_;
@@ -201,9 +221,12 @@ ThreadPoolKeeper::~ThreadPoolKeeper() {
   if (--keepers == 0) delete pool.exchange(nullptr);
 }
 
-int thread_count() {
-  static const int n = choose_thread_count();
-  return n;
+int thread_count() { return wanted_threads().load(std::memory_order_relaxed); }
+
+void set_thread_count(int threads) {
+  std::lock_guard lock(keepers_mutex);
+  wanted_threads() = threads;
+  if (ThreadPool* started = pool.load(std::memory_order_acquire)) started->resize(threads);
 }
 
 void parallel_range(int64_t n, int64_t grain, RangeBody body, void* context) {

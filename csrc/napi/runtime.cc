@@ -4,6 +4,7 @@
 
 #include "core/file.h"
 #include "core/graph.h"
+#include "core/thread_pool.h"
 #include "core/transfer.h"
 #include "napi/bind.h"
 #include "napi/guarded.h"
@@ -396,6 +397,19 @@ napi_value list_devices(napi_env napi, napi_callback_info info) {
   });
 }
 
+// threads(count): how many compute, from now on `count` unless it is 0.
+napi_value threads(napi_env napi, napi_callback_info info) {
+  return guarded<1>(napi, info, "setNumThreads", [&](Env&, napi_value* v) {
+    const int32_t count = int32_of(napi, v[0]);
+    check_option(count >= 0 && count <= kMostThreads, "setNumThreads", "count must be from 1 to ", kMostThreads, ", got ",
+                 count);
+    if (count > 0) set_thread_count(count);
+    napi_value number;
+    must(napi, napi_create_int32(napi, thread_count(), &number));
+    return number;
+  });
+}
+
 // memory(device): bytes of that device; tensors counts the handles of the whole environment.
 napi_value memory(napi_env napi, napi_callback_info info) {
   return guarded<1>(napi, info, "memory", [&](Env& env, napi_value* v) {
@@ -441,6 +455,7 @@ void define_runtime(Env& env, napi_value exports) {
       {"synchronize", synchronize},
       {"devices", list_devices},
       {"openDevice", open_device},
+      {"threads", threads},
       {"memory", memory},
       {"emptyCache", empty_cache},
       {"gpuStatus", gpu_status},

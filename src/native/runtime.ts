@@ -39,6 +39,8 @@ export interface NativeRuntime {
   devices(): NativeDevice[];
   /** Makes a device usable, which the first tensor on it would do, or throws ERR_BNB_CUDA with the reason. */
   openDevice(device: number): void;
+  /** How many threads compute, in all environments of the process; from now on `count` unless it is 0. */
+  threads(count: number): number;
   memory(device: number): NativeMemory;
   emptyCache(device: number): void;
   /**

@@ -88,6 +88,79 @@ describe.runIf(process.platform === "linux")("worker threads that alone load the
   });
 });
 
+describe.runIf(process.platform === "linux")("setNumThreads", () => {
+  it("sets how many threads compute, on every thread of the process, and no result depends on it", () => {
+    const program = `
+      const { createHash } = require("node:crypto");
+      const { Worker } = require("node:worker_threads");
+      const bnb = require(${library});
+      bnb.manualSeed(1);
+      const a = bnb.randn([300, 512]), b = bnb.randn([512, 300]);
+      const [packed, state] = bnb.quantize4bit(bnb.randn([301, 512]), { quantType: "nf4" });
+      const x = [1, 5, 16, 300].map((rows) => bnb.randn([rows, 512]));
+      const hash = () => {
+        const results = [bnb.matmul(a, b), ...bnb.quantizeBlockwise(a).slice(0, 1)];
+        for (const rows of x)
+          for (const activationQuant of ["none", "int16", "int8"])
+            results.push(bnb.matmul4bit(rows, packed, state, { activationQuant }));
+        const all = createHash("sha256");
+        for (const tensor of results) all.update(tensor.dataSync());
+        return all.digest("hex");
+      };
+      (async () => {
+        const counts = [bnb.getNumThreads()], hashes = new Set([hash()]);
+        for (const count of [1, 3, 16, 2]) {
+          bnb.setNumThreads(count);
+          counts.push(bnb.getNumThreads());
+          hashes.add(hash());
+        }
+        const body = "const bnb = require(" + ${JSON.stringify(library)} + "); bnb.setNumThreads(bnb.getNumThreads() + 5);";
+        await new Promise((resolve, reject) => new Worker(body, { eval: true }).on("exit", resolve).on("error", reject));
+        counts.push(bnb.getNumThreads());
+        let message = "";
+        try { bnb.setNumThreads(0); } catch (error) { message = error.message; }
+        console.log(JSON.stringify({ counts, hashes: hashes.size, message }));
+      })();`;
+    expect(run(program).out).toEqual({
+      counts: [8, 1, 3, 16, 2, 7],
+      hashes: 1,
+      message: "setNumThreads: count must be an integer from 1 to 1024, got 0",
+    });
+  });
+
+  it("leaves those above it without work", () => {
+    const program = `
+      const { readdirSync, readFileSync } = require("node:fs");
+      const bnb = require(${library});
+      const ids = () => readdirSync("/proc/self/task");
+      (async () => {
+        await bnb.synchronize();
+        const before = new Set(ids());
+        const x = bnb.randn([768, 768]);
+        await bnb.tidy(() => bnb.matmul(x, x).sum()).item();
+        const pool = ids().filter((id) => !before.has(id));
+        // What its threads compute in a second, in ticks of 10 ms.
+        const ticks = () => pool.reduce((sum, id) =>
+          sum + Number(readFileSync("/proc/self/task/" + id + "/stat", "utf8").split(") ")[1].split(" ")[11]), 0);
+        const busy = async () => {
+          const start = ticks(), until = Date.now() + 1000;
+          while (Date.now() < until) await bnb.tidy(() => bnb.matmul(x, x).sum()).item();
+          return ticks() - start;
+        };
+        const all = await busy();
+        bnb.setNumThreads(1);
+        const one = await busy();
+        bnb.setNumThreads(8);
+        console.log(JSON.stringify({ threads: pool.length, all, one, again: await busy() }));
+      })();`;
+    const { threads, all, one, again } = run(program).out as Record<"threads" | "all" | "one" | "again", number>;
+    expect(threads).toBeGreaterThanOrEqual(7);
+    expect(one).toBeLessThanOrEqual(1);
+    expect(all).toBeGreaterThan(5);
+    expect(again).toBeGreaterThan(5);
+  });
+});
+
 // A pthread_create that fails with EAGAIN from the n-th call on, counted while FAIL_THREADS_FROM is set.
 const shim = `
   #define _GNU_SOURCE
