@@ -172,15 +172,6 @@ void rows_product(const Tile& tile, const Activations& x, int64_t m0, int64_t co
   if constexpr (M > 1) rows_product<M - 1>(tile, x, m0, count, sums);
 }
 
-// Asks for where a tile's results will go: rows of y lie far apart.
-void prefetch_results(const Linear4BitArgs& a, int64_t m0, int64_t m_count, int64_t n0) {
-  const int64_t size = static_cast<int64_t>(size_of(a.y_dtype));
-  for (int64_t m = 0; m < m_count; m++) {
-    const char* y = static_cast<const char*>(a.y) + ((m0 + m) * a.n + n0) * size;
-    for (int64_t i = 0; i < kTileRows * size; i += 64) __builtin_prefetch(y + i, 1);
-  }
-}
-
 void store_tile(const Linear4BitArgs& a, int64_t m0, int64_t m_count, int64_t n0, const float* sums) {
   const int64_t n_count = smaller<int64_t>(kTileRows, a.n - n0);
   visit_float(a.y_dtype, [&](auto t) {
@@ -227,7 +218,6 @@ void tile_rows(const Linear4BitArgs& a, const Activations& x, int64_t m0, int64_
       for (int64_t k = 0; k < k_count; k += 64)
         decode_16_rows(rows, k / 2, table, codes + k * kTileRows + v * kVectorBytes);
     }
-    if (k0 + k_count == a.k) prefetch_results(a, m0, m_count, n0);
     const Tile tile = {codes, scales, k0, k_count};
     for (int64_t m = 0; m < m_count; m += kBlockRows)
       rows_product<kBlockRows>(tile, x, m, smaller<int64_t>(kBlockRows, m_count - m), sums + m * kTileRows);
