@@ -100,7 +100,8 @@ class ThreadPool {
     for (std::thread& thread : threads_) thread.join();
   }
 
-  // From the next job on so many threads take part, the caller included; the others stay parked. Waits for the job that runs.
+  // From the next job on so many threads take part, the caller included; the others stay parked. Waits for the job that
+  // runs.
   void resize(int threads) {
     std::lock_guard lock(running_);
     grow(threads);
@@ -136,7 +137,8 @@ class ThreadPool {
   void grow(int threads) {
     limit_ = threads;
     try {
-      for (int i = static_cast<int>(threads_.size()) + 1; i < threads; i++) threads_.emplace_back([this, i] { work(i); });
+      for (int i = static_cast<int>(threads_.size()) + 1; i < threads; i++)
+        threads_.emplace_back([this, i] { work(i); });
     } catch (const std::system_error&) {
       // The system gives no more threads: those that there are do the same work.
     }

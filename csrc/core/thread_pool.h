@@ -6,8 +6,8 @@ namespace bnb {
 
 constexpr int kMostThreads = 1024;
 
-// From now on so many threads compute, in every environment of the process: thread_count(). 1 to kMostThreads. Waits for the
-// job that runs.
+// From now on so many threads compute, in every environment of the process: thread_count(). 1 to kMostThreads. Waits
+// for the job that runs.
 void set_thread_count(int threads);
 
 // Keeps the pool's threads, which start with the first job. With the last keeper they end and are joined: the library

@@ -401,8 +401,8 @@ napi_value list_devices(napi_env napi, napi_callback_info info) {
 napi_value threads(napi_env napi, napi_callback_info info) {
   return guarded<1>(napi, info, "setNumThreads", [&](Env&, napi_value* v) {
     const int32_t count = int32_of(napi, v[0]);
-    check_option(count >= 0 && count <= kMostThreads, "setNumThreads", "count must be from 1 to ", kMostThreads, ", got ",
-                 count);
+    check_option(count >= 0 && count <= kMostThreads, "setNumThreads", "count must be from 1 to ", kMostThreads,
+                 ", got ", count);
     if (count > 0) set_thread_count(count);
     napi_value number;
     must(napi, napi_create_int32(napi, thread_count(), &number));

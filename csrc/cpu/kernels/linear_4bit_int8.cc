@@ -152,10 +152,11 @@ void tile_product(const Tile& tile, const Activations& x, int64_t m0, float* sum
     granule_dots<M, kSteps>(w, x.at(tile.k0 + k, m0) + (k & 63), x.starts + at, dots);
     w += kSteps * 2 * kVectorBytes;
     const F32 s0 = load(scales), s1 = load(scales + kWidth);
+    const float* x_scales = x.scales + at;
     scales += kTileRows;
 #pragma GCC unroll 12
     for (int m = 0; m < M; m++) {
-      const F32 scale = set1(x.scales[at + m]);
+      const F32 scale = set1(x_scales[m]);
       float* to = sums + m * kTileRows;
       store(to, fma(to_f32({dots[2 * m]}), s0 * scale, load(to)));
       store(to + kWidth, fma(to_f32({dots[2 * m + 1]}), s1 * scale, load(to + kWidth)));
