@@ -17,7 +17,7 @@ import {
   tidy,
 } from "bitsandbytes-node";
 import type { Result } from "./timing.js";
-import { compare, once, record } from "./timing.js";
+import { compare, readGigabytes, record } from "./timing.js";
 
 const [hidden, width, count, chosen] = [2048, 768, 32, 8];
 
@@ -42,15 +42,6 @@ const weights: ExpertWeights = expertWeights(
 // 4 bits a weight and a byte of scale for 64.
 const bytesOfExpert = 3 * hidden * width * (0.5 + 1 / 64);
 
-/** Bytes per second of summing a tensor larger than the caches, best of several. */
-async function readBandwidth(): Promise<number> {
-  const x = randn([1 << 26]);
-  let best = Infinity;
-  for (let i = 0; i < 5; i++) best = Math.min(best, await once(() => x.sum()));
-  x.dispose();
-  return (4 * 2 ** 26) / (best / 1000);
-}
-
 /** Every expert for every token: what there is without a choice on the device. */
 function dense(x: Tensor): Tensor {
   let y = x;
@@ -61,7 +52,7 @@ function dense(x: Tensor): Tensor {
   return y;
 }
 
-const bandwidth = await readBandwidth();
+const bandwidth = 1e9 * (await readGigabytes());
 const results: Result[] = [];
 for (const tokens of [1, 8, 256]) {
   const x = randn([tokens, hidden]);

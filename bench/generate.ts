@@ -3,11 +3,10 @@
 // peak. Weights are random: speed does not depend on them. "int8" lets activations be rounded to 8 bits; the peak is the one of
 // float32 all the same.
 import type { ActivationQuant } from "bitsandbytes-node";
-import { devices, Engine, fmaPeak, LlamaForCausalLM, memory, nn, randn, sum } from "bitsandbytes-node";
+import { Engine, LlamaForCausalLM, memory, nn, randn } from "bitsandbytes-node";
 import type { Result } from "./timing.js";
-import { once, quantile, record } from "./timing.js";
+import { fmaGigaflops, quantile, readGigabytes, record } from "./timing.js";
 
-const cpu = devices()[0]!;
 const config = {
   vocabSize: 32_000,
   hiddenSize: 2048,
@@ -32,30 +31,6 @@ function makeModel(): LlamaForCausalLM {
   model.loadStateDict(rest, { strict: false });
   for (const tensor of rest.values()) tensor.dispose();
   return model.eval();
-}
-
-/** Bytes per second: the sum of 1 GB, best of several. */
-async function readBandwidth(): Promise<number> {
-  const x = randn([1 << 28]);
-  const times: number[] = [];
-  for (let i = 0; i < 6; i++) times.push(await once(() => sum(x)));
-  x.dispose();
-  return (4 * (1 << 28)) / (Math.min(...times) / 1000);
-}
-
-/** Multiply-adds per second in registers of all threads, best of several. */
-async function peak(): Promise<number> {
-  let best = 0;
-  for (let i = 0; i < 5; i++) {
-    let count = 0;
-    const ms = await once(async () => {
-      const result = fmaPeak(2_000_000, cpu);
-      count = (await result.data())[0] as number;
-      result.dispose();
-    });
-    best = Math.max(best, count / (ms / 1000));
-  }
-  return best;
 }
 
 const of = (activations: ActivationQuant): string => (activations === "none" ? "" : `, activations in ${activations}`);
@@ -84,8 +59,8 @@ const model = makeModel();
 const linears = model.modules().filter((module) => module instanceof nn.Linear4bit);
 const weights = linears.reduce((count, { inFeatures, outFeatures }) => count + inFeatures * outFeatures, 0);
 const results: Result[] = [];
-const bandwidth = await readBandwidth();
-const fmas = await peak();
+const bandwidth = 1e9 * (await readGigabytes());
+const fmas = 0.5e9 * (await fmaGigaflops());
 
 // What a token reads: all but the embedding, of which it takes a row.
 const bytes = model.memoryFootprint() - 2 * config.vocabSize * config.hiddenSize;

@@ -5,7 +5,7 @@ import { backward, devices, linear4bit, noGrad, quantize4bit, randn, synchronize
 import * as ort from "onnxruntime-node";
 import { matMulBnb4, matMulNBits } from "./peers/onnx-4bit.js";
 import type { Result } from "./timing.js";
-import { compare, fmaGigaflops, record, time } from "./timing.js";
+import { compare, fmaGigaflops, readGigabytes, record, time } from "./timing.js";
 
 const blocksize = 64;
 const bytesPerWeight = 0.5 + 4 / blocksize;
@@ -50,7 +50,7 @@ function checkNBits(y: Float32Array, x: Float32Array, packed: Uint8Array, scales
 }
 
 const results: Result[] = [];
-const peakBefore = await fmaGigaflops();
+const [peakBefore, readBefore] = [await fmaGigaflops(), await readGigabytes()];
 for (const [n, k] of shapes) {
   const weights = Array.from({ length: copies }, () =>
     noGrad(() => quantize4bit(randn([n, k]), { quantType: "nf4", blocksize })),
@@ -103,6 +103,7 @@ for (const [n, k] of shapes) {
           disturbed,
           GFLOPs: gflops,
           ofPeak: gflops / peakBefore,
+          requiredBytes: n * k * bytesPerWeight + 4 * m * (n + k),
           weightGBs: (n * k * bytesPerWeight) / mine.median / 1e6,
           relErr: error,
         });
@@ -136,5 +137,5 @@ for (const [n, k] of shapes) {
 await synchronize();
 record("linear-4bit", results, {
   versions: { "onnxruntime-node": ort.env.versions.node, threads },
-  ceilings: { fmaGFLOPs: [peakBefore, await fmaGigaflops()] },
+  ceilings: { fmaGFLOPs: [peakBefore, await fmaGigaflops()], readGBs: [readBefore, await readGigabytes()] },
 });

@@ -3,7 +3,7 @@
 // take a core from whatever is timed next, so nothing is timed before the process is idle, and ours is timed alone, too.
 import { execFileSync } from "node:child_process";
 import { mkdirSync, writeFileSync } from "node:fs";
-import { devices, fmaPeak, synchronize, tidy } from "bitsandbytes-node";
+import { devices, fmaPeak, randn, synchronize, tidy } from "bitsandbytes-node";
 
 /** Queues the work of one repetition; what it makes is disposed. */
 export type Work = () => unknown;
@@ -118,6 +118,16 @@ export async function fmaGigaflops(iterations = 2_000_000): Promise<number> {
     best = Math.max(best, (2e-6 * fmas) / ms);
   }
   return best;
+}
+
+/** What a sum reads from memory a second, 1 GB beyond every cache, in GB/s: the best of several runs. */
+export async function readGigabytes(): Promise<number> {
+  const elements = 2 ** 28;
+  const x = randn([elements]);
+  let best = Infinity;
+  for (let i = 0; i < 6; i++) best = Math.min(best, await once(() => x.sum()));
+  x.dispose();
+  return (4e-6 * elements) / best;
 }
 
 /** One measured case: what it was, and its figures by name with units in the name ("ms", "GBs", "ofPeak"). */
