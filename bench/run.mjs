@@ -4,7 +4,7 @@
 // how many times as fast they are as those of such a file, --html writes a page with a roofline plot. With --readme, the recorded
 // figures are written into README.md instead; `gpu [option ...]` runs those of bench/gpu (see --help there).
 import { spawnSync } from "node:child_process";
-import { readdirSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, writeFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { compareReports, readReports, reportPage } from "./report.mjs";
 
@@ -47,6 +47,10 @@ if (unknown.length > 0) {
 }
 // Before anything is measured: a mistake in the name is known at once.
 const compare = file("compare");
+if (compare !== undefined && !existsSync(compare)) {
+  console.error(`bench: --compare ${compare} does not exist`);
+  process.exit(1);
+}
 const before = compare === undefined ? null : readReports(compare);
 /** @type {(...args: string[]) => number} */
 const run = (...words) => spawnSync(process.execPath, words, { stdio: "inherit" }).status ?? 1;
