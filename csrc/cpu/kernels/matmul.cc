@@ -2,6 +2,8 @@
 // c are handed to the threads. Products of a few rows stream b instead.
 #include "kernels/matmul.h"
 
+#include <utility>
+
 #include "cpu/gemm.h"
 #include "cpu/parallel.h"
 
@@ -14,8 +16,19 @@ constexpr int64_t kChunkCols = 2048;
 constexpr int64_t kChunkDepth = 1024;
 constexpr int64_t kBlockPanels = 16;    // row panels of one work item: its part of a stays in L2
 constexpr int64_t kBlockCols = 128;     // columns of one work item
-constexpr int kSmallRows = 8;           // at most so many rows take the streaming path
 constexpr int64_t kSerialWork = 32768;  // multiply-adds below which threads do not pay
+
+// On the streaming path: rows of a that share each load of b, and rows of b that share each load of a. Sums and
+// operands fill 32 registers, or 16.
+#if BNB_ISA_LEVEL >= 2 || defined(__aarch64__)
+constexpr int kStreamedRows = 6;
+template <int M>
+constexpr int kDots = 4;
+#else
+constexpr int kStreamedRows = 4;
+template <int M>
+constexpr int kDots = M <= 2 ? 4 : 2;
+#endif
 
 // One operand of one matrix of the batch. "lane" is the index that stays (a row of a, a column of b).
 struct Operand {
@@ -36,6 +49,7 @@ struct Product {
   DType dtype_c;
   int64_t m, n, k;
   bool accumulate, parallel;
+  bool turned = false;  // c is the transposed product, [n, m]
 };
 
 template <class F>
@@ -92,9 +106,12 @@ void multiply_chunk(const Product& p, int64_t row0, int64_t m, int64_t col0, int
   float* packed_b = scratch<float>(1, lanes_b * part_depth);
   // 16-bit results are summed in float32 until the last step; with a single step a tile on the stack does.
   float* sums = narrow && parts * steps > 1 ? scratch<float>(2, m * n) : nullptr;
-  const int64_t row_blocks = ceil_div(rows.count, kBlockPanels);
   const int64_t block_cols = kBlockCols / cols.pitch;
   const int64_t col_blocks = ceil_div(cols.count, block_cols);
+  // Enough items for the threads to end together.
+  const int64_t items = p.parallel ? 4 * thread_count() : 1;
+  const int64_t block_panels = smaller(kBlockPanels, ceil_div(rows.count, ceil_div(items, col_blocks)));
+  const int64_t row_blocks = ceil_div(rows.count, block_panels);
 
   for (int64_t part = 0; part < parts; part++) {
     const int64_t k0 = part * part_depth;
@@ -121,8 +138,8 @@ void multiply_chunk(const Product& p, int64_t row0, int64_t m, int64_t col0, int
     for_range(p.parallel, row_blocks * col_blocks, 1, [&](int64_t begin, int64_t end) {
       alignas(64) float tile[kTileRows * kTileCols];
       for (int64_t block = begin; block < end; block++) {
-        const int64_t row_begin = block / col_blocks * kBlockPanels;
-        const int64_t row_end = smaller(row_begin + kBlockPanels, rows.count);
+        const int64_t row_begin = block / col_blocks * block_panels;
+        const int64_t row_end = smaller(row_begin + block_panels, rows.count);
         const int64_t col_begin = block % col_blocks * block_cols;
         const int64_t col_end = smaller(col_begin + block_cols, cols.count);
         steps_of_part([&](int64_t k, int64_t kc) {
@@ -151,8 +168,23 @@ void multiply_chunk(const Product& p, int64_t row0, int64_t m, int64_t col0, int
   }
 }
 
-// Up to kSmallRows rows: a is widened to [M][k] once, b is read once and in place. The sums of a work item's
-// columns are left in y[M][n].
+// c[j, i] = sums[i][j] + bias[i] (+ c[j, i]), for the columns [begin, end) of a turned product.
+template <class T>
+void finish_turned(const Product& p, const float* sums, int64_t begin, int64_t end) {
+  const T* bias = static_cast<const T*>(p.bias);
+  for (int64_t j = begin; j < end; j++) {
+    T* to = reinterpret_cast<T*>(p.c) + j * p.m;
+    for (int64_t i = 0; i < p.m; i++) {
+      float y = sums[i * p.n + j];
+      if (bias) y += to_float(bias[i]);
+      if (p.accumulate) y += to_float(to[i]);
+      to[i] = from_float<T>(y);
+    }
+  }
+}
+
+// For few rows: a is widened to [m][k] once, b is read once and in place. The sums of a work item's
+// columns are left in y[m][n].
 template <class T>
 struct Streamed {
   const float* a;
@@ -234,38 +266,47 @@ struct Streamed {
         for (int64_t j = begin; j < end; j++) y[i * n + j] += a[i * k + p] * to_float(b[p * ld + j]);
   }
 
+  // The sums of M rows of a and the columns [begin, end).
   template <int M>
-  void run(const Product& product) const {
-    const bool transposed = product.b.contiguous_sum;
-    // A group of columns is the smallest unit of work; an item has about 64K weights.
+  void sums(bool transposed, int64_t begin, int64_t end) const {
+    if (!transposed) return columns<M>(begin, end);
+    constexpr int J = kDots<M>;
+    int64_t j = begin;
+    for (; j + J <= end; j += J) dots<M, J>(j);
+    for (; j < end; j++) dots<M, 1>(j);
+  }
+
+  // The same of `rows` rows, at most M.
+  template <int M = kStreamedRows>
+  void few(int64_t rows, bool transposed, int64_t begin, int64_t end) const {
+    if (rows == M) return sums<M>(transposed, begin, end);
+    if constexpr (M > 1) few<M - 1>(rows, transposed, begin, end);
+  }
+
+  void run(const Product& p) const {
+    const bool transposed = p.b.contiguous_sum;
+    // A group of columns is the smallest unit of work; an item has about 64K weights, which later rows find in L2.
     const int64_t group = transposed ? 4 : 512;
     const int64_t grain = 1 + 65536 / (group * (k + 1));
-    for_range(product.parallel, ceil_div(n, group), grain, [&](int64_t begin, int64_t end) {
-      const int64_t first = begin * group, last = smaller(end * group, n);
-      if (transposed) {
-        constexpr int J = M <= 4 ? 4 : 2;
-        int64_t j = first;
-        for (; j + J <= last; j += J) dots<M, J>(j);
-        for (; j < last; j++) dots<M, 1>(j);
-      } else {
-        for (int64_t j = first; j < last; j += group) columns<M>(j, smaller(j + group, last));
+    for_range(p.parallel, ceil_div(n, group), grain, [&](int64_t begin, int64_t end) {
+      for (int64_t first = begin * group; first < smaller(end * group, n);) {
+        const int64_t last = transposed ? smaller(end * group, n) : smaller(first + group, n);
+        for (int64_t i = 0; i < p.m; i += kStreamedRows)
+          Streamed{a + i * k, b, y + i * n, ld, k, n}.few(smaller<int64_t>(kStreamedRows, p.m - i), transposed, first,
+                                                          last);
+        visit_float(p.dtype_c, [&](auto t) {
+          using C = decltype(t);
+          if (p.turned) {
+            finish_turned<C>(p, y, first, last);
+          } else {
+            finish_tile<C>(p, y + first, n, 0, first, p.m, last - first);
+          }
+        });
+        first = last;
       }
-      visit_float(product.dtype_c, [&](auto t) {
-        using C = decltype(t);
-        finish_tile<C>(product, y + first, n, 0, first, M, last - first);
-      });
     });
   }
 };
-
-template <int M, class T>
-BNB_INLINE void run_streamed(const Streamed<T>& s, const Product& p) {
-  if constexpr (M == 1) {
-    s.template run<1>(p);
-  } else {
-    p.m == M ? s.template run<M>(p) : run_streamed<M - 1>(s, p);
-  }
-}
 
 void multiply_streamed(const Product& p) {
   float* a = scratch<float>(0, p.m * p.k + 1);
@@ -283,20 +324,28 @@ void multiply_streamed(const Product& p) {
   float* y = scratch<float>(2, p.m * p.n);
   visit_float(p.b.dtype, [&](auto t) {
     using T = decltype(t);
-    run_streamed<kSmallRows>(Streamed<T>{a, static_cast<const T*>(p.b.data), y, p.b.ld, p.k, p.n}, p);
+    Streamed<T>{a, static_cast<const T*>(p.b.data), y, p.b.ld, p.k, p.n}.run(p);
   });
 }
 
-void multiply(Product p) {
-  if (p.n == 1 && p.m > 1 && !p.bias) {
-    // A column is a row of the transposed product.
-    const Operand a = p.a;
-    p.a = p.b;
-    p.b = a;
-    p.n = p.m;
-    p.m = 1;
-  }
-  if (p.m <= kSmallRows) return multiply_streamed(p);
+// Whether packing b would take longer than it saves: measured. Down columns of b, sums are loaded and stored on the
+// way.
+bool streams(const Product& p) {
+  if (!p.b.contiguous_sum) return p.m <= 16;
+  return p.m <= (p.n >= 16 * p.m ? 64 : 32);
+}
+
+// c^T = b^T a^T.
+Product turned(Product p) {
+  std::swap(p.a, p.b);
+  std::swap(p.m, p.n);
+  p.turned = true;
+  return p;
+}
+
+void multiply(const Product& p) {
+  if (p.n < p.m && streams(turned(p))) return multiply_streamed(turned(p));
+  if (streams(p)) return multiply_streamed(p);
   for (int64_t i = 0; i < p.m; i += kChunkRows)
     for (int64_t j = 0; j < p.n; j += kChunkCols)
       multiply_chunk(p, i, smaller(kChunkRows, p.m - i), j, smaller(kChunkCols, p.n - j));
