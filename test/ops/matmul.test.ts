@@ -74,6 +74,9 @@ describe.each(testDevices())("matmul on %s", (device) => {
           for (const n of [1, 7, 16, 33, 100]) for (const k of [1, 4, 37]) check({ batch: 1, m, n, k, ...transposed });
         check({ batch: 1, m: 70, n: 90, k: 600, ...transposed });
         check({ batch: 1, m: 5, n: 1030, k: 300, ...transposed });
+        check({ batch: 1, m: 1030, n: 5, k: 300, ...transposed });
+        check({ batch: 1, m: 40, n: 700, k: 130, ...transposed });
+        check({ batch: 2, m: 200, n: 13, k: 70, ...transposed }, "bfloat16");
       },
     );
 
@@ -96,6 +99,24 @@ describe.each(testDevices())("matmul on %s", (device) => {
         { device },
       );
       expect([...matmul(a, b).floatsSync()]).toEqual([NaN, NaN, 4, 6, Infinity, Infinity]);
+    });
+
+    it.each(floats)("few columns take the bias, too: %s", (dtype) => {
+      const [m, n, k] = [200, 5, 96];
+      const x = tensor(noise(m * k, 1), { shape: [m, k], dtype, device });
+      const w = tensor(noise(n * k, 2), { shape: [n, k], dtype, device });
+      const bias = tensor(noise(n, 3), { dtype, device });
+      const [xv, wv, bv] = [x, w, bias].map((t) => t.floatsSync()) as [Float32Array, Float32Array, Float32Array];
+      const sizes = { batch: 1, m, n, k, transposeB: true };
+      const squared = matmulReference(
+        xv.map((v) => v * v),
+        wv.map((v) => v * v),
+        sizes,
+      );
+      const expected = matmulReference(xv, wv, sizes).map((sum, i) => sum + bv[i % n]!);
+      const atol = expected.map((sum, i) => errorOfSum(k + 1, sum, Math.sqrt(squared[i]! + bv[i % n]! ** 2)));
+      expectClose(linear(x, w, bias).floatsSync(), expected, { atol, rtol: roundoff[dtype] });
+      for (const t of [x, w, bias]) t.dispose();
     });
 
     it("linear adds the bias", () => {
