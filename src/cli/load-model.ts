@@ -44,7 +44,7 @@ export const activationsOption = {
     type: "string",
     value: "FORMAT",
     default: "none",
-    help: "let the CPU round them to int16 or int8 before 4-bit weights: faster, less exact",
+    help: "let the CPU round them to int16 or int8 for 4-bit weights: faster",
   },
 } as const satisfies Record<string, OptionSpec>;
 

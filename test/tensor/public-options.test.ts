@@ -255,15 +255,15 @@ const withOptions: Record<string, Entry> = {
 
 const withoutOptions = new Set(
   `abs add backward cast clamp clone concat broadcastTo defineOp defaultDevice devices div embedding4bit embedding8bit
-  embeddingRenorm emptyCache exp expandAbsmax fmaPeak gelu geluTanh gpuStatus int8VectorwiseDequant Int8Rows isGradEnabled keep
+  embeddingRenorm emptyCache exp expandAbsmax fmaPeak gelu geluTanh getNumThreads gpuStatus int8VectorwiseDequant Int8Rows isGradEnabled keep
   kvAppend loraRows AdapterSet
   layerNorm linear linear4bit linear4bitEach linear4bitSwiglu log logSoftmax manualSeed maximum memory minimum mul neg noGrad
-  permute pow reciprocal relu reshape rmsNorm rope rsqrt seededRandom setDefaultDevice sigmoid sign silu slice
+  permute pow reciprocal relu reshape rmsNorm rope rsqrt seededRandom setDefaultDevice setNumThreads sigmoid sign silu slice
   softmax softplus MatmulLtState Int8DoubleQuant unpackTensorToDict sqrt square sub swiglu synchronize tanh tidy to transpose BnbError Device Generator Graph ExpertWeights expertWeights expertsSwiglu Quantized4Bit Tensor
   PeftModel prepareModelForKbitTraining CausalLM Encoder SequenceClassifier TextModel
   linear4bitPlan linear4bitGpuPlan linear4bitGroupGpuPlan matmulGpuPlan
   nn.OutlierTracer nn.Bnb4bitParametrization nn.replaceParameter4bitPrequantized
-  nn.Module nn.ReLU nn.SiLU nn.Tanh nn.Sigmoid nn.Softmax nn.Flatten nn.ModuleList nn.Sequential nn.snakeCase nn.uninitialized nn.linearEach nn.linearResidual nn.linearSwiglu
+  nn.Module nn.ReLU nn.SiLU nn.Tanh nn.Sigmoid nn.Softmax nn.Flatten nn.ModuleList nn.Sequential nn.snakeCase nn.uninitialized nn.linearEach nn.linearResidual nn.linearSwiglu nn.setActivationQuant
   optim.GlobalOptimManager optim.LambdaLR optim.clipGradValue optim.Optimizer8bit optim.Optimizer1State
   optim.Optimizer2State train.evaluate hub.openCheckpoint`.split(/\s+/),
 );

@@ -2,8 +2,6 @@
 // c are handed to the threads. Products of a few rows stream b instead.
 #include "kernels/matmul.h"
 
-#include <utility>
-
 #include "cpu/gemm.h"
 #include "cpu/parallel.h"
 
@@ -336,11 +334,14 @@ bool streams(const Product& p) {
 }
 
 // c^T = b^T a^T.
-Product turned(Product p) {
-  std::swap(p.a, p.b);
-  std::swap(p.m, p.n);
-  p.turned = true;
-  return p;
+Product turned(const Product& p) {
+  Product other = p;
+  other.a = p.b;
+  other.b = p.a;
+  other.m = p.n;
+  other.n = p.m;
+  other.turned = true;
+  return other;
 }
 
 void multiply(const Product& p) {
