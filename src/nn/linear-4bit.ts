@@ -139,7 +139,10 @@ export function setActivationQuant(module: Module, activationQuant: ActivationQu
   checkArgument("setActivationQuant", "activationQuant", activationQuant, anActivationQuant);
   const layers = [...module.modules()].filter((layer) => layer instanceof Linear4bit);
   if (layers.length === 0) {
-    throw new BnbError("ERR_BNB_ARGUMENT", "setActivationQuant: the module must have a Linear4bit, it has none");
+    throw new BnbError(
+      "ERR_BNB_ARGUMENT",
+      "setActivationQuant: the module must have a 4-bit layer (Linear4bit), it has none",
+    );
   }
   for (const layer of layers) layer.activationQuant = activationQuant;
 }

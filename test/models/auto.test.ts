@@ -438,3 +438,35 @@ describe("a Llama made in code", () => {
     model.dispose();
   });
 });
+
+describe("activationQuant", () => {
+  const ids = [1, 5, 9, 13, 2, 7, 3, 11];
+
+  it("is what every 4-bit layer of the model has, and costs what it promises", async () => {
+    const exact = await load(llama("nf4"));
+    const want = Float64Array.from(logitsOf(exact, ids));
+    exact.dispose();
+    // Errors of the layers add up; that of one is at most 2e-4 or 1.5e-2.
+    for (const [activationQuant, limit] of [
+      ["int16", 2e-3],
+      ["int8", 0.1],
+    ] as const) {
+      const model = await load(llama("nf4"), { activationQuant });
+      const layers = model.modules().filter((layer) => layer instanceof Linear4bit);
+      expect(new Set(layers.map((layer) => layer.activationQuant))).toEqual(new Set([activationQuant]));
+      expect(distance(logitsOf(model, ids), want)).toBeLessThan(limit);
+      model.dispose();
+    }
+  });
+
+  it("needs 4-bit layers, and leaves nothing behind where there are none", async () => {
+    const before = memory().tensors;
+    await expect(load(llama("fp32"), { activationQuant: "int8" })).rejects.toThrow(
+      "setActivationQuant: the module must have a 4-bit layer (Linear4bit), it has none",
+    );
+    expect(memory().tensors).toBe(before);
+    await expect(load(llama("nf4"), { activationQuant: "int4" as "int8" })).rejects.toThrow(
+      'fromPretrained: activationQuant must be one of none, int16, int8, got "int4"',
+    );
+  });
+});

@@ -267,7 +267,7 @@ describe.each(testDevices())("Linear4bit on %s", (device) => {
 
     it("needs a layer that has it", () => {
       expect(() => setActivationQuant(new Linear(4, 4, { device }), "int8")).toThrow(
-        "setActivationQuant: the module must have a Linear4bit, it has none",
+        "setActivationQuant: the module must have a 4-bit layer (Linear4bit), it has none",
       );
       const layer = layerOf(64, 8);
       expect(() => setActivationQuant(layer, "int4" as "int8")).toThrow(
