@@ -15,8 +15,9 @@ const of = (file, label) => {
 /** @type {(value: any) => number} */
 const median = (value) => (typeof value === "object" ? value.median : value);
 
-const [linear, quantize, optimizer, matmul, crossing, memory] = [
+const [linear, generate, quantize, optimizer, matmul, crossing, memory] = [
   "linear-4bit",
+  "generate",
   "quantize",
   "optimizer",
   "matmul",
@@ -36,6 +37,15 @@ const rows = [
       `${number(median(r.timesFaster))} times as fast as onnxruntime-node's MatMulBnb4`,
     ];
   }),
+  ...[16, 64, 256].map((m) => {
+    const r = of(linear, `M=${m} 4096x4096, activations in int8 vs MatMulNBits int8`);
+    return [
+      `the same, ${m} rows, activations in int8`,
+      `${number(median(r.ms))} ms`,
+      `${number(median(r.timesFaster))} times as fast as its MatMulNBits with activations in int8`,
+    ];
+  }),
+  ...generated(generate),
   ...[
     ["quantize4bit nf4 float32", "quantize to NF4, 16.8 M float32"],
     ["dequantize4bit nf4 nested float32", "dequantize nested NF4 to float32"],
@@ -74,6 +84,24 @@ const rows = [
 ];
 
 /** @type {(file: any) => string[][]} */
+function generated(file) {
+  const model = "TinyLlama's shape in NF4, head in bfloat16";
+  const [one, eight, eightInt8] = ["decode, 1 text", "decode, 8 texts", "decode, 8 texts, activations in int8"].map(
+    (label) => of(file, label),
+  );
+  const [exact, int8] = ["prompt of 512", "prompt of 512, activations in int8"].map((label) => of(file, label));
+  const speed = (/** @type {any} */ r) => `${number(r.tokensPerSecond)} tokens/s`;
+  const times = (/** @type {any} */ r, /** @type {any} */ than) => number(r.tokensPerSecond / than.tokensPerSecond);
+  return [
+    [`${model}: 1 text`, speed(one), `${number(100 * one.ofBandwidth)} % of what reading its weights allows`],
+    ["the same, 8 texts together", speed(eight), `${times(eight, one)} times one text`],
+    ["the same, activations in int8", speed(eightInt8), `${times(eightInt8, eight)} times as fast`],
+    ["the same, a prompt of 512 tokens", speed(exact), `${number(100 * exact.ofPeak)} % of the multiply-add peak`],
+    ["the same, activations in int8", speed(int8), `${times(int8, exact)} times as fast`],
+  ];
+}
+
+/** @type {(file: any) => string[][]} */
 function served(file) {
   const clients = ["1 client", "8 clients", "64 clients"].map((label) => {
     const r = of(file, label);
@@ -95,6 +123,7 @@ const { host } = linear;
 const runs = new Map();
 for (const [what, { date, commit, host: own }] of Object.entries({
   "4-bit linear": linear,
+  generation: generate,
   quantization: quantize,
   optimizers: optimizer,
   products: matmul,
