@@ -1,4 +1,4 @@
-// The CPU device, and the list of all devices.
+// The CPU device, and the way to the GPUs.
 
 #include "core/device.h"
 
@@ -67,8 +67,7 @@ std::string Device::str() const {
   return info_.type == DeviceType::cpu ? "cpu" : "cuda:" + std::to_string(info_.index);
 }
 
-std::vector<std::unique_ptr<Device>> make_devices() {
-  std::vector<std::unique_ptr<Device>> devices;
+std::unique_ptr<Device> make_cpu() {
   DeviceInfo cpu;
   cpu.type = DeviceType::cpu;
   cpu.index = 0;
@@ -76,11 +75,13 @@ std::vector<std::unique_ptr<Device>> make_devices() {
   cpu.memory = physical_memory();
   cpu.processors = thread_count();
   cpu.isa = isa_name(active_isa());
-  devices.push_back(std::make_unique<Device>(std::move(cpu), kCpuRuntime));
+  return std::make_unique<Device>(std::move(cpu), kCpuRuntime);
+}
+
+void append_gpus([[maybe_unused]] std::vector<std::unique_ptr<Device>>& devices) {
 #if BNB_CUDA
   cuda::append_devices(devices);
 #endif
-  return devices;
 }
 
 std::string gpu_unavailable() {

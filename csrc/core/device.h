@@ -90,9 +90,10 @@ class Device {
   Stream stream_;
 };
 
-// One Device object per device of this machine, the CPU first.
-std::vector<std::unique_ptr<Device>> make_devices();
-// Why no GPU, or not every GPU, is among them: one line with advice. Empty when none is missing.
+std::unique_ptr<Device> make_cpu();
+// Asks the driver, where this build has CUDA kernels, for the GPUs of this machine.
+void append_gpus(std::vector<std::unique_ptr<Device>>& devices);
+// Why no GPU, or not every GPU, is among those: one line with advice. Empty when none is missing.
 std::string gpu_unavailable();
 // What GPUs use beside the package's own kernels: one line; empty in a build without CUDA.
 std::string gpu_libraries();

@@ -19,7 +19,7 @@ int64_t allowance(int64_t live) { return live / 8 > kLeastAllowance ? live / 8 :
 
 }  // namespace
 
-Env::Env(napi_env env) : napi(env), devices(make_devices()), level_(kLeastAllowance) {}
+Env::Env(napi_env env) : napi(env), level_(kLeastAllowance) { devices.push_back(make_cpu()); }
 
 Env::~Env() {
   // Run what is queued first: it may write into ArrayBuffers that reads hold.
@@ -28,6 +28,17 @@ Env::~Env() {
   slots = Slots{};
   graphs.clear();
   devices.clear();
+}
+
+void Env::find_gpus() {
+  if (has_looked_) return;
+  std::vector<std::unique_ptr<Device>> gpus;
+  append_gpus(gpus);
+  for (auto& gpu : gpus) {
+    if (clock) gpu->changes().share(clock);
+    devices.push_back(std::move(gpu));
+  }
+  has_looked_ = true;
 }
 
 Device& Env::device_at(int64_t index) {

@@ -22,6 +22,7 @@ struct Env {
   napi_env napi;
   ThreadPoolKeeper thread_pool;    // outlives the streams, whose work uses it
   std::unique_ptr<Loader> loader;  // made when it is first needed; outlives the devices
+  // The CPU, and the GPUs once they were looked for.
   std::vector<std::unique_ptr<Device>> devices;
   Slots slots;
   std::map<int32_t, std::shared_ptr<Graph>> graphs;
@@ -35,11 +36,14 @@ struct Env {
   size_t results_capacity = 0;
   uint32_t handles_of_call() const { return results ? static_cast<uint32_t>(*results) : 0; }
 
+  double* clock = nullptr;         // of the changes of all devices' tensors in place
   napi_ref error_class = nullptr;  // BnbError
   napi_ref warn = nullptr;         // (message: string) => void, which only takes note
   napi_threadsafe_function reads = nullptr;
   int pending_reads = 0;
 
+  // Asks the driver for the GPUs, the first time: a program that uses none does not wait for it.
+  void find_gpus();
   Device& device_at(int64_t index);
   int64_t index_of(const Device& device) const;
   int64_t live_bytes() const;
@@ -61,10 +65,13 @@ struct Env {
   int64_t collected_ = 0;  // what it freed since the last op
   uint64_t calls_ = 0;
   bool warned_backlog_ = false;
+  bool has_looked_ = false;  // for GPUs
 };
 
-// Everything that is not an op: setup, dispose, uploads, reads, devices, memory.
+// Setup, dispose, uploads, reads, graphs.
 void define_runtime(Env& env, napi_value exports);
+// What devices there are, their memory, threads.
+void define_devices(Env& env, napi_value exports);
 // Tensors that wait elsewhere: core/offload.h.
 void define_offload(Env& env, napi_value exports);
 // Every op of ops.h.

@@ -1,4 +1,4 @@
-// The frame of the addon's functions that are not ops.
+// The frame of the addon's functions that are not ops, and what they share.
 #pragma once
 #include "napi/bind.h"
 
@@ -21,6 +21,32 @@ napi_value guarded(napi_env napi, napi_callback_info info, const char* name, con
     env.throw_error(Error(Code::oom, std::string(name) + ": " + error.what()));
   }
   return nullptr;
+}
+
+inline int32_t int32_of(napi_env napi, napi_value value) {
+  int32_t number = 0;
+  must(napi, napi_get_value_int32(napi, value, &number));
+  return number;
+}
+
+inline Device& device_of(Env& env, napi_value value) {
+  static const Signature signature("device(index)");
+  return env.device_at(integer_arg({env, signature, value, 0}));
+}
+
+// A function of the addon.
+struct Entry {
+  const char* name;
+  napi_callback callback;
+};
+
+template <size_t N>
+void define_all(Env& env, napi_value exports, const Entry (&entries)[N]) {
+  for (const auto& [name, callback] : entries) {
+    napi_value function;
+    must(env.napi, napi_create_function(env.napi, name, NAPI_AUTO_LENGTH, callback, &env, &function));
+    must(env.napi, napi_set_named_property(env.napi, exports, name, function));
+  }
 }
 
 }  // namespace bnb

@@ -60,16 +60,12 @@ napi_value forget(napi_env napi, napi_callback_info info) {
 }  // namespace
 
 void define_offload(Env& env, napi_value exports) {
-  const std::pair<const char*, napi_callback> entries[] = {{"offload", offload_tensors},
-                                                           {"offloadFetch", call_group<&Offloaded::fetch>},
-                                                           {"offloadUse", call_group<&Offloaded::use>},
-                                                           {"offloadDrop", call_group<&Offloaded::drop>},
-                                                           {"offloadDispose", forget}};
-  for (const auto& [name, callback] : entries) {
-    napi_value function;
-    must(env.napi, napi_create_function(env.napi, name, NAPI_AUTO_LENGTH, callback, &env, &function));
-    must(env.napi, napi_set_named_property(env.napi, exports, name, function));
-  }
+  constexpr Entry kEntries[] = {{"offload", offload_tensors},
+                                {"offloadFetch", call_group<&Offloaded::fetch>},
+                                {"offloadUse", call_group<&Offloaded::use>},
+                                {"offloadDrop", call_group<&Offloaded::drop>},
+                                {"offloadDispose", forget}};
+  define_all(env, exports, kEntries);
 }
 
 }  // namespace bnb

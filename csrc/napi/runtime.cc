@@ -1,10 +1,10 @@
-// The addon's functions that are not ops: setup, dispose, uploads, reads, devices, memory.
+// The addon's functions that are not ops: setup, dispose, uploads, reads, graphs. devices.cc and offload.cc have
+// others.
 
 #include <algorithm>
 
 #include "core/file.h"
 #include "core/graph.h"
-#include "core/thread_pool.h"
 #include "core/transfer.h"
 #include "napi/bind.h"
 #include "napi/guarded.h"
@@ -25,17 +25,6 @@ const Signature& file_signature() {
   static const Signature signature("readFile(x, descriptor, offset, buffer)");
   return signature;
 }
-Device& device_of(Env& env, napi_value value) {
-  static const Signature signature("device(index)");
-  return env.device_at(integer_arg({env, signature, value, 0}));
-}
-
-int32_t int32_of(napi_env napi, napi_value value) {
-  int32_t number = 0;
-  must(napi, napi_get_value_int32(napi, value, &number));
-  return number;
-}
-
 // setup(results: Float64Array, BnbError, warn, clock: Float64Array): the buffers and the classes that the addon uses.
 napi_value setup(napi_env napi, napi_callback_info info) {
   return guarded<4>(napi, info, "setup", [&](Env& env, napi_value* v) -> napi_value {
@@ -51,7 +40,8 @@ napi_value setup(napi_env napi, napi_callback_info info) {
     must(napi, napi_get_typedarray_info(napi, v[3], &type, nullptr, &data, nullptr, nullptr));
     check_argument(type == napi_float64_array, "setup", "clock must be a Float64Array");
     must(napi, napi_create_reference(napi, v[3], 1, &keep));
-    for (auto& device : env.devices) device->changes().share(static_cast<double*>(data));
+    env.clock = static_cast<double*>(data);
+    for (auto& device : env.devices) device->changes().share(env.clock);
     return nullptr;
   });
 }
@@ -332,115 +322,9 @@ napi_value finalize_graph(napi_env napi, napi_callback_info info) {
   });
 }
 
-void set(napi_env env, napi_value object, const char* name, const std::string& text) {
-  napi_value v;
-  must(env, napi_create_string_utf8(env, text.c_str(), text.size(), &v));
-  must(env, napi_set_named_property(env, object, name, v));
-}
-void set(napi_env env, napi_value object, const char* name, double number) {
-  napi_value v;
-  must(env, napi_create_double(env, number, &v));
-  must(env, napi_set_named_property(env, object, name, v));
-}
-
-// gpuStatus(): { missing: why no GPU, or not every GPU, is among the devices; libraries: what GPUs use beside our
-// kernels }.
-napi_value gpu_status(napi_env napi, napi_callback_info info) {
-  return guarded<0>(napi, info, "gpuStatus", [&](Env& env, napi_value*) {
-    napi_value object;
-    must(napi, napi_create_object(napi, &object));
-    set(napi, object, "missing", gpu_unavailable());
-    set(napi, object, "libraries", env.devices.size() > 1 ? gpu_libraries() : "");
-    return object;
-  });
-}
-
-// openDevice(device): makes it usable, or throws the reason why it is not.
-napi_value open_device(napi_env napi, napi_callback_info info) {
-  return guarded<1>(napi, info, "device", [&](Env& env, napi_value* v) -> napi_value {
-    Device& device = device_of(env, v[0]);
-    if (device.runtime().open) device.runtime().open(device);
-    return nullptr;
-  });
-}
-
-// provoke(device, which): queues a kernel that is wrong in a known way, on an emulated device.
-napi_value provoke(napi_env napi, napi_callback_info info) {
-  return guarded<2>(napi, info, "provoke", [&](Env& env, napi_value* v) -> napi_value {
-    Device& device = device_of(env, v[0]);
-    check_unsupported(device.runtime().provoke != nullptr, "provoke", "only an emulated device has broken kernels");
-    const int32_t which = int32_of(napi, v[1]);
-    device.stream().push(
-        "provoke", which, +[](Device& d, const int32_t& w) { d.runtime().provoke(d, w); });
-    return nullptr;
-  });
-}
-
-// devices(): the CPU first.
-napi_value list_devices(napi_env napi, napi_callback_info info) {
-  return guarded<0>(napi, info, "devices", [&](Env& env, napi_value*) {
-    napi_value list;
-    must(napi, napi_create_array(napi, &list));
-    for (uint32_t i = 0; i < env.devices.size(); i++) {
-      const DeviceInfo& d = env.devices[i]->info();
-      napi_value object;
-      must(napi, napi_create_object(napi, &object));
-      set(napi, object, "device", env.devices[i]->str());
-      set(napi, object, "name", d.name);
-      set(napi, object, "memory", static_cast<double>(d.memory));
-      set(napi, object, "computeCapability", d.cc / 10.0);
-      set(napi, object, "processors", d.processors);
-      set(napi, object, "isa", d.isa);
-      must(napi, napi_set_element(napi, list, i, object));
-    }
-    return list;
-  });
-}
-
-// threads(count): how many compute, from now on `count` unless it is 0.
-napi_value threads(napi_env napi, napi_callback_info info) {
-  return guarded<1>(napi, info, "setNumThreads", [&](Env&, napi_value* v) {
-    const int32_t count = int32_of(napi, v[0]);
-    check_option(count >= 0 && count <= kMostThreads, "setNumThreads", "count must be from 1 to ", kMostThreads,
-                 ", got ", count);
-    if (count > 0) set_thread_count(count);
-    napi_value number;
-    must(napi, napi_create_int32(napi, thread_count(), &number));
-    return number;
-  });
-}
-
-// memory(device): bytes of that device; tensors counts the handles of the whole environment.
-napi_value memory(napi_env napi, napi_callback_info info) {
-  return guarded<1>(napi, info, "memory", [&](Env& env, napi_value* v) {
-    const Pool& pool = device_of(env, v[0]).pool();
-    napi_value object;
-    must(napi, napi_create_object(napi, &object));
-    set(napi, object, "tensors", static_cast<double>(env.slots.live()));
-    set(napi, object, "liveBytes", static_cast<double>(pool.live_bytes()));
-    set(napi, object, "cachedBytes", static_cast<double>(pool.cached_bytes()));
-    set(napi, object, "peakBytes", static_cast<double>(pool.peak_bytes()));
-    return object;
-  });
-}
-
-// emptyCache(device): gives cached blocks back to the system and starts the peak anew.
-napi_value empty_cache(napi_env napi, napi_callback_info info) {
-  return guarded<1>(napi, info, "emptyCache", [&](Env& env, napi_value* v) -> napi_value {
-    Pool& pool = device_of(env, v[0]).pool();
-    pool.empty_cache();
-    pool.reset_peak();
-    return nullptr;
-  });
-}
-
 }  // namespace
 
 void define_runtime(Env& env, napi_value exports) {
-  struct Entry {
-    const char* name;
-    napi_callback callback;
-  };
   constexpr Entry kEntries[] = {
       {"setup", setup},
       {"dispose", dispose},
@@ -453,13 +337,6 @@ void define_runtime(Env& env, napi_value exports) {
       {"includesByte", includes_byte},
       {"readFile", read_file_async},
       {"synchronize", synchronize},
-      {"devices", list_devices},
-      {"openDevice", open_device},
-      {"threads", threads},
-      {"memory", memory},
-      {"emptyCache", empty_cache},
-      {"gpuStatus", gpu_status},
-      {"provoke", provoke},
       {"beginGraph", begin_graph},
       {"endGraph", end_graph},
       {"replayGraph", replay_graph},
@@ -467,11 +344,7 @@ void define_runtime(Env& env, napi_value exports) {
       {"disposeGraph", dispose_graph},
       {"finalizeGraph", finalize_graph},
   };
-  for (const Entry& e : kEntries) {
-    napi_value function;
-    must(env.napi, napi_create_function(env.napi, e.name, NAPI_AUTO_LENGTH, e.callback, &env, &function));
-    must(env.napi, napi_set_named_property(env.napi, exports, e.name, function));
-  }
+  define_all(env, exports, kEntries);
   napi_value name;
   must(env.napi, napi_create_string_utf8(env.napi, "bitsandbytes.read", NAPI_AUTO_LENGTH, &name));
   must(env.napi, napi_create_threadsafe_function(env.napi, nullptr, nullptr, name, 0, 1, nullptr, nullptr, &env,
@@ -487,6 +360,7 @@ NAPI_MODULE_INIT() {
   try {
     auto state = std::make_unique<Env>(env);
     define_runtime(*state, exports);
+    define_devices(*state, exports);
     define_offload(*state, exports);
     define_ops(*state, exports);
     // Hooks run last in, first out: queued work is finished while the functions and the read queue still exist.

@@ -36,7 +36,9 @@ export interface NativeRuntime {
   /** Fills a tensor from an open file, from byte `offset` on; `buffer` has no bytes. */
   readFile(handle: number, descriptor: number, offset: number, buffer: ArrayBuffer): Promise<ArrayBuffer>;
   synchronize(device: number, buffer: ArrayBuffer): Promise<ArrayBuffer>;
-  devices(): NativeDevice[];
+  cpu(): NativeDevice;
+  /** The devices after the CPU. The first call asks the driver for them, as gpuStatus does. */
+  gpus(): NativeDevice[];
   /** Makes a device usable, which the first tensor on it would do, or throws ERR_BNB_CUDA with the reason. */
   openDevice(device: number): void;
   /** How many threads compute, in all environments of the process; from now on `count` unless it is 0. */

@@ -62,17 +62,29 @@ export class Device {
 
 let fallback: Device | undefined;
 
-const all: readonly Device[] = runtime.devices().map((native, index) => new Device(index, native));
-const cpu = all[0] as Device;
+const cpu = new Device(0, runtime.cpu());
+/** The CPU alone until a GPU may be meant: a program that uses none does not load the driver. */
+let known: readonly Device[] = [cpu];
+let hasLooked = false;
 
-/** The devices of this machine, the CPU first. */
+/**
+ * The devices of this machine, the CPU first. The first call asks the driver for the GPUs, as the first use of one does;
+ * importing the library does not.
+ */
 export function devices(): readonly Device[] {
-  return all;
+  if (!hasLooked) known = [cpu, ...runtime.gpus().map((native, i) => new Device(1 + i, native))];
+  hasLooked = true;
+  return known;
+}
+
+/** @internal The devices that can hold anything by now. */
+export function knownDevices(): readonly Device[] {
+  return known;
 }
 
 /** @internal The device at a position of `devices()`. */
 export function deviceAt(index: number): Device {
-  return all[index] as Device;
+  return known[index] as Device;
 }
 
 /**
@@ -108,6 +120,7 @@ export function toDevice(device: DeviceLike | undefined): Device {
   if (device === undefined) return defaultDevice();
   if (device === "cpu") return cpu;
   if (device instanceof Device) return device;
+  const all = devices();
   if (device === "auto") return all.slice(1).find(canOpen) ?? cpu;
   const label = device === "cuda" ? "cuda:0" : device;
   const found = all.find((d) => String(d) === label);
@@ -131,5 +144,5 @@ function canOpen(device: Device): boolean {
 
 /** Resolves when everything queued on the device (default: on all devices) has run. */
 export async function synchronize(device?: DeviceLike): Promise<void> {
-  await Promise.all((device === undefined ? all : [toDevice(device)]).map((d) => d.synchronize()));
+  await Promise.all((device === undefined ? known : [toDevice(device)]).map((d) => d.synchronize()));
 }

@@ -11,7 +11,7 @@ export function hostBuffer(op: string, nbytes: number): ArrayBuffer {
   // The system promises memory that it does not have, and ends the process that touches it.
   if (nbytes > SMALL) {
     const { liveBytes, cachedBytes } = runtime.memory(0);
-    const { memory } = runtime.devices()[0] as { memory: number };
+    const { memory } = runtime.cpu();
     if (nbytes > memory - liveBytes - cachedBytes) {
       const has = `live ${liveBytes}, cached ${cachedBytes}, the machine has ${memory}`;
       throw new BnbError("ERR_BNB_OOM", `${op}: out of memory: wanted ${nbytes} bytes, ${has}`);

@@ -3,7 +3,7 @@
 import { runtime } from "../native/runtime.js";
 import { describe } from "./describe.js";
 import type { DeviceLike } from "./device.js";
-import { deviceAt, devices, toDevice } from "./device.js";
+import { deviceAt, knownDevices, toDevice } from "./device.js";
 import { BnbError } from "./errors.js";
 
 /** @internal What a scope tracks: tensors and quantized weights. */
@@ -147,13 +147,14 @@ export interface DeviceMemory {
 export interface MemoryInfo extends DeviceMemory {
   /** Handles alive: tensors, quantized weights, and what graphs saved. */
   tensors: number;
+  /** By name. GPUs are here once a program has asked for one, or for `devices()`. */
   devices: Record<string, DeviceMemory>;
 }
 
 /** Live tensors and bytes, in total and per device. A program that frees what it makes returns to where it began. */
 export function memory(): MemoryInfo {
   const total: MemoryInfo = { tensors: 0, liveBytes: 0, cachedBytes: 0, peakBytes: 0, devices: {} };
-  for (const device of devices()) {
+  for (const device of knownDevices()) {
     const { tensors, ...bytes } = runtime.memory(device.index);
     total.tensors = tensors;
     total.liveBytes += bytes.liveBytes;
@@ -166,6 +167,6 @@ export function memory(): MemoryInfo {
 
 /** Gives cached memory back to the system, on one device or on all, and starts `peakBytes` anew. */
 export function emptyCache(device?: DeviceLike): void {
-  const indices = device === undefined ? devices().map((d) => d.index) : [toDevice(device).index];
+  const indices = device === undefined ? knownDevices().map((d) => d.index) : [toDevice(device).index];
   for (const index of indices) runtime.emptyCache(deviceAt(index).index);
 }

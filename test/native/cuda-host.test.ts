@@ -1,7 +1,7 @@
 // The files that call the CUDA runtime (csrc/cuda/{device,memory,stream}.cc) on a runtime that is not there
 // (csrc/cuda/fake): which calls they make, and what becomes of a process, a device and its memory when one fails. Work
 // waits in its stream until somebody waits for it, and kernels are the emulator's, which stops one that touches freed
-// memory. Each program has a process of its own; BNB_FAKE_FAIL is read whenever an environment loads the addon.
+// memory. Each program has a process of its own; BNB_FAKE_FAIL is read whenever an environment first asks for its GPUs.
 import { spawnSync } from "node:child_process";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
@@ -53,6 +53,36 @@ interface Failure {
 
 describe.runIf(binary !== undefined)("the CUDA runtime's callers", () => {
   describe("when the addon is loaded", () => {
+    // The fake runtime reads how many GPUs it has when it is asked for them.
+    it.each([
+      ["devices()", "B.devices()", 2],
+      ["gpuStatus()", "B.gpuStatus()", 2],
+      ["a tensor on a GPU", 'on("cuda", 1)', 2],
+      ['setDefaultDevice("auto")', 'B.setDefaultDevice("auto")', 2],
+      ["work on the CPU", "0", 1],
+    ])("ask for no GPU before %s", (_, first, gpus) => {
+      const outcome = inProcess<{ values: number[]; held: string[]; names: string[] }>(`
+        B.setDefaultDevice("cpu");
+        const values = await read(B.mul(on("cpu", 1, 2), 2));
+        B.emptyCache();
+        await B.synchronize();
+        const held = Object.keys(B.memory().devices);
+        process.env.BNB_FAKE_DEVICES = "2";
+        ${first};
+        process.env.BNB_FAKE_DEVICES = "1";
+        return { values, held, names: B.devices().map(String) };`);
+      expect(outcome).toEqual({ values: [2, 4], held: ["cpu"], names: ["cpu", "cuda:0", "cuda:1"].slice(0, gpus + 1) });
+    });
+
+    it("hold GPUs that were found late to the clock of changes", () => {
+      const message = inProcess<Failure>(`
+        const w = B.tensor([1, 2], { device: "cuda:0", requiresGrad: true }), x = on("cuda:0", 3, 4);
+        const y = B.sum(B.mul(w, x));
+        B.copyInto(x, on("cuda:0", 5, 6));
+        return failing(() => y.backward());`).message;
+      expect(message).toMatch(/changed/);
+    });
+
     it("open no GPU before its first use, and then that one alone", () => {
       const { names, contexts, values } = inProcess<{ names: string[]; contexts: number[]; values: number[] }>(`
         const names = B.devices().map(String), contexts = [seen().contexts];
@@ -354,6 +384,7 @@ function sweep(suffix: "" | "+", step: number): string {
   return `
     const right = JSON.stringify([30000, 90000, 6, 30000]);
     const errors = [], calls = [], wrong = [];
+    B.devices(); // or the first look inside would count anew
     for (let n = 1; ; n += ${step}) {
       process.env.BNB_FAKE_FAIL = n + ${JSON.stringify(suffix)};
       const [first, second, missing] = await inWorker(${JSON.stringify(work)});

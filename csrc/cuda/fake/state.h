@@ -4,8 +4,8 @@
 //   BNB_FAKE_DEVICES  number of GPUs (default 2)
 //   BNB_FAKE_MEMORY   bytes that each has (default 1 GB)
 //   BNB_FAKE_FAIL     "17": the 17th call fails, "17+": from it on all do, "cudaMalloc:2": the second one of that name;
-//                     read, and counted anew, whenever the GPUs are counted, which is when an environment loads the
-//                     addon
+//                     read, and counted anew, whenever the GPUs are counted, which is when an environment first
+//                     asks for them
 #pragma once
 #include <cstdint>
 #include <deque>
