@@ -1,4 +1,4 @@
-// The package as its users see it: what the tarball holds, and that import, require and the types agree.
+// The package as its users see it: what the tarball holds, that import, require and the types agree, and what loading it loads.
 import { execFileSync, spawnSync } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -68,6 +68,51 @@ describe("entry points", () => {
       env: { ...process.env, BNB_BINARY: "/nowhere.node" },
     });
     expect(output).toMatch(/^(\d+\.\d+\.\d+\n$|Usage: bnb )/);
+  });
+});
+
+describe("loading", () => {
+  /** The files of the package, their bytes, and the modules of Node.js that a program brings into its process. */
+  const loaded = (program: string) => {
+    const text = `
+      const before = new Set(process.moduleLoadList);
+      (async () => { ${program} })().then(() => {
+        const { readFileSync } = require("node:fs"), { relative, sep } = require("node:path");
+        const files = Object.keys(require.cache).map((path) => relative(".", path).split(sep).join("/"));
+        const own = files.filter((path) => path.startsWith("dist/")).sort();
+        const bytes = own.reduce((sum, path) => sum + readFileSync(path).length, 0);
+        const modules = process.moduleLoadList.filter((name) => !before.has(name)).map((name) => name.replace("NativeModule ", ""));
+        console.log(JSON.stringify({ own, bytes, modules }));
+      });`;
+    return JSON.parse(node("-e", text)) as { own: string[]; bytes: number; modules: string[] };
+  };
+  const core = ["dist/core/code.js", "dist/core/plain.js", "dist/core/runtime.js"];
+  // Each takes a millisecond or more, and memory.
+  const seldom = ["crypto", "fs/promises", "timers/promises", "worker_threads", "zlib"];
+
+  it.each([
+    { program: `require("${manifest.name}")`, files: [...core, "dist/index.js"], most: 3e5 },
+    { program: `require("${manifest.name}/nn")`, files: [...core, "dist/nn/index.js"], most: 3e5 },
+    {
+      program: `require("${manifest.name}").LlamaForCausalLM.prototype.generate.call`,
+      files: [...core, "dist/hub/code.js", "dist/index.js", "dist/models/code.js"],
+      most: 9e5,
+    },
+    {
+      program: `await import("${manifest.name}")`,
+      files: [...core, "dist/hub/code.js", "dist/index.js", "dist/models/code.js"],
+      most: 9e5,
+    },
+  ])("takes what is used, and no module that may never be: $program", ({ program, files, most }) => {
+    const { own, bytes, modules } = loaded(program);
+    expect(own).toEqual(files);
+    expect(bytes).toBeLessThan(most);
+    expect(modules.filter((name) => seldom.includes(name))).toEqual([]);
+  });
+
+  it("leaves no function around a file of sources: it would be compiled twice", () => {
+    for (const layer of ["core", "hub", "models", "serve"])
+      expect(read(`dist/${layer}/code.js`)).not.toContain("__esmMin");
   });
 });
 

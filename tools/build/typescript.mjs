@@ -24,7 +24,7 @@ const layers = [
   // What the command needs before it needs the addon, and what says why that does not load.
   {
     name: "core/plain",
-    test: /\/src\/(native\/(errors|load)|tensor\/(errors|nearest|describe)|hub\/make-folders)\.ts$/,
+    test: /\/src\/(native\/(errors|load)|tensor\/(errors|nearest|describe)|hub\/make-folders)\.ts$|\0using/,
     priority: 1,
   },
   { name: "core/code", test: /\/src\/(native|tensor|autograd|ops|nn|optim|functional)\b/ },
@@ -34,6 +34,46 @@ const layers = [
 ];
 const asTheyAre = ["hub/tokenizer-worker.cjs", "hub/grammar-worker.cjs", "serve/page.html"];
 
+/** Modules of Node.js that take a millisecond or more, and that many programs never need: loaded where they are first used. */
+const seldom = ["crypto", "fs/promises", "os", "timers/promises", "worker_threads", "zlib"].map(
+  (name) => `node:${name}`,
+);
+
+/**
+ * Code that exports values at its end, instead of a function for each which gives the value of the moment.
+ * @type {(code: string) => string}
+ */
+const withValues = (code) =>
+  code.replace(
+    /^Object\.defineProperty\(exports, "(\w+)", \{\s+enumerable: true,\s+get: function\(\) \{\s+return (\w+);\s+\}\s+\}\);$/gm,
+    "exports.$1 = $2;",
+  );
+
+/** Layers that many programs which require the whole package use nothing of: they are loaded with the first name of theirs. */
+const upper = ["./hub/code.js", "./models/code.js"];
+/** @type {(code: string) => string} */
+const withLateNames = (code) =>
+  code.replace(
+    /^exports\.(\w+) = (require_(?:hub|models)_code\.\w+);$/gm,
+    'Object.defineProperty(exports, "$1", { enumerable: true, get: () => $2 });',
+  );
+
+/**
+ * Code that requires a module when it uses it, instead of when it is loaded itself.
+ * @type {(code: string, id: string) => string}
+ */
+function loadLate(code, id) {
+  const found = new RegExp(`^(?:let|const) (\\w+) = require\\("${id}"\\);$`, "m").exec(code);
+  if (!found) return code;
+  const [line, name] = found;
+  const late = code
+    .replace(line, `const ${name} = { get all() { return require("${id}"); } };`)
+    .replace(new RegExp(`\\b${name}\\.`, "g"), `${name}.all.`);
+  const isWhole = new RegExp(`\\b${name}\\b(?! = |\\.all\\.)`).test(late);
+  if (isWhole) throw new Error(`${id} is used as a whole: it cannot be loaded late`);
+  return late;
+}
+
 /** @type {(character: string) => string} */
 const escaped = (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
 
@@ -41,19 +81,42 @@ rmSync("dist", { recursive: true, force: true });
 const { status } = spawnSync("node_modules/.bin/tsc", ["-p", "tsconfig.build.json"], { stdio: "inherit" });
 if (status !== 0) process.exit(status ?? 1);
 
-// Files with `using`, which Node 20 lacks; the bundler's own way to write it otherwise would take a package at run time.
+// Files with `using`, which Node 20 lacks; the bundler's own way to write it otherwise would take a package at run time. The two
+// functions that the compiler puts into each such file are a file of their own here.
+const helpers = "__addDisposableResource, __disposeResources";
 const using = {
   name: "using",
+  /** @type {(id: string) => string | undefined} */
+  resolveId: (id) => (id === "\0using" ? id : undefined),
+  /** @type {(id: string) => string | undefined} */
+  load: (id) => (id === "\0using" ? plain(`function unused() { using x = null; }\nexport { ${helpers} };`) : undefined),
   /** @type {(code: string, id: string) => { code: string, moduleType: "js" } | undefined} */
   transform(code, id) {
     if (!id.endsWith(".ts") || !/\busing \w+ =/.test(code)) return undefined;
-    const options = { target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.ESNext };
-    return { code: ts.transpileModule(code, { compilerOptions: options, fileName: id }).outputText, moduleType: "js" };
+    return { code: `import { ${helpers} } from "\0using";\n${plain(code, { noEmitHelpers: true })}`, moduleType: "js" };
+  },
+};
+
+/** @type {(code: string, options?: ts.CompilerOptions) => string} */
+function plain(code, options) {
+  const compilerOptions = { target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.ESNext, ...options };
+  return ts.transpileModule(code, { compilerOptions }).outputText;
+}
+
+// The bundler takes a file that exports nothing for CommonJS, as src/package.json says, and makes a function of it and of each
+// file that it imports, which is compiled twice: once to find its end, once to run it.
+const modules = {
+  name: "modules",
+  /** @type {(code: string, id: string) => { code: string } | undefined} */
+  transform(code, id) {
+    if (!id.endsWith(".ts")) return undefined;
+    if (/^export (let|var) /m.test(code)) throw new Error(`${id}: what is exported must not change: see withValues`);
+    return !/^export /m.test(code) ? { code: `${code}\nexport {};\n` } : undefined;
   },
 };
 
 const bundle = await rolldown({
-  plugins: [using],
+  plugins: [modules, using],
   input: Object.fromEntries(entries.map((entry) => [entry, `src/${entry}.ts`])),
   platform: "node",
   transform: { target: "node20.17" },
@@ -72,8 +135,12 @@ const { output } = await bundle.write({
 });
 for (const chunk of output) {
   if (chunk.type !== "chunk") continue;
+  const code =
+    chunk.name === "index"
+      ? upper.reduce(loadLate, withLateNames(chunk.code))
+      : seldom.reduce(loadLate, withValues(chunk.code));
   // One character beyond Latin-1 doubles what a whole file takes in memory.
-  const latin1 = chunk.code.replace(/[^\0-\u00ff]/g, escaped);
+  const latin1 = code.replace(/[^\0-\u00ff]/g, escaped);
   if (latin1 !== chunk.code) writeFileSync(join("dist", chunk.fileName), latin1);
   if (!chunk.isEntry || chunk.exports.length === 0 || onlyRequired.includes(chunk.name)) continue;
   const file = `./${basename(chunk.fileName)}`;
