@@ -1,4 +1,5 @@
-// npm run check: format, lint, types and architecture, side by side. `--write` formats instead of checking.
+// npm run check: format, lint, types, public API and architecture, side by side. `--write` formats, and writes the API down,
+// instead of checking.
 import { spawn, spawnSync } from "node:child_process";
 import { availableParallelism } from "node:os";
 
@@ -17,6 +18,7 @@ const steps = {
   "clang-format": cpp.length > 0 && bin("clang-format", ...(write ? ["-i"] : ["--dry-run", "--Werror"]), ...cpp),
   tsc: !write && bin("tsc", "--noEmit"),
   "tsc, tools": !write && bin("tsc", "-p", "tools"),
+  API: ["node", ["tools/api/report.mjs", ...(write ? ["--write"] : [])]],
   architecture: !write && bin("vitest", "run", "test/architecture.test.ts", "test/native"),
 };
 
