@@ -32,6 +32,7 @@ type Grads<Args extends readonly unknown[]> = Args extends readonly [infer Head,
       : Grads<Rest>
   : readonly [];
 
+/** What `defineOp` makes a differentiable function of: its arguments, and the tensors that its gradient needs. */
 export interface OpSpec<Args extends unknown[], Saved extends readonly unknown[]> {
   /** As in error messages. */
   name: string;

@@ -47,6 +47,7 @@ interface Waiting {
   readonly reject: (reason: unknown) => void;
 }
 
+/** A text that an engine continues, token by token: `engine.open` makes it. Disposing it gives its pages back. */
 export class Branch implements Job, Disposable {
   readonly order: number;
   readonly ids: number[];

@@ -16,6 +16,7 @@ import type { Settings } from "./settings.js";
 import { newTokens, settingsOf } from "./settings.js";
 import type { FinishReason } from "./text.js";
 
+/** Options of `complete`. */
 export interface CompleteOptions extends GenerateOptions {
   /** Tokens whose keys and values have room, of all texts together; with less some wait. Default: room for 64 texts. */
   kvTokens?: number;

@@ -18,6 +18,7 @@ import { throwIfAborted } from "./settings.js";
 import type { SequenceRows } from "./step-inputs.js";
 import { StepInputs, sizesOf } from "./step-inputs.js";
 
+/** Options of `score`. */
 export interface ScoreOptions {
   /** Tokens that the model sees at once. Default: its `maxPositionEmbeddings`. */
   window?: number;

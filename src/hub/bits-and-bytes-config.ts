@@ -18,6 +18,7 @@ import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { checkFilePattern } from "./skip-patterns.js";
 
+/** How a model's linear layers are quantized as it loads: what `new BitsAndBytesConfig` takes, all of it optional. */
 export interface BitsAndBytesConfigOptions {
   /** Linear layers become `Linear8bitLt`. Default false. */
   loadIn8bit?: boolean;

@@ -41,6 +41,7 @@ export interface LoadProgress {
   readonly totalBytes: number;
 }
 
+/** Options of `loadCheckpoint`. */
 export interface LoadCheckpointOptions {
   /** How linear layers are quantized as they load; beside a quantized checkpoint, what its files do not hold. */
   readonly quantizationConfig?: BitsAndBytesConfig | null;

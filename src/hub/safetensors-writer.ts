@@ -19,11 +19,13 @@ export interface FileTensor {
   readonly bytes: Uint8Array;
 }
 
+/** What can be written into a file: a tensor of any device and dtype, or bytes of a dtype that only files have. */
 export type WritableTensor = Tensor | FileTensor;
 
 /** Tensors by name: a Map such as a state dict, or a plain object. */
 export type WritableTensors = ReadonlyMap<string, WritableTensor> | Readonly<Record<string, WritableTensor>>;
 
+/** Options of `saveSafetensors`. */
 export interface SaveOptions {
   /** Strings to store beside the tensors; none when empty. Default `{ format: "pt" }`, which transformers asks for. */
   readonly metadata?: Readonly<Record<string, string>>;

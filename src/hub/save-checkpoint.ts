@@ -12,6 +12,7 @@ import { replaceFiles } from "./replace-files.js";
 import type { StagedTensor, WritableTensors } from "./safetensors-writer.js";
 import { entriesOf, stageSafetensors } from "./safetensors-writer.js";
 
+/** Options of `saveCheckpoint`. */
 export interface SaveCheckpointOptions {
   /** Bytes of tensors in one file, which a single larger tensor exceeds. Default 5e9, as transformers has it. */
   readonly maxShardSize?: number;

@@ -7,6 +7,7 @@ import { optionTable } from "../tensor/options.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { FileDType } from "./file-dtype.js";
 
+/** A stored tensor as the head of its file describes it; nothing of its elements has been read. */
 export interface TensorInfo {
   readonly dtype: FileDType;
   readonly shape: readonly number[];
@@ -15,6 +16,7 @@ export interface TensorInfo {
   readonly file: string;
 }
 
+/** Where a stored tensor goes, and as what. */
 export interface LoadOptions {
   /** Default: the default device. */
   readonly device?: DeviceLike;

@@ -30,6 +30,7 @@ export interface ChatMessage {
   readonly [key: string]: unknown;
 }
 
+/** Options of `AutoTokenizer.fromPretrained`. */
 export interface TokenizerOptions {
   /** Branch, tag or commit of a model on the hub. Default "main". */
   revision?: string;
@@ -39,6 +40,7 @@ export interface TokenizerOptions {
 }
 const tokenizerOptions = optionTable<TokenizerOptions>({ revision: aString, token: aString, signal: anAbortSignal });
 
+/** Options of `tokenizer.encode`. */
 export interface EncodeOptions {
   /** Whether the tokens that the model expects around a text are added; default true. */
   addSpecialTokens?: boolean;
@@ -47,12 +49,14 @@ export interface EncodeOptions {
 }
 const encodeOptions = optionTable<EncodeOptions>({ addSpecialTokens: aBoolean, textPair: orNull(aString) });
 
+/** Options of `tokenizer.decode`. */
 export interface DecodeOptions {
   /** Whether tokens such as that of the end are left out; default false. */
   skipSpecialTokens?: boolean;
 }
 const decodeOptions = optionTable<DecodeOptions>({ skipSpecialTokens: aBoolean });
 
+/** Options of `tokenizer.applyChatTemplate`. */
 export interface ChatTemplateOptions {
   /** Whether the text ends where the assistant's answer begins; default false. */
   addGenerationPrompt?: boolean;

@@ -19,6 +19,7 @@ import type { HeadFormat } from "./quantized-head.js";
 import { aHeadFormat } from "./quantized-head.js";
 import type { TextModel } from "./text-model.js";
 
+/** Options of `AutoModelForCausalLM.fromPretrained`. */
 export interface CausalLMOptions extends FromPretrainedOptions {
   /** Also keeps a copy of the output projection in this format, which generates; see `CausalLM.quantizeHead`. Default null. */
   quantizeHead?: HeadFormat | null;

@@ -12,6 +12,7 @@ import type { Tensor } from "../tensor/tensor.js";
 import { forgetQuantization, originDType } from "./save.js";
 import { refuseSpread, TextModel } from "./text-model.js";
 
+/** Options of `dequantizeModel`. */
 export interface DequantizeOptions {
   /** Of the float weights. Default: that of the weights before they were quantized; for int8 that of the model. */
   dtype?: DType;

@@ -27,6 +27,7 @@ import type { ModelPlacement } from "./placement.js";
 import { rememberOrigin } from "./save.js";
 import type { TextModel } from "./text-model.js";
 
+/** Options of `fromPretrained`: how weights are quantized, which files count, and where modules go. */
 export interface FromPretrainedOptions extends PlacementOptions {
   /** How linear layers are quantized as they load. A checkpoint that is quantized already needs none. */
   quantizationConfig?: BitsAndBytesConfig | null;

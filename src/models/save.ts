@@ -42,6 +42,7 @@ export function forgetQuantization(model: Module): void {
   if (origin) origins.set(model, { ...origin, quantizationConfig: null });
 }
 
+/** Options of `savePretrained`. */
 export type SavePretrainedOptions = Pick<SaveCheckpointOptions, "maxShardSize" | "onProgress" | "signal">;
 const saveOptions = optionTable<SavePretrainedOptions>({
   maxShardSize: aNumberAbove(0),

@@ -36,6 +36,7 @@ export class Sigmoid extends Module {
   }
 }
 
+/** Options of `GELU`. */
 export interface GELUOptions {
   /** "none" (default) for the normal distribution function by erf, "tanh" for its approximation. */
   approximate?: "none" | "tanh";

@@ -12,6 +12,7 @@ import { initChecks, place } from "./layer-options.js";
 import type { StateDict, StateSource } from "./module.js";
 import { Params4bit, planWeight4bit, quantizationChecks } from "./params-4bit.js";
 
+/** Options of `Embedding4bit`, `EmbeddingNF4` and `EmbeddingFP4`. */
 export interface Embedding4bitOptions {
   /** dtype of the output, and of the weight until it is quantized; default float32. */
   dtype?: DType;

@@ -12,6 +12,7 @@ import { checkScales, planInt8Weight, quantizeWeight } from "./int8-weight.js";
 import { initChecks } from "./layer-options.js";
 import type { StateDict, StateSource } from "./module.js";
 
+/** Options of `Embedding8bit`. */
 export interface Embedding8bitOptions {
   /** dtype of the output, and of the weight until it is quantized; default float32. */
   dtype?: DType;

@@ -21,6 +21,7 @@ import { aSize, initChecks, place } from "./layer-options.js";
 import { Module } from "./module.js";
 import { Parameter } from "./parameter.js";
 
+/** Options of `Embedding`. */
 export interface EmbeddingOptions {
   /** The row that starts at zero and gets no gradient; negative ones count from the end. */
   paddingIdx?: number | null;

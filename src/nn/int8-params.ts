@@ -8,6 +8,7 @@ import { keep, tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { Parameter } from "./parameter.js";
 
+/** Options of `new Int8Params`, the weight of `Linear8bitLt`. */
 export interface Int8ParamsOptions {
   /** Default true; codes never learn. */
   requiresGrad?: boolean;

@@ -11,6 +11,7 @@ import { aSize } from "./layer-options.js";
 import { Module } from "./module.js";
 import { Parameter } from "./parameter.js";
 
+/** Options of `LayerNorm`. */
 export interface LayerNormOptions {
   /** Added to the variance; default 1e-5. */
   eps?: number;

@@ -5,6 +5,7 @@ import { aDevice, aDType, anInteger } from "../tensor/checks.js";
 import type { DeviceLike } from "../tensor/device.js";
 import type { DType } from "../tensor/dtype.js";
 
+/** Options of the initial values in `nn.init`. */
 export interface InitOptions {
   /** dtype of the result; default float32. */
   dtype?: DType;

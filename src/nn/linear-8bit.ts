@@ -18,6 +18,7 @@ import type { LinearOptions } from "./linear.js";
 import { Linear } from "./linear.js";
 import type { StateDict, StateSource } from "./module.js";
 
+/** Options of `Linear8bitLt`. */
 export interface Linear8bitLtOptions {
   /** Default true. */
   bias?: boolean;

@@ -12,6 +12,7 @@ import { aSize, initChecks, place } from "./layer-options.js";
 import { Module } from "./module.js";
 import { Parameter } from "./parameter.js";
 
+/** Options of `Linear`. */
 export interface LinearOptions {
   /** Whether a bias is added; default true. */
   bias?: boolean;

@@ -12,6 +12,7 @@ import type { Tensor } from "../tensor/tensor.js";
 import { Linear } from "./linear.js";
 import type { Module } from "./module.js";
 
+/** Options of `findOutlierDims`. */
 export interface OutlierDimsOptions {
   /** The axis that standard deviations are taken over: 0 (the default) judges columns, 1 rows. */
   reductionDim?: 0 | 1;

@@ -62,6 +62,7 @@ class PackedParameter extends Module {
   }
 }
 
+/** Options of `replaceParameter4bit`. */
 export interface ReplaceParameterOptions {
   /** Whether the scales are quantized, too. Default false. */
   compressStatistics?: boolean;

@@ -49,6 +49,7 @@ export interface WeightHolder {
   readonly activationQuant?: ActivationQuant;
 }
 
+/** Options of `new Params4bit`, the weight of `Linear4bit`. */
 export interface Params4bitOptions extends Partial<Quantization> {
   /** Default false; a quantized weight is always frozen. */
   requiresGrad?: boolean;

@@ -28,6 +28,7 @@ export type LinearFactory = (
   path: string,
 ) => Module;
 
+/** Options of `replaceLinear`. */
 export interface ReplaceLinearOptions {
   /**
    * What stays, with everything below it, such as the base of an adapter: own names or whole paths in the state dict. The

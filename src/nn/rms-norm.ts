@@ -11,6 +11,7 @@ import { aSize } from "./layer-options.js";
 import { Module } from "./module.js";
 import { Parameter } from "./parameter.js";
 
+/** Options of `RMSNorm`. */
 export interface RMSNormOptions {
   /** Added to the mean square; default 1e-6. */
   eps?: number;

@@ -7,6 +7,7 @@ import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 
+/** Options of `chooseExperts`. */
 export interface ChooseExpertsOptions {
   /** Whether the shares of a token's experts are divided by their sum. Default false. */
   normalize?: boolean;

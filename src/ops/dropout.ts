@@ -9,6 +9,7 @@ import type { Tensor } from "../tensor/tensor.js";
 import type { Generator, GeneratorState } from "./random.js";
 import { aGenerator, defaultGenerator } from "./random.js";
 
+/** Options of `dropout`. */
 export interface DropoutOptions {
   /** Default true; without it the result is `x`, sharing its memory. */
   training?: boolean;

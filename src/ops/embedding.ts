@@ -8,6 +8,7 @@ import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 
+/** Options of `embedding`. */
 export interface EmbeddingOpOptions {
   /** The row that gets no gradient. */
   paddingIdx?: number | null;

@@ -55,6 +55,7 @@ export class Int8Rows implements Owner {
   }
 }
 
+/** Options of `int8VectorwiseQuant`. */
 export interface Int8QuantOptions {
   /** Elements of at least this magnitude are outliers; 0 has none. Default 0. */
   threshold?: number;
@@ -96,6 +97,7 @@ export function int8LinearMatmul(A: Tensor, B: Tensor, options: { out?: Tensor }
 
 const outOptions = optionTable<{ out?: Tensor }>({ out: aTensor });
 
+/** Options of `int8MmDequant`. */
 export interface Int8MmDequantOptions {
   /** [N], any float dtype. */
   bias?: Tensor | null;
@@ -122,6 +124,7 @@ export function int8MmDequant(
   return out ? moveInto("int8MmDequant", y, out) : y;
 }
 
+/** Options of `matmul8bit`. */
 export interface Matmul8bitOptions {
   /** [N], any float dtype. */
   bias?: Tensor | null;

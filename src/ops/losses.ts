@@ -7,6 +7,7 @@ import { abs, mul, square, sub } from "./elementwise.js";
 import { mean, sum } from "./reduce.js";
 import { softplus } from "./softplus.js";
 
+/** Options of `mseLoss`, `l1Loss` and `bceWithLogitsLoss`. */
 export interface LossOptions {
   /** What becomes of the losses of the elements: their mean (default) or sum, a scalar, or "none", as they are. */
   reduction?: "mean" | "sum" | "none";

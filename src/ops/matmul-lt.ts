@@ -84,6 +84,7 @@ export class MatmulLtState implements Owner, Disposable {
   }
 }
 
+/** Options of `functional.matmul`, the product of LLM.int8(). */
 export interface MatmulLtOptions {
   /** Keeps the codes of B between calls; without it they are made and dropped. */
   state?: MatmulLtState | null;

@@ -9,6 +9,7 @@ import type { Tensor } from "../tensor/tensor.js";
 import type { PythonObject } from "./python-json.js";
 import { pythonJson } from "./python-json.js";
 
+/** Options of `packDictToTensor`. */
 export interface PackDictOptions {
   device?: DeviceLike;
 }

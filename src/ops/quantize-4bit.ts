@@ -16,6 +16,7 @@ import { quantizeScales } from "./quantize-blockwise.js";
 /** What the packed bytes are declared as; the bytes are the same. */
 export type QuantStorage = "uint8" | "int8" | "float16" | "bfloat16" | "float32" | "float64";
 
+/** Options of `quantize4bit`. */
 export interface Quantize4bitOptions {
   /** 32, 64, ... 4096; default 64. */
   blocksize?: number;
@@ -75,6 +76,7 @@ export function quantize4bit(A: Tensor, options: Quantize4bitOptions = {}): [pac
   return [options.out, state];
 }
 
+/** Options of `dequantize4bit`: a state, or what it would say. */
 export interface Dequantize4bitOptions {
   /** As `quantize4bit` returned it. Without it `absmax` and `out` are needed. */
   quantState?: QuantState;

@@ -10,6 +10,7 @@ import { aliasMap, dynamicMap, mapKind } from "./codebooks.js";
 import { aBlocksize } from "./quant-checks.js";
 import { aQuantState, QuantState } from "./quant-state.js";
 
+/** Options of `quantizeBlockwise`. */
 export interface QuantizeBlockwiseOptions {
   /** float32 [256], finite and ascending; default the signed dynamic map. */
   code?: Tensor;
@@ -88,6 +89,7 @@ export function expandAbsmax(state: QuantState): Tensor {
   return run(addon.expandScales, state.scales)[0];
 }
 
+/** Options of `dequantizeBlockwise`: a state, or what it would say. */
 export interface DequantizeBlockwiseOptions {
   /** As `quantizeBlockwise` returned it. Without it `absmax` is needed. */
   quantState?: QuantState;

@@ -119,6 +119,7 @@ export function manualSeed(seed: number): Generator {
   return defaultGenerator.manualSeed(seed);
 }
 
+/** Options of `rand`, `randn` and `randint`. */
 export interface RandomOptions extends TensorOptions {
   /** Default: `defaultGenerator`. */
   generator?: Generator;

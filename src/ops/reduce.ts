@@ -9,6 +9,7 @@ import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 
+/** Options of `sum`, `mean` and the other reductions. */
 export interface ReduceOptions {
   /** The axis to reduce; negative counts from the end. Default: all elements. */
   axis?: number;

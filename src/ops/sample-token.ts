@@ -20,6 +20,7 @@ export interface SamplingOptions {
 /** @internal For functions that take more than these. Their ranges are checked where they are used. */
 export const samplingChecks = { temperature: aNumber, topK: aNumber, topP: aNumber };
 
+/** Options of `sampleToken`. */
 export interface SampleTokenOptions extends SamplingOptions {
   /** Of the draws: a whole number from 0 to 2^53 - 1. Default 0. */
   seed?: number;

@@ -39,6 +39,7 @@ export interface SamplingRows {
   readonly mask?: Tensor | undefined;
 }
 
+/** Options of `sampleTokens`. */
 export interface SampleTokensOptions {
   /** How many of the most likely tokens to tell of each row, 0 to 20. Default 0. */
   best?: number;

@@ -156,6 +156,7 @@ export const broadcastTo = defineOp({
   },
 });
 
+/** Options of `copyInto`. */
 export interface CopyIntoOptions {
   /** The axis along which `src` may be shorter than `dst`. Default 0. */
   axis?: number;

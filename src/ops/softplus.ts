@@ -7,6 +7,7 @@ import { checkOptions, optionTable } from "../tensor/options.js";
 import { run } from "../tensor/run.js";
 import type { Tensor } from "../tensor/tensor.js";
 
+/** Options of `softplus`. */
 export interface SoftplusOptions {
   /** How sharp the bend is; finite and not 0. Default 1. */
   beta?: number;

@@ -3,6 +3,7 @@ import { Optimizer1State } from "./optimizer.js";
 import type { CommonOptions, EightBit, OptimizerFamily, Params, ThirtyTwoBit } from "./options.js";
 import { commonDefaults, commonHyperparameters, withFixed } from "./options.js";
 
+/** Options of `Adagrad` and of its 8-bit and 32-bit kinds. */
 export interface AdagradOptions extends CommonOptions {
   /** Learning rate; default 1e-2. */
   lr?: number;

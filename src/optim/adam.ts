@@ -3,6 +3,7 @@ import { Optimizer2State } from "./optimizer.js";
 import type { CommonOptions, EightBit, OptimizerFamily, Paged, Params, ThirtyTwoBit } from "./options.js";
 import { commonDefaults, commonHyperparameters, withFixed } from "./options.js";
 
+/** Options of `Adam` and of its 8-bit, 32-bit and paged kinds. */
 export interface AdamOptions extends CommonOptions {
   /** Learning rate; default 1e-3. */
   lr?: number;

@@ -5,6 +5,7 @@ import { Optimizer2State } from "./optimizer.js";
 import type { CommonOptions, EightBit, OptimizerFamily, Params, ThirtyTwoBit } from "./options.js";
 import { commonDefaults, commonHyperparameters, withFixed } from "./options.js";
 
+/** Options of `LAMB` and of its 8-bit and 32-bit kinds. */
 export interface LAMBOptions extends CommonOptions {
   /** Learning rate; default 1e-3. */
   lr?: number;

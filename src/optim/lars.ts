@@ -5,6 +5,7 @@ import { commonHyperparameters, withFixed } from "./options.js";
 import type { SGDOptions } from "./sgd.js";
 import { checkSGD, sgdDefaults } from "./sgd.js";
 
+/** Options of `LARS` and of its 8-bit and 32-bit kinds. */
 export interface LARSOptions extends SGDOptions {
   /** The published algorithm, with maxUnorm as its trust coefficient, instead of clipping. Default false. */
   trustRatio?: boolean;

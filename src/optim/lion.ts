@@ -3,6 +3,7 @@ import { Optimizer1State } from "./optimizer.js";
 import type { CommonOptions, EightBit, OptimizerFamily, Paged, Params, ThirtyTwoBit } from "./options.js";
 import { commonDefaults, commonHyperparameters, withFixed } from "./options.js";
 
+/** Options of `Lion` and of its 8-bit, 32-bit and paged kinds. */
 export interface LionOptions extends CommonOptions {
   /** Learning rate; default 1e-4. */
   lr?: number;

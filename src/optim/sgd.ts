@@ -5,6 +5,7 @@ import { Optimizer1State } from "./optimizer.js";
 import type { CommonOptions, EightBit, OptimizerFamily, Params, ThirtyTwoBit } from "./options.js";
 import { checkIsObject, commonDefaults, commonHyperparameters, withFixed } from "./options.js";
 
+/** Options of `SGD` and of its 8-bit and 32-bit kinds. */
 export interface SGDOptions extends CommonOptions {
   lr: number;
   /** Weight of the old momentum, above 0. */

@@ -15,6 +15,7 @@ import { loraOptions } from "./lora-adapter.js";
 import { PeftModel } from "./peft-model.js";
 import type { AddAdapterOptions } from "./peft-options.js";
 
+/** Options of `getPeftModel`. */
 export interface GetPeftModelOptions extends AddAdapterOptions {
   /** Default "default". */
   adapterName?: string;

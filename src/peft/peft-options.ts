@@ -7,6 +7,7 @@ import type { MergeLoss } from "./adapter-layer.js";
 import type { CombinationType } from "./combine.js";
 import type { SaveEmbeddings } from "./persist.js";
 
+/** Options of `peftModel.addAdapter`. */
 export interface AddAdapterOptions {
   /** Source of the initial values; default the global one. */
   generator?: Generator;
@@ -21,10 +22,12 @@ export interface LoadAdapterOptions {
   token?: string;
   signal?: AbortSignal;
 }
+/** Options of `PeftModel.fromPretrained`. */
 export interface PeftFromPretrainedOptions extends LoadAdapterOptions {
   /** Default "default". */
   adapterName?: string;
 }
+/** Options of `peftModel.savePretrained`. */
 export interface SavePeftOptions {
   /** Default all adapters: "default" into the folder itself, others into folders of their names within it. */
   selectedAdapters?: readonly string[];
@@ -36,12 +39,14 @@ export interface SavePeftOptions {
    */
   convertStart?: boolean;
 }
+/** Options of `addWeightedAdapter`. */
 export interface WeightedOptions {
   /** Default "svd". */
   combinationType?: CombinationType;
   /** Of "svd"; default the largest of the ranks. */
   svdRank?: number;
 }
+/** Options of `mergeAdapter` and `mergeAndUnload`. */
 export interface MergeOptions {
   /** Which adapters, in this order; default the active ones. */
   adapterNames?: readonly string[];

@@ -7,6 +7,7 @@ import type { RequestLine } from "./call.js";
 import type { ToolFormat } from "./tools/choose.js";
 import { toolFormats } from "./tools/choose.js";
 
+/** Options of `createServer` and `createServeHandler`. */
 export interface ServeOptions {
   /** A model with a tokenizer. It stays the caller's. */
   model: CausalLM;

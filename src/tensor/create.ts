@@ -14,6 +14,7 @@ import { run, takeOutputs } from "./run.js";
 import { checkShape, elementCount } from "./shape.js";
 import type { Tensor } from "./tensor.js";
 
+/** Options of a new tensor. */
 export interface TensorOptions {
   /** Default float32, or what the TypedArray given holds. */
   dtype?: DType;
@@ -28,6 +29,7 @@ export const tensorChecks = { dtype: aDType, device: aDevice, requiresGrad: aBoo
 const tensorOptions = optionTable<TensorOptions>(tensorChecks);
 const dataOptions = optionTable<TensorOptions & { shape?: readonly number[] }>({ ...tensorChecks, shape: aShape });
 
+/** Numbers or truth values in lists of lists; all lists of a level are equally long. */
 export type NestedArray = readonly (number | boolean | NestedArray)[];
 
 /** What `tensor` accepts; views, also on a SharedArrayBuffer, are copied as they are now. */

@@ -22,6 +22,7 @@ import type { ReportTarget } from "./reports.js";
 
 /** How the learning rate goes after its warm-up. */
 export const schedulerTypes = ["linear", "cosine", "constant", "constant_with_warmup"] as const;
+/** How the learning rate goes on after its warm-up, by transformers' names. */
 export type SchedulerType = (typeof schedulerTypes)[number];
 
 /** Arguments of a trainer. Steps are those of the optimizer. */

@@ -26,4 +26,5 @@ export const optimTable = {
 
 /** The names of optimizers, as transformers has them. */
 export type OptimName = keyof typeof optimTable;
+/** The optimizers that `TrainingArguments.optim` names, as transformers and bitsandbytes name them. */
 export const optimNames = Object.keys(optimTable) as OptimName[];

@@ -10,6 +10,7 @@ import { parquetRows } from "./parquet.js";
 
 /** The forms of a data file. */
 export const dataFormats = ["jsonl", "csv", "parquet", "text"] as const;
+/** What a file of samples is written in; a name's ending says it where nobody does. */
 export type DataFormat = (typeof dataFormats)[number];
 
 /** Where rows come from: a file, or whatever gives objects. */

@@ -1,6 +1,6 @@
 // Holds the public API against test/api, a file for each entry point of the package: every name with its declaration as dist has
 // it, without comments, and the types that those name though no entry point exports them. Who changes the API changes these files,
-// which `npm run format` does (--write here), and a review sees it.
+// which `npm run format` does (--write here), and a review sees it. A name without a comment is refused.
 import { spawnSync } from "node:child_process";
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -86,6 +86,11 @@ const namesOf = (module, prefix = "") =>
     return isNamespace ? namesOf(symbol, `${exported.name}.`) : [[prefix + exported.name, symbol]];
   });
 
+/** Names whose fields have comments, but not they. */
+const withoutComment = ["Linear4bitOptions", "Matmul4bitOptions"];
+/** @type {string[]} */
+const undocumented = [];
+
 const modules = new Map(entries.map(({ name, file }) => [moduleOf(file), name]));
 /** Where each symbol is reported. */
 /** @type {Map<ts.Symbol, string>} */
@@ -106,6 +111,8 @@ function report(module, entry) {
     }
     homes.set(symbol, entry);
     const nodes = declarations(symbol);
+    if (nodes.length === 0) continue;
+    if (symbol.getDocumentationComment(checker).length === 0 && !withoutComment.includes(name)) undocumented.push(name);
     own.push([...(symbol.name === name ? [] : [`// as ${name}`]), ...nodes.map(print)].join("\n"));
     for (const one of nodes.flatMap(namedBy)) reached.add(one);
   }
@@ -133,6 +140,10 @@ function report(module, entry) {
 }
 
 const reports = entries.map(({ name, file, report: path }) => ({ path, text: report(moduleOf(file), name) }));
+if (undocumented.length > 0) {
+  console.log(`Every name that users can import needs a comment of what it is: ${undocumented.join(", ")}.`);
+  process.exitCode = 1;
+}
 if (process.argv.includes("--write")) {
   rmSync(folder, { recursive: true, force: true });
   mkdirSync(folder);
