@@ -39,6 +39,10 @@ setState({ assertionCalls: 0, isExpectingAssertions: false, expectedAssertionsNu
 expect.extend(customMatchers);
 
 const stubbed = new Map();
+/** The real timers while there are others, and what these are to run. */
+let realTimers = null;
+const waiting = new Map();
+
 /** What the tests use of `vi`. */
 export const vi = {
   // Nothing moves above the imports here: enough for what is read at the first call and not at load.
@@ -60,6 +64,34 @@ export const vi = {
       else process.env[name] = value;
     }
     stubbed.clear();
+    return vi;
+  },
+  // Only setTimeout and clearTimeout, whatever is asked for: no test needs more.
+  useFakeTimers() {
+    const { setTimeout, clearTimeout } = globalThis;
+    realTimers ??= { setTimeout, clearTimeout };
+    globalThis.setTimeout = (run, _ms, ...args) => {
+      const timer = { ref: () => timer, unref: () => timer };
+      waiting.set(timer, () => run(...args));
+      return timer;
+    };
+    globalThis.clearTimeout = (timer) => waiting.delete(timer) || realTimers.clearTimeout(timer);
+    return vi;
+  },
+  getTimerCount() {
+    return waiting.size;
+  },
+  runAllTimers() {
+    for (const [timer, run] of waiting) {
+      waiting.delete(timer);
+      run();
+    }
+    return vi;
+  },
+  useRealTimers() {
+    Object.assign(globalThis, realTimers);
+    realTimers = null;
+    waiting.clear();
     return vi;
   },
 };
