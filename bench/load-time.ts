@@ -2,6 +2,7 @@
 // that take turns, beyond those of a process that loads nothing, and in such processes' own time from start to end. The files lie
 // in the page cache; no code of them is compiled.
 import { execFileSync } from "node:child_process";
+import { loadavg } from "node:os";
 import type { Result } from "./timing.js";
 import { quantile, record } from "./timing.js";
 
@@ -57,7 +58,7 @@ const results = Object.keys(programs)
     ofNode: at(name, "ms", 0.5) / at("nothing", "process", 0.5),
     MB: at(name, "MB", 0.5) - at("nothing", "MB", 0.5),
   })) satisfies Result[];
-record("load-time", results, { processes, limits });
+record("load-time", results, { processes, limits, loadAverage: loadavg()[0] });
 
 const { ms, MB } = results[0] as (typeof results)[number];
 if (ms > limits.ms || MB > limits.MB) {
