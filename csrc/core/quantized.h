@@ -29,7 +29,7 @@ struct Quantized4Bit {
   Scales scales;
   Shape shape;  // of the unquantized tensor
   QuantType type;
-  DType dtype;  // of the unquantized tensor: what dequantizing gives by default
+  DType dtype;                                          // of the unquantized tensor: what dequantizing gives by default
   ActivationQuant activations = ActivationQuant::none;  // of what it is multiplied by
 
   Device& device() const { return packed.device(); }

@@ -16,6 +16,7 @@ import { Module } from "./module.js";
 import type { Quantization } from "./params-4bit.js";
 import { Params4bit, planWeight4bit, quantizationChecks } from "./params-4bit.js";
 
+/** Options of `Linear4bit`: how its weight is quantized, and what it computes with. */
 export interface Linear4bitOptions extends Partial<Quantization> {
   /** Whether a bias is added; default true. */
   bias?: boolean;

@@ -84,6 +84,7 @@ function checkNoGradient(op: string, x: Tensor): void {
   throw new BnbError("ERR_BNB_ARGUMENT", `${op}: it has no gradient, call it inside noGrad`);
 }
 
+/** Options of `matmul4bit`. */
 export interface Matmul4bitOptions {
   /** [N], any float dtype, added in float32. */
   bias?: Tensor | null;

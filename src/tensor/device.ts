@@ -19,13 +19,12 @@ export class Device {
   readonly memory: number;
   /** CUDA compute capability, such as 9.0; 0 on a CPU. */
   readonly computeCapability: number;
-  /** Threads that kernels use, or multiprocessors. */
-  readonly processors: number;
   /** Instruction set of the CPU kernels: "base", "avx2" or "avx512"; empty on a GPU. */
   readonly isa: string;
   /** @internal A device is none on another thread, and neither is what holds one. */
   readonly transfer: typeof notCloneable = notCloneable;
   readonly #label: string;
+  readonly #processors: number;
   #open = false;
 
   /** @internal */
@@ -35,9 +34,14 @@ export class Device {
     this.name = native.name;
     this.memory = native.memory;
     this.computeCapability = native.computeCapability;
-    this.processors = native.processors;
+    this.#processors = native.processors;
     this.isa = native.isa;
     this.#label = native.device;
+  }
+
+  /** Threads that kernels use, which `setNumThreads` sets, or multiprocessors. */
+  get processors(): number {
+    return this.type === "cpu" ? runtime.threads(0) : this.#processors;
   }
 
   toString(): string {
