@@ -1,4 +1,4 @@
-// Persistent workers that spin 50 us for the next job before they park. A job is joined by whoever is awake in
+// Persistent workers that look for the next job during 2 ms before they park. A job is joined by whoever is awake in
 // time; the caller closes it when its items are handed out and waits only for those who joined.
 
 #include "core/thread_pool.h"
@@ -85,6 +85,11 @@ struct Job {
   }
 };
 
+// What a worker stays awake after a job, giving its core away to whoever wants it: longer than JavaScript takes between
+// two steps of a model. A system that knows nothing of the cores' caches, as in many virtual machines, puts a thread
+// that it wakes on the core of the thread that woke it, where it waits for that one's work to end.
+constexpr auto kAwake = std::chrono::milliseconds(2);
+
 thread_local bool inside_job = false;
 
 class ThreadPool {
@@ -159,24 +164,26 @@ class ThreadPool {
   // Worker `index`; the caller of a job is number 0.
   void work(int index) {
     inside_job = true;
-    auto until = SpinClock::now() + kSpin;
+    auto since = SpinClock::now();
     for (;;) {
       if (join(index)) {
         job_.run();
         state_.fetch_sub(1, std::memory_order_release);
         // The job stays open until its caller notices that nothing is left.
         for (Backoff backoff; state_.load(std::memory_order_acquire) & kOpen;) backoff.wait();
-        until = SpinClock::now() + kSpin;
+        since = SpinClock::now();
       } else if (stop_.load(std::memory_order_relaxed)) {
         return;
-      } else if (SpinClock::now() < until) {
+      } else if (const auto idle = SpinClock::now() - since; idle < kSpin) {
         pause(32);
+      } else if (idle < kAwake) {
+        std::this_thread::yield();
       } else {
         std::unique_lock lock(park_mutex_);
         parked_.fetch_add(1, std::memory_order_seq_cst);
         wake_.wait(lock, [this, index] { return may_join(index) || stop_; });
         parked_.fetch_sub(1, std::memory_order_seq_cst);
-        until = SpinClock::now() + kSpin;
+        since = SpinClock::now();
       }
     }
   }
