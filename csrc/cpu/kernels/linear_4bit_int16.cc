@@ -1,14 +1,12 @@
 // y = x @ dequantize(w)^T + bias + residual for a few rows of x that may be rounded to 16 bits: products of int16, two
 // to a lane. AVX2 decodes an int16 from two byte planes, where a float takes four, and multiplies 16 of them at once.
 //
-// Layout    A run is 64 weights: 32 bytes, of which the high nibbles make vectors 0 and 1, the low ones vectors 2
-// and 3.
-//           x is quantized into that order.
+// Layout    A run is 64 weights: 32 bytes, of which the high nibbles make vectors 0 and 1, the low ones 2 and 3. x is
+//           quantized into that order.
 // Work      as cpu/linear_4bit_rows.h
-// Numerics  The codes of w are round(8191 table), those of x round(x / s) with s = max|x| / 16383 over a granule: 64 of
-// K, or
-//           32 for blocks of 32. A lane sums 8 products, below 1.08e9, exactly; sums join float32 ones with both
-//           scales. A granule of x that is not finite makes its row NaN.
+// Numerics  The codes of w are round(8191 table), those of x round(x / s) with s = max|x| / 16383 over a granule: 64
+//           of K, or 32 for blocks of 32. A lane sums 8 products, below 1.08e9, exactly; sums join float32 ones with
+//           both scales. A granule of x that is not finite makes its row NaN.
 // Needs     AVX2, plan `small`.
 #include "cpu/linear_4bit_rows.h"
 

@@ -1,14 +1,12 @@
 // y = x @ dequantize(w)^T + bias + residual where x may be rounded to 8 bits: products of bytes, four to a lane.
 //
 // Layout    A tile is 32 rows of w, one to a lane of two vectors. Four weights of a row, as bytes, are a lane of a
-// step;
-//           two steps make 8 weights of each row: those at even places, then those at odd ones, as the nibbles of a
-//           packed byte lie. x is quantized into that order, its rows 64 bytes for each 64 of K.
+//           step; two steps make 8 weights of each row: those at even places, then those at odd ones, as the nibbles
+//           of a packed byte lie. x is quantized into that order, its rows 64 bytes for each 64 of K.
 // Work      An item is a run of tiles, for up to 192 rows of x. For each 512 of K its weights are decoded into L1 and
 //           multiplied by all rows of x, 12 at a time; the tile after it is asked for meanwhile.
-// Numerics  The codes of w are round(127 table), those of x round(x / s) with s = max|x| / 127 over a granule: 64 of K,
-// or
-//           32 for blocks of 32. Integer sums over a granule are exact; they join float32 sums with both scales.
+// Numerics  The codes of w are round(127 table), those of x round(x / s) with s = max|x| / 127 over a granule: 64 of
+//           K, or 32 for blocks of 32. Integer sums over a granule are exact; they join float32 sums with both scales.
 //           A granule of x that is not finite makes its row NaN. Bytes of w enter as code + 128, which the
 //           instruction wants unsigned; the sums start at what that adds. Nothing depends on the number of threads.
 // Needs     AVX-512 VNNI, K % 64 == 0 and K > 0.
@@ -76,7 +74,7 @@ void quantize_64(const T* x, const Activations& to, int64_t k, int64_t m) {
   for (int i = 0; i < 4; i++) _mm_storeu_si128(out + i, _mm_shuffle_epi8(bytes[i], order));
 }
 
-// 64 of K of 16 rows, `row_bytes` apart, as 16 steps of which each is the first or second half of 128 bytes.
+// 64 of K of 16 rows from byte `at` of each on: 16 steps, of which `out` has every other 64 bytes.
 BNB_INLINE void decode_16_rows(const uint8_t* const (&rows)[kWidth], int64_t at, __m512i table, uint8_t* out) {
   const auto two = [&](int r) {
     const auto half = [&](int row) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[row] + at)); };
