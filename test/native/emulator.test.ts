@@ -76,6 +76,7 @@ function provokeApart(which: number, order = "forward") {
   const library = join(import.meta.dirname, "..", "..", "dist", "native", "runtime.js");
   const program = `
     const { runtime } = require(${JSON.stringify(library)});
+    runtime.gpus();
     runtime.provoke(${emulated!.index}, ${which});
     runtime
       .synchronize(${emulated!.index}, new ArrayBuffer(0))
