@@ -103,7 +103,7 @@ export function roofline({ name, results, ceilings }) {
       `<circle cx="${x(intensity).toFixed(1)}" cy="${y(speed).toFixed(1)}" r="4"><title>${escaped(label)}: ` +
       `${speed.toPrecision(3)} GFLOP/s at ${intensity.toPrecision(3)} FLOP a byte</title></circle>`,
   );
-  const caption = `${name}: GFLOP/s over FLOP a byte; the roof is ${bandwidth.toPrecision(3)} GB/s and ${peak.toPrecision(3)} GFLOP/s`;
+  const caption = `${name}: GFLOP/s over FLOP a byte; the roof is ${bandwidth.toPrecision(3)} GB/s and ${peak.toPrecision(3)} GFLOP/s of float32`;
   return (
     `<figure><svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${escaped(caption)}">${grid.join("")}` +
     `<path class="roof" d="${roof}"/>${dots.join("")}</svg><figcaption>${escaped(caption)}</figcaption></figure>`
