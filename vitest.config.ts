@@ -1,5 +1,6 @@
-// Test runner: one process per file, so that a native crash costs one file and not the suite.
-import { defineConfig } from "vitest/config";
+// Test runner: two processes, which load the library once and run one file after the other. A file that sets what the addon
+// reads only once has a process of its own.
+import { configDefaults, defineConfig } from "vitest/config";
 
 // Under the sanitizers, on the emulated GPU and on an emulated processor a test may take minutes.
 const slow = ["BNB_SANITIZED", "BNB_TEST_DEVICE", "BNB_TEST_NODE"].some((name) => process.env[name] !== undefined);
@@ -8,9 +9,10 @@ const slow = ["BNB_SANITIZED", "BNB_TEST_DEVICE", "BNB_TEST_NODE"].some((name) =
 const node = process.env["BNB_TEST_NODE"];
 if (node !== undefined) process.execPath = node;
 
+const alone = ["test/native/bank-conflicts.test.ts", "test/ops/matmul-mma.test.ts"];
+
 export default defineConfig({
   test: {
-    include: ["test/**/*.test.ts"],
     globalSetup: ["test/global-setup.ts"],
     setupFiles: ["test/setup.ts"],
     pool: "forks",
@@ -18,5 +20,17 @@ export default defineConfig({
     execArgv: ["--expose-gc"],
     testTimeout: slow ? 300_000 : 60_000,
     hookTimeout: slow ? 300_000 : 60_000,
+    projects: [
+      {
+        extends: true,
+        test: {
+          name: "together",
+          isolate: false,
+          include: ["test/**/*.test.ts"],
+          exclude: [...configDefaults.exclude, ...alone],
+        },
+      },
+      { extends: true, test: { name: "alone", include: alone } },
+    ],
   },
 });

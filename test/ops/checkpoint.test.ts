@@ -70,7 +70,7 @@ describe.each(testDevices())("on %s", (name) => {
     const [x, w] = [made(1, [256, 64]), made(2, [64, 64])];
     const part = (x: Tensor): Tensor => [1, 2, 3, 4, 5, 6].reduce((h) => tanh(linear(h, w, null)), x);
     const peakOf = (through: (x: Tensor) => Tensor): number => {
-      emptyCache(device);
+      emptyCache();
       const live = memory().liveBytes;
       tidy(() => backward(sum([1, 2, 3, 4].reduce((h) => through(h), x))));
       for (const used of [x, w]) {

@@ -155,7 +155,7 @@ describe.each(testDevices())("on %s", (name) => {
     const head = (x: typeof hidden) => x.matmul(weight, { transposeB: true });
     const targets = Int32Array.from({ length: rows }, (_, i) => (i * 5) % words);
     const peakOf = (compute: () => typeof hidden): number => {
-      emptyCache(device);
+      emptyCache();
       const before = memory().liveBytes;
       tidy(() => backward(compute()));
       hidden.grad?.dispose();

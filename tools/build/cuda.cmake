@@ -1,5 +1,5 @@
 # Decides whether the CUDA kernels are built, and for which GPUs: included by CMakeLists.txt, and run alone by its test
-# (cmake -P). Reads BNB_CUDA and BNB_CUDA_ARCHS; sets cuda to on, off or emulate, cuda_archs, cuda_note (for
+# (cmake -P). Reads BNB_CUDA and BNB_CUDA_ARCHS; sets cuda to on or off, cuda_archs, cuda_note (for
 # people) and BNB_NVCC. BNB_ROOT, which its test sets, is where /proc and /usr are looked for.
 
 # The compute capabilities of the GPUs present, as a list such as 80;90. Where a driver is without nvidia-smi, which may
@@ -42,8 +42,8 @@ endfunction()
 
 macro(bnb_choose_cuda)
   string(TOLOWER "${BNB_CUDA}" cuda)
-  if(NOT cuda MATCHES "^(|on|off|emulate)$")
-    message(FATAL_ERROR "BNB_CUDA must be on, off or emulate, got ${BNB_CUDA}")
+  if(NOT cuda MATCHES "^(|on|off)$")
+    message(FATAL_ERROR "BNB_CUDA must be on or off, got ${BNB_CUDA}")
   endif()
   set(cuda_archs "")
   set(cuda_note "")

@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 // Builds build/Release/bitsandbytes.node with CMake, or with node-gyp (CPU kernels only) where CMake is missing. Below the
 // current folder: that of the clone, of an installed package (bnb build), or one that prebuildify builds in.
-// BNB_CUDA=on|off|emulate, BNB_CUDA_ARCHS and BNB_JOBS are read from the environment. By default there are CUDA kernels
+// BNB_CUDA=on|off, BNB_CUDA_ARCHS and BNB_JOBS are read from the environment. By default there are CUDA kernels
 // where a GPU is. BNB_CROSS_PREFIX and BNB_CROSS_COMPILER, of tools/build/prebuild.mjs, are the tools for arm64.
 import { spawnSync } from "node:child_process";
 import { existsSync, statSync, utimesSync } from "node:fs";

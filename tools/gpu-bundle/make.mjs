@@ -34,14 +34,17 @@ function run(command, ...args) {
 
 // --- the addon -----------------------------------------------------------------------------------------------------
 
-const build = options.emulated ? "build-emulated" : "build-gpu-bundle";
-const ninja = spawnSync("ninja", ["--version"]).status === 0 ? ["-G", "Ninja"] : [];
-// -lineinfo lets the sanitizer name source lines; it changes no instruction.
-const cuda = options.emulated
-  ? ["-DBNB_CUDA=emulate"]
-  : ["-DBNB_CUDA=on", `-DBNB_CUDA_ARCHS=${archs}`, "-DCMAKE_CUDA_FLAGS=-lineinfo"];
-run("cmake", "-S", ".", "-B", build, ...ninja, ...cuda);
-run("cmake", "--build", build, "--parallel", process.env.BNB_JOBS ?? String(availableParallelism()));
+const build = options.emulated ? "build" : "build-gpu-bundle";
+const target = options.emulated ? "emulated" : "bitsandbytes";
+// The emulated addon is part of the clone's own build.
+if (!options.emulated) {
+  const ninja = spawnSync("ninja", ["--version"]).status === 0 ? ["-G", "Ninja"] : [];
+  // -lineinfo lets the sanitizer name source lines; it changes no instruction.
+  const cuda = ["-DBNB_CUDA=on", `-DBNB_CUDA_ARCHS=${archs}`, "-DCMAKE_CUDA_FLAGS=-lineinfo"];
+  run("cmake", "-S", ".", "-B", build, ...ninja, ...cuda);
+}
+const jobs = process.env.BNB_JOBS ?? String(availableParallelism());
+run("cmake", "--build", build, "--target", target, "--parallel", jobs);
 
 // --- Node, compressed once: that takes a minute ----------------------------------------------------------------------
 
@@ -67,7 +70,12 @@ if (kept) {
 
 mkdirSync(app, { recursive: true });
 const addon = join(bundle, "bitsandbytes.node");
-run("strip", "-o", addon, join(build, "Release/bitsandbytes.node"));
+run(
+  "strip",
+  "-o",
+  addon,
+  options.emulated ? "build/Emulated/bitsandbytes-emulated.node" : `${build}/Release/bitsandbytes.node`,
+);
 run("xz", "-6", "-T0", addon);
 run("node_modules/.bin/tsc", "-p", "tools/gpu-bundle/tsconfig.json");
 copyFileSync("package.json", join(app, "package.json"));

@@ -3,6 +3,7 @@
 // and on the emulated GPU, all others on the CPU. Any report ends the test process. Linux with GCC or Clang.
 import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
+import { createRequire } from "node:module";
 import { availableParallelism } from "node:os";
 import { resolve } from "node:path";
 
@@ -15,10 +16,23 @@ const run = (command, args, env = {}) => {
   if (status !== 0) process.exit(status ?? 1);
 };
 
-const cuda = process.env.BNB_CUDA ?? "emulate";
+// The others are compiled, but not run.
+const { isa } = createRequire(import.meta.url)("../../dist/index.js").devices()[0];
+const emulated = process.env.BNB_CUDA !== "off";
 const ninja = spawnSync("ninja", ["--version"]).status === 0 ? ["-G", "Ninja"] : [];
-run("cmake", ["-S", ".", "-B", "build-asan", ...ninja, "-DBNB_SANITIZE=ON", `-DBNB_CUDA=${cuda}`]);
-run("cmake", ["--build", "build-asan", "--parallel", process.env.BNB_JOBS ?? String(availableParallelism())]);
+run("cmake", [
+  "-S",
+  ".",
+  "-B",
+  "build-asan",
+  ...ninja,
+  "-DBNB_SANITIZE=ON",
+  `-DBNB_SANITIZE_ISA=${isa}`,
+  "-DBNB_CUDA=off",
+]);
+const target = emulated ? "emulated" : "bitsandbytes";
+const jobs = process.env.BNB_JOBS ?? String(availableParallelism());
+run("cmake", ["--build", "build-asan", "--target", target, "--parallel", jobs]);
 
 /** @type {(name: string) => string} */
 const library = (name) =>
@@ -26,8 +40,8 @@ const library = (name) =>
 const args = process.argv.slice(2);
 const filters = args.some((arg) => !arg.startsWith("-")) ? [] : suites.filter((path) => existsSync(path));
 run("node_modules/.bin/vitest", ["run", ...filters, ...args], {
-  BNB_BINARY: resolve("build-asan/Release/bitsandbytes.node"),
-  ...(cuda === "emulate" && { BNB_FAKE_BINARY: resolve("build-asan/Release/bitsandbytes-fake.node") }),
+  BNB_BINARY: resolve(`build-asan/${emulated ? "Emulated/bitsandbytes-emulated" : "Release/bitsandbytes"}.node`),
+  ...(emulated && { BNB_FAKE_BINARY: resolve("build-asan/Emulated/bitsandbytes-fake.node") }),
   BNB_SANITIZED: "1",
   LD_PRELOAD: [library("libasan.so"), library("libstdc++.so.6")].join(" "),
   // Node itself never frees what lives as long as the process, so leaks cannot be told apart here; the memory tests

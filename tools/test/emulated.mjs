@@ -1,6 +1,6 @@
-// npm run test:emulated: builds the addon with an emulated GPU in build-emulated and runs the suite with it. Tests of
-// ops run on every device; all others have the emulated GPU as their default device. BNB_SIMT_ORDER chooses the order
-// of the GPU's threads: forward, reverse or random:<seed>.
+// npm run test:emulated: builds the addon with an emulated GPU and runs the suite with it. Tests of ops run on every device;
+// all others have the emulated GPU as their default device. BNB_SIMT_ORDER chooses the order of the GPU's threads: forward,
+// reverse or random:<seed>.
 import { spawnSync } from "node:child_process";
 import { availableParallelism } from "node:os";
 import { resolve } from "node:path";
@@ -11,11 +11,10 @@ const run = (command, args, env = {}) => {
   if (status !== 0) process.exit(status ?? 1);
 };
 
-const ninja = spawnSync("ninja", ["--version"]).status === 0 ? ["-G", "Ninja"] : [];
-run("cmake", ["-S", ".", "-B", "build-emulated", ...ninja, "-DBNB_CUDA=emulate"]);
-run("cmake", ["--build", "build-emulated", "--parallel", process.env.BNB_JOBS ?? String(availableParallelism())]);
+const jobs = process.env.BNB_JOBS ?? String(availableParallelism());
+run("cmake", ["--build", "build", "--target", "emulated", "--parallel", jobs]);
 run("node_modules/.bin/vitest", ["run", ...process.argv.slice(2)], {
-  BNB_BINARY: resolve("build-emulated/Release/bitsandbytes.node"),
-  BNB_FAKE_BINARY: resolve("build-emulated/Release/bitsandbytes-fake.node"),
+  BNB_BINARY: resolve("build/Emulated/bitsandbytes-emulated.node"),
+  BNB_FAKE_BINARY: resolve("build/Emulated/bitsandbytes-fake.node"),
   BNB_TEST_DEVICE: "cuda:0",
 });
