@@ -98,7 +98,9 @@ describe("C++ layers", () => {
 
   it("what is compiled once per ISA includes nothing that could emit a shared symbol", () => {
     const system = ["cstddef", "cstdint", "immintrin.h", "arm_neon.h"];
-    const core = ["dtype", "float16", "integer", "kernel", "parallel_range", "random"].map((name) => `core/${name}.h`);
+    const core = ["dtype", "float16", "integer", "isa", "kernel", "parallel_range", "random"].map(
+      (name) => `core/${name}.h`,
+    );
     const wrong: string[] = [];
     for (const path of filesIn("csrc/cpu", ".cc", ".h")) {
       const includes = includesOf(path);

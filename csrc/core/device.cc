@@ -74,7 +74,7 @@ std::unique_ptr<Device> make_cpu() {
   cpu.name = cpu_name();
   cpu.memory = physical_memory();
   cpu.processors = thread_count();
-  cpu.isa = isa_name(active_isa());
+  cpu.isa = isa_name();
   return std::make_unique<Device>(std::move(cpu), kCpuRuntime);
 }
 

@@ -13,11 +13,13 @@
 //   to_i32 (nearest even) truncate_i32 to_f32 bitcast
 //   zero_i32 set1_i32 iota_i32 load_i32 store load_u8 load_i8 store_u8 store_i8 (+ _n) gather
 //   + - * & | ^ shl shr (logical) sar (arithmetic) lt gt eq min max reduce_add on I32
+//   multiplies_bytes add_byte_products        products of bytes; from AVX2 on, where the CPU has the instruction
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "core/isa.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 // GCC 12's AVX-512 header initializes its "undefined" vectors with themselves and then warns about it.

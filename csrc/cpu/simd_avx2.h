@@ -101,6 +101,18 @@ BNB_INLINE int32_t reduce_max(I32 x) {
   return _mm_cvtsi128_si32(_mm_max_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 
+// AVX-VNNI, where multiplies_bytes(): each lane of acc += the four products of its bytes, unsigned times signed. Older
+// compilers come with assemblers that do not know it.
+#if __GNUC__ >= 11 || __clang_major__ >= 12
+BNB_INLINE bool multiplies_bytes() { return has_avx_vnni(); }
+BNB_INLINE void add_byte_products(I32& acc, I32 u8, I32 s8) {
+  asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc.v) : "x"(u8.v), "x"(s8.v));
+}
+#else
+BNB_INLINE bool multiplies_bytes() { return false; }
+BNB_INLINE void add_byte_products(I32&, I32, I32) { __builtin_unreachable(); }
+#endif
+
 // bf16 bits of the 8 lanes, in order.
 BNB_INLINE __m128i bf16_bits(F32 x) {
   const I32 u = bitcast(x);

@@ -83,9 +83,10 @@ BNB_INLINE int32_t reduce_max(I32 x) { return _mm512_reduce_max_epi32(x.v); }
 
 // Each lane of acc += the four products of its bytes, unsigned times signed. Not the intrinsic: around that the
 // compiler copies acc from register to register, at two copies a product.
-BNB_INLINE void add_byte_products(__m512i& acc, __m512i u8, __m512i s8) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u8), "v"(s8));
+BNB_INLINE void add_byte_products(I32& acc, I32 u8, I32 s8) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(u8.v), "v"(s8.v));
 }
+BNB_INLINE bool multiplies_bytes() { return true; }
 
 // bf16 bits in the low half of each lane.
 BNB_INLINE I32 bf16_bits(F32 x) {

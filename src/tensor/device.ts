@@ -19,7 +19,7 @@ export class Device {
   readonly memory: number;
   /** CUDA compute capability, such as 9.0; 0 on a CPU. */
   readonly computeCapability: number;
-  /** Instruction set of the CPU kernels: "base", "avx2" or "avx512"; empty on a GPU. */
+  /** Instruction set of the CPU kernels: "base", "avx2", "avx_vnni" (AVX2 with VNNI) or "avx512"; empty on a GPU. */
   readonly isa: string;
   /** @internal A device is none on another thread, and neither is what holds one. */
   readonly transfer: typeof notCloneable = notCloneable;

@@ -356,7 +356,7 @@ describe("doctor", () => {
     expect(code).toBe(0);
     expect(stdout).toContain(version);
     expect(stdout).toContain(process.versions.node);
-    expect(stdout).toMatch(/cpu .*(base|avx2|avx512), \d+ threads/);
+    expect(stdout).toMatch(/cpu .*(base|avx2|avx_vnni|avx512), \d+ threads/);
     // A GPU with its libraries, or why there is none.
     expect(stdout).toMatch(devices().length > 1 ? /cuda:0 .*\n.*cuBLASLt: / : /^GPU +\w/m);
     expect(stdout.match(/^✓ \S+ computes: NF4 there and back$/gm)).toHaveLength(devices().length);

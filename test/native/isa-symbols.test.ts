@@ -42,7 +42,7 @@ describe.each(isas)("kernels_%s", (isa) => {
 
   it("needs only what the process offers to kernels", () => {
     const offered = [
-      /^bnb::(parallel_range|thread_count|thread_scratch|report_fault)\(/,
+      /^bnb::(parallel_range|thread_count|thread_scratch|report_fault|has_avx_vnni)\(/,
       // The C library's, which exist once.
       /^(memcpy|memmove|memset|memcmp|powf|_GLOBAL_OFFSET_TABLE_|__stack_chk_fail)$/,
     ];

@@ -1,15 +1,15 @@
 // y = x @ dequantize(w)^T + bias + residual where x may be rounded to 8 bits: products of bytes, four to a lane.
 //
-// Layout    A tile is 32 rows of w, one to a lane of two vectors. Four weights of a row, as bytes, are a lane of a
+// Layout    A tile is as many rows of w as two vectors have lanes. Four weights of a row, as bytes, are a lane of a
 //           step; two steps make 8 weights of each row: those at even places, then those at odd ones, as the nibbles
 //           of a packed byte lie. x is quantized into that order, its rows 64 bytes for each 64 of K.
 // Work      An item is a run of tiles, for up to 192 rows of x. For each 512 of K its weights are decoded into L1 and
-//           multiplied by all rows of x, 12 at a time; the tile after it is asked for meanwhile.
+//           multiplied by all rows of x, 12 (AVX2: 6) at a time; the tile after it is asked for meanwhile.
 // Numerics  The codes of w are round(127 table), those of x round(x / s) with s = max|x| / 127 over a granule: 64 of
 //           K, or 32 for blocks of 32. Integer sums over a granule are exact; they join float32 sums with both scales.
 //           A granule of x that is not finite makes its row NaN. Bytes of w enter as code + 128, which the
 //           instruction wants unsigned; the sums start at what that adds. Nothing depends on the number of threads.
-// Needs     AVX-512 VNNI, K % 64 == 0 and K > 0.
+// Needs     AVX-512 or AVX2 with VNNI, K % 64 == 0 and K > 0.
 #include "cpu/decode_4bit.h"
 #include "cpu/work.h"
 #include "kernels/linear_4bit.h"
@@ -18,16 +18,16 @@ namespace bnb::BNB_ISA {
 
 bool linear_4bit_int8(const Linear4BitArgs& a);
 
-#if BNB_ISA_LEVEL == 2
+#if BNB_ISA_LEVEL >= 1
 namespace {
 
-// Up to so many rows of x the exact product is as fast: it waits for memory.
-constexpr int64_t kFewRows = 4;
-constexpr int kTileRows = 2 * kWidth;  // of w
-constexpr int64_t kDepth = 512;        // of K at once
-constexpr int64_t kPassRows = 192;     // of x
-constexpr int kBlockRows = 12;         // of x in registers
-constexpr int64_t kVectorBytes = 64;
+// Up to so many rows of x the product that rounds less is as fast: it waits for memory.
+constexpr int64_t kFewRows = BNB_ISA_LEVEL == 2 ? 4 : 1;
+constexpr int kTileRows = 2 * kWidth;                    // of w
+constexpr int64_t kDepth = 512;                          // of K at once
+constexpr int64_t kPassRows = 192;                       // of x
+constexpr int kBlockRows = BNB_ISA_LEVEL == 2 ? 12 : 6;  // of x in registers
+constexpr int64_t kVectorBytes = 4 * kWidth;
 constexpr float kCodes = 127.0f;
 
 // x as the kernel reads it, for `rows` rows: bytes [k / 64][rows][64], and for each granule and row what the sums start
@@ -43,13 +43,24 @@ struct Activations {
   int64_t granule(int64_t k, int64_t m) const { return (k >> shift) * rows + m; }
 };
 
+// 16 integers, of the range of a byte.
+BNB_INLINE __m128i bytes_of(const I32* q) {
+#if BNB_ISA_LEVEL == 2
+  return _mm512_cvtepi32_epi8(q->v);
+#else
+  const __m256i halves = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0].v, q[1].v), 0xd8);
+  return _mm_packs_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+#endif
+}
+
 // 64 floats into bytes in the order of the steps.
 template <class T>
 void quantize_64(const T* x, const Activations& to, int64_t k, int64_t m) {
-  F32 v[4];
-  for (int i = 0; i < 4; i++) v[i] = load(x + i * kWidth);
-  __m128i bytes[4];
-  const int granules = 64 >> to.shift, vectors = 4 / granules;
+  constexpr int kVectors = 64 / kWidth;
+  F32 v[kVectors];
+  for (int i = 0; i < kVectors; i++) v[i] = load(x + i * kWidth);
+  I32 q[kVectors];
+  const int granules = 64 >> to.shift, vectors = kVectors / granules;
   for (int g = 0; g < granules; g++) {
     I32 largest = zero_i32();
     for (int i = g * vectors; i < (g + 1) * vectors; i++) largest = max(largest, bitcast(abs(v[i])));
@@ -60,9 +71,8 @@ void quantize_64(const T* x, const Activations& to, int64_t k, int64_t m) {
     const float inverse = absmax > 0x1p-120f ? kCodes / absmax : 0.0f;
     I32 sum = zero_i32();
     for (int i = g * vectors; i < (g + 1) * vectors; i++) {
-      const I32 q = finite ? to_i32(v[i] * set1(inverse)) : zero_i32();
-      sum += q;
-      bytes[i] = _mm512_cvtepi32_epi8(q.v);
+      q[i] = finite ? to_i32(v[i] * set1(inverse)) : zero_i32();
+      sum += q[i];
     }
     const int64_t at = to.granule(k + (g << to.shift), m);
     to.starts[at] = -128 * reduce_add(sum);
@@ -71,16 +81,28 @@ void quantize_64(const T* x, const Activations& to, int64_t k, int64_t m) {
   // Of each 8 those at even places, then those at odd ones.
   const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
   auto* out = reinterpret_cast<__m128i*>(const_cast<int8_t*>(to.at(k, m)));
-  for (int i = 0; i < 4; i++) _mm_storeu_si128(out + i, _mm_shuffle_epi8(bytes[i], order));
+  for (int i = 0; i < 4; i++) _mm_storeu_si128(out + i, _mm_shuffle_epi8(bytes_of(q + i * (16 / kWidth)), order));
 }
 
-// 64 of K of 16 rows from byte `at` of each on: 16 steps, of which `out` has every other 64 bytes.
-BNB_INLINE void decode_16_rows(const uint8_t* const (&rows)[kWidth], int64_t at, __m512i table, uint8_t* out) {
-  const auto two = [&](int r) {
-    const auto half = [&](int row) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[row] + at)); };
-    return _mm512_inserti64x4(_mm512_castsi256_si512(half(r)), half(r + 4), 1);
+// Writes one vector of a decoded tile: of 4 weights of each row, the codes in the low nibbles.
+BNB_INLINE void put_step(uint8_t* out, int step, I32 codes, I32 table) {
+  const I32 low = codes & set1_i32(0x0f0f0f0f);
+#if BNB_ISA_LEVEL == 2
+  _mm512_store_si512(out + step * 2 * kVectorBytes, _mm512_shuffle_epi8(table.v, low.v));
+#else
+  _mm256_store_si256(reinterpret_cast<__m256i*>(out + step * 2 * kVectorBytes), _mm256_shuffle_epi8(table.v, low.v));
+#endif
+}
+
+// 64 of K of kWidth rows from byte `at` of each on: 16 steps, of which `out` has every other vector.
+BNB_INLINE void decode_rows(const uint8_t* const (&rows)[kWidth], int64_t at, I32 table, uint8_t* out) {
+  const auto half = [&](int row) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[row] + at)); };
+  const auto eight = [&](int d, I32 codes) {
+    put_step(out, 2 * d, shr(codes, 4), table);
+    put_step(out, 2 * d + 1, codes, table);
   };
-  const __m512i nibble = _mm512_set1_epi8(15);
+#if BNB_ISA_LEVEL == 2
+  const auto two = [&](int r) { return _mm512_inserti64x4(_mm512_castsi256_si512(half(r)), half(r + 4), 1); };
   __m512i turned[2][4];  // lane 0 of 128 bits: rows 0 to 3, or 8 to 11; lane 2: rows 4 to 7, or 12 to 15
   for (int h = 0; h < 2; h++) {
     const __m512i r0 = two(8 * h), r1 = two(8 * h + 1), r2 = two(8 * h + 2), r3 = two(8 * h + 3);
@@ -91,41 +113,51 @@ BNB_INLINE void decode_16_rows(const uint8_t* const (&rows)[kWidth], int64_t at,
     turned[h][2] = _mm512_unpacklo_epi64(high01, high23);
     turned[h][3] = _mm512_unpackhi_epi64(high01, high23);
   }
-  const auto put = [&](int step, __m512i codes) {
-    _mm512_store_si512(out + step * 2 * kVectorBytes, _mm512_shuffle_epi8(table, _mm512_and_si512(codes, nibble)));
-  };
-  const auto eight = [&](int d, __m512i codes) {
-    put(2 * d, _mm512_srli_epi32(codes, 4));
-    put(2 * d + 1, codes);
-  };
   for (int d = 0; d < 4; d++) {
-    eight(d, _mm512_shuffle_i32x4(turned[0][d], turned[1][d], 0x88));
-    eight(d + 4, _mm512_shuffle_i32x4(turned[0][d], turned[1][d], 0xdd));
+    eight(d, {_mm512_shuffle_i32x4(turned[0][d], turned[1][d], 0x88)});
+    eight(d + 4, {_mm512_shuffle_i32x4(turned[0][d], turned[1][d], 0xdd)});
   }
+#else
+  __m256i turned[2][4];  // rows 0 to 3, or 4 to 7
+  for (int h = 0; h < 2; h++) {
+    const __m256i r0 = half(4 * h), r1 = half(4 * h + 1), r2 = half(4 * h + 2), r3 = half(4 * h + 3);
+    const __m256i low01 = _mm256_unpacklo_epi32(r0, r1), high01 = _mm256_unpackhi_epi32(r0, r1);
+    const __m256i low23 = _mm256_unpacklo_epi32(r2, r3), high23 = _mm256_unpackhi_epi32(r2, r3);
+    turned[h][0] = _mm256_unpacklo_epi64(low01, low23);
+    turned[h][1] = _mm256_unpackhi_epi64(low01, low23);
+    turned[h][2] = _mm256_unpacklo_epi64(high01, high23);
+    turned[h][3] = _mm256_unpackhi_epi64(high01, high23);
+  }
+  for (int d = 0; d < 4; d++) {
+    eight(d, {_mm256_permute2x128_si256(turned[0][d], turned[1][d], 0x20)});
+    eight(d + 4, {_mm256_permute2x128_si256(turned[0][d], turned[1][d], 0x31)});
+  }
+#endif
 }
 
-// A piece of K of one tile, decoded: bytes [k / 4][32 rows][4], scales [k / granule][32 rows].
+// A piece of K of one tile, decoded: bytes [k / 4][kTileRows][4], scales [k / granule][kTileRows].
 struct Tile {
   const uint8_t* codes;
   const float* scales;
   int64_t k0, k_count;
 };
 
-// dots[M][2] = starts + the dot products of a granule. A function of its own: with more around it the compiler keeps
-// the sums in memory.
+// dots[M][kTileRows] = starts + the dot products of a granule. A function of its own: with more around it the compiler
+// keeps the sums in memory.
 template <int M, int kSteps>
-__attribute__((noinline)) void granule_dots(const uint8_t* w, const int8_t* x, const int32_t* starts, __m512i* dots) {
-  __m512i acc[M][2];
+__attribute__((noinline)) void granule_dots(const uint8_t* w, const int8_t* x, const int32_t* starts, int32_t* dots) {
+  I32 acc[M][2];
 #pragma GCC unroll 12
-  for (int m = 0; m < M; m++) acc[m][0] = acc[m][1] = _mm512_set1_epi32(starts[m]);
+  for (int m = 0; m < M; m++) acc[m][0] = acc[m][1] = set1_i32(starts[m]);
 #pragma GCC unroll 1
   for (int step = 0; step < kSteps; step++) {
-    const __m512i w0 = _mm512_load_si512(w), w1 = _mm512_load_si512(w + kVectorBytes);
+    const auto* lanes = reinterpret_cast<const int32_t*>(w);
+    const I32 w0 = load_i32(lanes), w1 = load_i32(lanes + kWidth);
 #pragma GCC unroll 12
     for (int m = 0; m < M; m++) {
       int32_t four;
       __builtin_memcpy(&four, x + m * 64, 4);
-      const __m512i xv = _mm512_set1_epi32(four);
+      const I32 xv = set1_i32(four);
       add_byte_products(acc[m][0], w0, xv);
       add_byte_products(acc[m][1], w1, xv);
     }
@@ -134,19 +166,19 @@ __attribute__((noinline)) void granule_dots(const uint8_t* w, const int8_t* x, c
   }
 #pragma GCC unroll 12
   for (int m = 0; m < M; m++) {
-    _mm512_store_si512(dots + 2 * m, acc[m][0]);
-    _mm512_store_si512(dots + 2 * m + 1, acc[m][1]);
+    store(dots + m * kTileRows, acc[m][0]);
+    store(dots + m * kTileRows + kWidth, acc[m][1]);
   }
 }
 
-// sums[M][32] += the products of a tile and M rows of x from m0 on.
+// sums[M][kTileRows] += the products of a tile and M rows of x from m0 on.
 template <int M, int kSteps>
 void tile_product(const Tile& tile, const Activations& x, int64_t m0, float* sums) {
   const uint8_t* w = tile.codes;
   const float* scales = tile.scales;
   for (int64_t k = 0; k < tile.k_count; k += 4 * kSteps) {
     const int64_t at = x.granule(tile.k0 + k, m0);
-    __m512i dots[2 * M];
+    alignas(64) int32_t dots[M * kTileRows];
     granule_dots<M, kSteps>(w, x.at(tile.k0 + k, m0) + (k & 63), x.starts + at, dots);
     w += kSteps * 2 * kVectorBytes;
     const F32 s0 = load(scales), s1 = load(scales + kWidth);
@@ -156,8 +188,8 @@ void tile_product(const Tile& tile, const Activations& x, int64_t m0, float* sum
     for (int m = 0; m < M; m++) {
       const F32 scale = set1(x_scales[m]);
       float* to = sums + m * kTileRows;
-      store(to, fma(to_f32({dots[2 * m]}), s0 * scale, load(to)));
-      store(to + kWidth, fma(to_f32({dots[2 * m + 1]}), s1 * scale, load(to + kWidth)));
+      store(to, fma(to_f32(load_i32(dots + m * kTileRows)), s0 * scale, load(to)));
+      store(to + kWidth, fma(to_f32(load_i32(dots + m * kTileRows + kWidth)), s1 * scale, load(to + kWidth)));
     }
   }
 }
@@ -192,7 +224,7 @@ void store_tile(const Linear4BitArgs& a, int64_t m0, int64_t m_count, int64_t n0
 }
 
 // One tile, from row n0 of w on, for m_count rows of x.
-void tile_rows(const Linear4BitArgs& a, const Activations& x, int64_t m0, int64_t m_count, int64_t n0, __m512i table) {
+void tile_rows(const Linear4BitArgs& a, const Activations& x, int64_t m0, int64_t m_count, int64_t n0, I32 table) {
   float* sums = scratch<float>(2, kPassRows * kTileRows);  // 3 is the caller's in linear_4bit_group.cc
   auto* codes = scratch<uint8_t>(4, kDepth * kTileRows);
   float* scales = scratch<float>(5, (kDepth / 32) * kTileRows);
@@ -215,7 +247,7 @@ void tile_rows(const Linear4BitArgs& a, const Activations& x, int64_t m0, int64_
       const uint8_t* rows[kWidth];
       for (int r = 0; r < kWidth; r++) rows[r] = a.w.packed + (first[v * kWidth + r] + k0) / 2;
       for (int64_t k = 0; k < k_count; k += 64)
-        decode_16_rows(rows, k / 2, table, codes + k * kTileRows + v * kVectorBytes);
+        decode_rows(rows, k / 2, table, codes + k * kTileRows + v * kVectorBytes);
     }
     const Tile tile = {codes, scales, k0, k_count};
     for (int64_t m = 0; m < m_count; m += kBlockRows)
@@ -224,19 +256,24 @@ void tile_rows(const Linear4BitArgs& a, const Activations& x, int64_t m0, int64_
   store_tile(a, m0, m_count, n0, sums);
 }
 
-__m512i byte_table(QuantType type) {
+I32 byte_table(QuantType type) {
   alignas(16) uint8_t bytes[16];
   const float* table = kValues4bit[static_cast<int>(type)].v;
   for (int code = 0; code < 16; code++)
     bytes[code] = static_cast<uint8_t>(128 + __builtin_lrintf(kCodes * table[code]));
-  return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
+  const __m128i lane = _mm_load_si128(reinterpret_cast<const __m128i*>(bytes));
+#if BNB_ISA_LEVEL == 2
+  return {_mm512_broadcast_i32x4(lane)};
+#else
+  return {_mm256_broadcastsi128_si256(lane)};
+#endif
 }
 
 }  // namespace
 
 bool linear_4bit_int8(const Linear4BitArgs& a) {
-  if (a.w.activations != ActivationQuant::int8 || a.m <= kFewRows) return false;
-  const __m512i table = byte_table(a.w.type);
+  if (a.w.activations != ActivationQuant::int8 || a.m <= kFewRows || !multiplies_bytes()) return false;
+  const I32 table = byte_table(a.w.type);
   const int shift = granule_shift(a.w.blocksize);
   const int64_t passes = ceil_div(a.m, kPassRows), pass_rows = ceil_div(ceil_div(a.m, passes), kBlockRows) * kBlockRows;
   for (int64_t m0 = 0; m0 < a.m; m0 += pass_rows) {

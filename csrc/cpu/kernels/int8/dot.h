@@ -11,24 +11,24 @@ constexpr int kDotCols = 4;
 
 #if BNB_ISA_LEVEL >= 2
 
-BNB_INLINE __m512i load_bytes(const int8_t* p, __mmask64 lanes) { return _mm512_maskz_loadu_epi8(lanes, p); }
+BNB_INLINE I32 load_bytes(const int8_t* p, __mmask64 lanes) { return {_mm512_maskz_loadu_epi8(lanes, p)}; }
 
-// vpdpbusd wants one unsigned operand: a + 128. The surplus 128 * sum(b) is taken off lane by lane before the lanes
+// The instruction wants one unsigned operand: a + 128. The surplus 128 * sum(b) is taken off lane by lane before the lanes
 // are summed; within a lane int32 may wrap, which cancels.
 template <int R, int C>
 void dot_tile(const int8_t* a, const int8_t* b, int64_t k, int64_t stride, int32_t (&sums)[kDotRows][kDotCols]) {
-  const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80)), ones = _mm512_set1_epi8(1);
-  __m512i acc[R][C], surplus[C];
+  const I32 flip = set1_i32(static_cast<int32_t>(0x80808080)), ones = set1_i32(0x01010101);
+  I32 acc[R][C], surplus[C];
 #pragma GCC unroll 4
   for (int j = 0; j < C; j++) {
-    surplus[j] = _mm512_setzero_si512();
+    surplus[j] = zero_i32();
 #pragma GCC unroll 4
-    for (int i = 0; i < R; i++) acc[i][j] = _mm512_setzero_si512();
+    for (int i = 0; i < R; i++) acc[i][j] = zero_i32();
   }
   for (int64_t at = 0; at < k; at += 64) {
     const int64_t left = k - at;
     const __mmask64 lanes = left >= 64 ? ~uint64_t{0} : (uint64_t{1} << left) - 1;
-    __m512i y[C];
+    I32 y[C];
 #pragma GCC unroll 4
     for (int j = 0; j < C; j++) {
       y[j] = load_bytes(b + j * stride + at, lanes);
@@ -36,16 +36,16 @@ void dot_tile(const int8_t* a, const int8_t* b, int64_t k, int64_t stride, int32
     }
 #pragma GCC unroll 4
     for (int i = 0; i < R; i++) {
-      const __m512i x = _mm512_xor_si512(load_bytes(a + i * stride + at, lanes), flip);
+      const I32 x = load_bytes(a + i * stride + at, lanes) ^ flip;
 #pragma GCC unroll 4
       for (int j = 0; j < C; j++) add_byte_products(acc[i][j], x, y[j]);
     }
   }
 #pragma GCC unroll 4
   for (int j = 0; j < C; j++) {
-    const __m512i excess = _mm512_slli_epi32(surplus[j], 7);
+    const I32 excess = shl(surplus[j], 7);
 #pragma GCC unroll 4
-    for (int i = 0; i < R; i++) sums[i][j] = _mm512_reduce_add_epi32(_mm512_sub_epi32(acc[i][j], excess));
+    for (int i = 0; i < R; i++) sums[i][j] = reduce_add(acc[i][j] - excess);
   }
 }
 
@@ -59,7 +59,8 @@ BNB_INLINE __m256i widen(const int8_t* p, int64_t left) {
 }
 
 template <int R, int C>
-void dot_tile(const int8_t* a, const int8_t* b, int64_t k, int64_t stride, int32_t (&sums)[kDotRows][kDotCols]) {
+void dot_tile_of_pairs(const int8_t* a, const int8_t* b, int64_t k, int64_t stride,
+                       int32_t (&sums)[kDotRows][kDotCols]) {
   // Two rows at a time keep the accumulators in registers.
   for (int i0 = 0; i0 < R; i0 += 2) {
     constexpr int kPair = R < 2 ? 1 : 2;
@@ -84,6 +85,57 @@ void dot_tile(const int8_t* a, const int8_t* b, int64_t k, int64_t stride, int32
 #pragma GCC unroll 2
       for (int i = 0; i < kPair; i++) sums[i0 + i][j] = reduce_add(I32{acc[i][j]});
   }
+}
+
+BNB_INLINE I32 load_bytes(const int8_t* p, int64_t left) {
+  if (left >= 32) return load_i32(reinterpret_cast<const int32_t*>(p));
+  alignas(32) int8_t tail[32] = {};
+  __builtin_memcpy(tail, p, static_cast<size_t>(left));
+  return load_i32(reinterpret_cast<const int32_t*>(tail));
+}
+
+// As at the level above, for two rows; the surplus is that of the rows before them where they are not the first.
+template <int R, int C, bool kFirst>
+BNB_INLINE void dot_pair(const int8_t* a, const int8_t* b, int64_t k, int64_t stride, I32 (&surplus)[C],
+                         int32_t (*sums)[kDotCols]) {
+  const I32 flip = set1_i32(static_cast<int32_t>(0x80808080)), ones = set1_i32(0x01010101);
+  I32 acc[R][C];
+#pragma GCC unroll 4
+  for (int j = 0; j < C; j++) {
+    if constexpr (kFirst) surplus[j] = zero_i32();
+#pragma GCC unroll 2
+    for (int i = 0; i < R; i++) acc[i][j] = zero_i32();
+  }
+  for (int64_t at = 0; at < k; at += 32) {
+    I32 x[R];
+#pragma GCC unroll 2
+    for (int i = 0; i < R; i++) x[i] = load_bytes(a + i * stride + at, k - at) ^ flip;
+#pragma GCC unroll 4
+    for (int j = 0; j < C; j++) {
+      const I32 y = load_bytes(b + j * stride + at, k - at);
+      if constexpr (kFirst) add_byte_products(surplus[j], ones, y);
+#pragma GCC unroll 2
+      for (int i = 0; i < R; i++) add_byte_products(acc[i][j], x[i], y);
+    }
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < C; j++)
+#pragma GCC unroll 2
+    for (int i = 0; i < R; i++) sums[i][j] = reduce_add(acc[i][j] - shl(surplus[j], 7));
+}
+
+template <int R, int C>
+void dot_tile_of_bytes(const int8_t* a, const int8_t* b, int64_t k, int64_t stride,
+                       int32_t (&sums)[kDotRows][kDotCols]) {
+  I32 surplus[C];
+  dot_pair<(R < 2 ? 1 : 2), C, true>(a, b, k, stride, surplus, sums);
+  if constexpr (R > 2) dot_pair<2, C, false>(a + 2 * stride, b, k, stride, surplus, sums + 2);
+}
+
+template <int R, int C>
+void dot_tile(const int8_t* a, const int8_t* b, int64_t k, int64_t stride, int32_t (&sums)[kDotRows][kDotCols]) {
+  if (multiplies_bytes()) return dot_tile_of_bytes<R, C>(a, b, k, stride, sums);
+  dot_tile_of_pairs<R, C>(a, b, k, stride, sums);
 }
 
 #else
