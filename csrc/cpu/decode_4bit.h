@@ -155,9 +155,13 @@ BNB_INLINE const float* granule_scales(const Weight4Bit& w, int64_t first, int64
     const int64_t stop = end < count ? end : count;
     const float scale = w.scales.nested_absmax[nested];
     if (block_shift == shift) {
-      const uint8_t* p = codes + (first >> shift);
-#pragma GCC unroll 4
-      for (int64_t j = i; j < stop; j++) buffer[j] = code[p[j]];
+      const uint8_t* from = codes + (first >> shift) + i;
+      float* to = buffer + i;
+      int64_t left = stop - i;
+      for (; left >= 16; left -= 16, from += 16, to += 16)
+#pragma GCC unroll 16
+        for (int j = 0; j < 16; j++) to[j] = code[from[j]];
+      for (; left > 0; left--) *to++ = code[*from++];
     } else {
       for (int64_t j = i; j < stop; j++) buffer[j] = code[codes[block_of(j)]];
     }
