@@ -64,8 +64,7 @@ function roundedWeights(values: Float64Array, state: QuantState, most: number): 
 function schemeOf(mode: ActivationQuant, m: number, k: number): Scheme {
   const { isa } = devices()[0] as { isa?: string };
   if (k % 64 !== 0) return "none";
-  if (isa === "avx512") return mode === "int8" && m > 4 ? "int8" : "none";
-  if (isa === "avx_vnni" && mode === "int8" && m > 1) return "int8";
+  if (mode === "int8" && (isa === "avx512" || isa === "avx_vnni")) return "int8";
   if (isa === "avx2" || isa === "avx_vnni") return mode !== "none" && m <= 8 ? "int16" : "none";
   return "none";
 }

@@ -12,8 +12,10 @@
 namespace bnb::BNB_ISA {
 
 void linear_4bit_packed(const Linear4BitArgs& a);  // linear_4bit_packed.cc
-// Whether it was computed: they leave it where they are not the fastest. linear_4bit_int8.cc, linear_4bit_int16.cc
+// Whether it was computed: they leave it where they are not the fastest. linear_4bit_int8.cc, …_int8_rows.cc,
+// …_int16.cc
 bool linear_4bit_int8(const Linear4BitArgs& a);
+bool linear_4bit_int8_rows(const Linear4BitArgs& a);
 bool linear_4bit_int16(const Linear4BitArgs& a);
 
 namespace {
@@ -127,7 +129,8 @@ void linear_4bit_small(const Linear4BitArgs& a) {
 
 void linear_4bit(const Linear4BitArgs& a) {
   if (a.m == 0 || a.n == 0) return;
-  if (a.plan != Linear4BitPlan::plain && (linear_4bit_int8(a) || linear_4bit_int16(a))) return;
+  if (a.plan != Linear4BitPlan::plain && (linear_4bit_int8(a) || linear_4bit_int8_rows(a) || linear_4bit_int16(a)))
+    return;
   if (a.plan == Linear4BitPlan::small) {
     linear_4bit_small(a);
   } else {

@@ -4,10 +4,11 @@
 // Layout    A run is 64 weights: 32 bytes, of which the high nibbles make vectors 0 and 1, the low ones 2 and 3. x is
 //           quantized into that order.
 // Work      as cpu/linear_4bit_rows.h
-// Numerics  The codes of w are round(8191 table), those of x round(x / s) with s = max|x| / 16383 over a granule: 64
-//           of K, or 32 for blocks of 32. A lane sums 8 products, below 1.08e9, exactly; sums join float32 ones with
-//           both scales. A granule of x that is not finite makes its row NaN.
+// Numerics  The codes of w are round(8191 table), those of x up to 16383 as cpu/activation_codes.h says, a granule
+//           being 64 of K, or 32 for blocks of 32. A lane sums 8 products, below 1.08e9, exactly; sums join float32
+//           ones with both scales.
 // Needs     AVX2, plan `small`.
+#include "cpu/activation_codes.h"
 #include "cpu/linear_4bit_rows.h"
 
 namespace bnb::BNB_ISA {
@@ -77,17 +78,13 @@ template <class T>
 float quantize_granule(const T* x, int first, int count, int16_t* run) {
   I32 largest = zero_i32();
   for (int i = 0; i < count; i += kWidth) largest = max(largest, bitcast(abs(load(x + i))));
-  const uint32_t top = static_cast<uint32_t>(reduce_max(largest));
-  const bool finite = top < 0x7f800000u;
-  const float absmax = float_from_bits(top), scale = finite ? absmax * (1.0f / kCodes) : __builtin_nanf("");
-  // Where the quotient overflows the products are next to nothing.
-  const float inverse = absmax > 0x1p-113f ? kCodes / absmax : 0.0f;
+  const Granule granule = granule_of(largest, kCodes);
   for (int i = 0; i < count; i += kWidth) {
     alignas(32) int32_t q[kWidth];
-    store(q, finite ? to_i32(load(x + i) * set1(inverse)) : zero_i32());
+    store(q, granule.codes(load(x + i)));
     for (int lane = 0; lane < kWidth; lane++) run[kPositions.of[first + i + lane]] = static_cast<int16_t>(q[lane]);
   }
-  return scale * (1.0f / kWeightCodes);
+  return granule.scale * (1.0f / kWeightCodes);
 }
 
 template <class T>

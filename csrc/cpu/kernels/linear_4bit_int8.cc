@@ -5,11 +5,11 @@
 //           of a packed byte lie. x is quantized into that order, its rows 64 bytes for each 64 of K.
 // Work      An item is a run of tiles, for up to 192 rows of x. For each 512 of K its weights are decoded into L1 and
 //           multiplied by all rows of x, 12 (AVX2: 6) at a time; the tile after it is asked for meanwhile.
-// Numerics  The codes of w are round(127 table), those of x round(x / s) with s = max|x| / 127 over a granule: 64 of
-//           K, or 32 for blocks of 32. Integer sums over a granule are exact; they join float32 sums with both scales.
-//           A granule of x that is not finite makes its row NaN. Bytes of w enter as code + 128, which the
-//           instruction wants unsigned; the sums start at what that adds. Nothing depends on the number of threads.
+// Numerics  Codes as cpu/activation_codes.h says; a granule is 64 of K, or 32 for blocks of 32. Integer sums over a
+//           granule are exact, and start at what the 128 in the bytes of w adds; they join float32 sums with both
+//           scales. Nothing depends on the number of threads.
 // Needs     AVX-512 or AVX2 with VNNI, K % 64 == 0 and K > 0.
+#include "cpu/activation_codes.h"
 #include "cpu/decode_4bit.h"
 #include "cpu/work.h"
 #include "kernels/linear_4bit.h"
@@ -21,14 +21,13 @@ bool linear_4bit_int8(const Linear4BitArgs& a);
 #if BNB_ISA_LEVEL >= 1
 namespace {
 
-// Up to so many rows of x the product that rounds less is as fast: it waits for memory.
-constexpr int64_t kFewRows = BNB_ISA_LEVEL == 2 ? 4 : 1;
+// Up to so many rows of x linear_4bit_int8_rows.cc is faster, which decodes without turning.
+constexpr int64_t kFewRows = BNB_ISA_LEVEL == 2 ? 5 : 3;
 constexpr int kTileRows = 2 * kWidth;                    // of w
 constexpr int64_t kDepth = 512;                          // of K at once
 constexpr int64_t kPassRows = 192;                       // of x
 constexpr int kBlockRows = BNB_ISA_LEVEL == 2 ? 12 : 6;  // of x in registers
 constexpr int64_t kVectorBytes = 4 * kWidth;
-constexpr float kCodes = 127.0f;
 
 // x as the kernel reads it, for `rows` rows: bytes [k / 64][rows][64], and for each granule and row what the sums start
 // at and the scale.
@@ -43,16 +42,6 @@ struct Activations {
   int64_t granule(int64_t k, int64_t m) const { return (k >> shift) * rows + m; }
 };
 
-// 16 integers, of the range of a byte.
-BNB_INLINE __m128i bytes_of(const I32* q) {
-#if BNB_ISA_LEVEL == 2
-  return _mm512_cvtepi32_epi8(q->v);
-#else
-  const __m256i halves = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0].v, q[1].v), 0xd8);
-  return _mm_packs_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
-#endif
-}
-
 // 64 floats into bytes in the order of the steps.
 template <class T>
 void quantize_64(const T* x, const Activations& to, int64_t k, int64_t m) {
@@ -64,19 +53,15 @@ void quantize_64(const T* x, const Activations& to, int64_t k, int64_t m) {
   for (int g = 0; g < granules; g++) {
     I32 largest = zero_i32();
     for (int i = g * vectors; i < (g + 1) * vectors; i++) largest = max(largest, bitcast(abs(v[i])));
-    const uint32_t top = static_cast<uint32_t>(reduce_max(largest));
-    const bool finite = top < 0x7f800000u;
-    const float absmax = float_from_bits(top), scale = finite ? absmax * (1.0f / kCodes) : __builtin_nanf("");
-    // Where the quotient overflows the products are next to nothing.
-    const float inverse = absmax > 0x1p-120f ? kCodes / absmax : 0.0f;
+    const Granule granule = granule_of(largest, kByteCodes);
     I32 sum = zero_i32();
     for (int i = g * vectors; i < (g + 1) * vectors; i++) {
-      q[i] = finite ? to_i32(v[i] * set1(inverse)) : zero_i32();
+      q[i] = granule.codes(v[i]);
       sum += q[i];
     }
     const int64_t at = to.granule(k + (g << to.shift), m);
     to.starts[at] = -128 * reduce_add(sum);
-    to.scales[at] = scale;
+    to.scales[at] = granule.scale;
   }
   // Of each 8 those at even places, then those at odd ones.
   const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
@@ -84,22 +69,15 @@ void quantize_64(const T* x, const Activations& to, int64_t k, int64_t m) {
   for (int i = 0; i < 4; i++) _mm_storeu_si128(out + i, _mm_shuffle_epi8(bytes_of(q + i * (16 / kWidth)), order));
 }
 
-// Writes one vector of a decoded tile: of 4 weights of each row, the codes in the low nibbles.
-BNB_INLINE void put_step(uint8_t* out, int step, I32 codes, I32 table) {
-  const I32 low = codes & set1_i32(0x0f0f0f0f);
-#if BNB_ISA_LEVEL == 2
-  _mm512_store_si512(out + step * 2 * kVectorBytes, _mm512_shuffle_epi8(table.v, low.v));
-#else
-  _mm256_store_si256(reinterpret_cast<__m256i*>(out + step * 2 * kVectorBytes), _mm256_shuffle_epi8(table.v, low.v));
-#endif
-}
-
 // 64 of K of kWidth rows from byte `at` of each on: 16 steps, of which `out` has every other vector.
 BNB_INLINE void decode_rows(const uint8_t* const (&rows)[kWidth], int64_t at, I32 table, uint8_t* out) {
   const auto half = [&](int row) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[row] + at)); };
+  const auto put = [&](int step, I32 codes) {
+    store(reinterpret_cast<int32_t*>(out + step * 2 * kVectorBytes), look_up_bytes(table, codes));
+  };
   const auto eight = [&](int d, I32 codes) {
-    put_step(out, 2 * d, shr(codes, 4), table);
-    put_step(out, 2 * d + 1, codes, table);
+    put(2 * d, shr(codes, 4));
+    put(2 * d + 1, codes);
   };
 #if BNB_ISA_LEVEL == 2
   const auto two = [&](int r) { return _mm512_inserti64x4(_mm512_castsi256_si512(half(r)), half(r + 4), 1); };
@@ -241,7 +219,7 @@ void tile_rows(const Linear4BitArgs& a, const Activations& x, int64_t m0, int64_
     float buffer[kDepth / 32];
     for (int r = 0; r < kTileRows; r++) {
       const float* s = granule_scales(a.w, first[r] + k0, granules, x.shift, buffer);
-      for (int64_t g = 0; g < granules; g++) scales[g * kTileRows + r] = s[g] * (1.0f / kCodes);
+      for (int64_t g = 0; g < granules; g++) scales[g * kTileRows + r] = s[g] * (1.0f / kByteCodes);
     }
     for (int v = 0; v < 2; v++) {
       const uint8_t* rows[kWidth];
@@ -254,19 +232,6 @@ void tile_rows(const Linear4BitArgs& a, const Activations& x, int64_t m0, int64_
       rows_product<kBlockRows>(tile, x, m, smaller<int64_t>(kBlockRows, m_count - m), sums + m * kTileRows);
   }
   store_tile(a, m0, m_count, n0, sums);
-}
-
-I32 byte_table(QuantType type) {
-  alignas(16) uint8_t bytes[16];
-  const float* table = kValues4bit[static_cast<int>(type)].v;
-  for (int code = 0; code < 16; code++)
-    bytes[code] = static_cast<uint8_t>(128 + __builtin_lrintf(kCodes * table[code]));
-  const __m128i lane = _mm_load_si128(reinterpret_cast<const __m128i*>(bytes));
-#if BNB_ISA_LEVEL == 2
-  return {_mm512_broadcast_i32x4(lane)};
-#else
-  return {_mm256_broadcastsi128_si256(lane)};
-#endif
 }
 
 }  // namespace

@@ -1,0 +1,128 @@
+// y = x @ dequantize(w)^T + bias + residual for a few rows of x that may be rounded to 8 bits, where decoding is most
+// of the work: a row of w is multiplied as it lies, four bytes to a lane.
+//
+// Layout    A run of w is a vector of packed bytes: the high nibbles are weights 0, 2, 4, …, the low ones the others.
+//           A run of x has its codes in that order, two vectors, then what the sums of its lanes start at, then the
+//           scales of the lanes.
+// Work      as cpu/linear_4bit_rows.h
+// Numerics  Codes as cpu/activation_codes.h says, a granule being 64 of K, or 32 for blocks of 32. A lane sums 8
+// products
+//           exactly; sums join float32 ones with both scales.
+// Needs     AVX-512 or AVX2 with VNNI, plan `small`.
+#include "cpu/activation_codes.h"
+#include "cpu/linear_4bit_rows.h"
+
+namespace bnb::BNB_ISA {
+
+bool linear_4bit_int8_rows(const Linear4BitArgs& a);
+
+#if BNB_ISA_LEVEL >= 1
+namespace {
+
+constexpr int64_t kVectorBytes = 4 * kWidth, kRunBytes = 4 * kVectorBytes;
+
+BNB_INLINE I32 load_lanes(const uint8_t* p) { return load_i32(reinterpret_cast<const int32_t*>(p)); }
+
+struct Int8Product {
+  const uint8_t* x;  // [M, runs][kRunBytes]
+  int64_t row_bytes;
+  int shift;  // of a granule
+  I32 table;
+
+  // Output rows that share each load of x.
+  template <int M>
+  static constexpr int kShared = BNB_ISA_LEVEL == 1 || M > 2 ? 2 : 4;
+
+  template <int M, int R>
+  BNB_INLINE void multiply(const Piece& piece, const uint8_t* packed, const uint8_t* ahead, int64_t packed_row,
+                           const float* const (&scales)[R], F32 (&acc)[M][R]) const {
+    const auto run = [&](int64_t i, bool half) __attribute__((always_inline)) {
+      I32 even[R], odd[R];
+      F32 scale[R];
+#pragma GCC unroll 4
+      for (int r = 0; r < R; r++) {
+        const uint8_t* p = packed + r * packed_row + i * (kRun / 2);
+#if BNB_ISA_LEVEL == 2
+        const I32 bytes = {half ? _mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))
+                                : _mm512_loadu_si512(p)};
+#else
+        const I32 bytes = load_lanes(p);
+#endif
+        __builtin_prefetch(ahead + r * packed_row + i * (kRun / 2));
+        even[r] = look_up_bytes(table, shr(bytes, 4));
+        odd[r] = look_up_bytes(table, bytes);
+        scale[r] = run_scale(scales[r] + ((i * kRun) >> shift), shift, half);
+      }
+#pragma GCC unroll 4
+      for (int m = 0; m < M; m++) {
+        const uint8_t* at = x + m * row_bytes + (piece.k0 / kRun + i) * kRunBytes;
+        const I32 x_even = load_lanes(at), x_odd = load_lanes(at + kVectorBytes);
+        const F32 x_scale = load(reinterpret_cast<const float*>(at + 3 * kVectorBytes));
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+          I32 sum = load_lanes(at + 2 * kVectorBytes);
+          add_byte_products(sum, even[r], x_even);
+          add_byte_products(sum, odd[r], x_odd);
+          acc[m][r] = fma(to_f32(sum), scale[r] * x_scale, acc[m][r]);
+        }
+      }
+    };
+    for (int64_t i = 0; i < piece.full_runs; i++) run(i, false);
+    if (kHasHalfRun && piece.half_run) run(piece.full_runs, true);
+  }
+};
+
+// `count` floats, a run or its first half, into their run.
+template <class T>
+void quantize_run(const T* x, int64_t count, int shift, uint8_t* run) {
+  alignas(64) int8_t codes[kRun] = {};
+  auto* lane_scales = reinterpret_cast<float*>(run + 3 * kVectorBytes);
+  const int64_t granule = int64_t{1} << shift;
+  for (int64_t first = 0; first < kRun; first += granule) {
+    Granule g = {0.0f, 0.0f, true};
+    if (first < count) {
+      I32 largest = zero_i32();
+      for (int64_t i = first; i < first + granule; i += kWidth) largest = max(largest, bitcast(abs(load(x + i))));
+      g = granule_of(largest, kByteCodes);
+      for (int64_t i = first; i < first + granule; i += 16) {
+        I32 q[16 / kWidth];
+        for (int v = 0; v < 16 / kWidth; v++) q[v] = g.codes(load(x + i + v * kWidth));
+        _mm_store_si128(reinterpret_cast<__m128i*>(codes + i), bytes_of(q));
+      }
+    }
+    for (int64_t lane = first / 8; lane < (first + granule) / 8; lane++)
+      lane_scales[lane] = g.scale * (1.0f / kByteCodes);
+  }
+  for (int64_t i = 0; i < kRun / 2; i++) {
+    run[i] = static_cast<uint8_t>(codes[2 * i]);
+    run[kVectorBytes + i] = static_cast<uint8_t>(codes[2 * i + 1]);
+  }
+  I32 sum = zero_i32();
+  add_byte_products(sum, set1_i32(0x01010101), load_lanes(run));
+  add_byte_products(sum, set1_i32(0x01010101), load_lanes(run + kVectorBytes));
+  store(reinterpret_cast<int32_t*>(run + 2 * kVectorBytes), zero_i32() - shl(sum, 7));
+}
+
+}  // namespace
+
+bool linear_4bit_int8_rows(const Linear4BitArgs& a) {
+  if (a.w.activations != ActivationQuant::int8 || a.plan != Linear4BitPlan::small || !multiplies_bytes()) return false;
+  const int64_t row_bytes = ceil_div(a.k, kRun) * kRunBytes;
+  auto* x = scratch<uint8_t>(0, a.m * row_bytes);
+  const int shift = granule_shift(a.w.blocksize);
+  visit_float(a.dtype, [&](auto t) {
+    for (int64_t m = 0; m < a.m; m++) {
+      const auto* row = static_cast<const decltype(t)*>(a.x) + m * a.k;
+      for (int64_t k = 0; k < a.k; k += kRun)
+        quantize_run(row + k, smaller(kRun, a.k - k), shift, x + m * row_bytes + k / kRun * kRunBytes);
+    }
+  });
+  few_rows_product(a, 0, a.m, Int8Product{x, row_bytes, shift, byte_table(a.w.type)});
+  return true;
+}
+
+#else
+bool linear_4bit_int8_rows(const Linear4BitArgs&) { return false; }
+#endif
+
+}  // namespace bnb::BNB_ISA
