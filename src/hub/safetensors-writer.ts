@@ -10,7 +10,8 @@ import type { FileDType } from "./file-dtype.js";
 import { byteLengthOf, fileDTypeOf, fileTypes } from "./file-dtype.js";
 import type { Replacement } from "./replace-files.js";
 import { replaceFiles } from "./replace-files.js";
-import { TransposedTensor } from "./transposed-source.js";
+import type { WaitingPlace } from "./tensor-to-write.js";
+import { TensorToWrite } from "./tensor-to-write.js";
 
 /** A tensor as its bytes, row-major and little-endian: for types that tensors do not have, such as I64. */
 export interface FileTensor {
@@ -38,8 +39,8 @@ const saveOptions = optionTable<SaveOptions>({
   },
 });
 
-/** What is written: also a matrix that turns on its way. */
-export type StagedTensor = WritableTensor | TransposedTensor;
+/** What is written: also a tensor that turns on its way, or waits elsewhere. */
+export type StagedTensor = WritableTensor | TensorToWrite;
 
 interface Planned {
   readonly name: string;
@@ -47,6 +48,11 @@ interface Planned {
   readonly dtype: FileDType;
   readonly shape: readonly number[];
   readonly nbytes: number;
+}
+
+/** A tensor with its place in the file. */
+interface Placed extends Planned {
+  readonly at: number;
 }
 
 /**
@@ -84,21 +90,43 @@ export async function stageSafetensors(
   const planned = plan(entries);
   const header = encodeHeader(planned, metadata);
   await files.write(path, async (file) => {
-    await writeAll(file, header);
-    for (const { name, source, nbytes } of planned) {
+    await writeAll(file, header, 0);
+    for (const { name, source, nbytes, at } of inOrderOfReading(placed(planned, header.byteLength))) {
       const bytes = "data" in source ? bytesOf(await source.data()) : source.bytes;
       if (bytes.byteLength !== nbytes) {
         throw new BnbError("ERR_BNB_ARGUMENT", `saveSafetensors: "${name}" changed its size while it was saved`);
       }
-      await writeAll(file, bytes);
+      await writeAll(file, bytes, at);
       onTensor?.(name, nbytes);
     }
   });
 }
 
-async function writeAll(file: FileHandle, bytes: Uint8Array): Promise<void> {
+function placed(planned: readonly Planned[], begin: number): Placed[] {
+  let end = begin;
+  return planned.map((tensor) => {
+    const at = end;
+    end += tensor.nbytes;
+    return { ...tensor, at };
+  });
+}
+
+/** As in the file, but those that wait together one after the other, so that they are brought once. */
+function inOrderOfReading(tensors: readonly Placed[]): Placed[] {
+  const groups = new Map<WaitingPlace | null, Placed[]>([[null, []]]);
+  for (const tensor of tensors) {
+    const place = tensor.source instanceof TensorToWrite ? tensor.source.place : null;
+    const group = groups.get(place);
+    if (group) group.push(tensor);
+    else groups.set(place, [tensor]);
+  }
+  return [...groups.values()].flat();
+}
+
+async function writeAll(file: FileHandle, bytes: Uint8Array, position: number): Promise<void> {
   for (let at = 0; at < bytes.byteLength; ) {
-    at += (await file.write(bytes, at, Math.min(bytes.byteLength - at, 1 << 30))).bytesWritten;
+    const length = Math.min(bytes.byteLength - at, 1 << 30);
+    at += (await file.write(bytes, at, length, position + at)).bytesWritten;
   }
 }
 
@@ -110,7 +138,7 @@ function plan(entries: readonly (readonly [string, StagedTensor])[]): Planned[] 
     if (name === "__metadata__") {
       throw new BnbError("ERR_BNB_ARGUMENT", 'saveSafetensors: a tensor must not be named "__metadata__"');
     }
-    if (source instanceof Tensor || source instanceof TransposedTensor) {
+    if (source instanceof Tensor || source instanceof TensorToWrite) {
       const { shape, nbytes } = source;
       return { name, source, dtype: fileDTypeOf(source.dtype), shape, nbytes };
     }

@@ -60,9 +60,7 @@ export async function stageCheckpoint(
   const total = { totalTensors: entries.length, totalBytes: entries.reduce((sum, [, t]) => sum + sizeOf(t), 0) };
   let done = { tensors: 0, bytes: 0 };
   const onTensor = (name: string, nbytes: number): void => {
-    if (signal?.aborted) {
-      throw new BnbError("ERR_BNB_ABORTED", "saveCheckpoint: aborted by its signal", { cause: signal.reason });
-    }
+    throwIfAborted(signal);
     done = { tensors: done.tensors + 1, bytes: done.bytes + nbytes };
     onProgress?.({ name, ...done, ...total });
   };
@@ -88,6 +86,12 @@ export async function stageCheckpoint(
     const isNew = names.includes(name) || (name === INDEX && !isSingle);
     if (isOfCheckpoint && !isNew) files.remove(join(folder, name));
   }
+}
+
+/** Throws ERR_BNB_ABORTED where nobody wants the files any more. */
+export function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (!signal?.aborted) return;
+  throw new BnbError("ERR_BNB_ABORTED", "saveCheckpoint: aborted by its signal", { cause: signal.reason });
 }
 
 /** As huggingface_hub splits: in the order given, a tensor beyond the limit alone. */

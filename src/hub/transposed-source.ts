@@ -1,8 +1,6 @@
 // Matrices that files hold the other way around: GPT-2's [in, out], where a linear layer has [out, in].
 import { noGrad } from "../autograd/no-grad.js";
 import { transpose } from "../ops/index.js";
-import type { DType } from "../tensor/dtype.js";
-import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { LoadOptions, TensorInfo, TensorSource } from "./source.js";
 
@@ -41,29 +39,5 @@ export class TransposedSource implements TensorSource {
   }
   close(): Promise<void> {
     return this.#source.close();
-  }
-}
-
-/** A matrix that is written the other way around. */
-export class TransposedTensor {
-  readonly dtype: DType;
-  readonly shape: readonly number[];
-  readonly nbytes: number;
-  readonly #stored: Tensor;
-
-  constructor(stored: Tensor) {
-    this.dtype = stored.dtype;
-    this.shape = [...stored.shape].reverse();
-    this.nbytes = stored.nbytes;
-    this.#stored = stored;
-  }
-
-  async data(): Promise<ArrayBufferView> {
-    const turned = noGrad(() => tidy(() => transpose(this.#stored.detach())));
-    try {
-      return await turned.data();
-    } finally {
-      turned.dispose();
-    }
   }
 }

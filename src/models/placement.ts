@@ -1,7 +1,8 @@
 // Parts of a model in several places: each computes on its device, inputs come to it, and weights that wait in host memory
 // or on disk are there only while their part computes.
 import { isGradEnabled, noGrad } from "../autograd/no-grad.js";
-import type { Module } from "../nn/index.js";
+import type { WaitingPlace } from "../hub/tensor-to-write.js";
+import type { Module, StateDict } from "../nn/index.js";
 import { Parameter } from "../nn/index.js";
 import { cast, to } from "../ops/index.js";
 import type { Device } from "../tensor/device.js";
@@ -18,7 +19,7 @@ import type { Place, Plan } from "./device-map.js";
 import { shownMap } from "./device-map.js";
 import type { OffloadFolder } from "./offload-folder.js";
 import type { Movable } from "./pass.js";
-import type { Placement, TextModel } from "./text-model.js";
+import type { Placement, SavedTensor, TextModel } from "./text-model.js";
 import type { ModelUnit } from "./units.js";
 
 /** A unit, where it computes, and where its weights wait meanwhile. */
@@ -109,9 +110,47 @@ export class ModelPlacement implements Placement {
     model.adoptPlacement(this);
   }
 
+  /** A state dict is checked as it is made, which reads values: each unit is brought first, and then nothing waits. */
+  async savedTensors(onUnit: () => void): Promise<Map<string, SavedTensor>> {
+    const places = new Map<Tensor, WaitingPlace>();
+    const parts = new Map<Module, StateDict>();
+    for (const unit of this.#groups.keys()) {
+      onUnit();
+      const place = { bring: () => this.#bring(unit) };
+      place.bring();
+      await synchronize(unit.device);
+      place.bring(); // the model may have computed meanwhile
+      const [module, part] = [this.#moduleAt(unit.path), new Map<string, Tensor>()];
+      module.saveTo(part, `${unit.path}.`);
+      parts.set(module, part);
+      for (const tensor of part.values()) places.set(tensor, place);
+    }
+    const saved = [...this.#stateDictOf(parts)];
+    return new Map(saved.map(([name, tensor]) => [name, { tensor, place: places.get(tensor) ?? null }]));
+  }
+
+  release(): void {
+    if (this.#ahead) this.#groups.get(this.#ahead)?.drop();
+    this.#ahead = null;
+  }
+
   dispose(): void {
     for (const group of this.#groups.values()) group.dispose();
     this.#groups.clear();
+  }
+
+  /** The model's, with the parts of units that were made before. */
+  #stateDictOf(parts: ReadonlyMap<Module, StateDict>): StateDict {
+    for (const [module, part] of parts) {
+      shadow(module, "saveTo", (dict) => {
+        for (const [name, tensor] of part) (dict as StateDict).set(name, tensor);
+      });
+    }
+    try {
+      return this.#model.stateDict();
+    } finally {
+      for (const module of parts.keys()) Reflect.deleteProperty(module, "saveTo");
+    }
   }
 
   /** What is there now: layers are replaced by quantized ones as they load. */
@@ -155,9 +194,16 @@ export class ModelPlacement implements Placement {
     });
   }
 
+  /** Brings the weights of a unit in the place of others that are there for later; a pass may take them away again. */
+  #bring(unit: PlacedUnit): void {
+    if (this.#ahead !== unit) this.release();
+    this.#ahead = unit;
+    this.#groups.get(unit)?.use();
+  }
+
   /** Brings the weights of a unit, and those of the one that followed it last time behind them. */
   #use(unit: PlacedUnit, group: OffloadedTensors): void {
-    if (this.#ahead && this.#ahead !== unit) this.#groups.get(this.#ahead)?.drop();
+    if (this.#ahead !== unit) this.release();
     group.use();
     if (this.#current) this.#followers.set(this.#current, unit);
     this.#current = unit;

@@ -5,8 +5,8 @@ import { quantizationText, withKeys } from "../hub/config-text.js";
 import type { BitsAndBytesConfig, SaveCheckpointOptions } from "../hub/index.js";
 import type { Replacement } from "../hub/replace-files.js";
 import { replaceFiles } from "../hub/replace-files.js";
-import { stageCheckpoint } from "../hub/save-checkpoint.js";
-import { TransposedTensor } from "../hub/transposed-source.js";
+import { stageCheckpoint, throwIfAborted } from "../hub/save-checkpoint.js";
+import { TensorToWrite } from "../hub/tensor-to-write.js";
 import { Linear4bit, Linear8bitLt, Module, Params4bit } from "../nn/index.js";
 import { aFunction, aNumberAbove, anAbortSignal, anInstance, aString, checkArgument } from "../tensor/checks.js";
 import type { DType } from "../tensor/dtype.js";
@@ -14,7 +14,8 @@ import { isFloat } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { CausalLM } from "./causal-lm.js";
-import { refuseSpread, TextModel } from "./text-model.js";
+import type { Placement, SavedTensor } from "./text-model.js";
+import { TextModel } from "./text-model.js";
 
 /** Where a model came from. */
 interface Origin {
@@ -56,9 +57,12 @@ const companions =
   /^(generation_config\.json|tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|spiece\.model|chat_template\.(jinja|json))$/;
 
 /**
- * Saves a model that `fromPretrained` or `fromConfig` made, or a `LlamaForCausalLM` of floats: weights as they are, quantized ones with their statistics, config.json with
- * its quantization_config, and the files of the tokenizer. Files get their names when all are complete. A model that was
- * only loaded gives the bytes that it came from.
+ * Saves a model that `fromPretrained` or `fromConfig` made, or a `LlamaForCausalLM` of floats: weights as they are,
+ * quantized ones with their statistics, config.json with its quantization_config, and the files of the tokenizer. Files
+ * get their names when all are complete. A model that was only loaded gives the bytes that it came from. Of one whose
+ * layers wait in host memory or on disk, one layer at a time is brought; it may go on generating.
+ *
+ * Throws ERR_BNB_UNSUPPORTED if llmInt8EnableFp32CpuOffload keeps layers float32.
  *
  * @example
  * const model = await AutoModelForCausalLM.fromPretrained(folder, { quantizationConfig });
@@ -87,19 +91,39 @@ export async function stagePretrained(
     const rule = "savePretrained: model must come from fromPretrained or fromConfig, or be a float Llama";
     throw new BnbError("ERR_BNB_ARGUMENT", `${rule}; saveCheckpoint saves the weights of any model`);
   }
-  if (model instanceof TextModel && model.isOffloaded) {
-    refuseSpread("savePretrained", "load it without a deviceMap to save it");
-  }
-  const entries = [...model.stateDict()].map(([name, tensor]) => {
-    const isTurned = isFloat(tensor.dtype) && !(tensor instanceof Params4bit) && origin.isTransposed?.(name);
-    return [name, isTurned ? new TransposedTensor(tensor) : tensor] as const;
-  });
-  const { folder: from } = origin;
+  const { folder: from, isTransposed } = origin;
   const isElsewhere = from !== null && resolve(folder) !== resolve(from);
-  const others = isElsewhere ? (await readdir(from)).filter((name) => companions.test(name)) : [];
-  await stageCheckpoint(files, folder, entries, { ...options, totalParameters: countParameters(model) });
+  let others: string[] = [];
+  const placement = model instanceof TextModel && model.isOffloaded ? model.placement : null;
+  if (placement) refuseFloatUnits(placement);
+  try {
+    const saved = placement ? await placement.savedTensors(() => throwIfAborted(options.signal)) : inMemory(model);
+    const entries = [...saved].map(([name, { tensor, place }]) => {
+      const turns = isFloat(tensor.dtype) && !(tensor instanceof Params4bit) && isTransposed?.(name);
+      return [name, turns || place ? new TensorToWrite(tensor, { turns, place }) : tensor] as const;
+    });
+    if (isElsewhere) others = (await readdir(from)).filter((name) => companions.test(name));
+    await stageCheckpoint(files, folder, entries, { ...options, totalParameters: countParameters(model) });
+  } finally {
+    placement?.release();
+  }
   await files.write(join(folder, "config.json"), (file) => file.writeFile(configOf(origin)));
   if (from !== null) for (const name of others) await files.copy(join(from, name), join(folder, name));
+}
+
+const inMemory = (model: Module): Map<string, SavedTensor> =>
+  new Map([...model.stateDict()].map(([name, tensor]) => [name, { tensor, place: null }]));
+
+/** The files would not be those of the config, and another dtype would not read the values as they are. */
+function refuseFloatUnits({ floatUnits }: Placement): void {
+  if (floatUnits.length === 0) return;
+  const rule = "savePretrained: all layers must be quantized as the config says";
+  const which = `${floatUnits[0]}${floatUnits.length > 1 ? ` and ${floatUnits.length - 1} more` : ""}`;
+  const advice = "load the model without it, and layers wait in 8 bits";
+  throw new BnbError(
+    "ERR_BNB_UNSUPPORTED",
+    `${rule}, got ${which} in float32 by llmInt8EnableFp32CpuOffload; ${advice}`,
+  );
 }
 
 /** What a model of floats that was made in code says of itself; quantized layers would need more words. */

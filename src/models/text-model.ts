@@ -1,8 +1,10 @@
 // What every model of texts is: a module with a config and the tokenizer of its checkpoint.
 import type { Tokenizer } from "../hub/index.js";
+import type { WaitingPlace } from "../hub/tensor-to-write.js";
 import { Module } from "../nn/index.js";
 import type { Device, DeviceLike } from "../tensor/device.js";
 import { BnbError } from "../tensor/errors.js";
+import type { Tensor } from "../tensor/tensor.js";
 import type { RopeParameters } from "./rope-scaling.js";
 
 /** What those who drive a model must know of it. */
@@ -52,6 +54,11 @@ export abstract class TextModel<C extends ModelConfig = ModelConfig> extends Mod
     this.#placement = placement;
   }
 
+  /** @internal Null where all of it is in one place. */
+  get placement(): Placement | null {
+    return this.#placement;
+  }
+
   /** Moves the model; one whose parts are in several places stays: throws ERR_BNB_UNSUPPORTED. */
   override to(device: DeviceLike): this {
     if (this.#placement) refuseSpread("to", "load it with another deviceMap instead");
@@ -83,7 +90,21 @@ export abstract class TextModel<C extends ModelConfig = ModelConfig> extends Mod
 export interface Placement {
   readonly deviceMap: Readonly<Record<string, string>>;
   readonly isOffloaded: boolean;
+  /** Paths of what stays float32 where the rest is quantized. */
+  readonly floatUnits: readonly string[];
+  /**
+   * The model's state dict, each tensor with where it waits, if it does. Brings one unit at a time, as reading the
+   * tensors does, and calls `onUnit` before each; `release` lets the last one go.
+   */
+  savedTensors(onUnit: () => void): Promise<Map<string, SavedTensor>>;
+  release(): void;
   dispose(): void;
+}
+
+/** A tensor of a state dict. */
+export interface SavedTensor {
+  readonly tensor: Tensor;
+  readonly place: WaitingPlace | null;
 }
 
 /** @internal Throws ERR_BNB_UNSUPPORTED: what `op` needs to be in one place is not. */
