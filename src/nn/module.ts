@@ -306,8 +306,8 @@ export abstract class Module implements Disposable, Owner {
   }
 
   /**
-   * Bytes of all parameters and buffers, each once, with the statistics of quantized ones; what is computed from them, such
-   * as packed copies, is in `memory()`.
+   * Bytes of all parameters and buffers, each once, with the statistics of quantized ones, wherever they wait to be
+   * used; what is computed from them, such as packed copies, is in `memory()`.
    */
   memoryFootprint(): number {
     const seen = new Set<Tensor>();
