@@ -2,7 +2,7 @@
 //
 // Numerics  The codes of a granule of x are round(x / s), s = max|x| / `most`. One that is not finite has zeros for
 // codes
-//           and NaN for a scale. Bytes of w are round(127 table) + 128, which add_byte_products wants unsigned.
+//           and NaN for a scale. Bytes of w are round(127 table), or 128 more, which add_byte_products wants unsigned.
 #pragma once
 #include "cpu/simd.h"
 #include "kernels/codebooks.h"
@@ -30,12 +30,12 @@ BNB_INLINE Granule granule_of(I32 largest, float most) {
 #if BNB_ISA_LEVEL >= 1
 constexpr float kByteCodes = 127.0f;
 
-// The 16 bytes, in each 128 bits.
-inline I32 byte_table(QuantType type) {
+// The 16 bytes, in each 128 bits, with `more` added.
+inline I32 byte_table(QuantType type, int more = 128) {
   alignas(16) uint8_t bytes[16];
   const float* table = kValues4bit[static_cast<int>(type)].v;
   for (int code = 0; code < 16; code++)
-    bytes[code] = static_cast<uint8_t>(128 + __builtin_lrintf(kByteCodes * table[code]));
+    bytes[code] = static_cast<uint8_t>(more + __builtin_lrintf(kByteCodes * table[code]));
   const __m128i lane = _mm_load_si128(reinterpret_cast<const __m128i*>(bytes));
 #if BNB_ISA_LEVEL == 2
   return {_mm512_broadcast_i32x4(lane)};

@@ -65,6 +65,7 @@ function schemeOf(mode: ActivationQuant, m: number, k: number): Scheme {
   const { isa } = devices()[0] as { isa?: string };
   if (k % 64 !== 0) return "none";
   if (mode === "int8" && (isa === "avx512" || isa === "avx_vnni")) return "int8";
+  if (mode === "int8" && isa === "avx2") return m <= 32 ? "int8" : "none";
   if (isa === "avx2" || isa === "avx_vnni") return mode !== "none" && m <= 8 ? "int16" : "none";
   return "none";
 }

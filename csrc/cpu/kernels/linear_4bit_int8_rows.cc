@@ -5,10 +5,9 @@
 //           A run of x has its codes in that order, two vectors, then what the sums of its lanes start at, then the
 //           scales of the lanes.
 // Work      as cpu/linear_4bit_rows.h
-// Numerics  Codes as cpu/activation_codes.h says, a granule being 64 of K, or 32 for blocks of 32. A lane sums 8
-// products
-//           exactly; sums join float32 ones with both scales.
-// Needs     AVX-512 or AVX2 with VNNI, plan `small`.
+// Numerics  Codes as cpu/activation_codes.h says, a granule being 64 of K, or 32 for blocks of 32. A lane sums
+//           8 products exactly, with VNNI or without; sums join float32 ones with both scales.
+// Needs     AVX2, K % 64 == 0 and K > 0.
 #include "cpu/activation_codes.h"
 #include "cpu/linear_4bit_rows.h"
 
@@ -19,10 +18,22 @@ bool linear_4bit_int8_rows(const Linear4BitArgs& a);
 #if BNB_ISA_LEVEL >= 1
 namespace {
 
+// With more rows of x the exact product is about as fast, or with VNNI that of linear_4bit_int8.cc.
+constexpr int64_t kMostRows = 32;
 constexpr int64_t kVectorBytes = 4 * kWidth, kRunBytes = 4 * kVectorBytes;
 
 BNB_INLINE I32 load_lanes(const uint8_t* p) { return load_i32(reinterpret_cast<const int32_t*>(p)); }
 
+#if BNB_ISA_LEVEL == 1
+// Of bytes of at most 127: pairs stay below 2^15.
+BNB_INLINE I32 byte_products(I32 a, I32 b) {
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(b.v), _mm256_sign_epi8(a.v, b.v));
+  return {_mm256_madd_epi16(pairs, _mm256_set1_epi16(1))};
+}
+#endif
+
+// kVnni: the CPU adds up products of bytes, with 128 more in those of w, which is what the sums start at.
+template <bool kVnni>
 struct Int8Product {
   const uint8_t* x;  // [M, runs][kRunBytes]
   int64_t row_bytes;
@@ -60,9 +71,14 @@ struct Int8Product {
         const F32 x_scale = load(reinterpret_cast<const float*>(at + 3 * kVectorBytes));
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
-          I32 sum = load_lanes(at + 2 * kVectorBytes);
-          add_byte_products(sum, even[r], x_even);
-          add_byte_products(sum, odd[r], x_odd);
+          I32 sum;
+          if constexpr (kVnni) {
+            sum = load_lanes(at + 2 * kVectorBytes);
+            add_byte_products(sum, even[r], x_even);
+            add_byte_products(sum, odd[r], x_odd);
+          } else {
+            sum = byte_products(even[r], x_even) + byte_products(odd[r], x_odd);
+          }
           acc[m][r] = fma(to_f32(sum), scale[r] * x_scale, acc[m][r]);
         }
       }
@@ -97,16 +113,19 @@ void quantize_run(const T* x, int64_t count, int shift, uint8_t* run) {
     run[i] = static_cast<uint8_t>(codes[2 * i]);
     run[kVectorBytes + i] = static_cast<uint8_t>(codes[2 * i + 1]);
   }
-  I32 sum = zero_i32();
-  add_byte_products(sum, set1_i32(0x01010101), load_lanes(run));
-  add_byte_products(sum, set1_i32(0x01010101), load_lanes(run + kVectorBytes));
-  store(reinterpret_cast<int32_t*>(run + 2 * kVectorBytes), zero_i32() - shl(sum, 7));
+  alignas(64) int32_t starts[kWidth];
+  for (int lane = 0; lane < kWidth; lane++) {
+    int32_t sum = 0;
+    for (int i = 0; i < 8; i++) sum += codes[8 * lane + i];
+    starts[lane] = -128 * sum;
+  }
+  store(reinterpret_cast<int32_t*>(run + 2 * kVectorBytes), load_i32(starts));
 }
 
 }  // namespace
 
 bool linear_4bit_int8_rows(const Linear4BitArgs& a) {
-  if (a.w.activations != ActivationQuant::int8 || a.plan != Linear4BitPlan::small || !multiplies_bytes()) return false;
+  if (a.w.activations != ActivationQuant::int8 || a.m > kMostRows) return false;
   const int64_t row_bytes = ceil_div(a.k, kRun) * kRunBytes;
   auto* x = scratch<uint8_t>(0, a.m * row_bytes);
   const int shift = granule_shift(a.w.blocksize);
@@ -117,7 +136,19 @@ bool linear_4bit_int8_rows(const Linear4BitArgs& a) {
         quantize_run(row + k, smaller(kRun, a.k - k), shift, x + m * row_bytes + k / kRun * kRunBytes);
     }
   });
-  few_rows_product(a, 0, a.m, Int8Product{x, row_bytes, shift, byte_table(a.w.type)});
+  const auto multiply = [&](auto product) {
+    for (int64_t m = 0; m < a.m; m += kMaxRows) {
+      product.x = x + m * row_bytes;
+      few_rows_product(a, m, smaller<int64_t>(kMaxRows, a.m - m), product);
+    }
+  };
+#if BNB_ISA_LEVEL == 1
+  if (!multiplies_bytes()) {
+    multiply(Int8Product<false>{x, row_bytes, shift, byte_table(a.w.type, 0)});
+    return true;
+  }
+#endif
+  multiply(Int8Product<true>{x, row_bytes, shift, byte_table(a.w.type)});
   return true;
 }
 
