@@ -5,14 +5,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 
 #include "core/isa.h"
+#include "core/system.h"
 #include "core/thread_pool.h"
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-#include <unistd.h>
 
 namespace bnb {
 namespace {
@@ -22,21 +18,6 @@ constexpr size_t kAlignment = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kHugeBlock = size_t{8} << 20;
 
-int64_t physical_memory() {
-  int64_t bytes = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
-  std::ifstream limit("/sys/fs/cgroup/memory.max");  // "max" or a number
-  int64_t cgroup = 0;
-  if (limit >> cgroup && cgroup > 0 && cgroup < bytes) bytes = cgroup;
-  return bytes;
-}
-
-std::string cpu_name() {
-  std::ifstream info("/proc/cpuinfo");
-  for (std::string line; std::getline(info, line);)
-    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
-  return "CPU";
-}
-
 void* cpu_allocate(Device& device, size_t nbytes) {
   // The system would promise more than there is and kill the process when it is touched.
   const size_t held = device.pool().live_bytes() + device.pool().cached_bytes();
@@ -44,9 +25,7 @@ void* cpu_allocate(Device& device, size_t nbytes) {
   if (nbytes > memory || held > memory - nbytes) return nullptr;
   if (nbytes < kHugeBlock) return std::aligned_alloc(kAlignment, (nbytes + kAlignment - 1) / kAlignment * kAlignment);
   void* block = std::aligned_alloc(kHugePage, (nbytes + kHugePage - 1) / kHugePage * kHugePage);
-#if defined(__linux__)
-  if (block) madvise(block, nbytes, MADV_HUGEPAGE);
-#endif
+  if (block) ask_for_huge_pages(block, nbytes);
   return block;
 }
 

@@ -7,7 +7,6 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <mutex>
 #include <new>
 #include <system_error>
@@ -15,28 +14,11 @@
 #include <vector>
 
 #include "core/spin.h"
+#include "core/system.h"
 #include "cpu/parallel.h"
-#if defined(__linux__)
-#include <sched.h>
-#endif
 
 namespace bnb {
 namespace {
-
-int available_cores() {
-  int cores = static_cast<int>(std::thread::hardware_concurrency());
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) cores = CPU_COUNT(&set);
-  std::ifstream quota("/sys/fs/cgroup/cpu.max");  // "max 100000" or "200000 100000"
-  double limit = 0, period = 0;
-  if (quota >> limit >> period && limit > 0 && period > 0) {
-    const int allowed = static_cast<int>((limit + period - 1) / period);
-    if (allowed < cores) cores = allowed;
-  }
-#endif
-  return cores < 1 ? 1 : cores;
-}
 
 int choose_thread_count() {
   const char* wanted = std::getenv("BNB_THREADS");

@@ -25,7 +25,9 @@
 // GCC 12's AVX-512 header initializes its "undefined" vectors with themselves and then warns about it.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #if BNB_ISA_LEVEL >= 2

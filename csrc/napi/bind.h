@@ -115,7 +115,7 @@ class Results {
   }
   template <class... T>
   void put(const std::tuple<T...>& values) {
-    std::apply([this](const auto&... v) { (put(v), ...); }, values);
+    std::apply([this](const auto&... v) { (this->put(v), ...); }, values);
   }
 
  private:
