@@ -45,6 +45,9 @@ function withGyp() {
   console.log("cmake was not found: building the CPU kernels with node-gyp");
   const gyp = process.env.npm_config_node_gyp;
   const args = ["rebuild", `--jobs=${jobs}`];
+  // It downloads the headers of Node.js, unless it is told where they are.
+  const folder = dirname(dirname(process.execPath));
+  if (existsSync(join(folder, "include/node/node_api.h"))) args.push(`--nodedir=${folder}`);
   return gyp ? run(process.execPath, [gyp, ...args]) : run("node-gyp", args);
 }
 

@@ -6,6 +6,7 @@ import { copyFileSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { tryBundlers } from "./bundlers.mjs";
+import { install, pack } from "./install.mjs";
 import { tryExecutable, tryModes } from "./modes.mjs";
 import { tryOldGlibc } from "./old-glibc.mjs";
 import { bun, deno, node, npm, ownNode } from "./registry.mjs";
@@ -17,23 +18,15 @@ const all = process.argv.includes("--all");
 const folder = mkdtempSync(join(tmpdir(), "bnb-package-"));
 process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
 
-const packed = output("npm", ["pack", "--ignore-scripts", "--silent", "--pack-destination", folder], {
-  cwd: process.cwd(),
-});
-const tarball = join(folder, packed.split("\n").at(-1) ?? "");
+const tarball = pack(folder);
 
 /**
  * A project with the tarball installed by an npm.
  * @param {string} name
  * @param {string[]} command
- * @param {string[]} packages
  */
-function project(name, [command = "", ...args], packages = []) {
-  const cwd = join(folder, name);
-  mkdirSync(cwd);
-  writeFileSync(join(cwd, "package.json"), '{ "name": "user", "version": "1.0.0", "private": true }\n');
-  const options = ["install", "--prefer-offline", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"];
-  output(command, [...args, ...options, tarball, ...packages], { cwd });
+function project(name, command) {
+  const cwd = install(folder, name, command, tarball);
   const binary = join(
     cwd,
     "node_modules/bitsandbytes-node/prebuilds",

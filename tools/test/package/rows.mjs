@@ -10,15 +10,15 @@ export const rows = [];
  * What a program prints. Throws with its output when it fails.
  * @param {string} command
  * @param {string[]} args
- * @param {{ cwd: string, env?: NodeJS.ProcessEnv }} options
+ * @param {{ cwd: string, env?: NodeJS.ProcessEnv, timeout?: number }} options
  */
-export function output(command, args, { cwd, env = {} }) {
+export function output(command, args, { cwd, env = {}, timeout = 600_000 }) {
   /** @type {NodeJS.ProcessEnv} */
   const settings = { ...process.env, NODE_OPTIONS: "", NO_COLOR: "1", ...env };
   // The clone's own settings and binary must not reach what is tried.
   for (const name of Object.keys(settings)) if (/^npm_/i.test(name)) delete settings[name];
   delete settings.BNB_BINARY;
-  const ran = spawnSync(command, args, { cwd, env: { ...settings, ...env }, encoding: "utf8", timeout: 600_000 });
+  const ran = spawnSync(command, args, { cwd, env: { ...settings, ...env }, encoding: "utf8", timeout });
   if (ran.error) throw ran.error;
   if (ran.status !== 0)
     throw new Error(`${command} ${args.join(" ")} ended with ${ran.status ?? ran.signal}:\n${ran.stdout}${ran.stderr}`);
