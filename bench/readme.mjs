@@ -37,10 +37,10 @@ const rows = [
       `${number(median(r.timesFaster))} times as fast as onnxruntime-node's MatMulBnb4`,
     ];
   }),
-  ...[16, 64, 256].map((m) => {
+  ...[1, 16, 64, 256].map((m) => {
     const r = of(linear, `M=${m} 4096x4096, activations in int8 vs MatMulNBits int8`);
     return [
-      `the same, ${m} rows, activations in int8`,
+      `the same, ${m === 1 ? "1 row" : `${m} rows`}, activations in int8`,
       `${number(median(r.ms))} ms`,
       `${number(median(r.timesFaster))} times as fast as its MatMulNBits with activations in int8`,
     ];
@@ -86,7 +86,8 @@ const rows = [
 /** @type {(file: any) => string[][]} */
 function generated(file) {
   const model = "TinyLlama's shape in NF4, head in bfloat16";
-  const [one, eight, eightInt8] = ["decode, 1 text", "decode, 8 texts", "decode, 8 texts, activations in int8"].map(
+  const decode = ["decode, 1 text", "decode, 8 texts"];
+  const [one, oneInt8, eight, eightInt8] = decode.flatMap((label) => [label, `${label}, activations in int8`]).map(
     (label) => of(file, label),
   );
   const [exact, int8] = ["prompt of 512", "prompt of 512, activations in int8"].map((label) => of(file, label));
@@ -94,6 +95,7 @@ function generated(file) {
   const times = (/** @type {any} */ r, /** @type {any} */ than) => number(r.tokensPerSecond / than.tokensPerSecond);
   return [
     [`${model}: 1 text`, speed(one), `${number(100 * one.ofBandwidth)} % of what reading its weights allows`],
+    ["the same, activations in int8", speed(oneInt8), `${times(oneInt8, one)} times as fast`],
     ["the same, 8 texts together", speed(eight), `${times(eight, one)} times one text`],
     ["the same, activations in int8", speed(eightInt8), `${times(eightInt8, eight)} times as fast`],
     ["the same, a prompt of 512 tokens", speed(exact), `${number(100 * exact.ofPeak)} % of the multiply-add peak`],
