@@ -87,9 +87,9 @@ const rows = [
 function generated(file) {
   const model = "TinyLlama's shape in NF4, head in bfloat16";
   const decode = ["decode, 1 text", "decode, 8 texts"];
-  const [one, oneInt8, eight, eightInt8] = decode.flatMap((label) => [label, `${label}, activations in int8`]).map(
-    (label) => of(file, label),
-  );
+  const [one, oneInt8, eight, eightInt8] = decode
+    .flatMap((label) => [label, `${label}, activations in int8`])
+    .map((label) => of(file, label));
   const [exact, int8] = ["prompt of 512", "prompt of 512, activations in int8"].map((label) => of(file, label));
   const speed = (/** @type {any} */ r) => `${number(r.tokensPerSecond)} tokens/s`;
   const times = (/** @type {any} */ r, /** @type {any} */ than) => number(r.tokensPerSecond / than.tokensPerSecond);

@@ -3,7 +3,8 @@
 /** @typedef {{ compiler: string, flags: string[] }} BuildCommand */
 
 /**
- * The commands of the .cu files by path from the root, without what belongs to one output: its name and architectures.
+ * The commands of the .cu files by path from the root, without what belongs to one output: its name and architectures. Those
+ * that compile them for the emulated GPU are not among them.
  * @param {string} text compile_commands.json
  * @param {string} root what paths in it start with
  * @returns {Map<string, BuildCommand>}
@@ -13,7 +14,9 @@ export function buildCommands(text, root) {
   const entries = JSON.parse(text);
   /** @type {Map<string, BuildCommand>} */
   const commands = new Map();
-  for (const { file, command } of entries.filter((entry) => entry.file.endsWith(".cu"))) {
+  const emulated = /\s-DBNB_CUDA_EMULATE=1\s/;
+  for (const { file, command } of entries) {
+    if (!file.endsWith(".cu") || emulated.test(command)) continue;
     const words = command.split(" ").filter((word) => word !== "");
     // Before nvcc there may be a launcher, such as ccache.
     const first = words.findIndex((word) => /(^|\/)nvcc(\.exe)?$/.test(word));

@@ -20,8 +20,8 @@ interface Check {
 /** `bnb doctor` as it is called. */
 export const doctor = command({
   about: `Shows the versions of the package and of Node.js, the devices that were found, the instruction set that the CPU
-kernels use (BNB_CPU=base|avx2|avx_vnni|avx512 chooses another) and where models of the hub are kept, and computes something
-on each device. Exits with 1 when something does not work.`,
+kernels use (BNB_CPU=base|avx2|avx_vnni|avx512 chooses another) and where models of the hub are kept, and computes
+something on each device. Exits with 1 when something does not work.`,
   options: {},
   async run({ version, terminal }) {
     const { node, napi } = process.versions;

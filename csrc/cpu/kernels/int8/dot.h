@@ -13,8 +13,8 @@ constexpr int kDotCols = 4;
 
 BNB_INLINE I32 load_bytes(const int8_t* p, __mmask64 lanes) { return {_mm512_maskz_loadu_epi8(lanes, p)}; }
 
-// The instruction wants one unsigned operand: a + 128. The surplus 128 * sum(b) is taken off lane by lane before the lanes
-// are summed; within a lane int32 may wrap, which cancels.
+// The instruction wants one unsigned operand: a + 128. The surplus 128 * sum(b) is taken off lane by lane before the
+// lanes are summed; within a lane int32 may wrap, which cancels.
 template <int R, int C>
 void dot_tile(const int8_t* a, const int8_t* b, int64_t k, int64_t stride, int32_t (&sums)[kDotRows][kDotCols]) {
   const I32 flip = set1_i32(static_cast<int32_t>(0x80808080)), ones = set1_i32(0x01010101);
