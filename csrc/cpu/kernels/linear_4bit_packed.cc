@@ -71,18 +71,28 @@ void decode_row(const Weight4Bit& w, const Decoder& decoder, int64_t first, int6
   }
 }
 
+// Sums lie as [n][m]: square blocks of them turn on their way into y.
 void store_item(const Linear4BitArgs& a, const Item& item, const float* sums) {
   visit_float(a.y_dtype, [&](auto t) {
     using T = decltype(t);
     visit_float(a.bias_dtype, [&](auto b) {
       const auto* bias = static_cast<const decltype(b)*>(a.bias);
-      for (int64_t m = 0; m < item.m_count; m++) {
-        const int64_t at = (item.m0 + m) * a.n + item.n0;
-        T* y = static_cast<T*>(a.y) + at;
-        const T* residual = a.residual ? static_cast<const T*>(a.residual) + at : nullptr;
-        for (int64_t n = 0; n < item.n_count; n++) {
-          const float sum = sums[n * item.columns() + m] + (bias ? to_float(bias[item.n0 + n]) : 0.0f);
-          y[n] = from_float<T>(sum + (residual ? to_float(residual[n]) : 0.0f));
+      for (int64_t m = 0; m < item.m_count; m += kWidth) {
+        const int64_t rows = smaller<int64_t>(kWidth, item.m_count - m);
+        for (int64_t n = 0; n < item.n_count; n += kWidth) {
+          const int64_t lanes = smaller<int64_t>(kWidth, item.n_count - n);
+          F32 block[kWidth];
+#pragma GCC unroll 16
+          for (int i = 0; i < kWidth; i++)
+            block[i] = load(sums + (n + smaller<int64_t>(i, lanes - 1)) * item.columns() + m);
+          transpose(block);
+          const F32 more = bias ? load_part(bias + item.n0 + n, lanes) : zero();
+          for (int64_t r = 0; r < rows; r++) {
+            const int64_t at = (item.m0 + m + r) * a.n + item.n0 + n;
+            F32 y = block[r] + more;
+            if (a.residual) y += load_part(static_cast<const T*>(a.residual) + at, lanes);
+            store_part(static_cast<T*>(a.y) + at, y, lanes);
+          }
         }
       }
     });
