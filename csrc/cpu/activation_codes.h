@@ -1,7 +1,6 @@
 // Activations as integers, and 4-bit weights as bytes: what the products of rounded activations have in common.
 //
-// Numerics  The codes of a granule of x are round(x / s), s = max|x| / `most`. One that is not finite has zeros for
-// codes
+// Numerics  The codes of a granule of x are round(x / s), s = max|x| / `most`. One that is not finite has codes of zero
 //           and NaN for a scale. Bytes of w are round(127 table), or 128 more, which add_byte_products wants unsigned.
 #pragma once
 #include "cpu/simd.h"

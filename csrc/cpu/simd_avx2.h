@@ -103,7 +103,7 @@ BNB_INLINE int32_t reduce_max(I32 x) {
 
 // AVX-VNNI, where multiplies_bytes(): each lane of acc += the four products of its bytes, unsigned times signed. Older
 // compilers come with assemblers that do not know it.
-#if __GNUC__ >= 11 || __clang_major__ >= 12
+#if defined(__clang__) ? __clang_major__ >= 12 && !defined(__apple_build_version__) : __GNUC__ >= 11
 BNB_INLINE bool multiplies_bytes() { return has_avx_vnni(); }
 BNB_INLINE void add_byte_products(I32& acc, I32 u8, I32 s8) {
   asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc.v) : "x"(u8.v), "x"(s8.v));

@@ -133,7 +133,7 @@ const aModule = anInstance(() => Module, "a Module");
  * once. Throws ERR_BNB_ARGUMENT where there is none.
  *
  * @example
- * setActivationQuant(model, "int8"); // prompts by products of bytes, where the CPU has them
+ * setActivationQuant(model, "int8"); // products of bytes, where the CPU is faster with them
  */
 export function setActivationQuant(module: Module, activationQuant: ActivationQuant): void {
   checkArgument("setActivationQuant", "module", module, aModule);

@@ -41,6 +41,35 @@ const problems = sizes.flatMap((s, i) =>
 );
 
 describe.each(testDevices())("expertsSwiglu on %s", (device) => {
+  it("computes exactly, whatever the weights allow for activations", () => {
+    const [tokens, count, hidden, width] = [90, 3, 128, 192];
+    tidy(() => {
+      const x = make(normals(tokens * hidden, 5), [tokens, hidden]);
+      const experts = tensor(
+        Int32Array.from({ length: tokens }, (_, i) => i % count),
+        { shape: [tokens, 1], dtype: "int32", device },
+      );
+      const shares = make(new Float64Array(tokens).fill(1), [tokens, 1]);
+      const shapes = [
+        [width, hidden],
+        [width, hidden],
+        [hidden, width],
+      ] as const;
+      const matrices = shapes.map(([n, k], which) =>
+        Array.from({ length: count }, (_, e) =>
+          quantize4bit(make(normals(n * k, which + 10 * e, 0.1), [n, k]), { quantType: "nf4" }),
+        ),
+      );
+      const [exact, ...others] = (["none", "int16", "int8"] as const).map((mode) => {
+        const [gates, ups, downs] = matrices.map((list) =>
+          list.map(([packed, state]) => state.quantized(packed, mode)),
+        );
+        return expertsSwiglu(x, { shares, experts }, expertWeights(gates!, ups!, downs!)).floatsSync();
+      });
+      for (const y of others) expect(y).toEqual(exact);
+    });
+  });
+
   const make = (values: ArrayLike<number>, shape: readonly number[], dtype: DType = "float32"): Tensor =>
     tensor(Float64Array.from(values), { shape, dtype, device });
 

@@ -37,6 +37,7 @@ function run(command, ...args) {
 const build = options.emulated ? "build" : "build-gpu-bundle";
 const target = options.emulated ? "emulated" : "bitsandbytes";
 // The emulated addon is part of the clone's own build.
+if (options.emulated && !existsSync("build/CMakeCache.txt")) run("npm", "run", "--silent", "build:native");
 if (!options.emulated) {
   const ninja = spawnSync("ninja", ["--version"]).status === 0 ? ["-G", "Ninja"] : [];
   // -lineinfo lets the sanitizer name source lines; it changes no instruction.

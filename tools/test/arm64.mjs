@@ -32,5 +32,5 @@ const start = performance.now();
 run(process.execPath, [join("tools", "test", "compare.mjs"), emulated], env);
 const named = process.argv.slice(2);
 const shards = named.length > 0 ? [named] : Array.from({ length: 8 }, (_, i) => ["test/ops", `--shard=${i + 1}/8`]);
-for (const shard of shards) run("npx", ["vitest", "run", "--no-isolate", ...shard], env);
+for (const shard of shards) run("npx", ["vitest", "run", ...shard], env);
 console.log(`arm64, emulated: ${((performance.now() - start) / 60e3).toFixed(1)} min`);

@@ -2,6 +2,7 @@
 // all others have the emulated GPU as their default device. BNB_SIMT_ORDER chooses the order of the GPU's threads: forward,
 // reverse or random:<seed>.
 import { spawnSync } from "node:child_process";
+import { existsSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { resolve } from "node:path";
 
@@ -11,6 +12,7 @@ const run = (command, args, env = {}) => {
   if (status !== 0) process.exit(status ?? 1);
 };
 
+if (!existsSync("build/CMakeCache.txt")) run("npm", ["run", "--silent", "build:native"]);
 const jobs = process.env.BNB_JOBS ?? String(availableParallelism());
 run("cmake", ["--build", "build", "--target", "emulated", "--parallel", jobs]);
 run("node_modules/.bin/vitest", ["run", ...process.argv.slice(2)], {

@@ -22,7 +22,7 @@ constexpr int64_t kChunkElements = 8192;
 constexpr int64_t kTokens = 1024;  // whose sums exist at once
 constexpr int64_t kRows = 256;     // of one expert, computed at once
 
-// Scratch memory that no product uses.
+// Scratch memory that no exact product uses.
 constexpr int kOrderScratch = 4, kFloatScratch = 5;
 
 // y[m, n] = a[m, k] times a matrix of floats [k, n], or transposed [n, k]; a and y float32.
@@ -49,7 +49,8 @@ void float_product(const ExpertChoice& c, const float* a, const Weight4Bit& w, f
 // y[m, n] = x[m, k] w^T of the matrix `which` of an expert, and dx[m, k] = dy[m, n] w; all float32.
 void product(const ExpertChoice& c, int64_t expert, int which, int64_t m, const float* x, float* y) {
   const int64_t n = which == kDown ? c.hidden : c.width, k = which == kDown ? c.width : c.hidden;
-  const Weight4Bit& w = c.matrices[expert * kExpertMatrices + which];
+  Weight4Bit w = c.matrices[expert * kExpertMatrices + which];
+  w.activations = ActivationQuant::none;
   if (!c.is_quantized) return float_product(c, x, w, y, m, n, k, true);
   linear_4bit({.x = x,
                .bias = nullptr,
