@@ -1,5 +1,5 @@
 // Matchers that every test file has: tensors against numbers, and what a piece of code leaves in memory.
-import { afterEach, beforeEach, expect } from "vitest";
+import { afterEach, beforeAll, beforeEach, expect } from "vitest";
 import type { Tensor } from "../src/index.js";
 import { memory, setDefaultDevice } from "../src/index.js";
 import type { Numbers } from "./helpers/expect-close.js";
@@ -23,15 +23,25 @@ if (node) process.execPath = node;
 const device = process.env["BNB_TEST_DEVICE"];
 if (device) setDefaultDevice(device);
 
-// What a test leaves to the garbage collector is collected before the next one, which may count what is alive.
+async function collectGarbage(): Promise<void> {
+  (globalThis as { gc?: () => void }).gc?.();
+  for (let turn = 0; turn < 2; turn++) await new Promise((resolve) => setImmediate(resolve));
+}
+
+// What earlier files of this process left to the garbage collector is collected before this one, and what a test leaves
+// before the next one: they may count what is alive.
+beforeAll(async () => {
+  for (let before = Number.POSITIVE_INFINITY; memory().tensors < before; ) {
+    before = memory().tensors;
+    await collectGarbage();
+  }
+});
 let alive = 0;
 beforeEach(() => {
   alive = memory().tensors;
 });
 afterEach(async () => {
-  if (memory().tensors <= alive) return;
-  (globalThis as { gc?: () => void }).gc?.();
-  for (let turn = 0; turn < 2; turn++) await new Promise((resolve) => setImmediate(resolve));
+  if (memory().tensors > alive) await collectGarbage();
 });
 
 expect.extend({
