@@ -1,5 +1,5 @@
-// Test runner: two processes, which load the library once and run one file after the other. A file that sets what the addon
-// reads only once has a process of its own.
+// Test runner: two processes, which load the library once and run one file after the other. Tests of the addon and of memory
+// have a process for each file: they break devices, count what lives, and set what the addon reads only once.
 import { configDefaults, defineConfig } from "vitest/config";
 
 // Under the sanitizers, on the emulated GPU and on an emulated processor a test may take minutes.
@@ -12,7 +12,7 @@ if (node !== undefined) process.execPath = node;
 // Files to leave out, with spaces between: what the command line excludes, vitest takes from no project.
 const excluded = (process.env["BNB_TEST_EXCLUDE"] ?? "").split(/\s+/).filter(Boolean);
 
-const alone = ["test/native/bank-conflicts.test.ts", "test/ops/matmul-mma.test.ts"];
+const alone = ["test/native/**/*.test.ts", "test/memory/**/*.test.ts", "test/ops/matmul-mma.test.ts"];
 
 export default defineConfig({
   test: {
