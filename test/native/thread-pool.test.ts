@@ -27,6 +27,11 @@ const oneAfterAnother = (body: string, workers: number, end: string) => `
   const { Worker } = require("node:worker_threads");
   const { readdirSync } = require("node:fs");
   const threads = () => readdirSync("/proc/self/task").length;
+  // A thread that was joined may stand there for a moment more.
+  const threadsLike = async (first) => {
+    for (let i = 0; i < 200 && threads() !== first; i++) await new Promise((resolve) => setTimeout(resolve, 5));
+    return threads();
+  };
   const work = (body) => new Promise((resolve, reject) => {
     const worker = new Worker(body, { eval: true });
     worker.on("message", () => { ${end} });
@@ -35,10 +40,11 @@ const oneAfterAnother = (body: string, workers: number, end: string) => `
   });
   (async () => {
     await work("");
+    await new Promise((resolve) => setTimeout(resolve, 50));
     const counts = [threads()];
     for (let i = 0; i < ${workers}; i++) {
       await work(${JSON.stringify(body)});
-      counts.push(threads());
+      counts.push(await threadsLike(counts[0]));
     }
     console.log(JSON.stringify(counts));
   })();`;
