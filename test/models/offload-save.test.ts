@@ -21,6 +21,7 @@ import type { TextModel } from "../../src/models/text-model.js";
 import { OffloadedTensors } from "../../src/tensor/offloaded.js";
 import { testDevices } from "../helpers/devices.js";
 import { fixturePath } from "../helpers/safetensors.js";
+import { sixLayers } from "../helpers/six-layers.js";
 
 const root = mkdtempSync(join(tmpdir(), "bnb-offload-save-"));
 const offloadFolder = join(root, "offload");
@@ -96,22 +97,7 @@ describe.runIf(device === "cpu")("all on disk", () => {
   });
 });
 
-const config = {
-  model_type: "llama",
-  architectures: ["LlamaForCausalLM"],
-  hidden_size: 128,
-  intermediate_size: 256,
-  num_attention_heads: 4,
-  num_key_value_heads: 2,
-  num_hidden_layers: 6,
-  vocab_size: 128,
-  max_position_embeddings: 256,
-  rms_norm_eps: 1e-6,
-  rope_theta: 10_000,
-  initializer_range: 0.2,
-  tie_word_embeddings: false,
-  dtype: "bfloat16",
-};
+const config = sixLayers("bfloat16");
 const source = join(root, "model");
 beforeAll(async () => {
   using model = AutoModelForCausalLM.fromConfig(config, { generator: new Generator(7), device: "cpu" });

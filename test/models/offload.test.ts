@@ -19,23 +19,9 @@ import {
 } from "../../src/index.js";
 import type { CausalLM, FromPretrainedOptions } from "../../src/models/index.js";
 import { testDevices } from "../helpers/devices.js";
+import { sixLayers } from "../helpers/six-layers.js";
 
-const config = {
-  model_type: "llama",
-  architectures: ["LlamaForCausalLM"],
-  hidden_size: 128,
-  intermediate_size: 256,
-  num_attention_heads: 4,
-  num_key_value_heads: 2,
-  num_hidden_layers: 6,
-  vocab_size: 128,
-  max_position_embeddings: 256,
-  rms_norm_eps: 1e-6,
-  rope_theta: 10_000,
-  initializer_range: 0.2,
-  tie_word_embeddings: false,
-  dtype: "float32",
-};
+const config = sixLayers("float32");
 
 const root = mkdtempSync(join(tmpdir(), "bnb-offload-"));
 const folder = join(root, "model");
