@@ -190,15 +190,19 @@ ThreadPool& started_pool() {
   return *pool.load(std::memory_order_relaxed);
 }
 
-struct Scratch {
-  static constexpr int kBuffers = 6;
-  void* data[kBuffers] = {};
-  size_t capacity[kBuffers] = {};
-  ~Scratch() {
-    for (void* p : data) std::free(p);
+// Buffers of a thread, of which the first `taken` are in use; each keeps the largest size that it was asked for.
+struct ScratchStack {
+  struct Buffer {
+    void* data = nullptr;
+    size_t capacity = 0;
+  };
+  std::vector<Buffer> buffers;
+  size_t taken = 0;
+  ~ScratchStack() {
+    for (const Buffer& buffer : buffers) std::free(buffer.data);
   }
 };
-thread_local Scratch scratch_buffers;
+thread_local ScratchStack scratch;
 
 }  // namespace
 
@@ -228,17 +232,21 @@ void parallel_range(int64_t n, int64_t grain, RangeBody body, void* context) {
   }
 }
 
-void* thread_scratch(int index, size_t nbytes) {
-  Scratch& s = scratch_buffers;
-  if (s.capacity[index] < nbytes || !s.data[index]) {
+void* take_scratch(size_t nbytes) {
+  if (scratch.taken == scratch.buffers.size()) scratch.buffers.emplace_back();
+  ScratchStack::Buffer& buffer = scratch.buffers[scratch.taken];
+  if (buffer.capacity < nbytes || !buffer.data) {
     const size_t capacity = (nbytes + 4095) / 4096 * 4096 + 4096;
-    std::free(s.data[index]);
-    s.data[index] = std::aligned_alloc(64, capacity);
-    s.capacity[index] = s.data[index] ? capacity : 0;
-    if (!s.data[index]) throw std::bad_alloc();
+    std::free(buffer.data);
+    buffer.data = std::aligned_alloc(64, capacity);
+    buffer.capacity = buffer.data ? capacity : 0;
+    if (!buffer.data) throw std::bad_alloc();
   }
-  return s.data[index];
+  scratch.taken++;
+  return buffer.data;
 }
+
+void give_back_scratch() { scratch.taken--; }
 
 void report_fault(Fault* fault, FaultCode code, int64_t value, int64_t limit) {
   int32_t none = 0;

@@ -148,16 +148,17 @@ BNB_INLINE void gather_keys(const Rows& run_at, int64_t j0, int64_t n, int64_t d
 template <class P>
 void attend_block(const P& p, int64_t begin, int64_t end, Span keys, const Partial& partial) {
   const int64_t m = end - begin, dim = p.dim();
-  Carver c = {scratch<float>(0, Carver::rounded(row_floats(m, dim)) + Carver::rounded(col_floats(kKeys, dim)) +
-                                    Carver::rounded(col_floats(dim, kKeys)) + Carver::rounded(m * kKeys) +
-                                    Carver::rounded(row_floats(m, kKeys)) + Carver::rounded(kKeys * dim))};
+  const Scratch<float> memory(Carver::rounded(row_floats(m, dim)) + Carver::rounded(col_floats(kKeys, dim)) +
+                              Carver::rounded(col_floats(dim, kKeys)) + Carver::rounded(m * kKeys) +
+                              Carver::rounded(row_floats(m, kKeys)) + Carver::rounded(kKeys * dim));
+  Carver c = {memory};
   float* q = c.take(row_floats(m, dim));
   float* k = c.take(col_floats(kKeys, dim));
   float* v = c.take(col_floats(dim, kKeys));
   float* s = c.take(m * kKeys);
   float* w = c.take(row_floats(m, kKeys));
   float* rows_of = c.take(kKeys * dim);
-  float* stage = scratch<float>(3, 4 * larger(dim, kKeys));
+  const Scratch<float> stage(4 * larger(dim, kKeys));
 
   const RowPanels rows(m);
   p.gather(begin, end, p.rule().scale, partial.out);
@@ -254,7 +255,8 @@ void attend_few(const P& p, int64_t begin, int64_t end, Span keys, const Partial
   constexpr int J = R >= 4 ? 1 : 4 / R;
   constexpr int V = (BNB_ISA_LEVEL == 2 ? 16 : 8) / R;
   const int64_t dim = p.dim(), rows = end - begin;
-  Carver c = {scratch<float>(0, 2 * Carver::rounded(R * dim) + R * kKeys)};
+  const Scratch<float> memory(2 * Carver::rounded(R * dim) + R * kKeys);
+  Carver c = {memory};
   float* q = c.take(R * dim);
   float* out = c.take(R * dim);
   float* s = c.take(R * kKeys);

@@ -31,7 +31,7 @@ struct ItemProduct {
   const Linear4BitArgs& a;
   const Product& product;
   int64_t m0, n0, count, depth, ahead;
-  float* sums;
+  float *sums, *scales_of_rows;
 
   // Row `row` of the item, piece from k0 on; rows past the item's end are those of the next piece, and past its last
   // those of the next item.
@@ -43,10 +43,10 @@ struct ItemProduct {
   template <int R>
   void rows_product(int64_t row, int64_t k0) const {
     const int64_t k_count = a.k - k0 < depth ? a.k - k0 : depth, granules = k_count >> product.shift;
-    float* buffer = scratch<float>(1, R * granules);
     const float* scales[R];
     for (int r = 0; r < R; r++)
-      scales[r] = granule_scales(a.w, (n0 + row + r) * a.k + k0, granules, product.shift, buffer + r * granules);
+      scales[r] =
+          granule_scales(a.w, (n0 + row + r) * a.k + k0, granules, product.shift, scales_of_rows + r * granules);
     if (k0 == 0) prefetch_scales(a.w, (n0 + row + ahead) * a.k, R * a.k);
     float* at = sums + row * M * kWidth;
     F32 acc[M][R];
@@ -96,9 +96,9 @@ void rows_product(const Linear4BitArgs& a, int64_t m0, const Product& product) {
   const int64_t items = ceil_div(a.n, kItem), run_of_items = ceil_div(items, 8 * thread_count());
   parallel_for(a.n, run_of_items * kItem, [&](int64_t begin, int64_t end) {
     const Product here = product;
-    float* sums = scratch<float>(2, kItem * M * kWidth);
+    const Scratch<float> sums(kItem * M * kWidth), scales(R * (depth >> product.shift));
     for (int64_t n = begin; n < end; n += kItem)
-      ItemProduct<Product, M>{a, here, m0, n, smaller(kItem, end - n), depth, ahead, sums}.run();
+      ItemProduct<Product, M>{a, here, m0, n, smaller(kItem, end - n), depth, ahead, sums, scales}.run();
   });
 }
 

@@ -11,20 +11,34 @@
 
 namespace bnb {
 
-// A 64-byte aligned buffer of this thread, valid until the next request for the same index (0 to 5) on the
-// same thread. The caller's buffer may be read by the workers of its parallel_for. Never null: a request
-// that cannot be met ends the kernel through the stream's error.
-void* thread_scratch(int index, size_t nbytes);
+// The buffers of a thread are a stack: what it takes is given back in reverse. Never null: a request that cannot be met
+// ends the kernel through the stream's error.
+void* take_scratch(size_t nbytes);
+void give_back_scratch();
 
 // First report wins.
 void report_fault(Fault* fault, FaultCode code, int64_t value, int64_t limit);
 
 namespace {
 
+// `count` values of a thread's own memory on 64 bytes for as long as this object lives, which is a local variable, or a
+// member of one. The workers of a parallel_for may use their caller's. Null if not wanted.
 template <class T>
-BNB_INLINE T* scratch(int index, int64_t count) {
-  return static_cast<T*>(thread_scratch(index, static_cast<size_t>(count) * sizeof(T)));
-}
+class Scratch {
+ public:
+  explicit Scratch(int64_t count, bool wanted = true)
+      : data_(wanted ? static_cast<T*>(take_scratch(static_cast<size_t>(count) * sizeof(T))) : nullptr) {}
+  ~Scratch() {
+    if (data_) give_back_scratch();
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  operator T*() const { return data_; }
+  T* data() const { return data_; }  // where a template asks for a pointer
+
+ private:
+  T* const data_;
+};
 
 // f(begin, end) over chunks of [0, n). Choose grain so that a chunk is at least about 20 us of work; an
 // item must never split a sum, so that the result does not depend on the number of threads.

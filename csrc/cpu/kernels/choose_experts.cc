@@ -70,7 +70,7 @@ constexpr int64_t kGrainElements = 8192;
 
 void choose_experts(const ChooseExpertsArgs& a) {
   parallel_for(a.rows, items_of(kGrainElements, a.n * (a.k + 2)), [&](int64_t begin, int64_t end) {
-    float* p = scratch<float>(0, a.n);
+    const Scratch<float> p(a.n);
     for (int64_t r = begin; r < end; r++) {
       visit_float(a.dtype, [&](auto t) { softmax_row(static_cast<const decltype(t)*>(a.logits) + r * a.n, a.n, p); });
       choose_row(p, a.n, a.k, a.normalize, a.shares + r * a.k, a.experts + r * a.k);
@@ -80,7 +80,7 @@ void choose_experts(const ChooseExpertsArgs& a) {
 
 void choose_experts_backward(const ChooseExpertsBackwardArgs& a) {
   parallel_for(a.rows, items_of(kGrainElements, a.n + a.k), [&](int64_t begin, int64_t end) {
-    float* p = scratch<float>(0, a.n);
+    const Scratch<float> p(a.n);
     for (int64_t r = begin; r < end; r++) visit_float(a.dtype, [&](auto t) { backward_row<decltype(t)>(a, r, p); });
   });
 }

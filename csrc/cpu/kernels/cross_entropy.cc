@@ -41,7 +41,7 @@ BNB_INLINE void log_sum_exp(const T* x, int64_t classes, float* lse) {
 
 template <class T>
 void forward(const CrossEntropyArgs& a) {
-  float* losses = scratch<float>(0, a.rows + 1);
+  const Scratch<float> losses(a.rows);
   parallel_for(a.rows, grain_of(a.classes), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
       if (!counts(a, r)) {

@@ -53,8 +53,8 @@ void sum_row(const T* dy, const int64_t* order, int64_t begin, int64_t end, int6
 template <class T>
 void backward(const EmbeddingBackwardArgs& a) {
   // starts[r]..starts[r + 1] bound the positions of row r in `order`.
-  int64_t* starts = scratch<int64_t>(0, a.rows + 2);
-  int64_t* order = scratch<int64_t>(1, a.count + 1);
+  const Scratch<int64_t> starts(a.rows + 2);
+  const Scratch<int64_t> order(a.count);
   for (int64_t r = 0; r < a.rows + 2; r++) starts[r] = 0;
   const auto counts = [&](int32_t id) { return inside(id, a.rows) && id != a.padding; };
   // Counted two places up, so that filling `order` leaves the bounds one place up.
@@ -99,7 +99,7 @@ float norm(const T* w, int64_t cols, float p) {
 
 template <class T>
 void renorm(const EmbeddingRenormArgs& a) {
-  unsigned char* named = scratch<unsigned char>(0, a.rows + 1);
+  const Scratch<unsigned char> named(a.rows);
   __builtin_memset(named, 0, static_cast<size_t>(a.rows));
   for (int64_t i = 0; i < a.count; i++) {
     if (inside(a.ids[i], a.rows)) {

@@ -22,9 +22,6 @@ constexpr int64_t kChunkElements = 8192;
 constexpr int64_t kTokens = 1024;  // whose sums exist at once
 constexpr int64_t kRows = 256;     // of one expert, computed at once
 
-// Scratch memory that no exact product uses.
-constexpr int kOrderScratch = 4, kFloatScratch = 5;
-
 // y[m, n] = a[m, k] times a matrix of floats [k, n], or transposed [n, k]; a and y float32.
 void float_product(const ExpertChoice& c, const float* a, const Weight4Bit& w, float* y, int64_t m, int64_t n,
                    int64_t k, bool transposed) {
@@ -84,27 +81,23 @@ void product_backward(const ExpertChoice& c, int64_t expert, int which, int64_t 
 
 // The pairs of rows [row0, row0 + rows) by expert: those of expert e are order[starts[e] .. starts[e + 1]).
 struct Groups {
-  const int64_t *order, *starts;
+  const Scratch<int64_t> starts, order;
 
-  Groups(const ExpertChoice& c, int64_t row0, int64_t rows) {
+  Groups(const ExpertChoice& c, int64_t row0, int64_t rows) : starts(c.count + 2), order(rows * c.choices) {
     const int64_t first = row0 * c.choices, count = rows * c.choices;
-    int64_t* bounds = scratch<int64_t>(kOrderScratch, c.count + 2 + count);
-    int64_t* pairs = bounds + c.count + 2;
-    for (int64_t e = 0; e < c.count + 2; e++) bounds[e] = 0;
+    for (int64_t e = 0; e < c.count + 2; e++) starts[e] = 0;
     const auto known = [&](int32_t e) { return e >= 0 && e < c.count; };
-    // Counted two places up, so that filling `pairs` leaves the bounds one place up.
+    // Counted two places up, so that filling `order` leaves the bounds one place up.
     for (int64_t p = first; p < first + count; p++) {
       if (known(c.experts[p])) {
-        bounds[c.experts[p] + 2]++;
+        starts[c.experts[p] + 2]++;
       } else {
         report_fault(c.fault, FaultCode::index_out_of_range, c.experts[p], c.count);
       }
     }
-    for (int64_t e = 2; e < c.count + 2; e++) bounds[e] += bounds[e - 1];
+    for (int64_t e = 2; e < c.count + 2; e++) starts[e] += starts[e - 1];
     for (int64_t p = first; p < first + count; p++)
-      if (known(c.experts[p])) pairs[bounds[c.experts[p] + 1]++] = p;
-    order = pairs;
-    starts = bounds;
+      if (known(c.experts[p])) order[starts[c.experts[p] + 1]++] = p;
   }
 };
 
@@ -186,7 +179,7 @@ void forward(const ExpertsSwigluArgs& a, int64_t token0, int64_t tokens) {
   const ExpertChoice& c = a.choice;
   const Groups groups(c, token0, tokens);
   const int64_t most = piece_rows(c, tokens);
-  float* sums = scratch<float>(kFloatScratch, (tokens + most) * c.hidden + 2 * most * c.width);
+  const Scratch<float> sums((tokens + most) * c.hidden + 2 * most * c.width);
   float *rows = sums + tokens * c.hidden, *gate = rows + most * c.hidden, *up = gate + most * c.width;
   start_sums<T>(c, token0, tokens, a.residual, sums);
   each_piece(c, groups, [&](int64_t e, const int64_t* pairs, int64_t m) {
@@ -226,7 +219,7 @@ void backward(const ExpertsSwigluBackwardArgs& a, int64_t token0, int64_t tokens
   const ExpertChoice& c = a.choice;
   const Groups groups(c, token0, tokens);
   const int64_t most = piece_rows(c, tokens);
-  float* sums = scratch<float>(kFloatScratch, (tokens + most) * c.hidden + 3 * most * c.width);
+  const Scratch<float> sums((tokens + most) * c.hidden + 3 * most * c.width);
   float *rows = sums + tokens * c.hidden, *gate = rows + most * c.hidden, *up = gate + most * c.width,
         *dh = up + most * c.width;
   start_sums<T>(c, token0, tokens, nullptr, sums);

@@ -1,8 +1,8 @@
 // Queries turned, and keys and values on their way into pages.
 //
-// Layout    q, k, v [tokens, heads, dim]; a token's place in the pages is its slot, with one row of dim elements a
-// head. Work      an item is a run of tokens. Numerics  turned in float32 and rounded once to the dtype of the pages;
-// int8 codes are rint(x * (127 / absmax)) of a
+// Layout    q, k, v [tokens, heads, dim]; a token's place in the pages is its slot, a row of dim elements a head.
+// Work      an item is a run of tokens.
+// Numerics  turned in float32 and rounded once to the dtype of the pages; int8 codes are rint(x * (127 / absmax)) of a
 //           head, with the scale absmax / 127, which is NaN where the head has one.
 // Needs     nothing; positions and slots out of range are reported, and write nothing.
 #include "kernels/kv_append.h"
@@ -43,7 +43,7 @@ void append(const KvAppendArgs& a) {
   const int64_t dim = layer.dim, kv_heads = layer.kv_heads;
   const auto *q = static_cast<const T*>(a.q), *k = static_cast<const T*>(a.k), *v = static_cast<const T*>(a.v);
   parallel_for(a.tokens, items_of(kChunkElements, (a.heads + 2 * kv_heads) * dim), [&](int64_t begin, int64_t end) {
-    float* head = scratch<float>(0, dim + 1);
+    const Scratch<float> head(dim);
     for (int64_t t = begin; t < end; t++) {
       const Turn turn = turn_at(a.angles, a.angles.pairs > 0 ? a.positions[t] : 0, a.fault);
       turn_heads(turn, q + t * a.heads * dim, static_cast<T*>(a.y) + t * a.heads * dim, a.heads, dim, 1.0f);
@@ -52,9 +52,9 @@ void append(const KvAppendArgs& a) {
       if (slot < 0 || slot >= layer.slots()) continue;
       for (int64_t h = 0; h < kv_heads; h++) {
         const int64_t row = layer.row_of(slot, h), from = (t * kv_heads + h) * dim;
-        turn_heads(turn, k + from, head, 1, dim, 1.0f);
+        turn_heads(turn, k + from, head.data(), 1, dim, 1.0f);
         put(head, dim, static_cast<Page*>(layer.keys) + row * dim, layer.key_scales, row);
-        turn_heads(Turn{}, v + from, head, 1, dim, 1.0f);
+        turn_heads(Turn{}, v + from, head.data(), 1, dim, 1.0f);
         put(head, dim, static_cast<Page*>(layer.values) + row * dim, layer.value_scales, row);
       }
     }

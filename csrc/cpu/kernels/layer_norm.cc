@@ -98,7 +98,7 @@ void backward(const LayerNormBackwardArgs& a) {
   const int64_t block = fair < least ? least : fair;
   const int64_t blocks = (a.rows + block - 1) / block;
   // One pair of rows [dweight | dbias] per block.
-  float* partials = a.dweight || a.dbias ? scratch<float>(0, at_least_one(blocks * 2 * a.cols)) : nullptr;
+  const Scratch<float> partials(blocks * 2 * a.cols, a.dweight || a.dbias);
   parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; b++) {
       float* pair = partials ? partials + b * 2 * a.cols : nullptr;

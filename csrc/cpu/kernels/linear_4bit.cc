@@ -113,7 +113,7 @@ void linear_4bit_small(const Linear4BitArgs& a) {
   const int64_t padded_k = (a.k + kRun - 1) / kRun * kRun;
   int64_t step = kMaxPermuted / padded_k;
   step = step < 1 ? 1 : step > kMaxRows ? kMaxRows : step;
-  float* x = scratch<float>(0, (a.m < step ? a.m : step) * padded_k);
+  const Scratch<float> x((a.m < step ? a.m : step) * padded_k);
   const ExactProduct product = {x, padded_k, granule_shift(a.w.blocksize), Decoder(a.w.type)};
   for (int64_t m0 = 0; m0 < a.m; m0 += step) {
     const int64_t count = a.m - m0 < step ? a.m - m0 : step;

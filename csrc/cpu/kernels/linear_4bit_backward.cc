@@ -81,9 +81,9 @@ void store_item(const Linear4BitBackwardArgs& a, const Item& item, const float* 
 
 template <class T, bool permuted>
 void item_product(const Linear4BitBackwardArgs& a, const Decoder& decoder, const Item& item) {
-  float* sums = scratch<float>(0, item.m_count * item.columns());
-  float* panels = scratch<float>(1, item.columns() * kPanel);
-  float* rows = scratch<float>(2, item.m_count * kPitch);
+  const Scratch<float> sums(item.m_count * item.columns());
+  const Scratch<float> panels(item.columns() * kPanel);
+  const Scratch<float> rows(item.m_count * kPitch);
   for (int64_t n0 = 0; n0 < a.n; n0 += kDepth) {
     const int64_t count = a.n - n0 < kDepth ? a.n - n0 : kDepth;
     copy_dy<T>(a, item, n0, count, rows);

@@ -23,7 +23,7 @@ void linear_4bit_group(const Linear4BitGroupArgs& a) {
     return;
   }
   const int64_t size = a.m * a.n[0];
-  float* gate = scratch<float>(3, 2 * size + 1);
+  const Scratch<float> gate(2 * size);
   float* up = gate + size;
   linear_4bit(one_of(a, 0, gate, DType::float32));
   linear_4bit(one_of(a, 1, up, DType::float32));

@@ -109,7 +109,7 @@ bool linear_4bit_int16(const Linear4BitArgs& a) {
   if (a.w.activations == ActivationQuant::none || a.plan != Linear4BitPlan::small) return false;
   const int shift = granule_shift(a.w.blocksize);
   const int64_t granules = a.k >> shift;
-  auto* scales = scratch<float>(0, a.m * granules + a.m * a.k / 2);
+  const Scratch<float> scales(a.m * granules + a.m * a.k / 2);
   auto* x = reinterpret_cast<int16_t*>(scales + a.m * granules);
   visit_float(a.dtype, [&](auto t) {
     for (int64_t m = 0; m < a.m; m++)

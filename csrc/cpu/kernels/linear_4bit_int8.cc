@@ -203,9 +203,9 @@ void store_tile(const Linear4BitArgs& a, int64_t m0, int64_t m_count, int64_t n0
 
 // One tile, from row n0 of w on, for m_count rows of x.
 void tile_rows(const Linear4BitArgs& a, const Activations& x, int64_t m0, int64_t m_count, int64_t n0, I32 table) {
-  float* sums = scratch<float>(2, kPassRows * kTileRows);  // 3 is the caller's in linear_4bit_group.cc
-  auto* codes = scratch<uint8_t>(4, kDepth * kTileRows);
-  float* scales = scratch<float>(5, (kDepth / 32) * kTileRows);
+  const Scratch<float> sums(kPassRows * kTileRows);
+  const Scratch<uint8_t> codes(kDepth * kTileRows);
+  const Scratch<float> scales((kDepth / 32) * kTileRows);
   __builtin_memset(sums, 0, static_cast<size_t>(m_count * kTileRows) * sizeof(float));
   // Rows past the last are the last again.
   int64_t first[kTileRows];
@@ -243,9 +243,9 @@ bool linear_4bit_int8(const Linear4BitArgs& a) {
   const int64_t passes = ceil_div(a.m, kPassRows), pass_rows = ceil_div(ceil_div(a.m, passes), kBlockRows) * kBlockRows;
   for (int64_t m0 = 0; m0 < a.m; m0 += pass_rows) {
     const int64_t m_count = smaller(pass_rows, a.m - m0), granules = m_count * (a.k >> shift);
-    auto* starts = scratch<int32_t>(1, 2 * granules);
-    const Activations x = {scratch<int8_t>(0, m_count * a.k), starts, reinterpret_cast<float*>(starts + granules),
-                           m_count, shift};
+    const Scratch<int32_t> starts(2 * granules);
+    const Scratch<int8_t> codes(m_count * a.k);
+    const Activations x = {codes, starts, reinterpret_cast<float*>(starts + granules), m_count, shift};
     visit_float(a.dtype, [&](auto t) {
       const auto* from = static_cast<const decltype(t)*>(a.x) + m0 * a.k;
       parallel_for(m_count, items_of(1 << 14, a.k), [&](int64_t begin, int64_t end) {

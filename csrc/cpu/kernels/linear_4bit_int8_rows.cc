@@ -127,7 +127,7 @@ void quantize_run(const T* x, int64_t count, int shift, uint8_t* run) {
 bool linear_4bit_int8_rows(const Linear4BitArgs& a) {
   if (a.w.activations != ActivationQuant::int8 || a.m > kMostRows) return false;
   const int64_t row_bytes = ceil_div(a.k, kRun) * kRunBytes;
-  auto* x = scratch<uint8_t>(0, a.m * row_bytes);
+  const Scratch<uint8_t> x(a.m * row_bytes);
   const int shift = granule_shift(a.w.blocksize);
   visit_float(a.dtype, [&](auto t) {
     for (int64_t m = 0; m < a.m; m++) {

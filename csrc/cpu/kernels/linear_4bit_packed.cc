@@ -101,9 +101,9 @@ void store_item(const Linear4BitArgs& a, const Item& item, const float* sums) {
 
 template <class T, bool permuted>
 void item_product(const Linear4BitArgs& a, const Decoder& decoder, const Item& item) {
-  float* sums = scratch<float>(0, item.n_count * item.columns());
-  float* panels = scratch<float>(1, item.columns() * kDepth);
-  float* rows = scratch<float>(2, kDecodedRows * kPitch);
+  const Scratch<float> sums(item.n_count * item.columns());
+  const Scratch<float> panels(item.columns() * kDepth);
+  const Scratch<float> rows(kDecodedRows * kPitch);
   for (int64_t k0 = 0; k0 < a.k; k0 += kDepth) {
     const int64_t count = a.k - k0 < kDepth ? a.k - k0 : kDepth;
     const int64_t unit = permuted ? kRun : kWidth;

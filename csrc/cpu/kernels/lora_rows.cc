@@ -91,7 +91,7 @@ void up(const LoraRowsArgs& a, const float* h) {
 void lora_rows(const LoraRowsArgs& a) {
   visit_float(a.dtype, [&](auto t) {
     using T = decltype(t);
-    float* h = scratch<float>(0, a.rows * a.rank + 1);
+    const Scratch<float> h(a.rows * a.rank);
     down<T>(a, h);
     up<T>(a, h);
   });

@@ -64,7 +64,7 @@ void pack_panel(const Operand& x, int64_t lane, int64_t count, int64_t k, int64_
     using T = decltype(t);
     const T* src = reinterpret_cast<const T*>(x.at(lane, k));
     if (!x.contiguous_sum) return pack_straight(src, x.ld, count, depth, pitch, dst);
-    float* stage = sizeof(T) == 4 ? nullptr : scratch<float>(3, 4 * depth);
+    const Scratch<float> stage(4 * depth, sizeof(T) != 4);
     pack_transposed(src, x.ld, count, depth, pitch, dst, stage);
   });
 }
@@ -100,10 +100,10 @@ void multiply_chunk(const Product& p, int64_t row0, int64_t m, int64_t col0, int
   const int64_t depth = ceil_div(part_depth, steps);
   const bool narrow = p.dtype_c != DType::float32;
   const int64_t lanes_a = rows.count * rows.pitch, lanes_b = cols.count * cols.pitch;
-  float* packed_a = scratch<float>(0, lanes_a * part_depth);
-  float* packed_b = scratch<float>(1, lanes_b * part_depth);
+  const Scratch<float> packed_a(lanes_a * part_depth);
+  const Scratch<float> packed_b(lanes_b * part_depth);
   // 16-bit results are summed in float32 until the last step; with a single step a tile on the stack does.
-  float* sums = narrow && parts * steps > 1 ? scratch<float>(2, m * n) : nullptr;
+  const Scratch<float> sums(m * n, narrow && parts * steps > 1);
   const int64_t block_cols = kBlockCols / cols.pitch;
   const int64_t col_blocks = ceil_div(cols.count, block_cols);
   // Enough items for the threads to end together.
@@ -307,7 +307,7 @@ struct Streamed {
 };
 
 void multiply_streamed(const Product& p) {
-  float* a = scratch<float>(0, p.m * p.k + 1);
+  const Scratch<float> a(p.m * p.k);
   visit_float(p.a.dtype, [&](auto t) {
     using T = decltype(t);
     const T* src = static_cast<const T*>(p.a.data);
@@ -319,7 +319,7 @@ void multiply_streamed(const Product& p) {
       }
     }
   });
-  float* y = scratch<float>(2, p.m * p.n);
+  const Scratch<float> y(p.m * p.n);
   visit_float(p.b.dtype, [&](auto t) {
     using T = decltype(t);
     Streamed<T>{a, static_cast<const T*>(p.b.data), y, p.b.ld, p.k, p.n}.run(p);

@@ -111,7 +111,7 @@ template <class Page>
 void run(const PagedAttentionArgs& a) {
   const int64_t dim = a.layer.dim;
   int64_t count = 0, floats = 0, covered = 0;
-  auto* sequences = scratch<PagedSequence>(1, a.sequences + 1);
+  const Scratch<PagedSequence> sequences(a.sequences);
   for (int64_t s = 0; s < a.sequences; s++) {
     PagedSequence& at = sequences[s] = checked(a, s);
     if (at.rows == 0) continue;
@@ -132,8 +132,8 @@ void run(const PagedAttentionArgs& a) {
   if (count == 0) return;
 
   const int64_t item_floats = Carver::rounded(count * static_cast<int64_t>(sizeof(Item) / sizeof(float)));
-  float* memory = scratch<float>(2, item_floats + floats);
-  auto* items = reinterpret_cast<Item*>(memory);
+  const Scratch<float> memory(item_floats + floats);
+  auto* items = reinterpret_cast<Item*>(memory.data());
   Carver partials = {memory + item_floats};
   int64_t n = 0, work = 0;
   for (int64_t s = 0; s < a.sequences; s++) {
@@ -150,9 +150,10 @@ void run(const PagedAttentionArgs& a) {
       const Item& item = items[i];
       const auto head = head_of(item);
       const int64_t rows = item.end - item.begin;
-      float* to = item.partial ? item.partial : scratch<float>(1, Partial::floats(rows, dim));
-      attend(head, item.begin, item.end, item.keys, Partial::at(to, rows, dim));
-      if (!item.partial) finish_rows(head, item.begin, item.end, Partial::at(to, rows, dim));
+      const Scratch<float> own(Partial::floats(rows, dim), !item.partial);
+      const Partial partial = Partial::at(own ? own : item.partial, rows, dim);
+      attend(head, item.begin, item.end, item.keys, partial);
+      if (own) finish_rows(head, item.begin, item.end, partial);
     }
   });
   if (floats == 0) return;

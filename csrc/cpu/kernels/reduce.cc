@@ -117,7 +117,7 @@ void reduce_rows(const ReduceArgs& a) {
       for (int64_t o = begin; o < end; o++) put(a, o, reduce_piece<Op>(x + o * n, n));
     });
   }
-  float* partial = scratch<float>(0, a.outer * pieces);
+  const Scratch<float> partial(a.outer * pieces);
   parallel_for(a.outer * pieces, 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t o = i / pieces, at = i % pieces * kRowPiece;
@@ -138,7 +138,7 @@ void reduce_columns(const ReduceArgs& a) {
   const int64_t n = a.n, inner = a.inner;
   const int64_t pieces = n > kColumnPiece ? ceil_div(n, kColumnPiece) : 1;
   const int64_t tiles = ceil_div(inner, kColumnTile);
-  float* partial = pieces > 1 ? scratch<float>(0, a.outer * pieces * inner) : nullptr;
+  const Scratch<float> partial(a.outer * pieces * inner, pieces > 1);
   const int64_t work = min_of(n + 1, kColumnPiece) * min_of(inner, kColumnTile);
   parallel_for(a.outer * pieces * tiles, items_per_chunk(work), [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; item++) {

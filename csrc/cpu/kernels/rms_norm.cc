@@ -67,7 +67,7 @@ void backward(const RmsNormBackwardArgs& a) {
   const int64_t least = at_least_one(kChunkElements / at_least_one(a.cols));
   const int64_t block = fair < least ? least : fair;
   const int64_t blocks = (a.rows + block - 1) / block;
-  float* partials = a.dweight ? scratch<float>(0, at_least_one(blocks * a.cols)) : nullptr;
+  const Scratch<float> partials(blocks * a.cols, a.dweight);
   parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; b++) {
       float* partial = partials ? partials + b * a.cols : nullptr;

@@ -42,7 +42,7 @@ template <class T>
 class Sampler {
  public:
   Sampler(const T* row, int64_t n, const RowSampling& sampling)
-      : row_(row), n_(n), s_(sampling), bins_(scratch<Bin>(0, kSampleBins)), members_(scratch<uint64_t>(1, n)) {}
+      : row_(row), n_(n), s_(sampling), bins_(kSampleBins), members_(n) {}
 
   // -1 where the contract says so.
   int32_t largest() {
@@ -154,8 +154,8 @@ class Sampler {
   const T* row_;
   const int64_t n_;
   const RowSampling s_;
-  Bin* bins_;
-  uint64_t* members_;
+  Scratch<Bin> bins_;
+  Scratch<uint64_t> members_;
   float top_ = 0;
 };
 

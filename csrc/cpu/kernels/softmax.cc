@@ -72,7 +72,7 @@ void softmax(const SoftmaxArgs& a) {
   visit_float(a.dtype, [&](auto t) {
     using T = decltype(t);
     parallel_for(a.rows, rows_per_item(a.cols), [&](int64_t begin, int64_t end) {
-      float* row = scratch<float>(0, a.cols);
+      const Scratch<float> row(a.cols);
       for (int64_t r = begin; r < end; r++)
         softmax_row(static_cast<const T*>(a.x) + r * a.cols, static_cast<T*>(a.y) + r * a.cols, row, a.cols, a.log);
     });

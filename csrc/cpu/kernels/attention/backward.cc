@@ -28,8 +28,9 @@ void backward_head(const Head<T>& h, const AttentionBackwardArgs& b) {
       Carver::rounded(larger(col_floats(dim, most), larger(col_floats(kKeys, dim), col_floats(dim, kKeys))));
   const int64_t x_floats = Carver::rounded(most * larger(dim, kKeys));
   const int64_t p_floats = Carver::rounded(larger(row_floats(most, kKeys), row_floats(kKeys, most)));
-  Carver c = {scratch<float>(0, 2 * Carver::rounded(keys * dim) + 2 * a_floats + 5 * b_floats + 5 * x_floats +
-                                    p_floats + 2 * Carver::rounded(most))};
+  const Scratch<float> memory(2 * Carver::rounded(keys * dim) + 2 * a_floats + 5 * b_floats + 5 * x_floats + p_floats +
+                              2 * Carver::rounded(most));
+  Carver c = {memory};
   float *dk = c.take(keys * dim), *dv = c.take(keys * dim);
   float *q_rows = c.take(a_floats), *dy_rows = c.take(a_floats);
   float *q_cols = c.take(b_floats), *dy_cols = c.take(b_floats);
@@ -38,7 +39,7 @@ void backward_head(const Head<T>& h, const AttentionBackwardArgs& b) {
   float *p = c.take(x_floats), *ds = c.take(x_floats);
   float* packed = c.take(p_floats);
   float *lse = c.take(most), *delta = c.take(most);
-  float* stage = scratch<float>(3, 4 * larger(dim, kKeys));
+  const Scratch<float> stage(4 * larger(dim, kKeys));
   for (int64_t i = 0; i < keys * dim; i++) dk[i] = dv[i] = 0.0f;
 
   for (int64_t begin = 0; begin < h.rows(); begin += most) {

@@ -22,8 +22,8 @@ void attention(const AttentionArgs& args) {
         const int64_t head = item / blocks, first = item % blocks * per_block;
         const int64_t last = smaller(first + per_block, rows);
         const Head<T> h = {a, head / a.kv_heads, head % a.kv_heads};
-        const Partial partial =
-            Partial::at(scratch<float>(1, Partial::floats(last - first, a.dim)), last - first, a.dim);
+        const Scratch<float> memory(Partial::floats(last - first, a.dim));
+        const Partial partial = Partial::at(memory, last - first, a.dim);
         attend(h, first, last, span_of_rows(h, first, last), partial);
         finish_rows(h, first, last, partial);
       }

@@ -57,16 +57,16 @@ template <class T>
 void backward(const Int8LinearBackwardArgs& a) {
   // dy as float32, read by every worker.
   const float* dy = static_cast<const float*>(a.dy);
-  if (a.dtype != DType::float32) {
-    float* widened = scratch<float>(0, a.m * a.n + 1);
+  const Scratch<float> widened(a.m * a.n, a.dtype != DType::float32);
+  if (widened) {
     for (int64_t i = 0; i < a.m * a.n; i++) widened[i] = to_float(static_cast<const T*>(a.dy)[i]);
     dy = widened;
   }
   T* dx = static_cast<T*>(a.dx);
   const int64_t panels = (a.k + kPanelCols - 1) / kPanelCols;
   parallel_for(panels, 1, [&](int64_t begin, int64_t end) {
-    float* panel = scratch<float>(1, kChunk * kPanelCols);
-    float* sums = scratch<float>(2, a.m * kPanelCols);
+    const Scratch<float> panel(kChunk * kPanelCols);
+    const Scratch<float> sums(a.m * kPanelCols);
     for (int64_t p = begin; p < end; p++) {
       const int64_t k = p * kPanelCols, cols = a.k - k < kPanelCols ? a.k - k : kPanelCols;
       __builtin_memset(sums, 0, static_cast<size_t>(a.m * kPanelCols) * sizeof(float));

@@ -27,24 +27,27 @@ int64_t cols_per_item(int64_t m, int64_t k) {
   return cols < kDotCols ? kDotCols : cols;
 }
 
+// The outliers' columns, written to `columns`, and how many.
+int64_t find_outliers(const Int8LinearArgs& a, int64_t* columns) {
+  int64_t count = 0;
+  if (a.outlier_mask)
+    for (int64_t j = 0; j < a.k; j++)
+      if (a.outlier_mask[j]) columns[count++] = j;
+  return count;
+}
+
 // Outlier columns gathered once: their positions, and x there as float32 [m, count].
 struct Outliers {
-  const int64_t* columns;
-  const float* x;
-  int64_t count;
-};
+  const Scratch<int64_t> columns;
+  const int64_t count;
+  const Scratch<float> x;
 
-Outliers gather_outliers(const Int8LinearArgs& a) {
-  if (!a.outlier_mask) return {nullptr, nullptr, 0};
-  int64_t* columns = scratch<int64_t>(0, a.k);
-  int64_t count = 0;
-  for (int64_t j = 0; j < a.k; j++)
-    if (a.outlier_mask[j]) columns[count++] = j;
-  float* x = scratch<float>(1, a.m * count + 1);
-  for (int64_t i = 0; i < a.m; i++)
-    for (int64_t o = 0; o < count; o++) x[i * count + o] = load_float(a.x, i * a.k + columns[o], a.dtype);
-  return {columns, x, count};
-}
+  explicit Outliers(const Int8LinearArgs& a)
+      : columns(a.k, a.outlier_mask), count(find_outliers(a, columns)), x(a.m * count) {
+    for (int64_t i = 0; i < a.m; i++)
+      for (int64_t o = 0; o < count; o++) x[i * count + o] = load_float(a.x, i * a.k + columns[o], a.dtype);
+  }
+};
 
 // The outlier columns of weight row n as float32.
 void gather_weight_row(const Int8LinearArgs& a, const Outliers& outliers, int64_t n, float* row) {
@@ -66,13 +69,13 @@ float outlier_sum(const float* x, const float* w, int64_t count) {
 
 template <class T>
 void linear(const Int8LinearArgs& a) {
-  const Outliers outliers = gather_outliers(a);
+  const Outliers outliers(a);
   T* y = static_cast<T*>(a.y);
   parallel_for(a.n, cols_per_item(a.m, a.k), [&](int64_t begin, int64_t end) {
-    float* weight_rows = scratch<float>(2, kDotCols * outliers.count + 1);
+    const Scratch<float> weight_rows(kDotCols * outliers.count);
     // The parts of a long sum meet here before they are scaled: [m, columns of this item].
     const bool is_split = a.k > kSplit;
-    double* parts = is_split ? scratch<double>(3, a.m * (end - begin)) : nullptr;
+    const Scratch<double> parts(a.m * (end - begin), is_split);
     for (int64_t from = 0; from < a.k || from == 0; from += kSplit) {
       const int64_t span = a.k - from < kSplit ? a.k - from : kSplit;
       const bool is_last = from + kSplit >= a.k;

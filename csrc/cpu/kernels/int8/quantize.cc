@@ -73,7 +73,7 @@ void quantize_rows(const Int8QuantizeRowsArgs& a) {
     }
   });
   if (!split) return;
-  int64_t* outliers = scratch<int64_t>(0, a.cols);
+  const Scratch<int64_t> outliers(a.cols);
   int64_t count = 0;
   for (int64_t j = 0; j < a.cols; j++)
     if (a.outlier_mask[j]) outliers[count++] = j;
