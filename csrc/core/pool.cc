@@ -54,6 +54,13 @@ Block Pool::take(size_t nbytes) {
   return block;
 }
 
+Block Pool::take_lasting(size_t nbytes) {
+  if (!recording_) return take(nbytes);
+  const Block block = make_recorded(nbytes, capacity_for(nbytes));
+  recording_->lasting.insert(block.data);
+  return block;
+}
+
 Block Pool::allocate(size_t nbytes, size_t capacity) {
   Block block = {device_.runtime().allocate(device_, capacity), capacity};
   if (!block.data && cached_bytes_ > 0) {
@@ -99,7 +106,11 @@ void Pool::give_back(Block block) {
   if (recording_) {
     const auto own = recording_->made.find(block.data);
     if (own != recording_->made.end()) {
-      recording_->unused.emplace(own->second, own->first);
+      if (recording_->lasting.contains(block.data)) {
+        recording_->left.push_back(block.data);
+      } else {
+        recording_->unused.emplace(own->second, own->first);
+      }
       return;
     }
   }
@@ -132,6 +143,10 @@ Block Pool::take_recorded(size_t nbytes, size_t capacity) {
     recording_->unused.erase(fit);
     return block;
   }
+  return make_recorded(nbytes, capacity);
+}
+
+Block Pool::make_recorded(size_t nbytes, size_t capacity) {
   const Block block = allocate(nbytes, capacity);
   recording_->made.emplace(block.data, block.capacity);
   live_bytes_ += block.capacity;
@@ -158,6 +173,7 @@ GraphBlocks Pool::end_recording() {
     blocks.made.push_back(data);
   }
   for (const auto& [capacity, data] : recording.unused) held_.at(data).has_tensor = false;
+  for (void* data : recording.left) held_.at(data).has_tensor = false;
   blocks.touched.assign(recording.touched.begin(), recording.touched.end());
   return blocks;
 }

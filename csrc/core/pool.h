@@ -33,6 +33,9 @@ class Pool {
 
   // Throws Code::oom, after emptying the cache, with the wanted, live and cached bytes.
   Block take(size_t nbytes);
+  // For bytes that are written once: a recording, whose commands write theirs at each replay, gives the block to none of
+  // its other tensors, before or after.
+  Block take_lasting(size_t nbytes);
   void give_back(Block block);
   // Between these, blocks come from and go to a set of their own, and those that are touched stay where they are. A
   // block of a graph that a tensor gives back later waits until release() has come from every graph that holds it.
@@ -65,13 +68,16 @@ class Pool {
   Block allocate(size_t nbytes, size_t capacity);
   void put_in_cache(Block block);
   Block take_recorded(size_t nbytes, size_t capacity);
+  Block make_recorded(size_t nbytes, size_t capacity);
   void hold(void* block, size_t capacity, bool has_tensor);
   void poison(const Block& block, size_t nbytes);
 
   Device& device_;
-  // What a recording has taken so far, and what of it is free again: capacity -> block.
+  // What a recording has taken so far, and what of it is free again: capacity -> block; or has no tensor, but its bytes.
   struct Recording {
     std::map<void*, size_t> made;
+    std::set<void*> lasting;
+    std::vector<void*> left;
     std::multimap<size_t, void*> unused;
     std::set<void*> touched;
   };

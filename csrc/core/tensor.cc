@@ -4,8 +4,11 @@
 
 namespace bnb {
 
-Storage::Storage(Device& device, size_t nbytes)
-    : device_(device), nbytes_(nbytes), block_(device.pool().take(nbytes)), changes_(device.changes()) {}
+Storage::Storage(Device& device, size_t nbytes, bool lasts)
+    : device_(device),
+      nbytes_(nbytes),
+      block_(lasts ? device.pool().take_lasting(nbytes) : device.pool().take(nbytes)),
+      changes_(device.changes()) {}
 
 Storage::~Storage() {
   if (!is_out_) device_.pool().give_back(block_);
@@ -27,7 +30,11 @@ void Tensor::fail_offloaded() {
   fail(Code::unsupported, "tensor", "it is offloaded, and in memory only while its layer computes");
 }
 
-Tensor Tensor::empty(const Shape& shape, DType dtype, Device& device) {
+Tensor Tensor::empty(const Shape& shape, DType dtype, Device& device) { return make(shape, dtype, device, false); }
+
+Tensor Tensor::lasting(const Shape& shape, DType dtype, Device& device) { return make(shape, dtype, device, true); }
+
+Tensor Tensor::make(const Shape& shape, DType dtype, Device& device, bool lasts) {
   const int64_t numel = shape.numel();
   check_shape(numel <= kMaxBytes / static_cast<int64_t>(size_of(dtype)), "tensor",
               "the size must stay below 2^53 bytes, got ", shape);
@@ -35,7 +42,7 @@ Tensor Tensor::empty(const Shape& shape, DType dtype, Device& device) {
   t.shape_ = shape;
   t.dtype_ = dtype;
   t.numel_ = numel;
-  t.storage_ = StorageRef(new Storage(device, t.nbytes()));
+  t.storage_ = StorageRef(new Storage(device, t.nbytes(), lasts));
   return t;
 }
 

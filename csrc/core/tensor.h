@@ -12,7 +12,7 @@ namespace bnb {
 // A block of a device's pool, given back when the last tensor on it goes.
 class Storage {
  public:
-  Storage(Device& device, size_t nbytes);
+  Storage(Device& device, size_t nbytes, bool lasts);
   ~Storage();
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
@@ -69,6 +69,8 @@ class Tensor {
 
   // Uninitialized. Throws Code::oom, and Code::shape for negative or overflowing sizes.
   static Tensor empty(const Shape& shape, DType dtype, Device& device);
+  // The same for bytes that are written once, in a recording too: Pool::take_lasting.
+  static Tensor lasting(const Shape& shape, DType dtype, Device& device);
 
   const Shape& shape() const { return shape_; }
   int ndim() const { return shape_.ndim(); }
@@ -111,6 +113,7 @@ class Tensor {
 
  private:
   [[noreturn]] static void fail_offloaded();
+  static Tensor make(const Shape& shape, DType dtype, Device& device, bool lasts);
 
   StorageRef storage_;
   Shape shape_;

@@ -31,7 +31,7 @@ Tensor upload(const void* bytes, size_t nbytes, const Shape& shape, DType dtype,
 }
 
 Tensor upload_once(const void* bytes, size_t nbytes, const Shape& shape, DType dtype, Device& device) {
-  Tensor t = Tensor::empty(shape, dtype, device);
+  Tensor t = Tensor::lasting(shape, dtype, device);
   check_shape(t.nbytes() == nbytes, "tensor", "shape ", shape, " of ", name_of(dtype), " needs ", t.nbytes(),
               " bytes, got ", nbytes);
   if (nbytes == 0) return t;

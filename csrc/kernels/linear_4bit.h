@@ -13,10 +13,10 @@ struct Weight4Bit {
   BlockScales scales;     // [ceil(n * k / blocksize)]
   int64_t blocksize;
   QuantType type;
-  ActivationQuant activations;  // a GPU ignores it, and so do products with k % 64 != 0 and those of experts
+  ActivationQuant activations;  // a GPU ignores it, and so do products with k % 64 != 0
 };
 
-// How a CPU computes the product; ops/linear_4bit_plan.h chooses. A GPU ignores it: plan/linear_4bit.h.
+// How a CPU computes the product; plan/linear_4bit_cpu.h chooses. A GPU ignores it: plan/linear_4bit.h.
 //   small   up to 8 rows of x, each decoded vector used for all of them; needs k % 64 == 0, k > 0
 //   packed  weights decoded into a panel that a register-blocked product reads; needs k % 64 == 0
 //   plain   the same with a decoder that takes any k

@@ -7,6 +7,8 @@ import {
   capture,
   copyInto,
   emptyCache,
+  expertsSwiglu,
+  expertWeights,
   full,
   linear4bit,
   memory,
@@ -21,6 +23,7 @@ import {
   tidy,
 } from "../../src/index.js";
 import { testDevices } from "../helpers/devices.js";
+import { normals } from "../helpers/random.js";
 
 describe.each(testDevices())("graph on %s", (device) => {
   const make = (values: number[]) => tensor(values, { device });
@@ -47,6 +50,41 @@ describe.each(testDevices())("graph on %s", (device) => {
     for (let i = 0; i < 5; i++) graph.replay();
     expect(await counter.item()).toBe(5);
     graph.dispose();
+  });
+
+  // The table of the experts is written once, when it is made; blocks of its size are written at each replay.
+  it.each(["before", "after"])("keeps what is uploaded while it records apart from what it writes %s", (when) => {
+    tidy(() => {
+      const drawn = (rows: number, seed: number) =>
+        tensor(normals(8 * rows, seed), { shape: [rows, 8], dtype: "float32", device });
+      const [gates, ups, downs] = [[drawn(8, 1)], [drawn(8, 2)], [drawn(8, 3)]];
+      const x = drawn(2, 4);
+      const choice = {
+        shares: make([1, 1]).reshape([2, 1]),
+        experts: tensor([[0], [0]], { dtype: "int32", device }),
+      };
+      const expected = expertsSwiglu(x, choice, expertWeights(gates, ups, downs)).floatsSync();
+      const others = Array.from({ length: 16 }, (_, i) => full([16 + 8 * i], i, { device }));
+      const written = () => others.map((other) => add(other, 1));
+      const graph = capture(
+        () => {
+          if (when === "before") for (const one of written()) one.dispose();
+          const weights = expertWeights(gates, ups, downs);
+          const y = expertsSwiglu(x, choice, weights);
+          if (when === "before") return { y, others: [] };
+          weights.dispose();
+          return { y, others: written() };
+        },
+        { device },
+      );
+      for (let replays = 0; replays < 3; replays++) {
+        graph.replay();
+        expect(graph.outputs.y.floatsSync()).toEqual(expected);
+        for (const [i, other] of graph.outputs.others.entries())
+          expect(new Set(other.floatsSync())).toEqual(new Set([i + 1]));
+      }
+      graph.dispose();
+    });
   });
 
   it("keeps its memory apart from that of tensors made later", async () => {

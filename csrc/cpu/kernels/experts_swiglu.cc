@@ -46,8 +46,7 @@ void float_product(const ExpertChoice& c, const float* a, const Weight4Bit& w, f
 // y[m, n] = x[m, k] w^T of the matrix `which` of an expert, and dx[m, k] = dy[m, n] w; all float32.
 void product(const ExpertChoice& c, int64_t expert, int which, int64_t m, const float* x, float* y) {
   const int64_t n = which == kDown ? c.hidden : c.width, k = which == kDown ? c.width : c.hidden;
-  Weight4Bit w = c.matrices[expert * kExpertMatrices + which];
-  w.activations = ActivationQuant::none;
+  const Weight4Bit& w = c.matrices[expert * kExpertMatrices + which];
   if (!c.is_quantized) return float_product(c, x, w, y, m, n, k, true);
   linear_4bit({.x = x,
                .bias = nullptr,
