@@ -78,6 +78,11 @@ export function decode(values: TypedArray, dtype: DType): Float32Array {
   return out;
 }
 
+/** The nearest value of a dtype. */
+export function rounded(value: number, dtype: DType): number {
+  return decode(encode([value], dtype), dtype)[0] as number;
+}
+
 const word = new Float32Array(1);
 const bits = new Uint32Array(word.buffer);
 

@@ -5,6 +5,8 @@ import type { UnaryModule } from "../../nn/index.js";
 import { Module, Parameter } from "../../nn/index.js";
 import { add, cast, mul, rmsNorm, tanh } from "../../ops/index.js";
 import { zeros } from "../../tensor/create.js";
+import type { DType } from "../../tensor/dtype.js";
+import { rounded } from "../../tensor/dtype.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import type { Family } from "../load.js";
 import type { DecoderConfig } from "../parts/config-keys.js";
@@ -164,7 +166,8 @@ function gemmaModel(
   rotaryOf?: (layer: number) => RotaryCache,
 ): DecoderForCausalLM {
   const norm = new GemmaRMSNorm(c.hiddenSize, c.normEps, options);
-  const embeddingScale = Math.sqrt(c.hiddenSize);
+  // Rounded as the models were trained: 55.5, not 55.4256, in bfloat16 of width 3072.
+  const embeddingScale = (dtype: DType): number => rounded(Math.sqrt(c.hiddenSize), dtype);
   const parts = { layer, norm, embeddingScale, ...(rotaryOf && { rotaryOf }) };
   const capped = cap === undefined ? undefined : (x: Tensor) => mul(tanh(mul(x, 1 / cap)), cap);
   return new DecoderForCausalLM(c, options, new DecoderModel(c, options, parts), capped);

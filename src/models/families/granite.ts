@@ -59,10 +59,11 @@ export const granite: Family<DecoderForCausalLM> = {
       mlpBias: keys.flag("mlp_bias", false),
       activation: keys.text("hidden_act", "silu"),
     };
+    const multiplier = keys.number("embedding_multiplier", 1);
     const parts = {
       layer: (i: number) => new GraniteLayer(c, i, options, own),
       norm: new RMSNorm(c.hiddenSize, { eps: c.normEps, ...place(options) }),
-      embeddingScale: keys.number("embedding_multiplier", 1),
+      embeddingScale: () => multiplier,
     };
     const divisor = keys.number("logits_scaling", 1);
     return new DecoderForCausalLM(c, options, new DecoderModel(c, options, parts), (x) => mul(x, 1 / divisor));

@@ -3,6 +3,7 @@ import { noGrad } from "../../autograd/no-grad.js";
 import type { UnaryModule } from "../../nn/index.js";
 import { Embedding, init, Linear, Module, ModuleList } from "../../nn/index.js";
 import { copyInto } from "../../ops/index.js";
+import type { DType } from "../../tensor/dtype.js";
 import { isUninitialized } from "../../tensor/placeholder.js";
 import { tidy } from "../../tensor/scope.js";
 import type { Tensor } from "../../tensor/tensor.js";
@@ -24,8 +25,8 @@ export interface DecoderLayer extends Module {
 export interface DecoderParts<L extends DecoderLayer> {
   layer(index: number): L;
   norm: UnaryModule;
-  /** Of the hidden states that the embedding gives. */
-  embeddingScale?: number;
+  /** Of the hidden states that the embedding gives, in their dtype. */
+  embeddingScale?: (dtype: DType) => number;
   /** Positions of layer i; default those of the config for all. */
   rotaryOf?: (layer: number) => RotaryCache;
 }
@@ -44,7 +45,7 @@ export class DecoderModel<L extends DecoderLayer = DecoderLayer> extends Module 
     this.layers = new ModuleList(Array.from({ length: c.numHiddenLayers }, (_, i) => parts.layer(i)));
     this.norm = parts.norm;
     const { embeddingScale } = parts;
-    this.#scale = embeddingScale === undefined ? (x) => x : (x) => x.mul(embeddingScale);
+    this.#scale = embeddingScale === undefined ? (x) => x : (x) => x.mul(embeddingScale(x.dtype));
     const shared = new RotaryCache(c.headDim, c.rope, c.maxPositionEmbeddings);
     this.#rotaries = Array.from({ length: c.numHiddenLayers }, (_, i) => parts.rotaryOf?.(i) ?? shared);
   }
