@@ -21,7 +21,8 @@ export type OutputProjection = UnaryModule | Tensor;
 export class QuantizedHead {
   readonly format: HeadFormat;
   readonly layer: Linear4bit | Linear8bitLt;
-  #versions = "";
+  // What the copy was made from.
+  #source: { weight: Tensor; bias: Tensor | null; versions: string } | null = null;
 
   /** Throws ERR_BNB_UNSUPPORTED for a layer that is quantized already or has adapters, ERR_BNB_NONFINITE. */
   constructor(format: HeadFormat, source: OutputProjection) {
@@ -55,7 +56,8 @@ export class QuantizedHead {
   #follow(source: OutputProjection): void {
     const { weight, bias } = partsOf(source);
     const versions = `${weight.version} ${bias?.version}`;
-    if (versions === this.#versions) return;
+    const known = this.#source;
+    if (known?.weight === weight && known.bias === bias && known.versions === versions) return;
     const bad = tidy(() => firstNonFinite(weight));
     if (bad) {
       const rule = "quantizeHead: the weight of the head must be finite";
@@ -63,7 +65,7 @@ export class QuantizedHead {
     }
     noGrad(() => this.layer.loadStateDict(bias ? { weight, bias } : { weight }));
     this.layer.quantize();
-    this.#versions = versions;
+    this.#source = { weight, bias, versions };
   }
 }
 

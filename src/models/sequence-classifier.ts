@@ -44,6 +44,9 @@ export abstract class SequenceClassifier<C extends ModelConfig & Labels = ModelC
   /** Which token's hidden state is read: the first, which sees all, or the last of a causal model. */
   protected abstract readonly reads: "first" | "last";
 
+  /** Whether the second text of a pair has a token type of its own. */
+  protected readonly hasPairTypes: boolean = true;
+
   /** Hidden states with the axes of ids. */
   protected abstract hidden(ids: Tensor, options: WholeTextOptions): Tensor;
 
@@ -105,7 +108,7 @@ export abstract class SequenceClassifier<C extends ModelConfig & Labels = ModelC
     const ids = shortened(await tokenizer.encode(text.text, { textPair: text.textPair }), most);
     // The token that ends the second text ends the first one, too.
     const end = ids.indexOf(ids.at(-1) as number);
-    return { ids, types: ids.map((_, i) => (i > end ? 1 : 0)), length: ids.length };
+    return { ids, types: ids.map((_, i) => (this.hasPairTypes && i > end ? 1 : 0)), length: ids.length };
   }
 
   async #classify(batch: readonly EncodedText[]): Promise<Classification[]> {

@@ -94,7 +94,7 @@ export class Params4bit extends Parameter implements Quantization {
   readonly quantState: QuantState | null;
   readonly module: WeightHolder | null;
   readonly #weights = new Map<ActivationQuant, Quantized4Bit>();
-  #packedState: PackedQuantState | null = null;
+  #packedState: { parts: PackedQuantState; versions: string } | null = null;
 
   constructor(data: Tensor, options: Params4bitOptions = {}) {
     checkTensor("Params4bit", "data", data);
@@ -187,17 +187,20 @@ export class Params4bit extends Parameter implements Quantization {
       checkFinite(this, name);
       return;
     }
-    if (!this.#packedState) {
-      this.#packedState = readable(name, () => tidy(() => quantState.asDict({ packed: true })));
-      for (const part of Object.values(this.#packedState)) keep(part);
+    const versions = quantState.versions;
+    if (this.#packedState?.versions !== versions) {
+      // An earlier one is left to the garbage collector: a dict may have it.
+      const parts = readable(name, () => tidy(() => quantState.asDict({ packed: true })));
+      for (const part of Object.values(parts)) keep(part);
+      this.#packedState = { parts, versions };
     }
-    for (const [key, part] of Object.entries(this.#packedState)) dict.set(`${name}.${key}`, part);
+    for (const [key, part] of Object.entries(this.#packedState.parts)) dict.set(`${name}.${key}`, part);
   }
 
   override dispose(): void {
     super.dispose();
     for (const weight of this.#weights.values()) weight.dispose();
-    for (const part of Object.values(this.#packedState ?? {})) part.dispose();
+    for (const part of Object.values(this.#packedState?.parts ?? {})) part.dispose();
     this.quantState?.dispose();
   }
 

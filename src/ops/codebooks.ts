@@ -55,15 +55,20 @@ export function get4bitType(name: QuantType, options: CodebookOptions & { blocks
 /** How the 8-bit kernels search a map: the two built-in dynamic maps directly, any other by halving. */
 type MapKind = "signed" | "unsigned" | "custom";
 
-// A map is read and checked once; these remember the result for as long as the tensor lives.
-const kinds = new WeakMap<Tensor, MapKind>();
+// A map is read and checked once; these remember the result for as long as the tensor lives and is not changed.
+const kinds = new WeakMap<Tensor, { kind: MapKind; version: number }>();
+const remember = (map: Tensor, kind: MapKind): unknown => kinds.set(map, { kind, version: map.version });
+function remembered(map: Tensor): MapKind | undefined {
+  const found = kinds.get(map);
+  return found?.version === map.version ? found.kind : undefined;
+}
 const words: Partial<Record<MapKind, Uint32Array>> = {};
 
 /** @internal The built-in dynamic map, as the addon holds it. */
 export function dynamicMap(signed: boolean, device: DeviceLike): Tensor {
   const which = codebooks.indexOf(signed ? "dynamic_signed" : "dynamic_unsigned");
   const map = run(addon.codebook, which, toDevice(device).index)[0];
-  kinds.set(map, signed ? "signed" : "unsigned");
+  remember(map, signed ? "signed" : "unsigned");
   return map;
 }
 
@@ -72,7 +77,7 @@ export function dynamicMap(signed: boolean, device: DeviceLike): Tensor {
  * and must hold 256 finite ascending values: ERR_BNB_OPTION otherwise.
  */
 export function mapKind(op: string, code: Tensor): MapKind {
-  let kind = kinds.get(code);
+  let kind = remembered(code);
   if (kind === undefined) {
     if (code.dtype !== "float32") {
       throw new BnbError("ERR_BNB_DTYPE", `${op}: code must be float32, got ${code.dtype}`);
@@ -81,7 +86,7 @@ export function mapKind(op: string, code: Tensor): MapKind {
     const problem = mapProblem(values);
     if (problem) throw new BnbError("ERR_BNB_OPTION", `${op}: code ${problem}`);
     kind = isDynamic(values, "signed") ? "signed" : isDynamic(values, "unsigned") ? "unsigned" : "custom";
-    kinds.set(code, kind);
+    remember(code, kind);
   }
   return kind;
 }
@@ -89,8 +94,8 @@ export function mapKind(op: string, code: Tensor): MapKind {
 /** @internal A tensor of its own on the same map. */
 export function aliasMap(code: Tensor): Tensor {
   const alias = code.detach();
-  const kind = kinds.get(code);
-  if (kind) kinds.set(alias, kind);
+  const kind = remembered(code);
+  if (kind) remember(alias, kind);
   return alias;
 }
 
@@ -125,7 +130,7 @@ export function createDynamicMap(
 ): Tensor {
   checkMaker("createDynamicMap", signed, options, { maxExponentBits, totalBits });
   const map = tensor(Float32Array.from(dynamicValues(signed, maxExponentBits, totalBits)), options);
-  if (maxExponentBits === 7 && totalBits === 8) kinds.set(map, signed ? "signed" : "unsigned");
+  if (maxExponentBits === 7 && totalBits === 8) remember(map, signed ? "signed" : "unsigned");
   return map;
 }
 

@@ -185,6 +185,12 @@ export class QuantState implements Scoped {
     });
   }
 
+  /** @internal Another text when a statistic was changed in place. */
+  get versions(): string {
+    const { absmax, code, offset, state2 } = this;
+    return `${absmax.version} ${code.version} ${offset?.version} ${state2?.versions}`;
+  }
+
   /** Whether both dequantize alike: equal settings and bit-equal statistics. Waits for the device. */
   equals(other: QuantState): boolean {
     checkArgument("equals", "other", other, aQuantState);

@@ -38,8 +38,8 @@ export interface OptimizerUpdateOptions {
   skipZeros?: boolean;
 }
 
-// Code tables that were found to be the built-in ones.
-const checkedMaps = new WeakMap<Tensor, boolean>();
+// Code tables that were found to be the built-in ones, and as what.
+const checkedMaps = new WeakMap<Tensor, { signed: boolean; version: number }>();
 
 function checkName(op: string, name: OptimizerName): void {
   if (!optimizerNames.includes(name)) {
@@ -115,7 +115,7 @@ export function optimizerUpdate32bit(
 
 /**
  * One update of `p` with 8-bit states, all in place: uint8 codes and float32 scales per 256 elements (`absmax1`,
- * `absmax2`). `qmap1` and `qmap2` must be the signed and the unsigned dynamic map; a table is looked at once.
+ * `absmax2`). `qmap1` and `qmap2` must be the signed and the unsigned dynamic map; a table is looked at once, and when it was changed.
  */
 export function optimizerUpdate8bitBlockwise(
   name: OptimizerName,
@@ -137,13 +137,15 @@ export function optimizerUpdate8bitBlockwise(
   const hasSecond = hasSecondState(name);
   const useMap = (key: "qmap1" | "qmap2") => {
     const map = needed(op, key, options[key]);
-    if (checkedMaps.has(map)) return;
+    const signed = key === "qmap1";
+    const checked = checkedMaps.get(map);
+    if (checked?.signed === signed && checked.version === map.version) return;
     if (map.dtype !== "float32" || map.size !== 256) {
       throw new BnbError("ERR_BNB_OPTION", `${op}: ${key} must be float32 [256], got ${shown(map)}`);
     }
-    const problem = checkMap(map, key === "qmap1");
+    const problem = checkMap(map, signed);
     if (problem) throw new BnbError("ERR_BNB_OPTION", `${op}: ${key} ${problem}`);
-    checkedMaps.set(map, true);
+    checkedMaps.set(map, { signed, version: map.version });
   };
   useMap("qmap1");
   if (hasSecond) useMap("qmap2");

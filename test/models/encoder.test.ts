@@ -385,6 +385,18 @@ describe("texts", () => {
     model.dispose();
   });
 
+  it("RoBERTa has no types for the texts of a pair", async () => {
+    const path = folder("roberta-sequence-classification", "pairs of roberta");
+    const model = await AutoModelForSequenceClassification.fromPretrained(path);
+    const pair = await model.classify({ text: "the cat sits", textPair: "a dog is a dog runs" });
+    const ids = [...cat, ...dog.slice(1)];
+    const logits = tidy(() => noGrad(() => model.forward(row([ids]))).floatsSync());
+    // One label, as a reranker has.
+    const sigmoids = logits.map((x) => 1 / (1 + Math.exp(-x)));
+    expectClose(pair.scores, sigmoids, { atol: 1e-6, rtol: 1e-5 });
+    model.dispose();
+  });
+
   it("of a language model are its own affair", async () => {
     await expect(AutoModel.fromPretrained(fixturePath("families/llama-plain/fp32"))).rejects.toThrow(
       'got "llama": AutoModelForCausalLM opens it, and its embed gives vectors',

@@ -5,7 +5,17 @@ import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { noGrad } from "../../src/autograd/no-grad.js";
 import type { CausalLM } from "../../src/index.js";
-import { AutoModelForCausalLM, BitsAndBytesConfig, memory, savePretrained, tensor, tidy } from "../../src/index.js";
+import {
+  AutoModelForCausalLM,
+  BitsAndBytesConfig,
+  Generator,
+  memory,
+  nn,
+  randn,
+  savePretrained,
+  tensor,
+  tidy,
+} from "../../src/index.js";
 import type { LlamaForCausalLM } from "../../src/models/index.js";
 import { copyInto, dequantize4bit, quantize4bit } from "../../src/ops/index.js";
 import type { Tensor } from "../../src/tensor/tensor.js";
@@ -60,6 +70,20 @@ describe.each([
     expect(quantized).not.toEqual(exact); // not the same sums
     expectClose(quantized, exact, { atol: 2e-5 * largest(exact), rtol: 0 });
   });
+});
+
+it.each(["int8", "nf4"] as const)("%s follows a head that is another", async (format) => {
+  using model = await open("families/llama-plain/fp32");
+  const head = (model as unknown as { lmHead: nn.Linear }).lmHead;
+  model.quantizeHead(format);
+  logitsOf(model);
+  const old = head.weight;
+  head.weight = new nn.Parameter(randn([...old.shape], { generator: new Generator(5) }));
+  const got = logitsOf(model);
+  model.quantizeHead(null);
+  model.quantizeHead(format); // made from the new weight alone
+  expect(got).toEqual(logitsOf(model));
+  old.dispose();
 });
 
 describe("int8", () => {

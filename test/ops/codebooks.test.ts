@@ -2,10 +2,12 @@
 import { describe, expect, it } from "vitest";
 import { createDynamicMap, createFp8Map, createLinearMap, createNormalMap, get4bitType } from "../../src/functional.js";
 import type { Tensor } from "../../src/index.js";
+import { copyInto, full, quantizeBlockwise, tensor } from "../../src/index.js";
 import { testDevices } from "../helpers/devices.js";
 import { expectClose } from "../helpers/expect-close.js";
+import { normals } from "../helpers/random.js";
 import { readSafetensors } from "../helpers/safetensors.js";
-import { crc32 } from "../reference/quantize.js";
+import { crc32, quantize8 } from "../reference/quantize.js";
 
 const bytesOf = (t: Tensor): Uint8Array => new Uint8Array(t.dataSync().buffer);
 
@@ -67,6 +69,25 @@ describe.each(testDevices())("codebooks on %s", (device) => {
       expect([signed[191], signed[254], signed[255]]).toEqual([0.10703125596046448, 0.992968738079071, 1]);
       expect([...unsigned.slice(0, 3)]).toEqual([0, 3.2500003044333425e-7, 7.749999895168003e-7]);
       expect([unsigned[127], unsigned[254], unsigned[255]]).toEqual([0.103515625, 0.9964843988418579, 1]);
+    });
+
+    it("a map that was changed in place is read again, and must hold again", () => {
+      const x = tensor(normals(512, 7), { device });
+      const code = createDynamicMap(true, 7, 8, { device });
+      const compare = (): void => {
+        const values = code.floatsSync();
+        const [codes, { absmax }] = quantizeBlockwise(x, { code, blocksize: 64 });
+        const want = quantize8(x.floatsSync(), 64, values);
+        expect([...codes.dataSync()]).toEqual(want.codes);
+        expect([...absmax.floatsSync()]).toEqual(want.absmax);
+      };
+      compare();
+      copyInto(code, createLinearMap(true, 8, true, { device }));
+      compare();
+      copyInto(code, createDynamicMap(true, 7, 8, { device }));
+      compare();
+      copyInto(code, full([256], Number.NaN, { device }));
+      expect(() => quantizeBlockwise(x, { code })).toThrow("quantizeBlockwise: code must be finite, got NaN at 0");
     });
 
     it("the normal map ends in the NF4 values", () => {

@@ -2,7 +2,7 @@
 // blocks that are not written; the long run against 32-bit states.
 import { describe, expect, it } from "vitest";
 import type { Tensor } from "../../src/index.js";
-import { memory, tensor, zeros } from "../../src/index.js";
+import { copyInto, memory, tensor, zeros } from "../../src/index.js";
 import { slice } from "../../src/ops/shape.js";
 import type { Optimizer8bit } from "../../src/optim/index.js";
 import { AdamW8bit, AdEMAMix8bit, Lion8bit, optimizerUpdate8bitBlockwise, SGD8bit } from "../../src/optim/index.js";
@@ -265,6 +265,23 @@ describe.each(testDevices())("optimizer_8bit on %s", (device) => {
       expect(() => run({ qmap1: tensor(wrong, { device }) })).toThrow(
         /^optimizerUpdate8bitBlockwise: qmap1 must be the signed dynamic map, got .* at 3$/,
       );
+      const changed = tensor(maps.signed, { device });
+      run({ qmap1: changed });
+      copyInto(changed, tensor(maps.unsigned, { device }));
+      expect(() => run({ qmap1: changed })).toThrow(/qmap1 must be the signed dynamic map, got 0 for -0\.99\d+ at 0/);
+      const both = { qmap1: tensor(maps.signed, { device }), ...{ beta1: 0.9, beta2: 0.9, eps: 1, step: 1, lr: 0.1 } };
+      const adam = () => {
+        const [g, p, a, b] = [
+          zeros([3], { device }),
+          zeros([3], { device }),
+          zeros([1], { device }),
+          zeros([1], { device }),
+        ];
+        const states = [zeros([3], { device, dtype: "uint8" }), zeros([3], { device, dtype: "uint8" })] as const;
+        const options = { ...both, qmap2: both.qmap1, absmax1: a, absmax2: b };
+        optimizerUpdate8bitBlockwise("adam", g, p, ...states, options);
+      };
+      expect(adam).toThrow(/qmap2 must be the unsigned dynamic map, got -0\.99\d+ for 0 at 0/);
       expect(() => run({ absmax1: zeros([1], { device }) })).toThrow(
         "optimizerStep: absmax1 of parameter 0 must have 2 elements, got [1]",
       );

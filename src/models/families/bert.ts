@@ -242,6 +242,8 @@ class RobertaHead extends Module {
 /** RoBERTa's labels: two projections of the first token's hidden state. */
 export class RobertaForSequenceClassification extends FirstTokenClassifier {
   static override readonly names = { body: "roberta" };
+  // Its tokenizers give none, however many the table has.
+  protected override readonly hasPairTypes = false;
   classifier: RobertaHead;
 
   constructor(c: BertConfig & Labels, options: ModelOptions) {

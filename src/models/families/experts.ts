@@ -7,7 +7,7 @@ import type { DecoderForCausalLM } from "../parts/decoder.js";
 import { GatedMlp } from "../parts/gated-mlp.js";
 import type { ExpertsOptions } from "../parts/moe.js";
 import { Experts } from "../parts/moe.js";
-import { qwen3Layer, qwenWindows } from "./llama-like.js";
+import { qwen3Layer } from "./llama-like.js";
 import { PreNormLayer, preNormModel } from "./pre-norm.js";
 
 /** Mixtral's names of a gated MLP's layers. */
@@ -45,7 +45,9 @@ export const mixtral: Family<DecoderForCausalLM> = {
 export const qwen3Moe: Family<DecoderForCausalLM> = {
   create(json: Json, options) {
     const keys = new ConfigKeys(json);
-    const c = readDecoderConfig(keys, { maxPositionEmbeddings: 32_768, headDim: 128, ...qwenWindows(keys) });
+    // In all layers where it is switched on, unlike in the dense models.
+    const windows = keys.flag("use_sliding_window", false) && { window: () => true };
+    const c = readDecoderConfig(keys, { maxPositionEmbeddings: 32_768, headDim: 128, ...windows });
     const own = {
       experts: keys.size("num_experts", keys.size("num_local_experts", 128)),
       chosen: keys.size("num_experts_per_tok", 8),

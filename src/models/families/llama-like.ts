@@ -84,7 +84,7 @@ export function qwen3Layer(keys: ConfigKeys, c: DecoderConfig, options: ModelOpt
 }
 
 /** Qwen's windows begin at a layer, and only where they are switched on. */
-export function qwenWindows(keys: ConfigKeys): { window?: (layer: number) => boolean } {
+function qwenWindows(keys: ConfigKeys): { window?: (layer: number) => boolean } {
   if (!keys.flag("use_sliding_window", false)) return {};
   const first = keys.number("max_window_layers", 28);
   return { window: (layer) => layer >= first };
