@@ -9,6 +9,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
 
 #include "core/parallel_range.h"
@@ -63,6 +64,13 @@ void read_in_parts(int descriptor, int64_t offset, char* to, size_t nbytes) {
   if (job.error) throw *job.error;
 }
 
+// An Error where there is no memory, which all that read and write files expect.
+std::unique_ptr<char[]> staging_of(size_t nbytes) {
+  std::unique_ptr<char[]> staging(new (std::nothrow) char[nbytes]);
+  if (!staging) fail(Code::oom, "file", "no memory to stage ", nbytes, " bytes");
+  return staging;
+}
+
 void write_fully(int descriptor, int64_t offset, const char* from, size_t nbytes) {
   while (nbytes > 0) {
     const int64_t n = pwrite(descriptor, from, std::min(nbytes, size_t{1} << 30), offset);
@@ -83,7 +91,7 @@ void read_file(int descriptor, int64_t offset, void* to, size_t nbytes) {
 void write_file(Device& device, int descriptor, int64_t offset, const void* from, size_t nbytes) {
   if (device.type() == DeviceType::cpu) return write_fully(descriptor, offset, static_cast<const char*>(from), nbytes);
   const size_t step = std::min(nbytes, kStaging);
-  const std::unique_ptr<char[]> staging(new char[step]);
+  const auto staging = staging_of(step);
   for (size_t at = 0; at < nbytes; at += step) {
     const size_t n = std::min(step, nbytes - at);
     device.runtime().copy(device, staging.get(), static_cast<const char*>(from) + at, n);
@@ -94,7 +102,7 @@ void write_file(Device& device, int descriptor, int64_t offset, const void* from
 void read_file(Device& device, int descriptor, int64_t offset, void* to, size_t nbytes) {
   if (device.type() == DeviceType::cpu) return read_in_parts(descriptor, offset, static_cast<char*>(to), nbytes);
   const size_t step = std::min(nbytes, kStaging);
-  const std::unique_ptr<char[]> staging(new char[step]);
+  const auto staging = staging_of(step);
   for (size_t at = 0; at < nbytes; at += step) {
     const size_t n = std::min(step, nbytes - at);
     read_fully(descriptor, offset + static_cast<int64_t>(at), staging.get(), n);
