@@ -143,6 +143,7 @@ void linear_4bit_into(const Tensor& x, const Quantized4Bit& weight, const std::o
   check_shape_is(op, "out", out, shape);
   check_apart(op, "out", out, "x", x);
   check_apart(op, "out", out, "weight", weight.packed);
+  check_apart_from_scales(op, "out", out, weight.scales);
   if (bias) check_apart(op, "out", out, "bias", *bias);
   product(op, x, weight, bias, std::nullopt, out.changed());
 }

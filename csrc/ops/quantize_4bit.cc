@@ -78,7 +78,7 @@ Tensor dequantize_4bit(const Quantized4Bit& w, DType dtype, const std::optional<
     check_dtype_is(op, "out", *out, dtype);
     check_shape_is(op, "out", *out, w.shape);
     check_apart(op, "out", *out, "A", w.packed);
-    check_apart(op, "out", *out, "absmax", w.scales.absmax);
+    check_apart_from_scales(op, "out", *out, w.scales);
   }
   const Tensor y = out ? out->changed() : Tensor::empty(w.shape, dtype, w.device());
   if (y.numel() > 0) {

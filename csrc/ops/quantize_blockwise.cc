@@ -34,12 +34,16 @@ std::tuple<Tensor, Tensor> quantize_blockwise(const Tensor& x, const std::option
     check_dtype_is(op, "out", *out, DType::uint8);
     check_numel(op, "out", *out, x.numel());
     check_apart(op, "out", *out, "A", x);
+    if (code) check_apart(op, "out", *out, "code", *code);
+    if (offset) check_apart(op, "out", *out, "offset", *offset);
   }
   if (absmax) {
     check_same_device(op, x, *absmax);
     check_dtype_is(op, "absmax", *absmax, DType::float32);
     check_numel(op, "absmax", *absmax, blocks);
     check_apart(op, "absmax", *absmax, "A", x);
+    if (code) check_apart(op, "absmax", *absmax, "code", *code);
+    if (offset) check_apart(op, "absmax", *absmax, "offset", *offset);
     if (out) check_apart(op, "absmax", *absmax, "out", *out);
   }
 
@@ -109,7 +113,8 @@ Tensor dequantize_blockwise(const Tensor& codes, const Tensor& code, const Scale
     check_dtype_is(op, "out", *out, dtype);
     check_shape_is(op, "out", *out, codes.shape());
     check_apart(op, "out", *out, "A", codes);
-    check_apart(op, "out", *out, "absmax", scales.absmax);
+    check_apart(op, "out", *out, "code", code);
+    check_apart_from_scales(op, "out", *out, scales);
   }
 
   const Tensor y = out ? out->changed() : Tensor::empty(codes.shape(), dtype, codes.device());

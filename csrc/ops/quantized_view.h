@@ -2,8 +2,17 @@
 #pragma once
 #include "core/quantized.h"
 #include "kernels/linear_4bit.h"
+#include "ops/validate.h"
 
 namespace bnb::ops {
+
+inline void check_apart_from_scales(const char* op, const char* written, const Tensor& to, const Scales& s) {
+  check_apart(op, written, to, "absmax", s.absmax);
+  if (!s.is_nested()) return;
+  check_apart(op, written, to, "absmax of absmax", s.nested_absmax);
+  check_apart(op, written, to, "code of absmax", s.nested_code);
+  check_apart(op, written, to, "offset", s.offset);
+}
 
 inline BlockScales scales_view(const Scales& s) {
   const auto floats = [&](const Tensor& t) { return s.is_nested() ? t.ptr<const float>() : nullptr; };

@@ -6,6 +6,7 @@ import {
   backward,
   copyInto,
   createDynamicMap,
+  createLinearMap,
   dequantize4bit,
   dequantizeBlockwise,
   devices,
@@ -13,9 +14,11 @@ import {
   fmaPeak,
   gemv4bit,
   matmul,
+  matmul4bit,
   memory,
   noGrad,
   ones,
+  QuantState,
   quantize4bit,
   quantizeBlockwise,
   slice,
@@ -24,7 +27,9 @@ import {
   zeros,
 } from "../../src/index.js";
 import { addon } from "../../src/tensor/addon.js";
+import { dtypes } from "../../src/tensor/dtype.js";
 import { run } from "../../src/tensor/run.js";
+import type { Tensor } from "../../src/tensor/tensor.js";
 import { testDevices } from "../helpers/devices.js";
 
 const { evenBatches, randomBatches, splitBytes } = train;
@@ -196,6 +201,41 @@ describe.each(testDevices())("tensors that share memory on %s", (device) => {
     const half = slice(ones([2, 64], { device }), 0, 0, 1);
     expect(() => noGrad(() => gemv4bit(half, packed, state, { out: half }))).toThrow(
       shares("linear4bitInto", "out", "x"),
+    );
+  });
+
+  // A state whose statistics lie where the op is to write, one after the other.
+  it.each(["absmax", "absmax of absmax", "code of absmax", "offset"])("nor the %s of what it decodes", (name) => {
+    const out = zeros([256, 64], { device });
+    const [packed, nested] = quantize4bit(ones([256, 64], { device }), { quantType: "nf4", compressStatistics: true });
+    const { absmax, code, offset, state2, blocksize, quantType, shape, dtype } = nested;
+    const inside = (part: Tensor): Tensor => run(addon.view, out, [...part.shape], dtypes.indexOf(part.dtype), 0)[0];
+    const placed = (part: Tensor, as: string): Tensor => (as === name ? inside(part) : part);
+    const state = new QuantState({
+      ...{ blocksize, quantType, shape, dtype, code, absmax: placed(absmax, "absmax") },
+      offset: placed(offset!, "offset"),
+      state2: new QuantState({
+        ...{ blocksize: state2!.blocksize, dtype: state2!.dtype },
+        absmax: placed(state2!.absmax, "absmax of absmax"),
+        code: placed(state2!.code, "code of absmax"),
+      }),
+    });
+    const says = (op: string) => error("ERR_BNB_ARGUMENT", `${op}: out must not share memory with ${name}`);
+    expect(() => dequantize4bit(packed, { quantState: state, out })).toThrow(says("dequantize4bit"));
+    const y = run(addon.view, out, [64, 256], 0, 0)[0];
+    const x = ones([64, 64], { device });
+    expect(() => noGrad(() => matmul4bit(x, packed, state, { out: y }))).toThrow(says("linear4bitInto"));
+  });
+
+  it("nor the code of an 8-bit map", () => {
+    const code = createLinearMap(true, 8, true, { device });
+    const [codes, { absmax }] = quantizeBlockwise(ones([256], { device }), { code });
+    expect(() => dequantizeBlockwise(codes, { absmax, code, out: code })).toThrow(
+      error("ERR_BNB_ARGUMENT", "dequantizeBlockwise: out must not share memory with code"),
+    );
+    const x = ones([256], { device });
+    expect(() => quantizeBlockwise(x, { code, absmax: slice(code, 0, 0, 1) })).toThrow(
+      error("ERR_BNB_ARGUMENT", "quantizeBlockwise: absmax must not share memory with code"),
     );
   });
 
