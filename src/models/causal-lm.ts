@@ -33,7 +33,7 @@ export interface ModelHalves {
   readonly hidden: Tensor; // [..., hidden]
   /** Logits of some of the hidden states. */
   readonly head: (hidden: Tensor) => Tensor;
-  /** What of the head learns. */
+  /** What of the head learns: the leaves of its graph, and maybe others. */
   readonly learning: readonly Tensor[];
   readonly vocab: number;
 }
@@ -151,11 +151,12 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
   inHalves(ids: Tensor, options: ForwardOptions = {}): ModelHalves {
     const hidden = this.#states("forward", ids, options);
     const projection = this.outputProjection();
-    const parts = projection instanceof Tensor ? [projection] : projection.parameters();
+    // A shared table may be computed, from rows of an adapter: what learns is what it is computed from.
+    const owner = projection instanceof Tensor ? this.inputEmbedding() : projection;
     return {
       hidden,
       head: (rows) => back(this.head(rows), ids.device),
-      learning: parts.filter(({ requiresGrad }) => requiresGrad),
+      learning: owner.parameters().filter(({ requiresGrad }) => requiresGrad),
       vocab: this.config.vocabSize,
     };
   }

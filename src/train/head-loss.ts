@@ -26,7 +26,7 @@ const chunked = defineOp<
   name: "headLoss",
   forward(ctx, rows, learning, targets, head, chunk, gradient) {
     const total = rows.shape[0] as number;
-    const wants = ctx.needs(0) || learning.length > 0;
+    const wants = ctx.needs(0) || ctx.needs(1);
     // The tapes of the chunks add to what they find: it is put aside for them.
     const before = learning.map(({ grad }) => grad);
     for (const parameter of learning) parameter.grad = null;
@@ -44,7 +44,7 @@ const chunked = defineOp<
           const own = slice(targets, 0, start, end);
           const compute = (): Tensor => crossEntropy(head(piece), own);
           const mean = wants ? withGrad(compute) : compute();
-          if (wants) backward(mean, full([], gradient * share, { device: mean.device }));
+          if (mean.requiresGrad) backward(mean, full([], gradient * share, { device: mean.device }));
           if (piece.grad) pieces.push(piece.grad);
           // A tensor takes its gradient along when it goes.
           piece.grad = null;

@@ -3,9 +3,14 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
+import { noGrad } from "../../src/autograd/no-grad.js";
 import type { CausalLM } from "../../src/models/index.js";
-import { AutoModelForCausalLM } from "../../src/models/index.js";
+import { AutoModelForCausalLM, LlamaForCausalLM } from "../../src/models/index.js";
+import type { Parameter } from "../../src/nn/index.js";
+import { copyInto, Generator } from "../../src/ops/index.js";
+import type { LoraConfigOptions } from "../../src/peft/index.js";
 import { getPeftModel, LoraConfig, PeftModel } from "../../src/peft/index.js";
+import { tensor } from "../../src/tensor/create.js";
 import { memory } from "../../src/tensor/scope.js";
 import type {
   DPOTrainerOptions,
@@ -120,6 +125,56 @@ describe("DPOTrainer", () => {
     const { model, steps } = await trained("init", { maxSteps: 1, neftuneNoiseAlpha: 0 }, { beta: 3 });
     expect(steps[0]?.loss).toBeCloseTo(Math.log(2), 6);
     model.dispose();
+  });
+
+  it.each<[string, boolean, LoraConfigOptions]>([
+    ["rows of a shared table", true, { trainableTokenIndices: [3, 10] }],
+    ["adapters of the head", false, { targetModules: ["lm_head"], r: 1, initLoraWeights: false }],
+  ])("%s: the gradient is that of finite differences", async (_, tieWordEmbeddings, settings) => {
+    const config = { vocabSize: 24, hiddenSize: 16, intermediateSize: 16, numHiddenLayers: 1, numAttentionHeads: 2 };
+    const base = new LlamaForCausalLM({ ...config, tieWordEmbeddings, initializerRange: 0.3 }, {
+      generator: new Generator(4),
+      device: "cpu",
+    } as never);
+    using model = getPeftModel(base, new LoraConfig(settings), { generator: new Generator(5) });
+    const sample = (ids: number[]) => ({ ids: Int32Array.from(ids), labels: Int32Array.from([-100, ...ids.slice(1)]) });
+    const own = [
+      { chosen: sample([1, 3, 5, 10]), rejected: sample([1, 3, 7]) },
+      { chosen: sample([2, 10, 3]), rejected: sample([2, 10, 20, 3]) },
+    ];
+    const args = { outputDir: join(folder, String(folders++)), maxSteps: 1, learningRate: 0, maxGradNorm: 0 };
+    const trainer = new DPOTrainer({ model, trainDataset: own, args, beta: 0.5 });
+    const put = (parameter: Parameter, values: Float32Array): void => {
+      using moved = tensor(values, { shape: parameter.shape });
+      noGrad(() => copyInto(parameter, moved));
+    };
+    const learning = model.parametersOf("default");
+    // Away from where the model is its own reference.
+    for (const parameter of learning) {
+      put(
+        parameter,
+        Float32Array.from(parameter.floatsSync(), (x, i) => x + 0.3 * Math.sin(i + 1)),
+      );
+    }
+    let squares = 0;
+    for (const parameter of learning) {
+      const at = Float32Array.from(parameter.floatsSync());
+      for (const i of at.keys()) {
+        const lossAt = async (change: number) => {
+          put(
+            parameter,
+            at.map((v, j) => (j === i ? v + change : v)),
+          );
+          return (await trainer.evaluate(own)).loss;
+        };
+        squares += (((await lossAt(0.01)) - (await lossAt(-0.01))) / 0.02) ** 2;
+      }
+      put(parameter, at);
+    }
+    const norms: number[] = [];
+    trainer.on("step", ({ gradNorm }) => norms.push(gradNorm));
+    await trainer.train();
+    expect(relative(norms[0], Math.sqrt(squares))).toBeLessThan(2e-3);
   });
 
   it("evaluates pairs as it trains on them", async () => {

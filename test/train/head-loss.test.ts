@@ -5,7 +5,7 @@ import { noGrad } from "../../src/autograd/no-grad.js";
 import type { CausalLM } from "../../src/models/index.js";
 import { LlamaForCausalLM } from "../../src/models/index.js";
 import { cast, crossEntropy, Generator, mul } from "../../src/ops/index.js";
-import { applyLora } from "../../src/peft/index.js";
+import { applyLora, getPeftModel, LoraConfig } from "../../src/peft/index.js";
 import { tensor } from "../../src/tensor/create.js";
 import { toDevice } from "../../src/tensor/device.js";
 import type { DType } from "../../src/tensor/dtype.js";
@@ -111,6 +111,31 @@ describe.each(testDevices())("on %s", (name) => {
     compare(grads(b), grads(a), 2e-6);
     a.dispose();
     b.dispose();
+  });
+
+  it("rows of a shared table that learn, told another number than backward() begins with", () => {
+    using model = newModel(true);
+    getPeftModel(model, new LoraConfig({ trainableTokenIndices: [3, 10, 20] }));
+    const targets = targetsOf(0.5);
+    whole(model, targets, -0.25);
+    const wanted = grads(model);
+    expect(wanted.size).toBe(1);
+    inChunks(model, targets, -0.25, 8, 3);
+    compare(grads(model), wanted, 2e-6);
+  });
+
+  it("a head whose adapters learn, where no gradients are recorded: the loss alone", () => {
+    using model = newModel(false);
+    const peft = getPeftModel(model, new LoraConfig({ targetModules: ["lm_head"] }));
+    const targets = targetsOf(0.5);
+    const loss = whole(model, targets, 1);
+    model.zeroGrad();
+    const x = tensor(ids, { shape: [1, 60], device });
+    const alone = () => noGrad(() => tidy(() => headLoss(model.inHalves(x), targets, 1, 8).itemSync()));
+    expect(alone()).toBeCloseTo(loss, 5);
+    expect(peft.withoutAdapters(alone)).toBeCloseTo(loss, 5);
+    expect(grads(model).size).toBe(0);
+    x.dispose();
   });
 
   it("float16 with a scaled loss: small gradients do not vanish", () => {
