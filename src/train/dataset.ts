@@ -58,7 +58,8 @@ export interface Dataset<S = Sample, L extends SampleList<S> = readonly S[]> {
  * - `prompt` and `completion` (texts, or messages): the completion is learned;
  * - `messages`: what the assistant says is learned, as the chat template writes it.
  *
- * The end of each is learned, too. A .txt file is one text, cut into samples of `maxLength` tokens.
+ * The end of each is learned, too. A text is tokenized in one piece; a token astride the beginning of what is learned is learned,
+ * one astride its end is not. A .txt file is one text, cut into samples of `maxLength` tokens.
  *
  * Rejects with ERR_BNB_FORMAT for a row that cannot be used, naming file, line and reason, unless `onBadRow` is "skip"; with
  * ERR_BNB_FILE for a file that cannot be read.

@@ -26,10 +26,10 @@ export function countedTokens({ labels }: Sample): number {
   return count;
 }
 
-/** A piece of a sample. */
-interface Part {
-  readonly text: string;
-  readonly isLearned: boolean;
+/** Characters of a text that are learned: from the first to the one behind the last. */
+interface Span {
+  readonly start: number;
+  readonly end: number;
 }
 
 type Fields = Readonly<Record<string, unknown>>;
@@ -76,11 +76,10 @@ export class SampleMaker {
 
   async #answer(prompt: unknown, completion: unknown): Promise<Sample> {
     if (typeof prompt === "string" && typeof completion === "string") {
-      const start = await this.#encodeStart(prompt);
-      const rest = await this.#encode(completion);
-      const labels = new Int32Array(start.length + rest.length).fill(IGNORED);
-      labels.set(rest, start.length);
-      return this.#withEnd(joined([start, rest]), labels);
+      const text = prompt + completion;
+      const encode = (part: string): Promise<Int32Array> => this.#encodeStart(part);
+      const { ids, labels } = await labelled(text, [{ start: prompt.length, end: text.length }], encode);
+      return this.#withEnd(ids, labels);
     }
     const before = typeof prompt === "string" ? [{ role: "user", content: prompt }] : prompt;
     const after = typeof completion === "string" ? [{ role: "assistant", content: completion }] : completion;
@@ -95,10 +94,6 @@ export class SampleMaker {
     return ids.slice(0, ids.length - end);
   }
 
-  #encode(text: string): Promise<Int32Array> {
-    return this.#tokenizer.encode(text, { addSpecialTokens: false });
-  }
-
   // The end of the text is learned, too, whatever ids occur before it.
   #withEnd(ids: Int32Array, labels: Int32Array | null): Sample {
     const learned = labels ?? ids.slice();
@@ -109,60 +104,114 @@ export class SampleMaker {
 
   /** Learns what the assistant says in the messages from number `from` on. */
   async #conversation(messages: readonly ChatMessage[], from: number): Promise<Sample> {
-    const { parts, isEnded } = await this.#parts(messages, from);
-    const pieces = await Promise.all(parts.map(({ text }) => this.#encode(text)));
-    const labels = pieces.map((ids, i) => (parts[i]?.isLearned ? ids : new Int32Array(ids.length).fill(IGNORED)));
-    const sample = { ids: joined(pieces), labels: joined(labels) };
+    const { text, spans, isEnded } = await this.#turns(messages, from);
+    const encode = (part: string): Promise<Int32Array> => this.#tokenizer.encode(part, { addSpecialTokens: false });
+    const sample = await labelled(text, spans, encode);
     return isEnded ? sample : this.#withEnd(sample.ids, sample.labels);
   }
 
-  // The text of the conversation, cut where the assistant's words begin and end, as generation would cut it.
-  async #parts(messages: readonly ChatMessage[], from: number): Promise<{ parts: Part[]; isEnded: boolean }> {
+  // The text of the conversation, and where the assistant's words begin and end in it, as generation would have it.
+  async #turns(messages: readonly ChatMessage[], from: number) {
     const render = (upTo: number, addGenerationPrompt: boolean): Promise<string> =>
       this.#tokenizer.applyChatTemplate(messages.slice(0, upTo), { addGenerationPrompt, ...this.#template });
-    const whole = await render(messages.length, false);
-    const parts: Part[] = [];
-    let at = 0;
+    const text = await render(messages.length, false);
+    const spans: Span[] = [];
     let isEnded = true;
     for (let i = from; i < messages.length; i++) {
       const { role, content } = messages[i] as ChatMessage;
       if (role !== "assistant") continue;
-      const before = await render(i, true);
-      const through = await render(i + 1, false);
-      const said = typeof content === "string" ? content.trim() : "";
-      const { start, end, isMarked } = turnIn(whole, before, through, said, i);
-      parts.push(
-        { text: whole.slice(at, start), isLearned: false },
-        { text: whole.slice(start, end), isLearned: true },
-      );
-      at = end;
-      isEnded = isMarked || i < messages.length - 1;
+      const turn = turnIn(text, await render(i, true), await render(i + 1, false), wordsOf(content), i);
+      spans.push(turn);
+      isEnded = turn.isMarked || i < messages.length - 1;
     }
-    if (parts.length === 0) throw refused("must have a message of the assistant, got none to learn from");
-    parts.push({ text: whole.slice(at), isLearned: false });
-    return { parts: parts.filter(({ text }) => text !== ""), isEnded };
+    if (spans.length === 0) throw refused("must have a message of the assistant, got none to learn from");
+    return { text, spans, isEnded };
   }
 }
 
-// Where a turn of the assistant stands in the text of the whole conversation. Some templates show earlier turns otherwise
-// than the last one, so its end is looked for behind the words.
-function turnIn(whole: string, before: string, through: string, said: string, index: number) {
+/**
+ * The tokens of a text as it is tokenized in one piece, with labels for those of the spans: cut into pieces it would get what
+ * some tokenizers put before each text. A token astride the edge of a span belongs to what stands behind the edge.
+ */
+async function labelled(
+  text: string,
+  spans: readonly Span[],
+  encode: (part: string) => Promise<Int32Array>,
+): Promise<Sample> {
+  const ids = await encode(text);
+  const labels = new Int32Array(ids.length).fill(IGNORED);
+  const tokensBefore = async (at: number): Promise<number> => {
+    if (at === text.length) return ids.length;
+    const own = await encode(text.slice(0, at));
+    const other = own.findIndex((id, i) => id !== ids[i]);
+    return other < 0 ? own.length : other;
+  };
+  for (const { start, end } of spans) {
+    const [first, behind] = [await tokensBefore(start), await tokensBefore(end)];
+    if (first < behind) labels.set(ids.subarray(first, behind), first);
+  }
+  return { ids, labels };
+}
+
+/** The texts of a message, which its template must keep. */
+function wordsOf(content: unknown): string[] {
+  const parts = Array.isArray(content)
+    ? content.map((part) => Reflect.get(Object(part), "text") as unknown)
+    : [content];
+  return parts.flatMap((part) => (typeof part === "string" ? part.trim() : [])).filter((part) => part !== "");
+}
+
+/** A turn of the assistant in the text of the whole conversation, and whether a mark of its end follows its words. */
+interface Turn extends Span {
+  readonly isMarked: boolean;
+}
+
+// `before` is the text up to the turn, `through` that which ends with it.
+function turnIn(whole: string, before: string, through: string, words: readonly string[], index: number): Turn {
   if (!whole.startsWith(before)) {
     throw refused(`the chat template must keep what stands before message ${index + 1}, got one that changes it`);
   }
-  const place = whole.indexOf(said, before.length);
-  const placeAlone = through.lastIndexOf(said);
-  if (place < 0 || placeAlone < 0) {
-    throw refused(`the chat template must keep what the assistant says, got one that drops message ${index + 1}`);
+  const start = before.length;
+  const turn = through.startsWith(before) ? through.slice(start) : through;
+  if (turn === "" || words.some((part) => !turn.includes(part))) failDropped(index);
+  if (through.startsWith(before) && whole.startsWith(turn, start)) {
+    const last = words.at(-1) ?? "";
+    const isMarked = turn.indexOf(last) + last.length < turn.trimEnd().length;
+    // Behind a mark of the end, generation stops: what follows it is layout.
+    return { start, end: start + (isMarked ? turn.trimEnd() : turn).length, isMarked };
   }
-  const tail = through.slice(placeAlone + said.length);
-  const end = place + said.length;
-  if (!whole.startsWith(tail, end)) {
-    throw refused(`the chat template must end each turn alike, got one that changes message ${index + 1}`);
+  const [said, ...others] = words;
+  if (said === undefined || others.length > 0) failChanged(index);
+  return shownOtherwise(whole, start, turn, said, index);
+}
+
+// Some templates show earlier turns otherwise than the last one: the turn is where the words are that have the same end.
+function shownOtherwise(whole: string, start: number, turn: string, said: string, index: number): Turn {
+  const tails = placesOf(said, turn, 0).map((place) => turn.slice(place + said.length));
+  const places = placesOf(said, whole, start);
+  if (places.length === 0) failDropped(index);
+  for (const place of places) {
+    const end = place + said.length;
+    const tail = tails.find((text) => whole.startsWith(text, end));
+    if (tail === undefined) continue;
+    const isMarked = tail.trim() !== "";
+    return { start, end: end + (isMarked ? tail.trimEnd() : tail).length, isMarked };
   }
-  // Behind a mark of the end, generation stops: what follows it is layout.
-  const isMarked = tail.trim() !== "";
-  return { start: before.length, end: end + (isMarked ? tail.trimEnd() : tail).length, isMarked };
+  failChanged(index);
+}
+
+function placesOf(part: string, text: string, from: number): number[] {
+  const found: number[] = [];
+  for (let at = text.indexOf(part, from); at >= 0; at = text.indexOf(part, at + 1)) found.push(at);
+  return found;
+}
+
+function failDropped(index: number): never {
+  throw refused(`the chat template must keep what the assistant says, got one that drops message ${index + 1}`);
+}
+
+function failChanged(index: number): never {
+  throw refused(`the chat template must end each turn alike, got one that changes message ${index + 1}`);
 }
 
 function messagesOf(name: string, value: unknown): readonly ChatMessage[] {

@@ -121,6 +121,121 @@ describe("forms", () => {
     );
   });
 
+  it.each(["d", "e", "end", "im", "<", "|>", "t", "think", "yes"])("an answer as short as %s", async (content) => {
+    const thought =
+      "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n" +
+      "{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    const row = {
+      messages: ["q", content, "r", content].map((c, i) => ({ role: i % 2 ? "assistant" : "user", content: c })),
+    };
+    const own = await only(row);
+    expect(await tokenizer.decode(learned(own))).toBe(`${content}<|im_end|>${content}<|im_end|>`);
+    const { samples } = await loadDataset([row], { ...options, chatTemplate: thought });
+    const text = await tokenizer.decode(learned(samples[0] as Sample));
+    expect(text).toBe(`${content}<|im_end|><think>\n\n</think>\n\n${content}<|im_end|>`);
+  });
+
+  it("content in parts, and calls of tools with and without words", async () => {
+    const chatTemplate =
+      "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}" +
+      "{% for p in m.content %}{{ p.text }};{% endfor %}{% endif %}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}" +
+      "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    const calls = [{ name: "f", arguments: { a: 1 } }];
+    const parts = ["One", "two"].map((text) => ({ type: "text", text }));
+    const row = {
+      messages: [
+        { role: "user", content: "q" },
+        { role: "assistant", content: parts },
+        { role: "user", content: "r" },
+        { role: "assistant", content: "", tool_calls: calls },
+        { role: "tool", content: "3" },
+        { role: "assistant", content: "Once more", tool_calls: calls },
+      ],
+    };
+    const { samples } = await loadDataset([row], { ...options, chatTemplate });
+    const call = '[{"name": "f", "arguments": {"a": 1}}]';
+    expect(await tokenizer.decode(learned(samples[0] as Sample))).toBe(
+      `One;two;<|im_end|>${call}<|im_end|>Once more${call}<|im_end|>`,
+    );
+    const dropping = chatTemplate.replace(
+      "{% for p in m.content %}{{ p.text }};{% endfor %}",
+      "{{ m.content[0].text }}",
+    );
+    await expect(loadDataset([row], { ...options, chatTemplate: dropping })).rejects.toThrow(
+      "row 1: the chat template must keep what the assistant says, got one that drops message 2",
+    );
+  });
+
+  // What Llama 2 has: "▁" before each text that is tokenized, by the normalizer or the pre-tokenizer.
+  it.each([
+    [
+      "a normalizer",
+      {
+        normalizer: {
+          type: "Sequence",
+          normalizers: [
+            { type: "Prepend", prepend: "▁" },
+            { type: "Replace", pattern: { String: " " }, content: "▁" },
+          ],
+        },
+      },
+    ],
+    [
+      "a pre-tokenizer",
+      { pre_tokenizer: { type: "Metaspace", replacement: "▁", prepend_scheme: "first", split: false } },
+    ],
+  ])("a tokenizer whose texts begin with a space by %s: the ids of the text in one piece", async (_, how) => {
+    const tokens = ["<unk>", "<s>", "</s>", ..."▁abcdefghijklmnopqrstuvwxyz[]/INST:.", "▁▁", "▁a"];
+    const special = (id: number) => ({ single_word: false, lstrip: false, rstrip: false, normalized: false, id });
+    const begin = { SpecialToken: { id: "<s>", type_id: 0 } };
+    const json = {
+      version: "1.0",
+      added_tokens: [0, 1, 2].map((id) => ({ ...special(id), content: tokens[id], special: true })),
+      normalizer: null,
+      pre_tokenizer: null,
+      ...how,
+      post_processor: {
+        type: "TemplateProcessing",
+        single: [begin, { Sequence: { id: "A", type_id: 0 } }],
+        pair: [begin, { Sequence: { id: "A", type_id: 0 } }, { Sequence: { id: "B", type_id: 1 } }],
+        special_tokens: { "<s>": { id: "<s>", ids: [1], tokens: ["<s>"] } },
+      },
+      decoder: { type: "Replace", pattern: { String: "▁" }, content: " " },
+      model: {
+        ...{ type: "BPE", unk_token: "<unk>", fuse_unk: true },
+        merges: ["▁ ▁", "▁ a"],
+        vocab: Object.fromEntries(tokens.map((token, id) => [token, id])),
+      },
+    };
+    const place = mkdtempSync(join(folder, "llama-"));
+    writeFileSync(join(place, "tokenizer.json"), JSON.stringify(json));
+    const settings = {
+      ...{ bos_token: "<s>", eos_token: "</s>", unk_token: "<unk>" },
+      chat_template:
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]" +
+        "{% else %} {{ m.content }} </s>{% endif %}{% endfor %}",
+    };
+    writeFileSync(join(place, "tokenizer_config.json"), JSON.stringify(settings));
+    using llama = await AutoTokenizer.fromPretrained(place);
+    const shown = (ids: ArrayLike<number>) => Array.from(ids, (id) => tokens[id]).join(" ");
+    const of = async (row: object) => {
+      const { samples } = await loadDataset([row], { tokenizer: llama, maxLength: 99 });
+      return samples[0] as Sample;
+    };
+    const turns = ["hi", "a cat", "so", "a dog"].map((content, i) => ({ role: i % 2 ? "assistant" : "user", content }));
+    const chat = await of({ messages: turns });
+    const whole = await llama.applyChatTemplate(turns);
+    expect(shown(chat.ids)).toBe(shown(await llama.encode(whole, { addSpecialTokens: false })));
+    expect(shown(learned(chat))).toBe("▁a ▁ c a t ▁ </s> ▁a ▁ d o g ▁ </s>");
+    const answer = await of({ prompt: "q:", completion: " a" });
+    expect(shown(answer.ids)).toBe(`${shown(await llama.encode("q: a"))} </s>`);
+    expect(shown(learned(answer))).toBe("▁a </s>");
+    // The space before it is in one token with the first letter: that is learned.
+    const astride = await of({ prompt: "q: ", completion: "a" });
+    expect(shown(astride.ids)).toBe(shown(answer.ids));
+    expect(shown(learned(astride))).toBe("▁a </s>");
+  });
+
   it("preference pairs share their prompt", async () => {
     const { samples } = await loadPreferences([{ prompt: "A", chosen: " good", rejected: " bad" }], options);
     const [pair] = samples;
