@@ -22,6 +22,8 @@ export interface RunState {
   bestStep: number | null;
   /** Evaluations since. */
   evaluationsSinceBest: number;
+  /** Whether the evaluation behind the last step is still to come. */
+  isEvaluationDue: boolean;
   scaler: LossScalerState | null;
   generators: GeneratorState[];
   history: LogEntry[];
@@ -30,7 +32,15 @@ export interface RunState {
 export function newRunState(): RunState {
   return {
     ...{ step: 0, epoch: 0, batch: 0, tokens: 0, lossSum: 0, lossTokens: 0 },
-    ...{ bestLoss: null, bestStep: null, evaluationsSinceBest: 0, scaler: null, generators: [], history: [] },
+    ...{
+      bestLoss: null,
+      bestStep: null,
+      evaluationsSinceBest: 0,
+      isEvaluationDue: false,
+      scaler: null,
+      generators: [],
+      history: [],
+    },
   };
 }
 

@@ -100,9 +100,18 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
   async train(): Promise<TrainResult> {
     if (this.#isRunning) throw new BnbError("ERR_BNB_ARGUMENT", `${this.#op}.train: it is running already`);
     this.#isRunning = true;
-    const { args, model } = this;
-    const optimizer = makeOptimizer(this.#op, model, args);
+    const { model } = this;
     const { gradientCheckpointing, activationBudget } = model;
+    try {
+      return await this.#run(makeOptimizer(this.#op, model, this.args));
+    } finally {
+      Object.assign(model, { gradientCheckpointing, activationBudget });
+      this.#isRunning = false;
+    }
+  }
+
+  async #run(optimizer: Optimizer8bit): Promise<TrainResult> {
+    const { args, model } = this;
     model.gradientCheckpointing ||= args.gradientCheckpointing;
     model.activationBudget ||= args.activationBudget;
     const noise = args.neftuneNoiseAlpha > 0 ? new EmbeddingNoise(model, args.neftuneNoiseAlpha) : null;
@@ -133,10 +142,8 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     } finally {
       await this.#writing.catch(() => undefined);
       noise?.remove();
-      Object.assign(model, { gradientCheckpointing, activationBudget });
       optimizer.zeroGrad();
       optimizer.dispose();
-      this.#isRunning = false;
     }
   }
 
@@ -154,25 +161,24 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
       for (let at = 0; at < samples.length; at += this.args.perDeviceEvalBatchSize) {
         this.#throwIfAborted();
         const batch = samples.slice(at, at + this.args.perDeviceEvalBatchSize);
+        const of = this.weightOf(batch);
+        // The mean of nothing is no number.
+        if (of === 0) continue;
         const means = noGrad(() =>
           tidy(() => {
             const { loss, metrics = {} } = this.lossOf(batch, { onBounds: () => undefined, gradient: 1 });
             return { loss, ...metrics };
           }),
         );
-        const of = this.weightOf(batch);
-        try {
-          for (const [name, mean] of Object.entries(means)) sums[name] = (sums[name] ?? 0) + (await mean.item()) * of;
-        } finally {
-          for (const mean of Object.values(means)) mean.dispose();
-        }
+        await addMeans(sums, means, of);
         weight += of;
       }
     } finally {
       model.train(wasTraining);
     }
     if (weight === 0) {
-      throw new BnbError("ERR_BNB_ARGUMENT", `${this.#op}.evaluate: the data must hold a sample, got none`);
+      const rule = `${this.#op}.evaluate: the data must hold a sample with tokens that count`;
+      throw new BnbError("ERR_BNB_ARGUMENT", `${rule}, got none`);
     }
     const means = Object.entries(sums).map(([name, sum]) => [name, sum / weight] as const);
     return Object.fromEntries(means) as Evaluation;
@@ -187,39 +193,51 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     const { args } = this;
     const started = { time: performance.now(), step: run.step, tokens: run.tokens };
     this.model.train();
-    let isStopped = args.earlyStoppingPatience > 0 && run.evaluationsSinceBest >= args.earlyStoppingPatience;
-    while (run.step < total && !isStopped) {
-      this.#throwFailure();
-      const learningRate = schedule.lastLr[0] as number;
-      const done = await this.#step(at);
-      const seconds = (performance.now() - started.time) / 1000;
-      const tokensPerSecond = (run.tokens - started.tokens) / seconds;
-      const secondsLeft = (seconds / (run.step - started.step)) * (total - run.step);
-      const epoch = this.#order.epochsAt(run);
-      this.emit("step", { step: run.step, steps: total, epoch, learningRate, ...done, tokensPerSecond, secondsLeft });
-      const isLast = run.step === total;
-      if (isLast || run.step % args.loggingSteps === 0) {
-        const loss = run.lossSum / run.lossTokens;
-        [run.lossSum, run.lossTokens] = [0, 0];
-        const { gradNorm, metrics } = done;
-        await this.#log(run, "log", {
-          step: run.step,
-          epoch,
-          loss,
-          learningRate,
-          gradNorm,
-          tokensPerSecond,
-          ...metrics,
-        });
+    try {
+      if (run.isEvaluationDue) await this.#endStep(at);
+      while (run.step < total && !this.#isStopped(run)) {
+        this.#throwFailure();
+        const learningRate = schedule.lastLr[0] as number;
+        const done = await this.#step(at);
+        const seconds = (performance.now() - started.time) / 1000;
+        const tokensPerSecond = (run.tokens - started.tokens) / seconds;
+        const secondsLeft = (seconds / (run.step - started.step)) * (total - run.step);
+        const epoch = this.#order.epochsAt(run);
+        this.emit("step", { step: run.step, steps: total, epoch, learningRate, ...done, tokensPerSecond, secondsLeft });
+        const isLast = run.step === total;
+        if (isLast || run.step % args.loggingSteps === 0) {
+          const loss = run.lossSum / run.lossTokens;
+          [run.lossSum, run.lossTokens] = [0, 0];
+          const { gradNorm, metrics } = done;
+          const entry = { step: run.step, epoch, loss, learningRate, gradNorm, tokensPerSecond, ...metrics };
+          await this.#log(run, "log", entry);
+        }
+        run.isEvaluationDue =
+          this.#evalData.length > 0 && (isLast || (args.evalSteps > 0 && run.step % args.evalSteps === 0));
+        await this.#endStep(at);
       }
-      let isBest = false;
-      if (this.#evalData.length > 0 && (isLast || (args.evalSteps > 0 && run.step % args.evalSteps === 0))) {
-        isBest = await this.#evaluated(run, epoch);
-        isStopped = args.earlyStoppingPatience > 0 && run.evaluationsSinceBest >= args.earlyStoppingPatience;
+    } catch (error) {
+      if (error instanceof BnbError && error.code === "ERR_BNB_ABORTED") {
+        await this.#save(at);
+        await this.#written();
       }
-      const isDue = args.saveSteps > 0 && run.step % args.saveSteps === 0;
-      if (isLast || isStopped || isDue || (isBest && args.loadBestModelAtEnd)) await this.#save(at);
+      throw error;
     }
+  }
+
+  #isStopped(run: RunState): boolean {
+    const { earlyStoppingPatience: patience } = this.args;
+    return patience > 0 && run.evaluationsSinceBest >= patience;
+  }
+
+  /** The evaluation and the checkpoint behind a step, where they are due. */
+  async #endStep(at: Running): Promise<void> {
+    const { run, total } = at;
+    const { saveSteps, loadBestModelAtEnd } = this.args;
+    const isBest = run.isEvaluationDue && this.#evalData.length > 0 && (await this.#evaluated(run));
+    run.isEvaluationDue = false;
+    const isDue = saveSteps > 0 && run.step % saveSteps === 0;
+    if (run.step === total || this.#isStopped(run) || isDue || (isBest && loadBestModelAtEnd)) await this.#save(at);
   }
 
   /** One step: gradients of all its batches, then the optimizer. What was begun is undone where it is aborted. */
@@ -229,20 +247,15 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     const batches = this.#order.next(run).map((numbers) => numbers.map((i) => this.#data.at(i) as S));
     const weight = batches.reduce((sum, batch) => sum + this.weightOf(batch), 0);
     const scale = scaler?.scale ?? 1;
-    let loss = 0;
-    const metrics: Record<string, number> = {};
+    const means = { loss: 0 };
     try {
       for (const batch of batches) {
         this.#throwIfAborted();
-        const share = this.weightOf(batch) / weight;
-        const means = this.#accumulate(batch, share * scale, noise);
-        for (const [name, tensor] of Object.entries(means)) {
-          const value = (await tensor.item()) * share;
-          tensor.dispose();
-          if (name === "loss") loss += value;
-          else metrics[name] = (metrics[name] ?? 0) + value;
-        }
-        if (!Number.isFinite(loss)) this.#refuse(run.step + 1, "loss", loss);
+        const of = this.weightOf(batch);
+        // The mean of nothing is no number, and has no gradient.
+        if (of === 0) continue;
+        await addMeans(means, this.#accumulate(batch, (of / weight) * scale, noise), of / weight);
+        if (!Number.isFinite(means.loss)) this.#refuse(run.step + 1, "loss", means.loss);
       }
       const gradNorm = await this.#clip(optimizer, scale);
       const isSkipped = scaler !== null && !Number.isFinite(gradNorm);
@@ -256,6 +269,7 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
       run.step++;
       this.#order.advance(run, batches.length);
       run.tokens += batches.flat().reduce((sum, sample) => sum + this.#countedIn(sample), 0);
+      const { loss, ...metrics } = means;
       run.lossSum += loss * weight;
       run.lossTokens += weight;
       return { loss, gradNorm, isSkipped, metrics };
@@ -263,10 +277,6 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
       // Nothing of a step that did not end: the run goes on from before it.
       optimizer.zeroGrad();
       this.#setGenerators(before);
-      if (error instanceof BnbError && error.code === "ERR_BNB_ABORTED") {
-        await this.#save(at);
-        await this.#written();
-      }
       throw error;
     }
   }
@@ -311,13 +321,14 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     throw new BnbError("ERR_BNB_NONFINITE", `${rule}, got ${value}; ${advice}`);
   }
 
-  async #evaluated(run: RunState, epoch: number): Promise<boolean> {
+  async #evaluated(run: RunState): Promise<boolean> {
     const found = await this.evaluate();
-    const isBest = run.bestLoss === null || found.loss < run.bestLoss;
+    const isBest = Number.isFinite(found.loss) && (run.bestLoss === null || found.loss < run.bestLoss);
     if (isBest) Object.assign(run, { bestLoss: found.loss, bestStep: run.step, evaluationsSinceBest: 0 });
     else run.evaluationsSinceBest++;
     const told = Object.entries(found).map(([name, value]) => [`eval${name[0]?.toUpperCase()}${name.slice(1)}`, value]);
-    await this.#log(run, "evaluate", { step: run.step, epoch, ...Object.fromEntries(told) });
+    const place = { step: run.step, epoch: this.#order.epochsAt(run) };
+    await this.#log(run, "evaluate", { ...place, ...Object.fromEntries(told) });
     return isBest;
   }
 
@@ -417,6 +428,19 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
   #throwIfAborted(): void {
     if (!this.#signal?.aborted) return;
     throw new BnbError("ERR_BNB_ABORTED", `${this.#op}: aborted by its signal`, { cause: this.#signal.reason });
+  }
+}
+
+/** Adds means times their weight to sums by name, and frees them. */
+async function addMeans(
+  sums: Record<string, number>,
+  means: Readonly<Record<string, Tensor>>,
+  weight: number,
+): Promise<void> {
+  try {
+    for (const [name, mean] of Object.entries(means)) sums[name] = (sums[name] ?? 0) + (await mean.item()) * weight;
+  } finally {
+    for (const mean of Object.values(means)) mean.dispose();
   }
 }
 

@@ -8,6 +8,7 @@ import { join, resolve } from "node:path";
 import { afterAll, describe, expect, it, vi } from "vitest";
 import { noGrad } from "../../src/autograd/no-grad.js";
 import { LlamaForCausalLM } from "../../src/models/index.js";
+import { Dropout } from "../../src/nn/index.js";
 import { copyInto, Generator } from "../../src/ops/index.js";
 import { applyLora } from "../../src/peft/index.js";
 import { full } from "../../src/tensor/create.js";
@@ -73,7 +74,7 @@ function weightsOf(model: LlamaForCausalLM): string {
     .map(([name, parameter]) => `${name} ${Buffer.from(parameter.dataSync().buffer as ArrayBuffer).toString("base64")}`)
     .join("\n");
 }
-const plain = ({ loss, step, gradNorm }: LogEntry) => ({ loss, step, gradNorm });
+const plain = ({ loss, step, gradNorm, evalLoss }: LogEntry) => ({ loss, step, gradNorm, evalLoss });
 
 /** A signal that is found aborted the n-th time that somebody looks. */
 const abortedAt = (n: number): AbortSignal => {
@@ -96,6 +97,26 @@ describe("a run that was stopped", () => {
       await expect(run({ ...settings, outputDir, signal })).rejects.toMatchObject({ code: "ERR_BNB_ABORTED" });
       const rest = await run({ ...settings, outputDir, resumeFromCheckpoint: true });
       expect(rest.weights === whole.weights, `stopped at batch ${stop}`).toBe(true);
+      expect(rest.result.history.map(plain)).toEqual(whole.result.history.map(plain));
+    }
+  });
+
+  it("within an evaluation, too: that comes first when the run goes on", async () => {
+    const args = { ...settings, evalSteps: 1, saveSteps: 0, perDeviceEvalBatchSize: 4 };
+    const whole = await run({ ...args, outputDir: newFolder() }, samples);
+    // The first look is that of the options; then steps of 4 and 2 batches, and 3 batches of an evaluation after each.
+    for (const [stop, step] of [
+      [5, 1],
+      [7, 1],
+      [22, 4],
+      [24, 4],
+    ] as const) {
+      const outputDir = newFolder();
+      const signal = abortedAt(stop);
+      await expect(run({ ...args, outputDir, signal }, samples)).rejects.toMatchObject({ code: "ERR_BNB_ABORTED" });
+      expect(readdirSync(outputDir)).toEqual([`checkpoint-${step}`]);
+      const rest = await run({ ...args, outputDir, resumeFromCheckpoint: true }, samples);
+      expect(rest.weights === whole.weights, `stopped at look ${stop}`).toBe(true);
       expect(rest.result.history.map(plain)).toEqual(whole.result.history.map(plain));
     }
   });
@@ -219,6 +240,54 @@ describe("the end of a run", () => {
     expect(result.bestStep).toBe(best.step);
     expect(result.steps).toBe(best.step + 2);
     expect(readdirSync(args.outputDir)).toContain(`checkpoint-${best.step}`);
+  });
+
+  it("samples of which no token counts weigh nothing, in batches of their own as among others", async () => {
+    const masked = samples.map(({ ids }, i) => ({ ids, labels: i % 3 === 1 ? ids.map(() => -100) : ids }));
+    const trained = async (trainDataset: Sample[], perDeviceTrainBatchSize: number) => {
+      using model = newModel();
+      for (const module of model.modules()) if (module instanceof Dropout) Object.assign(module, { p: 0 });
+      const args = { ...settings, perDeviceTrainBatchSize, outputDir: newFolder(), neftuneNoiseAlpha: 0 };
+      const own = { ...args, gradientAccumulationSteps: 12 / perDeviceTrainBatchSize, numTrainEpochs: 1 };
+      const trainer = new Trainer({ model, args: own, trainDataset });
+      const { loss } = await trainer.evaluate(trainDataset);
+      return [(await trainer.train()).loss, loss];
+    };
+    const counting = masked.filter(({ labels }) => labels.some((label) => label !== -100));
+    const [want, evaluation] = (await trained(counting, 12)) as [number, number];
+    // Alone in a batch of the training, and of the evaluation.
+    const [own, evaluated] = (await trained(masked, 1)) as [number, number];
+    expect(own).toBeCloseTo(want, 5);
+    expect(evaluated).toBeCloseTo(evaluation, 5);
+    using model = newModel();
+    const trainer = new Trainer({ model, args: { ...settings, outputDir: newFolder() }, trainDataset: samples });
+    await expect(trainer.evaluate(masked.slice(1, 2))).rejects.toThrow(
+      "Trainer.evaluate: the data must hold a sample with tokens that count, got none",
+    );
+  });
+
+  it("an evaluation that is no number is never the best", async () => {
+    class Blind extends Trainer {
+      #calls = 0;
+      override async evaluate() {
+        const loss = [Number.NaN, 2, 1, Number.NaN][this.#calls++] as number;
+        return { loss, perplexity: 0 };
+      }
+    }
+    using model = newModel();
+    const args = { ...settings, outputDir: newFolder(), evalSteps: 1, loadBestModelAtEnd: true };
+    const trainer = new Blind({ model, args, trainDataset: samples, evalDataset: samples });
+    expect((await trainer.train()).bestStep).toBe(3);
+  });
+
+  it("an optimizer that cannot be made leaves a trainer that may try again", async () => {
+    using model = newModel();
+    const trainer = new Trainer({
+      model,
+      args: { ...settings, outputDir: newFolder(), adamBeta1: 1 },
+      trainDataset: samples,
+    });
+    for (let i = 0; i < 2; i++) await expect(trainer.train()).rejects.toThrow(/beta/);
   });
 
   it("leaves no tensors behind", async () => {
