@@ -112,6 +112,10 @@ export class LoraAdapter extends Module {
     noGrad(() => this.loadStateDict({ lora_A: values.loraA, lora_B: values.loraB }, { strict: false }));
   }
 
+  override details(): string {
+    return `r=${this.r}, scaling=${this.scaling}${this.useDora ? ", dora" : ""}`;
+  }
+
   forward(): never {
     throw new Error("an adapter is computed by its layer");
   }

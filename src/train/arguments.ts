@@ -220,15 +220,25 @@ export function binding(args: ResolvedArguments): Record<string, unknown> {
   return Object.fromEntries(Object.entries(args).filter(([key]) => !free.has(key)));
 }
 
-/** Throws ERR_BNB_OPTION where a run is to go on with other arguments than it had. */
-export function checkBinding(op: string, place: string, had: unknown, args: ResolvedArguments): void {
+/** Throws ERR_BNB_OPTION where a run is to go on with other settings than it had; of a text, the first line that differs. */
+export function checkBinding(
+  op: string,
+  place: string,
+  had: unknown,
+  settings: Readonly<Record<string, unknown>>,
+): void {
   const before = isPlainObject(had) ? (had as Record<string, unknown>) : {};
-  for (const [key, value] of Object.entries(binding(args))) {
-    if (before[key] === value) continue;
-    const [was, is] = [before[key], value].map((v) => JSON.stringify(v));
-    throw new BnbError("ERR_BNB_OPTION", `${op}: ${key} must be ${was} as in ${place}, got ${is}`);
+  for (const [key, value] of Object.entries(settings)) {
+    const [was, is] = [linesOf(before[key]), linesOf(value)];
+    const at = [...is, undefined].findIndex((line, i) => line !== was[i]);
+    if (at < 0) continue;
+    const [wanted, got] = [was[at], is[at]].map((line) => JSON.stringify(line));
+    throw new BnbError("ERR_BNB_OPTION", `${op}: ${key} must be ${wanted} as in ${place}, got ${got}`);
   }
 }
+
+const linesOf = (value: unknown): unknown[] =>
+  typeof value === "string" ? value.split("\n").map((line) => line.trim()) : [value];
 
 /** Steps of the warm-up of a run of `total` steps. */
 export function warmupOf({ warmupSteps, warmupRatio }: ResolvedArguments, total: number): number {

@@ -2,8 +2,8 @@
 // of their files whether they are whole. Whatever ends the program meanwhile, the ones before stay.
 import { createHash, randomBytes } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { readdir, readFile, rename, rm } from "node:fs/promises";
-import { basename, join } from "node:path";
+import { cp, readdir, readFile, rename, rm } from "node:fs/promises";
+import { basename, join, resolve } from "node:path";
 import { makeFolders } from "../hub/make-folders.js";
 import { flushFolder, replaceFiles } from "../hub/replace-files.js";
 import type { WritableTensors } from "../hub/safetensors-writer.js";
@@ -73,9 +73,38 @@ export class CheckpointFolder {
     return found.map(Number).sort((a, b) => b - a);
   }
 
-  /** Keeps the newest `limit` checkpoints and the one of step `best`. */
-  async trim(limit: number, best: number | null): Promise<void> {
-    for (const step of (await this.steps()).slice(limit)) if (step !== best) await this.#remove(step);
+  /**
+   * Keeps `limit` checkpoints and the one of step `best`. Those that count are the one of step `written` and the newest before
+   * it: later ones are broken, or of a run that this one went back behind.
+   */
+  async trim(limit: number, written: number, best: number | null): Promise<void> {
+    const steps = await this.steps();
+    const inOrder = [...steps.filter((step) => step <= written), ...steps.filter((step) => step > written).reverse()];
+    for (const step of inOrder.slice(limit)) if (step !== best) await this.#remove(step);
+  }
+
+  /** Whether there is a whole checkpoint of a step: here, or in the folder `other`, from where it is copied then. */
+  async has(step: number, other: string): Promise<boolean> {
+    const isWhole = (path: string): Promise<boolean> =>
+      readCheckpoint(path).then(
+        () => true,
+        () => false,
+      );
+    const path = this.pathOf(step);
+    if (await isWhole(path)) return true;
+    const from = join(other, basename(path));
+    if (resolve(from) === resolve(path) || !(await isWhole(from))) return false;
+    const part = this.#hidden(step);
+    try {
+      await cp(from, part, { recursive: true });
+      await this.#remove(step);
+      await rename(part, path);
+      return true;
+    } catch (cause) {
+      await rm(part, { recursive: true, force: true }).catch(() => undefined);
+      const rule = `${path}: the checkpoint could not be copied from ${from}`;
+      throw new BnbError("ERR_BNB_FILE", `${rule}: ${(cause as Error).message}`, { cause });
+    }
   }
 
   /** The newest checkpoint that is whole, or null where there is none. The broken ones before it give a warning each. */

@@ -61,7 +61,7 @@ export class DPOTrainer extends TrainingLoop<PreferencePair> {
   constructor(options: DPOTrainerOptions) {
     checkOptions("DPOTrainer", options, dpoOptions);
     const { model, beta = 0.1, ...rest } = options;
-    super("DPOTrainer", { ...rest, model: model.model });
+    super("DPOTrainer", { ...rest, model: model.model }, { beta });
     this.#peft = model;
     this.#beta = beta;
     // What lies in a file was checked as it was made.

@@ -1,6 +1,7 @@
 // The loop that all trainers share: batches in a seeded order, gradients accumulated over micro-batches, clipping, steps,
 // evaluations, reports, and checkpoints from which a run goes on to the bit. What a batch is worth is the heirs' to say.
 import { EventEmitter } from "node:events";
+import { dirname } from "node:path";
 import { backward } from "../autograd/backward.js";
 import { noGrad } from "../autograd/no-grad.js";
 import type { CausalLM } from "../models/index.js";
@@ -40,13 +41,15 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
   readonly #evalData: SampleList<S>;
   readonly #generators: readonly Generator[];
   readonly #order: DataOrder;
+  readonly #settings: Readonly<Record<string, unknown>>;
   readonly #folder: CheckpointFolder;
   readonly #reporter: Reporter;
   #isRunning = false;
   #writing: Promise<unknown> = Promise.resolve();
   #failure: unknown = null;
 
-  protected constructor(op: string, options: LoopOptions<S>) {
+  /** `settings`: what the heir has besides, and a run that goes on must have again. */
+  protected constructor(op: string, options: LoopOptions<S>, settings: Readonly<Record<string, unknown>> = {}) {
     super();
     const { model, args, trainDataset, evalDataset = [], generators = [] } = options;
     this.#op = op;
@@ -60,6 +63,8 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     const lengthOf = (sample: S): number => this.partsOf(sample).reduce((sum, { ids }) => sum + ids.length, 0);
     const lengths = trainDataset instanceof StoredSamples ? trainDataset.lengths : Array.from(trainDataset, lengthOf);
     this.#order = new DataOrder(lengths, this.args, args.maxLength);
+    const { packing } = this.args;
+    this.#settings = { ...binding(this.args), ...settings, maxLength: (packing && args.maxLength) || null };
     const { reportTo, bf16, fp16 } = this.args;
     this.#folder = new CheckpointFolder(this.args.outputDir);
     const targets = typeof reportTo === "string" || typeof reportTo === "function" ? [reportTo] : reportTo;
@@ -347,7 +352,7 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     run.generators = this.#generatorStates();
     const state = structuredClone({
       version: 1,
-      arguments: binding(this.args),
+      arguments: this.#bound(),
       data: hash,
       schedule: schedule.stateDict(),
       run,
@@ -356,7 +361,7 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     this.#writing = this.#folder
       .write(step, files, state)
       .then(async (path) => {
-        await this.#folder.trim(this.args.saveTotalLimit, best);
+        await this.#folder.trim(this.args.saveTotalLimit, step, best);
         this.emit("save", { step, path });
       })
       .catch((error: unknown) => {
@@ -389,7 +394,7 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     else if (from) found = await this.#folder.newest();
     if (!found) return newRunState();
     const { path, state } = found;
-    checkBinding(this.#op, path, state.arguments, this.args);
+    checkBinding(this.#op, path, state.arguments, this.#bound());
     if (state.data !== hash) {
       throw new BnbError("ERR_BNB_OPTION", `${this.#op}: trainDataset must be the data of ${path}, got other samples`);
     }
@@ -401,13 +406,29 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
         `${this.#op}: generators must be ${counts[0]} as in ${path}, got ${counts[1]}`,
       );
     }
+    if (run.step > total) throw new BnbError("ERR_BNB_OPTION", `${this.#op}: ${path} is beyond the last step ${total}`);
     await restoreWeights(this.#op, path, this.model);
     await restoreOptimizer(this.#op, path, this.model, optimizer);
     schedule.loadStateDict(state.schedule as ReturnType<LambdaLR["stateDict"]>);
     if (scaler && run.scaler) scaler.state = run.scaler;
     this.#setGenerators(run.generators);
-    if (run.step > total) throw new BnbError("ERR_BNB_OPTION", `${this.#op}: ${path} is beyond the last step ${total}`);
+    await this.#keepBest(run, path);
     return run;
+  }
+
+  /** An evaluation counts as the best only where its weights can be had at the end. */
+  async #keepBest(run: RunState, path: string): Promise<void> {
+    const { bestStep } = run;
+    if (!this.args.loadBestModelAtEnd || bestStep === null) return;
+    if (await this.#folder.has(bestStep, dirname(path))) return;
+    Object.assign(run, { bestLoss: null, bestStep: null });
+    const rule = `${path}: there is no checkpoint of step ${bestStep}, whose evaluation was the best`;
+    process.emitWarning(`${rule}; those from here on count`, { type: "BnbWarning", code: "BNB_NO_BEST_CHECKPOINT" });
+  }
+
+  /** What a run and its continuation share: settings, and what the model computes. */
+  #bound(): Record<string, unknown> {
+    return { ...this.#settings, dtype: this.model.dtype, model: String(this.model) };
   }
 
   #countedIn(sample: S): number {

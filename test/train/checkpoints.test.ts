@@ -8,7 +8,7 @@ import { join, resolve } from "node:path";
 import { afterAll, describe, expect, it, vi } from "vitest";
 import { noGrad } from "../../src/autograd/no-grad.js";
 import { LlamaForCausalLM } from "../../src/models/index.js";
-import { Dropout } from "../../src/nn/index.js";
+import { Dropout, Linear4bit, replaceLinear } from "../../src/nn/index.js";
 import { copyInto, Generator } from "../../src/ops/index.js";
 import { applyLora } from "../../src/peft/index.js";
 import { full } from "../../src/tensor/create.js";
@@ -198,6 +198,24 @@ describe("a run that was stopped", () => {
     await expect(run({ ...args, learningRate: 1 })).rejects.toThrow(
       /learningRate must be 0\.01 as in .*checkpoint-4, got 1$/,
     );
+    for (const [settings, want, got] of [
+      [{ loraAlpha: 800 }, "r=64, scaling=0.125", "r=64, scaling=12.5"],
+      [{ loraDropout: 0 }, "p=0.3", "p=0"],
+    ] as const) {
+      using other = new LlamaForCausalLM(config, { device: "cpu" });
+      applyLora(other, { ...lora, ...settings });
+      const trainer = new Trainer({ model: other, args, trainDataset: samples, generators: [new Generator(1)] });
+      const line = (text: string) => `"\\(\\w+\\): \\w+\\(${text}\\)?"`;
+      await expect(trainer.train()).rejects.toThrow(
+        new RegExp(`Trainer: model must be ${line(want)} as in .*checkpoint-4, got ${line(got)}$`),
+      );
+    }
+    using base = new LlamaForCausalLM(config, { device: "cpu" });
+    replaceLinear(base, (k, n) => new Linear4bit(k, n, { bias: false }));
+    applyLora(base, lora);
+    await expect(
+      new Trainer({ model: base, args, trainDataset: samples, generators: [new Generator(1)] }).train(),
+    ).rejects.toThrow(/model must be "\(base_layer\): Linear\(.*checkpoint-4, got "\(base_layer\): Linear4bit\(/);
     using model = newModel();
     const other = { model, args, generators: [new Generator(1)] };
     await expect(new Trainer({ ...other, trainDataset: samples.slice(1) }).train()).rejects.toThrow(
@@ -207,6 +225,73 @@ describe("a run that was stopped", () => {
     await expect(new Trainer({ ...other, trainDataset: samples }).train()).rejects.toThrow(
       /checkpoint-4 must hold model\.embed_tokens\.weight as float32 \[32, 64\], got none: it is of another model$/,
     );
+  });
+});
+
+describe("checkpoints of a run that went back", () => {
+  const args = { ...settings, numTrainEpochs: 5, saveTotalLimit: 5, saveSteps: 3 };
+  const checkpoints = (folder: string) => readdirSync(folder).map((name) => Number(name.slice(11)));
+
+  it("to an older one: what is just written stays, and what lies before it; later ones go first", async () => {
+    const outputDir = newFolder();
+    await run({ ...args, outputDir });
+    expect(checkpoints(outputDir).sort()).toEqual([10, 3, 6, 9]);
+    using model = newModel();
+    const from = { resumeFromCheckpoint: join(outputDir, "checkpoint-3"), saveSteps: 1, saveTotalLimit: 2 };
+    const own = [generators.get(model) as Generator];
+    const trainer = new Trainer({
+      model,
+      args: { ...args, ...from, outputDir },
+      trainDataset: samples,
+      generators: own,
+    });
+    const left: number[][] = [];
+    trainer.on("save", () => left.push(checkpoints(outputDir).sort((a, b) => a - b)));
+    await trainer.train();
+    expect(left).toEqual([4, 5, 6, 7, 8, 9, 10].map((step) => [step - 1, step]));
+  });
+
+  it("behind a broken one: the whole one stays", async () => {
+    const outputDir = newFolder();
+    await run({ ...args, outputDir });
+    writeFileSync(join(outputDir, "checkpoint-10", "trainable.safetensors"), "");
+    const warn = vi.spyOn(process, "emitWarning").mockImplementation(() => undefined);
+    const signal = abortedAt(1);
+    const again = run({ ...args, outputDir, resumeFromCheckpoint: true, saveTotalLimit: 1, signal });
+    await expect(again).rejects.toMatchObject({ code: "ERR_BNB_ABORTED" });
+    warn.mockRestore();
+    expect(checkpoints(outputDir)).toEqual([9]);
+  });
+
+  it("into another folder: the best weights come along", async () => {
+    const best = { ...args, learningRate: 0.5, evalSteps: 1, saveSteps: 1, loadBestModelAtEnd: true };
+    const [outputDir, other] = [newFolder(), newFolder()];
+    const { result, weights } = await run({ ...best, outputDir, saveTotalLimit: 99 }, samples);
+    const { bestStep } = result;
+    expect(bestStep).toBeLessThan(8);
+    const from = { outputDir: other, resumeFromCheckpoint: join(outputDir, "checkpoint-8") };
+    const rest = await run({ ...best, ...from }, samples);
+    expect(rest.result.bestStep).toBe(bestStep);
+    expect(rest.weights === weights).toBe(true);
+
+    // Where they are nowhere, they do not count.
+    rmSync(join(outputDir, `checkpoint-${bestStep}`), { recursive: true });
+    const warn = vi.spyOn(process, "emitWarning").mockImplementation(() => undefined);
+    const without = await run({ ...best, ...from, outputDir: newFolder() }, samples);
+    const [message] = warn.mock.calls.map(([text]) => String(text));
+    warn.mockRestore();
+    expect(message).toContain(`there is no checkpoint of step ${bestStep}, whose evaluation was the best`);
+    expect(without.result.bestStep).toBeGreaterThan(8);
+  });
+
+  it("with another length of full samples is refused where it packs", async () => {
+    const outputDir = newFolder();
+    const packing = { ...settings, packing: true, maxLength: 12, outputDir };
+    await run(packing);
+    await expect(run({ ...packing, maxLength: 24, resumeFromCheckpoint: true })).rejects.toThrow(
+      /^Trainer: maxLength must be 12 as in .*checkpoint-\d+, got 24$/,
+    );
+    await run({ ...settings, outputDir: newFolder(), maxLength: 12 });
   });
 });
 

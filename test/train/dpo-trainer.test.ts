@@ -204,6 +204,13 @@ describe("DPOTrainer", () => {
     model.dispose();
   });
 
+  it("does not go on with another beta", async () => {
+    const outputDir = join(folder, "beta");
+    (await trained("init", { maxSteps: 1, outputDir })).model.dispose();
+    const again = trained("init", { maxSteps: 1, outputDir, resumeFromCheckpoint: true }, { beta: 5 });
+    await expect(again).rejects.toThrow(/^DPOTrainer: beta must be 0\.\d+ as in .*checkpoint-1, got 5$/);
+  });
+
   it("refuses what is no pair, an answer without tokens, and a model without adapters", async () => {
     using base = await AutoModelForCausalLM.fromPretrained(fixturePath("families/llama-plain/fp32"), {
       deviceMap: "cpu",
