@@ -36,7 +36,10 @@ export interface LoraConfigOptions {
   targetModules?: readonly string[] | string | null;
   /** Of those, the ones that get none, in the same two forms. */
   excludeModules?: readonly string[] | string | null;
-  /** Modules that are trained and saved as a whole, by the last part of their paths or by the paths. */
+  /**
+   * Modules that are trained and saved as a whole, by the last part of their paths or by the paths; as in PEFT in the base's
+   * dtype, which `prepareModelForKbitTraining` makes float32.
+   */
   modulesToSave?: readonly string[] | null;
   /** Of PEFT's stacked experts. Models here hold experts as layers: a model refuses it with ERR_BNB_UNSUPPORTED. */
   targetParameters?: readonly string[] | null;

@@ -3,7 +3,6 @@
 import { noGrad } from "../autograd/no-grad.js";
 import type { Member } from "../nn/index.js";
 import { Module, Parameter } from "../nn/index.js";
-import { cast } from "../ops/index.js";
 import { clone } from "../ops/to-device.js";
 import { isFloat } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
@@ -47,11 +46,10 @@ export class SavedParameter extends Module {
     return this.#copies.get(name)?.parameter;
   }
 
-  /** Gives an adapter a float32 copy of the base's parameter. */
+  /** Gives an adapter a copy of the base's parameter, in its dtype: the module computes with what it is given. */
   addAdapter(name: string): void {
     const { parameter: base } = this.#base;
-    const copy = noGrad(() => tidy(() => keep(base.dtype === "float32" ? clone(base) : cast(base, "float32"))));
-    const own = new Parameter(copy);
+    const own = new Parameter(noGrad(() => tidy(() => keep(clone(base)))));
     own.optimConfig = base.optimConfig;
     this.#copies.set(name, new Held(own));
   }

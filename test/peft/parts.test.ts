@@ -4,11 +4,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { noGrad } from "../../src/autograd/no-grad.js";
+import { generate } from "../../src/generation/index.js";
 import { openSafetensors } from "../../src/hub/safetensors.js";
 import type { CausalLM } from "../../src/models/index.js";
 import { AutoModelForCausalLM, AutoModelForSequenceClassification } from "../../src/models/index.js";
 import { Linear, Module } from "../../src/nn/index.js";
-import { copyInto, Generator, randn } from "../../src/ops/index.js";
+import { copyInto, crossEntropy, Generator, randn } from "../../src/ops/index.js";
+import { AdamW } from "../../src/optim/index.js";
 import type { LoraConfigOptions, LoraLinear } from "../../src/peft/index.js";
 import { getPeftModel, LoraConfig, PeftModel } from "../../src/peft/index.js";
 import { tensor } from "../../src/tensor/create.js";
@@ -161,6 +163,49 @@ describe("whole modules", () => {
     const again = await load("qwen3");
     await PeftModel.fromPretrained(again, folder);
     expect(logitsOf(again)).toEqual(first);
+  });
+});
+
+describe.each(["bfloat16", "float16"] as const)("whole modules of a model in %s", (dtype) => {
+  const open = async (): Promise<CausalLM> =>
+    own(await AutoModelForCausalLM.fromPretrained(family("llama-plain"), { dtype }));
+
+  it("compute, learn, generate, merge and come back in its dtype", async () => {
+    const model = await open();
+    const before = logitsOf(model);
+    const whole = { r: 2, targetModules: ["v_proj"], modulesToSave: ["lm_head", "embed_tokens", "norm"] };
+    const peft = getPeftModel(model, new LoraConfig(whole));
+    expect(model.dtype).toBe(dtype);
+    // A copy of the same bits.
+    expect(logitsOf(model)).toEqual(before);
+    const targets = own(tensor([5, 17, 40, 3, 1], { dtype: "int32" }));
+    const lossOf = () => crossEntropy(model.forward(ids).reshape([5, -1]), targets);
+    const first = tidy(() => {
+      const loss = lossOf();
+      loss.backward();
+      return loss.itemSync();
+    });
+    const learning = peft.parametersOf("default");
+    expect(learning.filter(({ dtype: own }) => own === dtype)).toHaveLength(3);
+    using optimizer = new AdamW(learning, { lr: 1e-2 });
+    optimizer.step();
+    optimizer.zeroGrad();
+    expect(tidy(() => noGrad(lossOf).itemSync())).toBeLessThan(first - 0.1);
+    const trained = logitsOf(model);
+    const written: number[] = [];
+    for await (const token of generate(model, [1, 5, 17, 40, 3], { maxNewTokens: 1, doSample: false }))
+      written.push(token);
+    const last = trained.slice(4 * (trained.length / 5));
+    expect(written).toEqual([last.indexOf(Math.max(...last))]);
+
+    const folder = join(scratch, dtype);
+    await peft.savePretrained(folder);
+    const again = await open();
+    await PeftModel.fromPretrained(again, folder);
+    expect(logitsOf(again)).toEqual(trained);
+    const merged = peft.mergeAndUnload();
+    expect([...new Set(merged.parameters().map((parameter) => parameter.dtype))]).toEqual([dtype]);
+    expectClose(logitsOf(merged), trained, { atol: 0.1, rtol: 0 });
   });
 });
 
