@@ -215,7 +215,7 @@ export class AdapterSet implements StepAdapters, Disposable {
     try {
       const sites = sitesOf(this.#model);
       refuseMore(folder, config, savedNames(config, sites));
-      const found = findTargets(op, sites, config, []);
+      const found = findTargets(op, sites, config, [], true);
       refusePlaces(folder, found);
       const linear = new Map(found.map(({ module, path }) => [module as LinearLike, path]));
       for (const [layer, path] of linear) {

@@ -72,9 +72,13 @@ export function combined(type: CombinationType, parts: readonly Part[], rank: nu
   return { a: transposed(leading(v, rank)), b: leading(scaledColumns(u, values), rank) };
 }
 
-/** The settings of a combination: those of the first adapter, for the targets of all. */
+/**
+ * The settings of a combination: those of the first adapter, for the targets of all. `paths`: of the layers that any of them
+ * has, for adapters that choose layers differently.
+ */
 export function combinedConfig(
   configs: readonly LoraConfig[],
+  paths: readonly string[],
   type: CombinationType,
   svdRank: number | undefined,
 ): LoraConfig {
@@ -87,8 +91,16 @@ export function combinedConfig(
   }
   const ranks = configs.map(({ r, rankPattern }) => Math.max(r, ...Object.values(rankPattern)));
   const r = combinedRank(type, ranks, svdRank);
+  const common = { r, loraAlpha: r, rankPattern: {}, alphaPattern: {}, initLoraWeights: true };
+  const choices = configs.map(({ layersToTransform, layersPattern, excludeModules }) =>
+    JSON.stringify([layersToTransform, layersPattern, excludeModules]),
+  );
+  if (new Set(choices).size > 1) {
+    const all = { layersToTransform: null, layersPattern: null, excludeModules: null };
+    return first.with({ ...common, ...all, targetModules: paths });
+  }
   return first.with({
-    ...{ r, loraAlpha: r, rankPattern: {}, alphaPattern: {}, initLoraWeights: true },
+    ...common,
     targetModules: unionOf(configs.map(({ targetModules }) => targetModules)),
   });
 }

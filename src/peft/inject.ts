@@ -19,6 +19,8 @@ import { TrainableTokens } from "./trainable-tokens.js";
 
 export interface InjectOptions {
   readonly generator?: LoraOptions["generator"];
+  /** Whether the config is that of a file: then its names may match nothing. */
+  readonly isLoaded?: boolean;
 }
 
 /** Layers with adapters by their paths; one that is used in several places has the first. */
@@ -49,7 +51,7 @@ export function inject(
   name: string,
   config: LoraConfig,
   saved: Map<string, SavedParameter>,
-  { generator }: InjectOptions,
+  { generator, isLoaded = false }: InjectOptions,
 ): void {
   if (config.targetParameters?.length) {
     const rule = `${op}: targetParameters must be null, models hold experts as layers, which targetModules names`;
@@ -57,9 +59,9 @@ export function inject(
   }
   const sites = sitesOf(model);
   const whole = savedNames(config, sites);
-  const targets = findTargets(op, sites, config, whole);
+  const targets = findTargets(op, sites, config, whole, isLoaded);
   const tokens = tokenTargets(op, sites, config);
-  const parameters = wholeParameters(op, sites, whole, saved);
+  const parameters = wholeParameters(op, sites, whole, saved, isLoaded);
   if (targets.length + tokens.size + parameters.length === 0) {
     const rule = `${op}: the config must name something that learns`;
     throw new BnbError("ERR_BNB_OPTION", `${rule}: targetModules, modulesToSave or trainableTokenIndices, got none`);
@@ -161,11 +163,12 @@ function wholeParameters(
   sites: readonly Site[],
   names: readonly string[],
   known: ReadonlyMap<string, SavedParameter>,
+  isLoaded: boolean,
 ): SavedParameter[] {
   const found = new Map<string, SavedParameter>();
   for (const item of names) {
     const matching = sites.filter(({ path }) => isNamed(path, [item]));
-    if (matching.length === 0) {
+    if (matching.length === 0 && !isLoaded) {
       const rule = `${op}: each of modulesToSave must name modules of the model`;
       throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${withNearest(item, namesOf(sites))}`);
     }

@@ -108,7 +108,7 @@ export class PeftModel<M extends Module = Module> extends Module {
   }
 
   /** @internal addAdapter, with another name in errors. */
-  addUnder(op: string, name: string, config: LoraConfig, options: AddAdapterOptions = {}): void {
+  addUnder(op: string, name: string, config: LoraConfig, options: AddAdapterOptions = {}, isLoaded = false): void {
     checkArgument(op, "adapterName", name, aString);
     checkArgument(op, "config", config, aConfig);
     checkOptions(op, options, addOptions);
@@ -125,7 +125,7 @@ export class PeftModel<M extends Module = Module> extends Module {
       throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${name} beside ${biased[0]}`);
     }
     this.#refuseMerged(op);
-    inject(op, this.model, name, config, this.#saved, options);
+    inject(op, this.model, name, config, this.#saved, { ...options, isLoaded });
     if (this.#configs.size === 0) this.model.requiresGrad_(false);
     this.#configs.set(name, config);
     this.#activate(this.#active.length === 0 ? [name] : this.#active);
@@ -152,7 +152,7 @@ export class PeftModel<M extends Module = Module> extends Module {
     return this.#enabled;
   }
 
-  /** The model computes as its base from now on. Biases that learned stay learned. */
+  /** The model computes as its base from now on; merged adapters are unmerged. Biases that learned stay learned. */
   disableAdapters(): void {
     this.#enable(false);
   }
@@ -162,7 +162,10 @@ export class PeftModel<M extends Module = Module> extends Module {
     this.#enable(true);
   }
 
-  /** Runs `fn` while the model computes as its base: the reference of DPO. `fn` may be async. */
+  /**
+   * Runs `fn` while the model computes as its base: the reference of DPO. `fn` may be async. Merged adapters are unmerged, and
+   * stay so.
+   */
   withoutAdapters<T>(fn: () => T): T {
     checkFunction("withoutAdapters", "fn", fn);
     const before = this.#enabled;
@@ -189,6 +192,7 @@ export class PeftModel<M extends Module = Module> extends Module {
       layer.deleteAdapter(name);
     }
     for (const parameter of this.#saved.values()) parameter.deleteAdapter(name);
+    this.#freezeBiases(this.#configs.get(name) as LoraConfig);
     this.#configs.delete(name);
     this.#fixed.delete(name);
     const left = this.#active.filter((item) => item !== name);
@@ -222,7 +226,9 @@ export class PeftModel<M extends Module = Module> extends Module {
     for (const item of adapters) this.#known(op, item);
     const configs = adapters.map((item) => this.#configs.get(item) as LoraConfig);
     const { combinationType = "svd", svdRank } = options;
-    const config = combinedConfig(configs, combinationType, svdRank);
+    const layers = [...this.layers].filter(([, layer]) => adapters.some((item) => layer.adapters.has(item)));
+    const paths = layers.map(([path]) => path);
+    const config = combinedConfig(configs, paths, combinationType, svdRank);
     this.addUnder(op, name, config);
     fillCombination(this.layers, name, adapters, weights, combinationType);
   }
@@ -239,7 +245,7 @@ export class PeftModel<M extends Module = Module> extends Module {
   async loadUnder(op: string, folder: string, name: string, options: LoadAdapterOptions): Promise<void> {
     const { revision, token, signal } = options;
     const place = await adapterFolder(folder, { revision, token, signal });
-    const add = (config: LoraConfig): void => this.addUnder(op, name, config);
+    const add = (config: LoraConfig): void => this.addUnder(op, name, config, {}, true);
     await loadOne(this, place, name, add, () => this.deleteAdapter(name));
     if (options.isTrainable) return;
     this.#fixed.add(name);
@@ -327,12 +333,17 @@ export class PeftModel<M extends Module = Module> extends Module {
    * for `unmergeAdapter`. Throws ERR_BNB_NONFINITE where a weight would not be finite; what was merged is then undone.
    */
   mergeAdapter(options: MergeOptions = {}): void {
+    if (!this.#enabled) {
+      const rule = "mergeAdapter: the adapters must be enabled, as the model is to compute with them";
+      throw new BnbError("ERR_BNB_ARGUMENT", `${rule}; enableAdapters() first`);
+    }
     this.#merge("mergeAdapter", options, true);
   }
 
   /** Gives the base the weights back that `mergeAdapter` replaced, to the bit. */
   unmergeAdapter(): void {
     for (const layer of this.layers.values()) layer.unmerge();
+    this.#placeSaved();
   }
 
   /** Merges as mergeAdapter does, for good, and returns the base without adapters; the PeftModel is of no use any more. */
@@ -369,7 +380,13 @@ export class PeftModel<M extends Module = Module> extends Module {
     for (const parameter of this.#saved.values()) parameter.activate(wanted);
   }
 
+  /** The base's own, when nothing is left that they learned with. */
+  #freezeBiases(config: LoraConfig): void {
+    for (const bias of trainedBiases(this.model, config).values()) bias.requiresGrad = false;
+  }
+
   #takeBase(): M {
+    for (const config of this.#configs.values()) this.#freezeBiases(config);
     const held = holdersOf(this.model);
     for (const [parent, field, layer] of held) parent.replaceMember(field, layer.baseLayer);
     for (const [, , layer] of held) layer.disposeAdapters();
@@ -382,9 +399,15 @@ export class PeftModel<M extends Module = Module> extends Module {
   }
 
   #enable(on: boolean): void {
+    if (!on) this.unmergeAdapter();
     this.#enabled = on;
     for (const layer of this.layers.values()) layer.setEnabled(on);
-    for (const parameter of this.#saved.values()) parameter.activate(on ? this.#active : []);
+    this.#placeSaved();
+  }
+
+  /** What stands in the modules that are saved as a whole: what the active adapters have, or the base's. */
+  #placeSaved(): void {
+    for (const parameter of this.#saved.values()) parameter.activate(this.#enabled ? this.#active : []);
   }
 
   #activate(active: readonly string[]): void {
@@ -393,7 +416,7 @@ export class PeftModel<M extends Module = Module> extends Module {
       layer.setActive(active);
       layer.setEnabled(this.#enabled);
     }
-    for (const parameter of this.#saved.values()) parameter.activate(this.#enabled ? active : []);
+    this.#placeSaved();
     for (const [name, config] of this.#configs) {
       const learns = active.includes(name) && !this.#frozen && !this.#fixed.has(name);
       for (const parameter of this.parametersOf(name)) parameter.requiresGrad = learns;

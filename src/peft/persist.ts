@@ -7,6 +7,7 @@ import { isFloat } from "../tensor/dtype.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { baseKey, loadTensors, openAdapter, saveAdapter, tensorsOf, WEIGHTS } from "./adapter-files.js";
 import type { LoraConfig } from "./config.js";
+import { originalText } from "./config-file.js";
 import { adapterLayersOf, trainedBiases } from "./inject.js";
 import { LoraAdapter } from "./lora-adapter.js";
 import type { SavedParameter } from "./saved-modules.js";
@@ -31,15 +32,30 @@ export async function saveOne(
   convertStart: boolean,
 ): Promise<void> {
   const tensors = new Map<string, WritableTensor>(wantedOf(model, savedParameters, name, config));
-  const isPart = config.initLoraWeights === "pissa" || config.initLoraWeights === "olora";
+  const { initLoraWeights: start, loftqConfig, targetModules } = config;
+  const isPart = start === "pissa" || start === "olora";
   if (isPart && convertStart) addStarts(model, name, tensors);
-  else if (isPart) warnOfStart(folder, config);
+  else if (isPart) {
+    const rule = `a base that "${start}" took a part from; convertStart: true saves it for the base as it was`;
+    warnOfStart(folder, rule);
+  } else if (start === "loftq" && (loftqConfig.loftqIter ?? 1) > 1) {
+    const rule = `the 4-bit base that "loftq" made in ${loftqConfig.loftqIter} iterations, which another one quantized is not`;
+    warnOfStart(folder, `${rule}; save that, too, or let loftqIter be 1`);
+  }
   for (const [key, table] of tablesOf(model)) {
     const isTargeted = key.endsWith(".base_layer.weight");
     const isWanted = saveEmbeddings === "auto" ? isTargeted && hasLora(model, key, name) : saveEmbeddings;
     if (isWanted && !tensors.has(key)) tensors.set(key, table);
   }
-  await saveAdapter(folder, isPart && convertStart ? doubled(config) : config, tensors);
+  const saved = isPart && convertStart ? doubled(config) : config;
+  const isShorthand = targetModules === "all-linear" && originalText(saved) === null;
+  await saveAdapter(folder, isShorthand ? saved.with({ targetModules: pathsOf(model, name) }) : saved, tensors);
+}
+
+/** The layers that have LoRA: PEFT knows what "all-linear" means in models of transformers alone. */
+function pathsOf(model: Module, name: string): string[] {
+  const layers = [...adapterLayersOf(model)].filter(([, layer]) => layer.adapters.get(name) instanceof LoraAdapter);
+  return layers.map(([path]) => path);
 }
 
 function hasLora(model: Module, key: string, name: string): boolean {
@@ -85,12 +101,8 @@ function doubled(config: LoraConfig): LoraConfig {
   });
 }
 
-function warnOfStart(folder: string, { initLoraWeights }: LoraConfig): void {
-  const what = `${folder}: the adapter belongs to a base that "${initLoraWeights}" took a part from`;
-  process.emitWarning(`${what}; convertStart: true saves it for the base as it was`, {
-    type: "BnbWarning",
-    code: "BNB_ADAPTER_START",
-  });
+function warnOfStart(folder: string, base: string): void {
+  process.emitWarning(`${folder}: the adapter belongs to ${base}`, { type: "BnbWarning", code: "BNB_ADAPTER_START" });
 }
 
 /** Opens a folder, adds its adapter by `add`, and loads the tensors into it; `remove` undoes it where that fails. */

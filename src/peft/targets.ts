@@ -45,9 +45,16 @@ export function isLinearLike(module: Module): module is LinearLike {
 
 /**
  * The modules that a config names, in the order of the model. Throws ERR_BNB_OPTION where none is, where an item of a list
- * matches none, and for modules that cannot have an adapter.
+ * matches none, and for modules that cannot have an adapter. With `isLoaded` the config comes from a file, where PEFT has also
+ * names that match nothing: the tensors beside it say what there must be.
  */
-export function findTargets(op: string, sites: readonly Site[], config: LoraConfig, saved: readonly string[]): Site[] {
+export function findTargets(
+  op: string,
+  sites: readonly Site[],
+  config: LoraConfig,
+  saved: readonly string[],
+  isLoaded: boolean,
+): Site[] {
   const { targetModules, excludeModules } = config;
   if (targetModules === null) return [];
   const excluded = (path: string): boolean =>
@@ -61,7 +68,7 @@ export function findTargets(op: string, sites: readonly Site[], config: LoraConf
   const named = sites.filter(isWanted);
   const found = named.filter(({ path }) => !excluded(path));
   if (found.length === 0) failUnmatched(op, sites, config, named.length);
-  if (Array.isArray(targetModules)) {
+  if (Array.isArray(targetModules) && !isLoaded) {
     const unmatched = targetModules.find((item: string) => !sites.some(({ path }) => isNamed(path, [item])));
     if (unmatched !== undefined) {
       const rule = `${op}: each of targetModules must name layers of the model`;
@@ -87,7 +94,9 @@ function matches(path: string, items: readonly string[] | string): boolean {
 /** Whether the first number behind a name in the path is one of the layers that are transformed. */
 function isInLayers(path: string, { layersToTransform, layersPattern }: LoraConfig): boolean {
   if (layersToTransform === null) return true;
-  const wanted: readonly number[] = typeof layersToTransform === "number" ? [layersToTransform] : layersToTransform;
+  const wanted = typeof layersToTransform === "number" ? [layersToTransform] : layersToTransform;
+  // To PEFT an empty list says nothing.
+  if (wanted.length === 0) return true;
   const before = layersPattern === null ? [] : [layersPattern].flat();
   const names = before.length === 0 ? ["[^.]*"] : before;
   const numbers = names.map((name) => new RegExp(`(?:^|\\.)(?:${name})\\.(\\d+)\\.`).exec(path)?.[1]);

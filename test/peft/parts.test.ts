@@ -1,5 +1,5 @@
 // What an adapter may have beside A and B: biases, whole heads of classifiers, tables of embeddings; and merges that fail.
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
@@ -35,8 +35,8 @@ async function keysIn(folder: string): Promise<string[]> {
   return names;
 }
 /** Moves every parameter that learns away from where it began. */
-function shake(peft: PeftModel<Module>): void {
-  const generator = new Generator(9);
+function shake(peft: PeftModel<Module>, seed = 9): void {
+  const generator = new Generator(seed);
   noGrad(() =>
     tidy(() => {
       for (const parameter of peft.parameters().filter(({ requiresGrad }) => requiresGrad)) {
@@ -207,6 +207,124 @@ describe.each(["bfloat16", "float16"] as const)("whole modules of a model in %s"
     expect([...new Set(merged.parameters().map((parameter) => parameter.dtype))]).toEqual([dtype]);
     expectClose(logitsOf(merged), trained, { atol: 0.1, rtol: 0 });
   });
+});
+
+describe("names of a file that match nothing", () => {
+  it("are passed over, as the tensors say what there is; a new adapter has none", async () => {
+    const family = "test/fixtures/families/llama-sequence-classification/fp32";
+    const open = async () => own(await AutoModelForSequenceClassification.fromPretrained(family));
+    const model = await open();
+    const settings = { r: 2, targetModules: ["q_proj"], taskType: "SEQ_CLS" };
+    const peft = getPeftModel(model, new LoraConfig(settings));
+    shake(peft);
+    const trained = logitsOf(model);
+    const folder = join(scratch, "names");
+    await peft.savePretrained(folder);
+    const path = join(folder, "adapter_config.json");
+    const json = JSON.parse(readFileSync(path, "utf8"));
+    // What PEFT writes for the task; a name of other models; a list that says nothing.
+    const changes = {
+      modules_to_save: ["classifier", "score"],
+      target_modules: ["q_proj", "query_key_value"],
+      layers_to_transform: [],
+    };
+    writeFileSync(path, JSON.stringify({ ...json, ...changes }));
+    const again = await open();
+    await PeftModel.fromPretrained(again, folder);
+    expect(logitsOf(again)).toEqual(trained);
+    for (const [more, message] of [
+      [{ modulesToSave: ["classifier"] }, "each of modulesToSave must name modules of the model, got classifier"],
+      [{ targetModules: ["q_proj", "query"] }, "each of targetModules must name layers of the model, got query"],
+    ] as const) {
+      const other = await open();
+      expect(() => getPeftModel(other, new LoraConfig({ ...settings, ...more }))).toThrow(message);
+    }
+    writeFileSync(path, JSON.stringify({ ...json, target_modules: ["q_proj", "v_proj"] }));
+    await expect(PeftModel.fromPretrained(await open(), folder)).rejects.toThrow(
+      /it lacks base_model\.model\.model\.layers\.0\.self_attn\.v_proj\.lora_A\.weight, /,
+    );
+  });
+});
+
+describe("merged adapters", () => {
+  it("are unmerged where the base is asked for", async () => {
+    const model = await load("llama-plain");
+    const before = logitsOf(model);
+    const peft = getPeftModel(model, new LoraConfig({ r: 2, targetModules: "all-linear", modulesToSave: ["lm_head"] }));
+    shake(peft);
+    const adapted = logitsOf(model);
+    peft.mergeAdapter();
+    expect(peft.withoutAdapters(() => logitsOf(model))).toEqual(before);
+    expect(logitsOf(model)).toEqual(adapted);
+    peft.mergeAdapter();
+    peft.disableAdapters();
+    expect(logitsOf(model)).toEqual(before);
+    expect(() => peft.mergeAdapter()).toThrow("mergeAdapter: the adapters must be enabled");
+    peft.enableAdapters();
+    expect(logitsOf(model)).toEqual(adapted);
+  });
+
+  it("that are not the active ones leave them as they were", async () => {
+    const model = await load("llama-plain");
+    const whole = { r: 2, targetModules: ["q_proj"], modulesToSave: ["lm_head"] };
+    const peft = getPeftModel(model, new LoraConfig(whole), { adapterName: "a" });
+    shake(peft);
+    const a = logitsOf(model);
+    peft.addAdapter("b", new LoraConfig(whole));
+    peft.setAdapter("b");
+    shake(peft, 10);
+    const b = logitsOf(model);
+    peft.setAdapter("a");
+    peft.mergeAdapter({ adapterNames: ["b"] });
+    expectClose(logitsOf(model), b, { atol: 1e-4, rtol: 0 });
+    peft.unmergeAdapter();
+    expect(logitsOf(model)).toEqual(a);
+  });
+});
+
+it("an adapter made of some for different layers has the layers of all", async () => {
+  const model = await load("llama-plain");
+  const of = (layer: number) => new LoraConfig({ r: 2, targetModules: ["v_proj"], layersToTransform: [layer] });
+  const peft = getPeftModel(model, of(0), { adapterName: "a" });
+  peft.addAdapter("b", of(1));
+  peft.setAdapter(["a", "b"]);
+  shake(peft);
+  const both = logitsOf(model);
+  peft.addWeightedAdapter(["a", "b"], [1, 1], "both", { combinationType: "cat" });
+  peft.setAdapter("both");
+  expectClose(logitsOf(model), both, { atol: 1e-5, rtol: 0 });
+});
+
+it("biases that learned with an adapter are frozen when it goes", async () => {
+  for (const bias of ["all", "lora_only"] as const) {
+    const model = await load("qwen2");
+    const learning = () => model.parameters().filter(({ requiresGrad }) => requiresGrad).length;
+    const peft = getPeftModel(model, new LoraConfig({ r: 2, targetModules: ["q_proj"], bias }));
+    peft.addAdapter("other", new LoraConfig({ r: 2, targetModules: ["q_proj"] }));
+    expect(learning()).toBeGreaterThan(4);
+    peft.deleteAdapter("default");
+    // A and B of the two layers of the other one.
+    expect(learning()).toBe(4);
+    peft.deleteAdapter("other");
+    peft.addAdapter("again", new LoraConfig({ r: 2, targetModules: ["q_proj"], bias }));
+    peft.unload();
+    expect(learning()).toBe(0);
+  }
+});
+
+it('"all-linear" is saved as the layers that it stood for', async () => {
+  const model = await load("llama-plain");
+  const peft = getPeftModel(model, new LoraConfig({ r: 2, targetModules: "all-linear", excludeModules: ["up_proj"] }));
+  shake(peft);
+  const trained = logitsOf(model);
+  const folder = join(scratch, "all-linear");
+  await peft.savePretrained(folder);
+  const { target_modules } = JSON.parse(readFileSync(join(folder, "adapter_config.json"), "utf8"));
+  expect(target_modules).toHaveLength(12);
+  expect(target_modules).toContain("model.layers.1.mlp.down_proj");
+  const again = await load("llama-plain");
+  await PeftModel.fromPretrained(again, folder);
+  expect(logitsOf(again)).toEqual(trained);
 });
 
 class Wrapped extends Module {

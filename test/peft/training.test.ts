@@ -2,7 +2,7 @@
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, describe, expect, it } from "vitest";
+import { afterAll, describe, expect, it, vi } from "vitest";
 import { noGrad } from "../../src/autograd/no-grad.js";
 import { openSafetensors } from "../../src/hub/safetensors.js";
 import type { CausalLM } from "../../src/models/index.js";
@@ -263,6 +263,32 @@ describe("starts from the base's weights", () => {
     const thrice = await error(3);
     expect(once).toBeLessThan(0.8 * alone);
     expect(thrice).toBeLessThan(once);
+  });
+
+  it("loftq of several iterations says that its base goes with it; of one it is that of any 4-bit base", async () => {
+    const warn = vi.spyOn(process, "emitWarning").mockImplementation(() => undefined);
+    for (const [loftqIter, isTold] of [
+      [1, false],
+      [3, true],
+    ] as const) {
+      warn.mockClear();
+      const model = await load(plain);
+      const peft = getPeftModel(model, config("loftq", { loftqConfig: { loftqIter } }));
+      const started = await logitsOf(model);
+      const folder = join(scratch, `loftq-${loftqIter}`);
+      await peft.savePretrained(folder);
+      const told = warn.mock.calls.map(([message]) => String(message));
+      expect(told.some((text) => text.includes('4-bit base that "loftq" made in 3 iterations'))).toBe(isTold);
+      // Over the same layers quantized by themselves.
+      const again = await load(plain);
+      const other = getPeftModel(again, config("loftq"));
+      const quantized = other.unload() as CausalLM;
+      await PeftModel.fromPretrained(quantized, folder);
+      const far = (await logitsOf(quantized)).reduce((most, v, i) => Math.max(most, Math.abs(v - started[i]!)), 0);
+      if (isTold) expect(far).toBeGreaterThan(1e-2);
+      else expect(far).toBeLessThan(1e-4);
+    }
+    warn.mockRestore();
   });
 
   it("take the largest singular values of large matrices by iteration", () => {
