@@ -97,6 +97,10 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
     const projection = this.outputProjection();
     const quantized = isGradEnabled() ? null : this.#quantizedHead;
     if (quantized) return this.logits(quantized.forward(back(hidden, quantized.layer.weight.device), projection));
+    return this.#floatHead(hidden, projection);
+  }
+
+  #floatHead(hidden: Tensor, projection: OutputProjection): Tensor {
     return this.logits(projection instanceof Tensor ? linear(hidden, projection, null) : projection.forward(hidden));
   }
 
@@ -147,7 +151,7 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
     return back(this.#states("hiddenStates", ids, options), ids.device);
   }
 
-  /** @internal */
+  /** @internal Without the copy that `quantizeHead` keeps: a loss is that of the weights that learn. */
   inHalves(ids: Tensor, options: ForwardOptions = {}): ModelHalves {
     const hidden = this.#states("forward", ids, options);
     const projection = this.outputProjection();
@@ -155,7 +159,7 @@ export abstract class CausalLM<C extends ModelConfig = ModelConfig> extends Text
     const owner = projection instanceof Tensor ? this.inputEmbedding() : projection;
     return {
       hidden,
-      head: (rows) => back(this.head(rows), ids.device),
+      head: (rows) => back(this.#floatHead(rows, this.outputProjection()), ids.device),
       learning: owner.parameters().filter(({ requiresGrad }) => requiresGrad),
       vocab: this.config.vocabSize,
     };

@@ -3,6 +3,7 @@
 import { noGrad } from "../autograd/no-grad.js";
 import { CausalLM } from "../models/index.js";
 import { concat, mean, mul, neg, reshape, sign, slice, softplus, sub } from "../ops/index.js";
+import type { LoraConfig } from "../peft/index.js";
 import { PeftModel } from "../peft/index.js";
 import type { Check } from "../tensor/checks.js";
 import { aNumberAbove, required } from "../tensor/checks.js";
@@ -29,6 +30,15 @@ export interface DPOTrainerOptions extends Omit<LoopOptions<PreferencePair>, "mo
   beta?: number;
 }
 
+/** Throws ERR_BNB_OPTION for an adapter without which the model is not the one that it was made for. */
+function refuseOtherBase(name: string, { initLoraWeights: start, bias }: LoraConfig): void {
+  const isPart = start === "pissa" || start === "olora";
+  if (!isPart && bias === "none") return;
+  const rule = "DPOTrainer: adapters must leave the base as it is, which is the reference";
+  const got = isPart ? `initLoraWeights "${start}"` : `bias "${bias}"`;
+  throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${got} of ${name}`);
+}
+
 const aPair: Check = {
   rule: "a pair of samples, chosen and rejected",
   holds: (v) => isPlainObject(v) && ["chosen", "rejected"].every((key) => isSample(Reflect.get(v as object, key))),
@@ -44,7 +54,7 @@ const dpoOptions = optionTable<DPOTrainerOptions>({
  * Trains the adapters of a model on pairs of answers, as trl's DPOTrainer with the sigmoid loss:
  * `-log sigmoid(beta ((log p(chosen) - log r(chosen)) - (log p(rejected) - log r(rejected))))`, the mean over pairs, where p
  * and r are the probabilities of all tokens of an answer under the model and under the reference, which is the same model
- * with its adapters off. Reports have beside the loss `rewardChosen` and `rewardRejected` (beta times the differences),
+ * with its adapters off: they must not change the base, as starts by "pissa" and "olora" do, and `bias`. Reports have beside the loss `rewardChosen` and `rewardRejected` (beta times the differences),
  * `rewardMargin`, and `rewardAccuracy`, the share of pairs whose chosen reward is the higher one.
  *
  * Throws ERR_BNB_OPTION for arguments that cannot be, and where nothing is to be trained.
@@ -62,6 +72,7 @@ export class DPOTrainer extends TrainingLoop<PreferencePair> {
     checkOptions("DPOTrainer", options, dpoOptions);
     const { model, beta = 0.1, ...rest } = options;
     super("DPOTrainer", { ...rest, model: model.model }, { beta });
+    for (const name of model.activeAdapters) refuseOtherBase(name, model.peftConfig.get(name) as LoraConfig);
     this.#peft = model;
     this.#beta = beta;
     // What lies in a file was checked as it was made.

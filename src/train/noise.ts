@@ -2,19 +2,23 @@
 import type { Module } from "../nn/index.js";
 import { Embedding } from "../nn/index.js";
 import { add, cast, mul, rand, reshape } from "../ops/index.js";
+import { AdapterLayer } from "../peft/adapter-layer.js";
 import { tensor } from "../tensor/create.js";
 import type { Tensor } from "../tensor/tensor.js";
 
 /** Noise for the token embedding of a model; `remove` takes it away. */
 export class EmbeddingNoise {
-  readonly #embedding: Embedding;
+  readonly #embedding: Module & { forward(ids: Tensor): Tensor };
   readonly #alpha: number;
   /** Rows of each sample of the batch that is being computed; null: no noise. */
   bounds: Int32Array | null = null;
 
-  /** The embedding of tokens is the first of the model, in all families. */
+  /** The embedding of tokens is the first of the model, in all families; adapters may stand around it. */
   constructor(model: Module, alpha: number) {
-    this.#embedding = model.modules().find((module) => module instanceof Embedding) as Embedding;
+    const found = model.modules().find((module) => {
+      return module instanceof Embedding || (module instanceof AdapterLayer && module.baseLayer instanceof Embedding);
+    });
+    this.#embedding = found as Module & { forward(ids: Tensor): Tensor };
     this.#alpha = alpha;
     const forward = this.#embedding.forward.bind(this.#embedding);
     Object.defineProperty(this.#embedding, "forward", {

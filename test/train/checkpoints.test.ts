@@ -10,7 +10,8 @@ import { noGrad } from "../../src/autograd/no-grad.js";
 import { LlamaForCausalLM } from "../../src/models/index.js";
 import { Dropout, Linear4bit, replaceLinear } from "../../src/nn/index.js";
 import { copyInto, Generator } from "../../src/ops/index.js";
-import { applyLora } from "../../src/peft/index.js";
+import type { LoraConfigOptions } from "../../src/peft/index.js";
+import { applyLora, getPeftModel, LoraConfig } from "../../src/peft/index.js";
 import { full } from "../../src/tensor/create.js";
 import { memory } from "../../src/tensor/scope.js";
 import type { Tensor } from "../../src/tensor/tensor.js";
@@ -349,6 +350,24 @@ describe("the end of a run", () => {
     await expect(trainer.evaluate(masked.slice(1, 2))).rejects.toThrow(
       "Trainer.evaluate: the data must hold a sample with tokens that count, got none",
     );
+  });
+
+  it.each<[string, LoraConfigOptions]>([
+    ["rows", { trainableTokenIndices: [3, 10, 20] }],
+    ["adapters", { targetModules: ["embed_tokens"], initLoraWeights: false }],
+    ["the table", { modulesToSave: ["embed_tokens"] }],
+  ])("noise comes to embeddings of which %s learn", async (_, learning) => {
+    const losses = async (neftuneNoiseAlpha: number) => {
+      using model = new LlamaForCausalLM(config, { generator: new Generator(5), device: "cpu" } as never);
+      using _peft = getPeftModel(model, new LoraConfig(learning), { generator: new Generator(6) });
+      const args = { ...settings, outputDir: newFolder(), neftuneNoiseAlpha, maxSteps: 1, learningRate: 0 };
+      const trainer = new Trainer({ model, args, trainDataset: samples });
+      const { loss } = await trainer.evaluate(samples);
+      return [(await trainer.train()).loss, loss, (await trainer.evaluate(samples)).loss];
+    };
+    const [plain, noisy] = [await losses(0), await losses(50)] as [number[], number[]];
+    expect(Math.abs((noisy[0] as number) - (plain[0] as number))).toBeGreaterThan(1e-3);
+    expect(noisy.slice(1)).toEqual(plain.slice(1));
   });
 
   it("an evaluation that is no number is never the best", async () => {

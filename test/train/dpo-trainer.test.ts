@@ -177,6 +177,21 @@ describe("DPOTrainer", () => {
     expect(relative(norms[0], Math.sqrt(squares))).toBeLessThan(2e-3);
   });
 
+  it("a quantized copy of the head is for neither the model nor the reference", async () => {
+    const base = await AutoModelForCausalLM.fromPretrained(fixturePath("families/llama-plain/fp32"), {
+      deviceMap: "cpu",
+    });
+    using model = getPeftModel(base.quantizeHead("nf4"), new LoraConfig({ targetModules: ["q_proj"] }));
+    const args = { outputDir: join(folder, "head"), maxSteps: 1, learningRate: 0 };
+    const trainer = new DPOTrainer({ model, trainDataset: pairs, args });
+    const found = await trainer.evaluate(pairs);
+    const { history } = await trainer.train();
+    for (const name of ["rewardChosen", "rewardRejected"]) {
+      expect(found[name]).toBe(0);
+      expect(history[0]?.[name]).toBeCloseTo(0, 5);
+    }
+  });
+
   it("evaluates pairs as it trains on them", async () => {
     const model = await adapted("adapter");
     const args = { outputDir: join(folder, "e"), perDeviceEvalBatchSize: 2 };
@@ -218,6 +233,18 @@ describe("DPOTrainer", () => {
     const args = { outputDir: "x" };
     const make = (options: object) => () => new DPOTrainer({ args, trainDataset: pairs, ...options } as never);
     expect(make({ model: base })).toThrow("DPOTrainer: model must be a PeftModel of a model that continues texts, got");
+    for (const [more, got] of [
+      [{ initLoraWeights: "pissa" }, 'initLoraWeights "pissa"'],
+      [{ initLoraWeights: "olora" }, 'initLoraWeights "olora"'],
+      [{ bias: "all" }, 'bias "all"'],
+      [{ bias: "lora_only" }, 'bias "lora_only"'],
+    ] as const) {
+      const other = getPeftModel(base, new LoraConfig({ targetModules: ["q_proj"], ...more }));
+      expect(make({ model: other })).toThrow(
+        `DPOTrainer: adapters must leave the base as it is, which is the reference, got ${got} of default`,
+      );
+      other.unload();
+    }
     const model = getPeftModel(base, new LoraConfig({ targetModules: ["q_proj"] }));
     expect(make({ model, beta: 0 })).toThrow("DPOTrainer: beta must be a finite number above 0, got 0");
     const [pair] = pairs as [PreferencePair];
