@@ -32,7 +32,8 @@ export class DataOrder {
     for (let epoch = 0; epoch < numTrainEpochs; epoch++) {
       // The last step of an epoch may have fewer batches.
       const own = Math.ceil(this.#batchesOf(epoch).length / gradientAccumulationSteps);
-      steps += Math.ceil(own * Math.min(1, numTrainEpochs - epoch));
+      // 1.1 - 1 is more than a tenth by its rounding.
+      steps += Math.ceil(own * Math.min(1, numTrainEpochs - epoch) - 1e-6);
     }
     return steps;
   }

@@ -1,4 +1,6 @@
 // A data set: the samples of a source as token ids, and the rows that gave none, each with the reason.
+import { realpath } from "node:fs/promises";
+import { resolve } from "node:path";
 import type { Tokenizer } from "../hub/index.js";
 import { anAbortSignal, anInteger, anObjectWith, aString, checkArgument, oneOf, required } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
@@ -80,8 +82,8 @@ export async function loadPreferences(source: DataSource, options: DatasetOption
 }
 
 /**
- * `loadDataset` for data larger than memory: the samples go into the file `path`, which is made anew, and are read from there one
- * by one; dispose them when training is over. Of a .jsonl, .csv or .parquet file only some rows are in memory at a time.
+ * `loadDataset` for data larger than memory: the samples go into the file `path`, which takes the place of what is there when it
+ * is complete, and are read from there one by one; dispose them when training is over. Of a .jsonl, .csv or .parquet file only some rows are in memory at a time.
  *
  * @example
  * const { samples } = await train.storeDataset("large.jsonl", "large.tokens", { tokenizer, maxLength: 2048 });
@@ -147,13 +149,27 @@ async function stored<S>(
   kind: Kind<S>,
 ): Promise<Dataset<S, StoredSamples<S>>> {
   checkArgument(op, "path", path, aString);
+  checkReading(op, source, options);
+  if (typeof source === "string" && (await placeOf(source)) === (await placeOf(path))) {
+    throw new BnbError("ERR_BNB_ARGUMENT", `${op}: path must be another file than the source, got ${path}`);
+  }
   const samples = await StoredSamples.make(path, kind);
   try {
-    return { samples, ...(await read(op, source, options, kind, samples)) };
+    const found = await read(op, source, options, kind, samples);
+    samples.finish();
+    return { samples, ...found };
   } catch (error) {
     samples.dispose();
     throw error;
   }
+}
+
+const placeOf = (path: string): Promise<string> => realpath(path).catch(() => resolve(path));
+
+function checkReading(op: string, source: DataSource, options: DatasetOptions): void {
+  checkArgument(op, "source", source, aSource);
+  checkOptions(op, options, datasetOptions);
+  if (typeof source === "string" && options.format === undefined) formatOf(source);
 }
 
 /** Where samples go. */
@@ -169,8 +185,7 @@ async function read<S>(
   kind: Kind<S>,
   samples: Sink<S>,
 ): Promise<Pick<Dataset<S>, "truncated" | "skipped">> {
-  checkArgument(op, "source", source, aSource);
-  checkOptions(op, options, datasetOptions);
+  checkReading(op, source, options);
   const { tokenizer, maxLength, format, chatTemplate, onBadRow = "error", onTooLong = "truncate", signal } = options;
   const maker = await SampleMaker.for(tokenizer, chatTemplate);
   const isText = typeof source === "string" && (format ?? formatOf(source)) === "text";

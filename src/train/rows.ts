@@ -52,7 +52,8 @@ export async function* readRows(source: DataSource, format?: DataFormat): AsyncG
   const name = basename(source);
   try {
     const kind = format ?? formatOf(source);
-    if (kind === "jsonl") yield* jsonLines(name, file.readLines({ encoding: "utf8" }));
+    if (kind === "jsonl")
+      yield* jsonLines(name, linesOf(file.createReadStream({ encoding: "utf8", autoClose: false })));
     else if (kind === "csv") yield* csvRows(name, file.createReadStream({ encoding: "utf8", autoClose: false }));
     else if (kind === "parquet") yield* parquetTable(name, file);
     else yield { place: name, fields: { text: withoutMark(await file.readFile("utf8")) } };
@@ -62,6 +63,20 @@ export async function* readRows(source: DataSource, format?: DataFormat): AsyncG
   } finally {
     await file.close();
   }
+}
+
+// Not by readline, which from some version of Node on ends a line at U+2028, too: JSON has that within texts.
+async function* linesOf(pieces: AsyncIterable<string>): AsyncGenerator<string> {
+  let line: string[] = [];
+  for await (const piece of pieces) {
+    const [first = "", ...more] = piece.split("\n");
+    line.push(first);
+    for (const next of more) {
+      yield line.join("");
+      line = [next];
+    }
+  }
+  yield line.join("");
 }
 
 async function* jsonLines(name: string, lines: AsyncIterable<string>): AsyncGenerator<Row> {

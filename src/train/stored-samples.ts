@@ -1,6 +1,6 @@
 // Samples that lie in a file instead of in memory: token ids and labels one behind the other, read one sample at a time. Only
 // where each begins and how long it is stays in memory.
-import { closeSync, openSync, readSync, rmSync, writeSync } from "node:fs";
+import { closeSync, openSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
 import { dirname } from "node:path";
 import { makeFolders } from "../hub/make-folders.js";
 import { BnbError } from "../tensor/errors.js";
@@ -25,6 +25,8 @@ const BUFFERED = 1 << 20;
 /** Samples in a file. Holds the file open until it is disposed, which removes it. */
 export class StoredSamples<S> implements SampleList<S>, Disposable {
   readonly #path: string;
+  /** What the file is called: another name until it is complete. */
+  #name: string;
   readonly #form: SampleForm<S>;
   readonly #file: number;
   // Where each sample begins, and one behind the last; tokens of each.
@@ -37,17 +39,18 @@ export class StoredSamples<S> implements SampleList<S>, Disposable {
 
   private constructor(path: string, form: SampleForm<S>, file: number) {
     this.#path = path;
+    this.#name = partOf(path);
     this.#form = form;
     this.#file = file;
   }
 
-  /** @internal An empty list in a new file. Rejects with ERR_BNB_FILE where it cannot be made. */
+  /** @internal An empty list in a new file, which gets its name by `finish`. Rejects with ERR_BNB_FILE where it cannot be made. */
   static async make<S>(path: string, form: SampleForm<S>): Promise<StoredSamples<S>> {
     await makeFolders(dirname(path));
     return new StoredSamples(
       path,
       form,
-      filed(path, () => openSync(path, "w+")),
+      filed(path, () => openSync(partOf(path), "w+")),
     );
   }
 
@@ -73,6 +76,12 @@ export class StoredSamples<S> implements SampleList<S>, Disposable {
     this.#lengths.push(parts.reduce((sum, { ids }) => sum + ids.length, 0));
     this.#waitingBytes += bytes;
     if (this.#waitingBytes >= BUFFERED) this.#flush();
+  }
+
+  /** @internal Gives the file its name, in the place of what had it. Throws ERR_BNB_FILE. */
+  finish(): void {
+    filed(this.#path, () => renameSync(this.#name, this.#path));
+    this.#name = this.#path;
   }
 
   #flush(): void {
@@ -125,13 +134,15 @@ export class StoredSamples<S> implements SampleList<S>, Disposable {
     if (!this.#isOpen) return;
     this.#isOpen = false;
     closeSync(this.#file);
-    rmSync(this.#path, { force: true });
+    rmSync(this.#name, { force: true });
   }
 
   [Symbol.dispose](): void {
     this.dispose();
   }
 }
+
+const partOf = (path: string): string => `${path}.part`;
 
 function filed<T>(path: string, act: () => T): T {
   try {

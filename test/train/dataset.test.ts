@@ -5,7 +5,9 @@ import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import type { ChatMessage } from "../../src/hub/index.js";
 import { AutoTokenizer } from "../../src/hub/index.js";
+import { resolveArguments } from "../../src/train/arguments.js";
 import { epochBatches } from "../../src/train/batches.js";
+import { DataOrder } from "../../src/train/data-order.js";
 import type { Sample } from "../../src/train/index.js";
 import { loadDataset, loadPreferences } from "../../src/train/index.js";
 import { fixturePath } from "../helpers/safetensors.js";
@@ -263,6 +265,13 @@ describe("files", () => {
     for (const source of [lines, csv, later()]) expect((await loadDataset(source, options)).samples).toEqual(want);
   });
 
+  it("JSON lines end at line feeds alone, wherever the pieces of the file end", async () => {
+    const rows = ["one\u2028two\u2029three", "x".repeat(70_000), "y\u0085", "end"].map((text) => ({ text }));
+    const path = file("u.jsonl", rows.map((row) => JSON.stringify(row)).join("\r\n"));
+    const long = { ...options, maxLength: 100_000 };
+    expect((await loadDataset(path, long)).samples).toEqual((await loadDataset(rows, long)).samples);
+  });
+
   it("a plain text is cut into samples that predict each token once", async () => {
     const text = Array.from({ length: 40 }, (_, i) => `Line ${i} of a text.`).join("\n");
     const { samples } = await loadDataset(file("a.txt", text), { ...options, maxLength: 16 });
@@ -304,6 +313,19 @@ describe("files", () => {
     await expect(loadDataset(join(folder, "none.jsonl"), options)).rejects.toMatchObject({ code: "ERR_BNB_FILE" });
     await expect(loadDataset([], options)).rejects.toThrow("loadDataset: the data must hold a sample, got none");
     await expect(loadDataset(file("a.xml", ""), options)).rejects.toThrow("must end in .jsonl, .csv, .parquet or .txt");
+  });
+});
+
+describe("steps", () => {
+  it.each([
+    [1.1, 11],
+    [2.2, 22],
+    [2.25, 23],
+    [0.07, 1],
+    [3, 30],
+  ])("%d epochs of 10 samples are %i steps", (numTrainEpochs, steps) => {
+    const args = { outputDir: "x", numTrainEpochs, perDeviceTrainBatchSize: 1 };
+    expect(new DataOrder(Array(10).fill(3), resolveArguments("test", args), undefined).totalSteps).toBe(steps);
   });
 });
 

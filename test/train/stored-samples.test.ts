@@ -1,5 +1,14 @@
 // Samples in a file: the same ones as in memory, in any order; what a changed file says.
-import { existsSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
@@ -52,6 +61,29 @@ describe("storeDataset", () => {
     using pieces = (await storeDataset(text, join(folder, "t.tokens"), options)).samples;
     expect([...pieces]).toEqual((await loadDataset(text, options)).samples);
     expect(pieces.length).toBeGreaterThan(3);
+  });
+
+  it("leaves what is there until the samples are complete", async () => {
+    const path = join(folder, "precious");
+    const is = (text: string) => expect(readFileSync(path, "utf8")).toBe(text);
+    writeFileSync(path, "precious");
+    await expect(storeDataset(lines, path, { ...options, maxLenght: 3 } as never)).rejects.toThrow("got maxLenght");
+    is("precious");
+    await expect(storeDataset([{ a: 1 }], path, options)).rejects.toThrow("storeDataset: row 1: must have text");
+    is("precious");
+    (await storeDataset(lines, path, options)).samples.dispose();
+    expect(existsSync(path)).toBe(false);
+
+    const source = join(folder, "source.jsonl");
+    writeFileSync(source, readFileSync(lines));
+    symlinkSync(source, join(folder, "link.jsonl"));
+    for (const other of [source, join(folder, ".", "source.jsonl"), join(folder, "link.jsonl")]) {
+      await expect(storeDataset(source, other, options)).rejects.toThrow(
+        `storeDataset: path must be another file than the source, got ${other}`,
+      );
+    }
+    expect(readFileSync(source, "utf8")).toBe(readFileSync(lines, "utf8"));
+    expect(readdirSync(folder).filter((name) => name.endsWith(".part"))).toEqual([]);
   });
 
   it("leaves no file where the data cannot be used", async () => {
