@@ -6,6 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as wait } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { finetuneSettings } from "../../src/cli/finetune/settings.js";
 import {
   AutoModelForCausalLM,
   AutoTokenizer,
@@ -16,6 +17,7 @@ import {
   tidy,
 } from "../../src/index.js";
 import { seededRandom } from "../../src/models/seeded-random.js";
+import { resolveArguments, warmupOf } from "../../src/train/arguments.js";
 import { bnb, bnbJson } from "../helpers/bnb.js";
 
 const root = mkdtempSync(join(tmpdir(), "bnb-finetune-"));
@@ -159,6 +161,43 @@ describe("a fine-tuning", () => {
     await run(halves, ...steps, "--resume");
     const adapter = (folder: string) => readFileSync(join(folder, "adapter_model.safetensors"));
     expect(adapter(halves).equals(adapter(whole))).toBe(true);
+  });
+});
+
+describe("settings", () => {
+  it("options count before a config, and what a config says before the defaults", async () => {
+    const values = { data, output: newOutput(), prompt: [], resume: false, packing: false };
+    const settingsOf = async (training: object, options: object) => {
+      const config = file(JSON.stringify({ training }), "json");
+      return (await finetuneSettings({ ...values, ...options, config } as never)).training;
+    };
+    expect(await settingsOf({ maxSteps: 9 }, { epochs: "1" })).toMatchObject({ numTrainEpochs: 1, maxSteps: -1 });
+    expect(await settingsOf({ maxSteps: 9 }, { epochs: "1", steps: "4" })).toMatchObject({ maxSteps: 4 });
+    expect(await settingsOf({ maxSteps: 9 }, {})).toMatchObject({ maxSteps: 9, warmupRatio: 0.03 });
+    const warmupOfAll = async (training: object) =>
+      warmupOf(resolveArguments("finetune", await settingsOf(training, {})), 100);
+    expect(await warmupOfAll({})).toBe(3);
+    expect(await warmupOfAll({ warmupSteps: 0 })).toBe(0);
+    expect(await warmupOfAll({ warmupSteps: 0, warmupRatio: 0.1 })).toBe(10);
+    expect(await warmupOfAll({ warmupSteps: 7 })).toBe(7);
+  });
+
+  it("a run that is done is not taken up with other adapters or another base", async () => {
+    const output = newOutput();
+    await run(output, "--steps", "1", "--alpha", "8");
+    const config = readFileSync(join(output, "adapter_config.json"), "utf8");
+    for (const [options, message] of [
+      [
+        ["--alpha", "800"],
+        /model must be "\(default\): LoraAdapter\(r=16, scaling=0\.5" as in .*checkpoint-1, got .*=50"$/,
+      ],
+      [["--alpha", "8", "--base", "float"], /model must be .*Linear4bit\(.*, got .*Linear\(/],
+    ] as const) {
+      const [code, said] = await refusal("--data", data, "--output", output, "--steps", "1", "--resume", ...options);
+      expect(code).not.toBe(0);
+      expect(said).toMatch(message);
+    }
+    expect(readFileSync(join(output, "adapter_config.json"), "utf8")).toBe(config);
   });
 });
 

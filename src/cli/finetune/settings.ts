@@ -155,7 +155,8 @@ function argumentsOf(
 ): TrainingArguments {
   const given: Partial<TrainingArguments> = {
     numTrainEpochs: amount(values, "epochs", 0),
-    maxSteps: count(values, "steps", 1),
+    // Steps of the config would count before epochs.
+    maxSteps: count(values, "steps", 1) ?? (values.epochs === undefined ? undefined : -1),
     learningRate: amount(values, "learning-rate", 0),
     perDeviceTrainBatchSize: count(values, "batch-size", 1),
     gradientAccumulationSteps: count(values, "accumulate", 1),
@@ -170,7 +171,7 @@ function argumentsOf(
     gradientAccumulationSteps: 4,
     learningRate: task === "dpo" ? 5e-5 : 2e-4,
     lrSchedulerType: "cosine",
-    warmupRatio: 0.03,
+    ...(training.warmupSteps === undefined && { warmupRatio: 0.03 }),
     optim: "adamw_8bit",
     gradientCheckpointing: true,
     saveSteps: 50,
