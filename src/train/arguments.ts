@@ -95,7 +95,7 @@ export interface TrainingArguments {
   neftuneNoiseAlpha?: number;
   /** true: go on from the newest usable checkpoint of outputDir, if there is one; or the folder of one. Default false. */
   resumeFromCheckpoint?: boolean | string;
-  /** Where reports go: "console", "tensorboard", the path of a .jsonl file, a function, or several of these. Default none. */
+  /** Where reports go: "console", "tensorboard", the path of a .jsonl file, a function, or several of these. Default "none". */
   reportTo?: ReportTarget | readonly ReportTarget[];
   /** Ends the run: a checkpoint is written, then `train` rejects with `ERR_BNB_ABORTED`. */
   signal?: AbortSignal;
@@ -105,7 +105,13 @@ export interface TrainingArguments {
 export type ResolvedArguments = Required<Omit<TrainingArguments, "signal" | "maxLength">>;
 
 const aSteps = anInteger(0);
-const aTarget: Check = either({ ...aString, rule: '"console", "tensorboard", the path of a file' }, aFunction);
+// A word alone is one of another program, or mistyped.
+const isTarget = (v: unknown): boolean =>
+  typeof v === "string" && (["console", "tensorboard", "none"].includes(v) || /[./\\]/.test(v));
+const aTarget: Check = either(
+  { rule: '"console", "tensorboard", "none", the path of a file such as log.jsonl', holds: isTarget },
+  aFunction,
+);
 const argumentTable = optionTable<TrainingArguments>({
   outputDir: required(aString),
   perDeviceTrainBatchSize: anInteger(1),

@@ -68,7 +68,8 @@ export function readOptimArgs(op: string, { optim, optimArgs }: ResolvedArgument
   const pairs = optimArgs.replaceAll(" ", "").split(",").filter(Boolean);
   return Object.fromEntries(
     pairs.map((pair) => {
-      const [key = "", given = ""] = pair.split("=");
+      const [key = "", ...rest] = pair.split("=");
+      const given = rest.join("=");
       const known = extraKeys[family];
       const value = Number(given);
       if (!known.includes(key)) {

@@ -8,7 +8,7 @@ import { EventFile } from "./tensorboard.js";
 
 /**
  * "console"; "tensorboard", for event files in runs/ of the output folder; the path of a file that gets a line of JSON for each
- * report; or a function.
+ * report; a function; or "none".
  */
 export type ReportTarget = string | ((entry: LogEntry) => void);
 
@@ -18,7 +18,7 @@ export class Reporter {
   readonly #events: EventFile;
 
   constructor(targets: readonly ReportTarget[], outputDir: string) {
-    this.#targets = targets;
+    this.#targets = targets.filter((target) => target !== "none");
     this.#events = new EventFile(join(outputDir, "runs"));
   }
 

@@ -74,6 +74,7 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
       throw new BnbError("ERR_BNB_OPTION", `${op}: ${rule}`);
     };
     if (trainDataset.length === 0) fail("trainDataset must hold a sample, got none");
+    if (evalSteps > 0 && evalDataset.length === 0) fail(`evalSteps needs an evalDataset, got ${evalSteps} without one`);
     if ((loadBestModelAtEnd || earlyStoppingPatience > 0) && (evalDataset.length === 0 || evalSteps === 0)) {
       fail("loadBestModelAtEnd and earlyStoppingPatience need an evalDataset and evalSteps of at least 1");
     }
@@ -82,7 +83,8 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
       ["fp16", fp16, "float16"],
     ] as const) {
       if (isSet && model.dtype !== dtype) {
-        fail(`with ${name} the model must be ${dtype}, got ${model.dtype}; load it with dtype "${dtype}"`);
+        const advice = `load it with dtype "${dtype}", without prepareModelForKbitTraining, which makes it float32`;
+        fail(`with ${name} the model must be ${dtype}, got ${model.dtype}; ${advice}`);
       }
     }
     if (!model.parameters().some(({ requiresGrad }) => requiresGrad)) {

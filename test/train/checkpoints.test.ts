@@ -414,7 +414,19 @@ describe("arguments", () => {
       { optim: "rmsprop_bnb" as const, optimArgs: "centered=1" },
       "Trainer: keys of optimArgs must be among alpha, eps, momentum for rmsprop, got centered",
     ],
-    [{ bf16: true }, 'Trainer: with bf16 the model must be bfloat16, got float32; load it with dtype "bfloat16"'],
+    [
+      { bf16: true },
+      'Trainer: with bf16 the model must be bfloat16, got float32; load it with dtype "bfloat16", without',
+    ],
+    [{ evalSteps: 2 }, "Trainer: evalSteps needs an evalDataset, got 2 without one"],
+    [
+      { optim: "ademamix" as const, optimArgs: "beta1=0.9=3" },
+      'Trainer: beta1 of optimArgs must be a number, got "0.9=3"',
+    ],
+    [
+      { reportTo: ["console", "tensorBoard"] },
+      'Trainer: reportTo must be "console", "tensorboard", "none", the path of a file such as log.jsonl',
+    ],
     [{ bf16: true, fp16: true }, "Trainer: bf16 and fp16 must not both be true"],
     [{ packing: true, groupByLength: true }, "Trainer: groupByLength must be false with packing, got true"],
     [{ warmupSteps: 1.5 }, "Trainer: warmupSteps must be an integer or a share below 1, got 1.5"],

@@ -64,6 +64,14 @@ describe("reportTo", () => {
     });
   });
 
+  it('"none" is none, and no file of that name', async () => {
+    const before = readdirSync(".");
+    const { outputDir } = await run("none");
+    await run(["none"]);
+    expect(readdirSync(".")).toEqual(before);
+    expect(readdirSync(outputDir)).toEqual(["checkpoint-2"]);
+  });
+
   it("a target that cannot be written ends the run with its name", async () => {
     const file = join(root, "file");
     writeFileSync(file, "");
