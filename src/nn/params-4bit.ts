@@ -268,7 +268,10 @@ export function planWeight4bit(source: StateSource, key: string, shape: readonly
       const bytes = Math.ceil(shape.reduce((n, dim) => n * dim, 1) / 2);
       source.reject("ERR_BNB_SHAPE", `"${key}" must have ${bytes} bytes, got ${next.nbytes}`);
     }
-    source.plan(() => adopt(next));
+    source.plan(
+      () => adopt(next),
+      () => next.dispose(),
+    );
   } catch (error) {
     if (!(error instanceof BnbError)) throw error;
     source.reject(error.code, `"${key}" cannot be read: ${error.message}`);

@@ -36,8 +36,8 @@ export interface StateSource {
    * finite. Undefined if it is missing or was rejected.
    */
   takeFinite(key: string, shape: readonly number[], dtype?: DType): Tensor | undefined;
-  /** Plans an action for when everything has been checked. */
-  plan(action: () => void): void;
+  /** Plans an action for when everything has been checked; `cancel` frees what was made for it where it does not come to that. */
+  plan(action: () => void, cancel?: () => void): void;
   /** In an action: a tensor that was taken as one of the module's own, on a device; without a copy where it is given up. */
   own(taken: Tensor, device: Device): Tensor;
   /** Notes a problem: the load will throw, with the code of the first one, without having changed anything. */
@@ -50,6 +50,7 @@ export class StateLoader implements StateSource {
   readonly #missing: string[] = [];
   readonly #problems: { code: ErrorCode; problem: string }[] = [];
   readonly #actions: (() => void)[] = [];
+  readonly #cancels: (() => void)[] = [];
 
   readonly #takesOver: boolean;
 
@@ -99,8 +100,9 @@ export class StateLoader implements StateSource {
     return undefined;
   }
 
-  plan(action: () => void): void {
+  plan(action: () => void, cancel?: () => void): void {
     this.#actions.push(action);
+    if (cancel) this.#cancels.push(cancel);
   }
 
   own(taken: Tensor, device: Device): Tensor {
@@ -129,6 +131,7 @@ export class StateLoader implements StateSource {
     ];
     const problems = [...this.#problems.map(({ problem }) => problem), ...(strict ? names : [])];
     if (problems.length > 0) {
+      for (const cancel of this.#cancels) cancel();
       const code = this.#problems[0]?.code ?? "ERR_BNB_FORMAT";
       throw new BnbError(code, `${rule}, got: ${problems.join("; ")}`);
     }

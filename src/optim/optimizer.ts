@@ -81,6 +81,11 @@ export abstract class Optimizer8bit<Options extends object = object> {
     if (!list) {
       throw new BnbError("ERR_BNB_ARGUMENT", `${this.name}: a group must have a list of parameters under "params"`);
     }
+    const { isPaged = this.isPaged } = overrides as { isPaged?: unknown };
+    if (isPaged !== this.isPaged) {
+      const rule = `isPaged of a group must be ${this.isPaged}, as that of the optimizer`;
+      throw new BnbError("ERR_BNB_OPTION", `${this.name}: ${rule}, got ${describe(isPaged)}`);
+    }
     const known = new Set(this.paramGroups.flatMap((g) => g.params));
     for (const param of list) {
       if (!isTensor(param)) {

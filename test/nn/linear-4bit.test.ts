@@ -218,6 +218,10 @@ describe.each(testDevices())("Linear4bit on %s", (device) => {
       dict.delete("weight.absmax");
       expect(() => layer.loadStateDict(dict)).toThrow(/absmax/);
       expect(() => layer.loadStateDict(new Map())).toThrow(/"weight" is missing/);
+      const more = new Map([...layer.stateDict(), ["extra", layer.weight]]);
+      const before = memory().tensors;
+      for (let i = 0; i < 3; i++) expect(() => layer.loadStateDict(more)).toThrow(/"extra" is not expected/);
+      expect(memory().tensors).toBe(before);
       expect(layer.weight).toBe(kept);
     });
   });

@@ -143,6 +143,18 @@ describe("groups", () => {
     expect(() => optimizer.addParamGroup({ params: [param()], foo: 1 } as never)).toThrow("got foo");
   });
 
+  it("are paged as their optimizer is", () => {
+    const [a, b] = [param(), param()];
+    expect(() => new AdamW([{ params: [a], isPaged: true }])).toThrow(
+      "AdamW: isPaged of a group must be false, as that of the optimizer, got true",
+    );
+    using optimizer = new AdamW([{ params: [a], isPaged: true }], { isPaged: true });
+    expect(() => optimizer.addParamGroup({ params: [b], isPaged: false })).toThrow(
+      "AdamW: isPaged of a group must be true, as that of the optimizer, got false",
+    );
+    expect(optimizer.paramGroups).toHaveLength(1);
+  });
+
   it("and options of another kind are errors of the library, also when a group's fields were replaced", () => {
     const bnb = (code: string) => expect.objectContaining({ name: "BnbError", code: `ERR_BNB_${code}` });
     for (const wrong of [undefined, null, 3, "pp", param(), {}, [undefined], [{}], [null]]) {
