@@ -88,9 +88,17 @@ export function settingsOf(op: string, model: CausalLM, given: TextOptions): Set
       numReturnSequences,
     );
   }
-  const { minNewTokens = 0, maxNewTokens = Infinity, minLength = 0, maxLength = Infinity } = config;
-  if (minNewTokens > maxNewTokens) refuse(`minNewTokens must be at most maxNewTokens, ${maxNewTokens}`, minNewTokens);
-  if (minLength > maxLength) refuse(`minLength must be at most maxLength, ${maxLength}`, minLength);
+  const bounds = [
+    ["minNewTokens", "maxNewTokens"],
+    ["minLength", "maxLength"],
+  ] as const;
+  for (const [least, most] of bounds) {
+    const { [least]: atLeast = 0, [most]: atMost = Infinity } = config;
+    if (atLeast <= atMost) continue;
+    if (said[least] !== undefined) refuse(`${least} must be at most ${most}, ${atMost}`, atLeast);
+    // What the model says of all texts gives way to what is said of this one.
+    config[least] = atMost;
+  }
   const { eosTokenId = null, stopStrings = [] } = config;
   const ends = typeof eosTokenId === "number" ? [eosTokenId] : [...new Set(eosTokenId ?? [])];
   const stops = typeof stopStrings === "string" ? [stopStrings] : stopStrings;

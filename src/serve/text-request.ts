@@ -44,19 +44,13 @@ export function readTextRequest(
   if (most !== undefined && most > maxTokens) {
     throw wrongField(param, `at most ${maxTokens}, which is this server's limit`, most);
   }
-  const temperature = fields.number("temperature", 0, 2);
   const own = model.generationConfig;
-  const seed = fields.whole("seed", 0);
-  const topK = fields.whole("top_k", 0) ?? own.topK ?? 0;
   const config: GenerationConfig = {
     maxNewTokens: Math.min(most ?? usual, maxTokens),
-    doSample: temperature === undefined ? (own.temperature ?? 1) > 0 : temperature > 0,
-    ...(temperature !== undefined && temperature > 0 && { temperature }),
-    topK,
+    numBeams: 1,
+    numReturnSequences: 1,
+    ...readDraw(fields, own),
     ...defined({
-      topP: fields.number("top_p", 0, 1),
-      minP: fields.number("min_p", 0, 1),
-      seed,
       presencePenalty: fields.number("presence_penalty", -2, 2),
       frequencyPenalty: fields.number("frequency_penalty", -2, 2),
       repetitionPenalty: fields.number("repetition_penalty", 0.01, 100),
@@ -80,6 +74,17 @@ export function readTextRequest(
     salt,
     format: readFormat(fields),
   };
+}
+
+/** How tokens are drawn. A temperature or a top_p of 0 leaves the likeliest; beside it, the other fields have nothing to cut. */
+function readDraw(fields: Fields, own: GenerationConfig): GenerationConfig {
+  const temperature = fields.number("temperature", 0, 2);
+  const topP = fields.number("top_p", 0, 1);
+  const topK = fields.whole("top_k", 0) ?? own.topK ?? 0;
+  const minP = fields.number("min_p", 0, 1);
+  const seed = fields.whole("seed", 0);
+  const doSample = (temperature ?? own.temperature ?? 1) > 0 && topP !== 0;
+  return { doSample, ...(doSample && { topK, ...defined({ temperature, topP, minP, seed }) }) };
 }
 
 function defined<T extends object>(options: T): Partial<T> {

@@ -115,6 +115,30 @@ describe("a field", () => {
   );
 });
 
+describe("greedy texts", () => {
+  const words = { temperature: 0, top_p: 0.5, top_k: 5, min_p: 0.1, seed: 3 };
+  const ofModel = { topK: 20, topP: 0.8, temperature: 0.7, doSample: true, numReturnSequences: 3, minNewTokens: 200 };
+
+  it.each(Object.keys(promptOf) as Text[])("of %s are greedy whatever is said of draws", async (route) => {
+    const limit = { [tokens[route]]: 24 };
+    const want = await here(route, { doSample: false });
+    const own = tiny.model.generationConfig;
+    try {
+      for (const said of [{}, { numBeams: 4 }, ofModel]) {
+        tiny.model.generationConfig = { ...own, ...said };
+        for (const stream of [false, true]) expect(await ask(route, { ...limit, ...words }, stream)).toBe(want);
+        for (const [name, value] of Object.entries(words)) {
+          expect(await ask(route, { ...limit, temperature: 0, [name]: value }, false)).toBe(want);
+        }
+        // Of no probability at all, the likeliest is left.
+        expect(await ask(route, { ...limit, temperature: 1.5, top_p: 0 }, false)).toBe(want);
+      }
+    } finally {
+      tiny.model.generationConfig = own;
+    }
+  });
+});
+
 it("dimensions of embeddings are the first ones, of length 1", async () => {
   const asked = { model: "tiny", input: "Hi", encoding_format: "float", user: "u" } as const;
   const [whole, part] = await Promise.all(
