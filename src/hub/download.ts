@@ -3,14 +3,16 @@
 import type { Hash } from "node:crypto";
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { copyFile, open, rename, rm, stat, symlink } from "node:fs/promises";
+import { copyFile, open, rename, stat, symlink, truncate } from "node:fs/promises";
 import { dirname, join, relative } from "node:path";
+import { setTimeout as wait } from "node:timers/promises";
 import { BnbError } from "../tensor/errors.js";
 import type { ModelCache } from "./cache.js";
 import { exists } from "./cache.js";
 import type { HubRequests } from "./http.js";
-import { bodyOf, request, WrongContent, withRetries } from "./http.js";
+import { bodyOf, request, throwIfAborted, WrongContent, withRetries } from "./http.js";
 import { makeFolders } from "./make-folders.js";
+import { leavePart, removeParts, takePart } from "./part-files.js";
 
 export interface RemoteFile {
   readonly id: string;
@@ -55,13 +57,27 @@ async function complete(
 ): Promise<void> {
   if (await exists(blob)) return;
   await makeFolders(dirname(blob));
-  await withRetries(url, requests, (progress) =>
-    transfer(url, `${blob}.incomplete`, content, requests, (bytes) => {
-      progress();
-      onBytes(bytes, content.size);
-    }),
-  );
-  await rename(`${blob}.incomplete`, blob);
+  let part = await takePart(blob);
+  while (part === null) {
+    throwIfAborted(requests.signal);
+    await wait(requests.retryDelay ?? 500);
+    if (await exists(blob)) return;
+    part = await takePart(blob);
+  }
+  const own = part;
+  try {
+    await withRetries(url, requests, (progress) =>
+      transfer(url, own, content, requests, (bytes) => {
+        progress();
+        onBytes(bytes, content.size);
+      }),
+    );
+    await rename(own, blob);
+  } catch (error) {
+    await leavePart(blob, own);
+    throw error;
+  }
+  await removeParts(blob);
 }
 
 interface Content {
@@ -91,33 +107,32 @@ async function transfer(
   onBytes: (bytes: number) => void,
 ): Promise<void> {
   const { hash, size } = content;
-  let have = await stat(part).then(
-    (found) => found.size,
-    () => 0,
-  );
-  if (have > size) {
-    await rm(part, { force: true });
-    have = 0;
-  }
+  if ((await stat(part)).size > size) await truncate(part);
   const digest = hashFor(content);
-  if (have > 0) for await (const piece of createReadStream(part)) digest.update(piece as Buffer);
+  let have = 0;
+  for await (const piece of createReadStream(part)) {
+    digest.update(piece as Buffer);
+    have += (piece as Buffer).length;
+  }
   if (have < size) {
     const range: Record<string, string> = have > 0 ? { range: `bytes=${have}-` } : {};
     const response = await request(url, requests, { headers: range, accepted: [416] });
     if (!continues(response, have)) {
       // The server sends all of it, or knows no such range: the next attempt is from the beginning.
       await response.body?.cancel();
-      await rm(part, { force: true });
+      await truncate(part);
       throw new WrongContent(`the answer to a request for the bytes from ${have} on was HTTP ${response.status}`);
     }
     have = await append(part, response, have, size, digest, onBytes);
   }
   if (have < size) throw new Error(`the connection ended at byte ${have} of ${size}`);
   const found = digest.digest("hex");
-  if (have === size && found === hash) return;
-  await rm(part, { force: true });
+  const written = (await stat(part)).size;
+  if (have === size && written === size && found === hash) return;
+  await truncate(part);
   if (have > size) throw new WrongContent(`more than ${size} bytes came, which the file has`);
-  throw new WrongContent(`the bytes that came have the hash ${found}, and ${hash} was expected`);
+  if (found !== hash) throw new WrongContent(`the bytes that came have the hash ${found}, and ${hash} was expected`);
+  throw new WrongContent(`${part} has ${written} bytes, though ${size} were written`);
 }
 
 /** Whether the body of a response begins at byte `have`. */

@@ -1,0 +1,79 @@
+// What has come so far of a blob: a file beside it, written by one process alone. Its name says by which, so that others wait
+// while that one lives, and go on with it when it has died or given it up.
+import { createHash, randomBytes } from "node:crypto";
+import { constants } from "node:fs";
+import { copyFile, open, readdir, rename, rm, stat, utimes } from "node:fs/promises";
+import { hostname } from "node:os";
+import { basename, dirname, join } from "node:path";
+
+/** Of an owner of another machine nothing is known but when he last wrote. Each attempt ends when nothing comes for a minute. */
+const STALE = 120_000;
+const END = ".incomplete";
+const NOBODY = 0;
+
+const host = createHash("sha256").update(hostname()).digest("hex").slice(0, 8);
+const nameOf = (blob: string, pid: number): string => `${blob}.${host}-${pid}-${randomBytes(6).toString("hex")}${END}`;
+
+interface Part {
+  readonly path: string;
+  readonly size: number;
+  /** alive: somebody writes it; free: nobody can any more; stale: nobody does, though its owner may be there. */
+  readonly state: "alive" | "free" | "stale";
+}
+
+/** A part of one's own with as much as others have left; null while another one is being written. */
+export async function takePart(blob: string): Promise<string | null> {
+  const parts = await partsOf(blob);
+  if (parts.some(({ state }) => state === "alive")) return null;
+  const own = nameOf(blob, process.pid);
+  for (const { path, state } of parts.sort((a, b) => b.size - a.size)) {
+    // The owner of a stale one may wake up and write on: not into what is checked here.
+    const take = state === "free" ? rename(path, own) : copyFile(path, own, constants.COPYFILE_FICLONE);
+    const isTaken = await take.then(
+      () => true,
+      () => false,
+    );
+    if (!isTaken) continue; // another process was faster
+    const now = new Date();
+    await utimes(own, now, now);
+    return own;
+  }
+  await (await open(own, "wx")).close();
+  return own;
+}
+
+/** Leaves a part to whoever goes on with it. */
+export async function leavePart(blob: string, part: string): Promise<void> {
+  const found = await stat(part).catch(() => undefined);
+  if (found && found.size > 0) await rename(part, nameOf(blob, NOBODY));
+  else await rm(part, { force: true });
+}
+
+/** The blob is whole: what others had of it is of no use. */
+export async function removeParts(blob: string): Promise<void> {
+  for (const { path, state } of await partsOf(blob)) if (state !== "alive") await rm(path, { force: true });
+}
+
+async function partsOf(blob: string): Promise<Part[]> {
+  const start = `${basename(blob)}.`;
+  const names = (await readdir(dirname(blob))).filter((name) => name.startsWith(start) && name.endsWith(END));
+  const parts = names.map(async (name): Promise<Part[]> => {
+    const path = join(dirname(blob), name);
+    const found = await stat(path).catch(() => undefined);
+    if (!found) return [];
+    const [, owner, pid] = /^([0-9a-f]{8})-(\d+)-[0-9a-f]+$/.exec(name.slice(start.length, -END.length)) ?? [];
+    const isFree = owner !== undefined && (Number(pid) === NOBODY || (owner === host && !isRunning(Number(pid))));
+    const state = isFree ? "free" : Date.now() - found.mtimeMs > STALE ? "stale" : "alive";
+    return [{ path, size: found.size, state }];
+  });
+  return (await Promise.all(parts)).flat();
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "EPERM";
+  }
+}
