@@ -6,6 +6,7 @@ import type { RowRules, RulesOf } from "./row-rules.js";
 import type { RowDraw } from "./sampling.js";
 import type { Job } from "./scheduler.js";
 import type { AdapterUse } from "./step-adapters.js";
+import type { Turns } from "./turns.js";
 
 /** What may follow one token. */
 export interface Next {
@@ -58,6 +59,8 @@ export class Branch implements Job, Disposable {
   /** @internal */
   readonly adapter: AdapterUse | null;
   readonly prompt: number;
+  /** @internal Null where positions turn alike in all texts. */
+  readonly turns: Turns | null;
   readonly #maxLength: number;
   readonly #owner: BranchOwner;
   #waiting: Waiting | null = null;
@@ -73,6 +76,7 @@ export class Branch implements Job, Disposable {
     rules: RulesOf | null;
     adapter: AdapterUse | null;
     prompt: number;
+    turns: Turns | null;
     maxLength: number;
     owner: BranchOwner;
   }) {
@@ -84,6 +88,7 @@ export class Branch implements Job, Disposable {
     this.rules = init.rules;
     this.adapter = init.adapter;
     this.prompt = init.prompt;
+    this.turns = init.turns;
     this.#maxLength = init.maxLength;
     this.#owner = init.owner;
   }
@@ -100,6 +105,11 @@ export class Branch implements Job, Disposable {
   /** @internal The rules of each row that is waited for. */
   get wantedRules(): readonly (RowRules | null)[] {
     return this.#waiting?.rules ?? [];
+  }
+
+  /** @internal */
+  get alike(): number {
+    return this.turns?.alike(this.sequence.length, this.ids.length) ?? Infinity;
   }
 
   /** Whether its engine is deterministic, and so answers for one token at a time. */
@@ -122,6 +132,7 @@ export class Branch implements Job, Disposable {
       // Tokens computed before but wanted again are computed again.
       const known = this.ids.length - rows;
       if (this.sequence.length > known) this.sequence.truncate(known);
+      this.turns?.truncate(known);
       const rules = Array.from({ length: rows }, (_, i) => this.rules?.(this.#upTo(known + i + 1)) ?? null);
       this.#waiting = { wanted: rows, rules, resolve, reject };
       this.#owner.wake(this);
@@ -141,6 +152,7 @@ export class Branch implements Job, Disposable {
   truncate(length: number): void {
     this.ids.length = Math.min(length, this.ids.length);
     this.sequence.truncate(Math.min(length, this.sequence.length));
+    this.turns?.truncate(length);
   }
 
   /** Another text with the same tokens, which shares what has been computed. Drawn from alike; not with penalties. */

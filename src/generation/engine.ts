@@ -34,6 +34,8 @@ import { Steps } from "./steps.js";
 import type { FinishReason, Made } from "./text.js";
 import { continueText } from "./text.js";
 import { TextStream } from "./text-stream.js";
+import type { Turning } from "./turns.js";
+import { Turns } from "./turns.js";
 
 const silent: Telling = { logprobs: false, best: 0 };
 
@@ -59,8 +61,8 @@ export class Engine implements Disposable {
   readonly #budget: StepBudget;
   readonly #owner: BranchOwner;
   readonly #adapters: StepAdapters | null;
-  /** Whether positions turn alike in all texts. */
-  readonly #isUniform: boolean;
+  /** Null where positions turn alike in all texts. */
+  readonly #turning: Turning | null;
   readonly #branches = new Set<Branch>();
   readonly #returning = new Returning<Branch>();
   #counts: Tensor | null = null;
@@ -91,8 +93,8 @@ export class Engine implements Disposable {
     const { stepMs = model.device.type === "cuda" ? 50 : 200 } = options;
     this.#budget = new StepBudget(stepMs / 1000, tokens);
     const dtype = options.kvDtype ?? (model.dtype as KvDType);
-    this.#isUniform = model.positionRule(1) === model.positionRule(this.maxLength);
-    this.#pool = new BlockPool(pages, { sharePrefixes: sharePrefixes && this.#isUniform });
+    this.#turning = turningOf(model, this.maxLength);
+    this.#pool = new BlockPool(pages, { sharePrefixes: sharePrefixes && !this.#turning });
     this.#kv = new KvPages(model.kvLayout(), { pages, dtype, device: model.device });
     this.#steps = new Steps(model, this.#kv, {
       width: Math.ceil(this.maxLength / pageSize),
@@ -136,10 +138,10 @@ export class Engine implements Disposable {
       throw new BnbError("ERR_BNB_ARGUMENT", `generate: the prompt must have ${range}, got ${ids.length}`);
     }
     this.#queries += ids.length;
-    const slot = hasPenalties(options) ? this.#openCounts(ids) : -1;
     const use = adapter === undefined ? null : this.#use(adapter);
+    const slot = hasPenalties(options) ? this.#openCounts(ids) : -1;
     const sequence = this.#pool.open(salt, this.deterministic ? ids.length : Infinity, use?.key);
-    const own = { telling, rules, adapter: use };
+    const own = { telling, rules, adapter: use, turns: this.#turning && new Turns(this.#turning) };
     return this.#add(new Branch(this.#init(ids, ids.length, most, { options, slot }, own, sequence)));
   }
 
@@ -203,7 +205,7 @@ export class Engine implements Disposable {
     prompt: number,
     maxLength: number,
     draw: RowDraw,
-    own: Pick<Branch, "telling" | "rules" | "adapter">,
+    own: Pick<Branch, "telling" | "rules" | "adapter" | "turns">,
     sequence: Branch["sequence"],
   ) {
     return { order: this.#order++, ids, prompt, sequence, draw, ...own, maxLength, owner: this.#owner };
@@ -219,8 +221,8 @@ export class Engine implements Disposable {
       },
       fork: (branch) => {
         if (branch.draw.slot >= 0) throw new BnbError("ERR_BNB_UNSUPPORTED", "fork: a text must have no penalties");
-        const { ids, prompt, maxLength, draw, telling, rules, sequence } = branch;
-        const own = { telling, rules, adapter: branch.adapter?.again() ?? null };
+        const { ids, prompt, maxLength, draw, telling, rules, sequence, turns } = branch;
+        const own = { telling, rules, adapter: branch.adapter?.again() ?? null, turns: turns?.fork() ?? null };
         return this.#add(new Branch(this.#init([...ids], prompt, maxLength, draw, own, sequence.fork())));
       },
       close: (branch) => {
@@ -253,6 +255,9 @@ export class Engine implements Disposable {
       if (this.#branches.size > 1) await new Promise((resolve) => setImmediate(resolve));
       const branches = [...this.#branches];
       if (!branches.some(({ wanted }) => wanted > 0)) break;
+      for (const { turns, sequence, ids } of branches) {
+        if (turns?.isOutgrown(sequence.length, ids.length)) sequence.truncate(0);
+      }
       const began = performance.now();
       const held = branches.filter(({ sequence }) => sequence.length > 0);
       const parts = byAdapter(schedule(branches, { ...this.#limits, prompts: (n) => this.#budget.room(n) }));
@@ -298,7 +303,9 @@ export class Engine implements Disposable {
       const rules = answers ? job.wantedRules : [];
       const length = start + count;
       const adapter = job.adapter?.index ?? -1;
-      return { ids, slots, length, total: job.ids.length, pages, wanted: answers ? wanted : 0, draw, rules, adapter };
+      const total = job.turns?.lengthAt(start, job.ids.length) ?? job.ids.length;
+      job.turns?.record(start, count, job.ids.length);
+      return { ids, slots, length, total, pages, wanted: answers ? wanted : 0, draw, rules, adapter };
     });
     for (const [from, to] of this.#pool.takeCopies()) this.#kv.copy(from, to);
     const groups = this.#together(rows);
@@ -317,10 +324,10 @@ export class Engine implements Disposable {
   #together(rows: readonly SequenceRows[]): number[][] {
     const all = rows.map((_, i) => i);
     if (this.deterministic) return all.map((i) => [i]);
-    if (this.#isUniform) return [all];
+    if (!this.#turning) return [all];
     const groups = new Map<number, number[]>();
     for (const i of all) {
-      const rule = this.model.positionRule((rows[i] as SequenceRows).total);
+      const rule = this.#turning.rule((rows[i] as SequenceRows).total);
       groups.set(rule, [...(groups.get(rule) ?? []), i]);
     }
     return [...groups.values()];
@@ -392,6 +399,11 @@ export class Engine implements Disposable {
     });
     return slot;
   }
+}
+
+function turningOf(model: CausalLM, longest: number): Turning | null {
+  const rule = (length: number): number => model.positionRule(length);
+  return rule(1) === rule(longest) ? null : { rule, keeps: model.config.rope?.type === "dynamic" };
 }
 
 /** Those of one adapter together, in the order of the adapters, and those without behind them. */

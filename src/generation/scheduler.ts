@@ -13,6 +13,8 @@ export interface Job {
   readonly wanted: number;
   /** Tokens that were there from the start: computed in parts. Those behind come one by one. */
   readonly prompt: number;
+  /** How many of the next tokens may be computed in one part. Default: all. */
+  readonly alike?: number;
 }
 
 /** The next `count` tokens of a job. */
@@ -89,7 +91,7 @@ export function schedule<J extends Job>(jobs: readonly J[], limits: Limits): Par
     if (key !== null && coming.has(key)) continue;
     const { length } = job.sequence;
     const room = Math.min(ofPrompts?.at(length) ?? Infinity, parts.size === 0 ? limits.tokens : left());
-    const count = limits.steady ? steadyPart(job, room) : partOf(pending(job), length, job.wanted, room);
+    const count = limits.steady ? steadyPart(job, room) : partOf(job, room);
     if (count === 0 || !secure(job, count)) continue;
     parts.set(job, { job, count, answers: count === pending(job) });
     ofPrompts?.take(length, count);
@@ -99,7 +101,9 @@ export function schedule<J extends Job>(jobs: readonly J[], limits: Limits): Par
 }
 
 /** How many tokens of a prompt fit: all, or as many as end at the end of a page and leave `wanted` together. */
-function partOf(pending: number, length: number, wanted: number, room: number): number {
+function partOf({ sequence: { length }, ids, wanted, alike = Infinity }: Job, room: number): number {
+  const pending = ids.length - length;
+  if (alike < pending && alike <= room) return Math.min(alike, pending - wanted);
   if (pending <= room) return pending;
   const most = Math.min(room, pending - wanted);
   const end = Math.floor((length + most) / pageSize) * pageSize;

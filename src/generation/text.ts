@@ -70,6 +70,8 @@ export async function* continueText(
 async function nextTokens(op: string, branch: Branch, room: number, lookup: PromptLookup | null): Promise<Next[]> {
   const known = branch.ids.length;
   const guesses = lookup?.propose(branch.ids, Math.min(room, branch.maxLength - known + 1) - 1) ?? [];
+  // Tokens beyond which positions turn otherwise come one by one.
+  while (guesses.length > 0 && branch.turns?.isOther(known, known + guesses.length)) guesses.pop();
   branch.push(...guesses);
   const began = performance.now();
   const drawn = await branch.next(1 + guesses.length);

@@ -2,8 +2,9 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { noGrad } from "../../src/autograd/no-grad.js";
 import type { EngineOptions, Next, TextOptions } from "../../src/generation/index.js";
-import { Engine, generate } from "../../src/generation/index.js";
-import { LlamaForCausalLM } from "../../src/models/index.js";
+import { complete, Engine, generate } from "../../src/generation/index.js";
+import type { CausalLM } from "../../src/models/index.js";
+import { AutoModelForCausalLM, LlamaForCausalLM } from "../../src/models/index.js";
 import { Generator, sampleToken, slice } from "../../src/ops/index.js";
 import { tensor } from "../../src/tensor/create.js";
 import { toDevice } from "../../src/tensor/device.js";
@@ -357,4 +358,109 @@ describe.each(testDevices())("on %s", (name) => {
       expect(await take(engine.submit(prompts[0] as number[], { maxNewTokens: 4 }))).toEqual(expected);
     });
   });
+});
+
+describe("a model whose positions turn otherwise in long texts", () => {
+  const [half, vocab, original] = [8, 96, 32];
+  const prompts = [0, 1, 2].map((k) => [...integers(20 + k, vocab, 300 + k)]);
+  const shared = {
+    ...{ vocab_size: vocab, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2 },
+    ...{ num_key_value_heads: 2, rms_norm_eps: 1e-5, initializer_range: 0.3, dtype: "float32", pad_token_id: null },
+  };
+  const configs = {
+    longrope: {
+      ...{ ...shared, model_type: "phi3", sliding_window: null },
+      ...{ max_position_embeddings: 128, original_max_position_embeddings: original },
+      rope_scaling: {
+        type: "longrope",
+        short_factor: Array(half).fill(1),
+        long_factor: Array.from({ length: half }, (_, i) => 1 + 2 * i),
+      },
+    },
+    dynamic: {
+      ...{ ...shared, model_type: "llama", max_position_embeddings: original },
+      rope_scaling: { rope_type: "dynamic", factor: 8 },
+    },
+  };
+  const kinds = ["longrope", "dynamic"] as const;
+  let models: Record<keyof typeof configs, CausalLM>;
+  beforeAll(() => {
+    const make = (kind: keyof typeof configs): CausalLM =>
+      AutoModelForCausalLM.fromConfig(configs[kind], { generator: new Generator(3), device: "cpu" });
+    models = { longrope: make("longrope"), dynamic: make("dynamic") };
+  });
+  afterAll(() => {
+    for (const kind of kinds) models[kind].dispose();
+  });
+
+  const options: TextOptions = { maxNewTokens: 40, eosTokenId: null };
+  const roomy = { kvTokens: 1024, maxLength: 128 };
+  async function run(engine: Engine, prompt: readonly number[], more: TextOptions = {}): Promise<number[]> {
+    const made: number[] = [];
+    for await (const id of engine.submit(prompt, { ...options, ...more })) made.push(id);
+    return made;
+  }
+
+  it("computes a text that LongRoPE takes for long as one that was long from the start", async () => {
+    const [made] = await complete(models.longrope, prompts[0]!, { ...options, logprobs: 0 });
+    const ids = [...prompts[0]!];
+    for (const [i, { logprob }] of made!.logprobs!.entries()) {
+      using logits = noGrad(() => models.longrope.forward(tensor([ids], { dtype: "int32" })));
+      const row = [...(await logits.floats())].slice(-vocab);
+      const sum = Math.log(row.reduce((total, x) => total + Math.exp(x), 0));
+      const id = made!.tokens[i]!;
+      expect(logprob).toBeCloseTo(row[id]! - sum, 4);
+      ids.push(id);
+    }
+    expect(ids.length).toBe(prompts[0]!.length + 40);
+  });
+
+  it("computes one whose tokens are taken back, or that was forked, as it is then", async () => {
+    using engine = new Engine(models.longrope, roomy);
+    const want = await run(engine, prompts[0]!);
+    using branch = engine.open(prompts[0]!);
+    for (const length of [original + 4, original - 2, original, original + 1, original + 8]) {
+      branch.truncate(length);
+      branch.push(...[...prompts[0]!, ...want].slice(branch.ids.length, length));
+      using other = branch.fork();
+      for (const one of [branch, other]) {
+        const [next] = await one.next();
+        expect(next!.id).toBe(want[length - prompts[0]!.length]);
+      }
+    }
+  });
+
+  it.each(kinds.flatMap((kind) => [false, true].map((deterministic) => [kind, deterministic] as const)))(
+    "gives the same where others take its pages: %s, deterministic: %s",
+    async (kind, deterministic) => {
+      using one = new Engine(models[kind], { ...roomy, deterministic });
+      const want = await Promise.all(prompts.map((prompt) => run(one, prompt)));
+      using tight = new Engine(models[kind], { deterministic, kvTokens: 112, maxLength: 112 });
+      expect(await Promise.all(prompts.map((prompt) => run(tight, prompt)))).toEqual(want);
+      expect([one.stats.preemptions, tight.stats.preemptions > 0]).toEqual([0, true]);
+    },
+  );
+
+  it.each(kinds)("guesses no tokens beyond which they turn otherwise: %s", async (kind) => {
+    using engine = new Engine(models[kind], roomy);
+    for (const period of [1, 2, 3]) {
+      const prompt = Array.from({ length: 24 }, (_, i) => 5 + (i % period));
+      const more = { logitBias: { 5: 2, 6: 2, 7: 2 } };
+      expect(await run(engine, prompt, { ...more, promptLookup: true })).toEqual(await run(engine, prompt, more));
+    }
+  });
+});
+
+it("a text that cannot begin takes no row of the counts of penalties", async () => {
+  const config = { vocabSize, hiddenSize: 16, intermediateSize: 16, numHiddenLayers: 1, numAttentionHeads: 2 };
+  const model = new LlamaForCausalLM({ ...config, maxPositionEmbeddings: 32 }, { device: "cpu" });
+  using engine = new Engine(model, { kvTokens: 32 });
+  engine.open([1], { repetitionPenalty: 2 }).dispose();
+  const before = memory().liveBytes;
+  for (let i = 0; i < 4; i++) {
+    expect(() => engine.open([1], { repetitionPenalty: 2, adapter: "a" })).toThrow("must have been given adapters");
+  }
+  engine.open([1], { repetitionPenalty: 2 }).dispose();
+  expect(memory().liveBytes).toBe(before);
+  model.dispose();
 });
