@@ -15,12 +15,17 @@ interface Answer {
   readonly isLost?: boolean;
 }
 interface Waiting {
+  readonly operation: string;
   resolve(answer: Answer): void;
   reject(error: unknown): void;
 }
 
 /** The thread ended while somebody waited for it. */
-export class Ended extends Error {}
+export class Ended extends Error {
+  constructor() {
+    super("the thread in which grammars are followed has ended");
+  }
+}
 
 export class GrammarThread {
   /** Texts that are followed in it. */
@@ -47,7 +52,7 @@ export class GrammarThread {
     return new Promise((resolve, reject) => {
       if (this.#isEnded) throw new Ended();
       const call = ++this.#last;
-      this.#calls.set(call, { resolve, reject });
+      this.#calls.set(call, { operation, resolve, reject });
       this.#worker.ref();
       this.#worker.postMessage({ call, operation, options });
     });
@@ -68,10 +73,13 @@ export class GrammarThread {
     return this.#isEnded;
   }
 
-  end(reason: unknown = new Ended()): void {
+  /** `reason`: why what is being compiled cannot be. Others who wait learn only that it ended, and may go elsewhere. */
+  end(reason?: Error): void {
     if (this.#isEnded) return;
     this.#isEnded = true;
-    for (const { reject } of this.#calls.values()) reject(reason);
+    for (const { operation, reject } of this.#calls.values()) {
+      reject(operation === "compile" && reason ? reason : new Ended());
+    }
     this.#calls.clear();
     void this.#worker.terminate();
     this.#onEnd(this);

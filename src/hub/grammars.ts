@@ -32,6 +32,8 @@ const mostGrammar = 65_536;
 const mostKnown = 1000;
 /** Each holds the vocabulary. When texts are followed in all of them, those of one wait for what is compiled. */
 const mostThreads = 4;
+/** Threads that may end under a text, or a grammar that is compiled. */
+const mostTries = 4;
 
 /** A text that follows a grammar. */
 export class GrammarText implements Disposable {
@@ -84,7 +86,7 @@ export class GrammarText implements Disposable {
   }
 
   async #ask(token: number): Promise<void> {
-    for (;;) {
+    for (let tries = 1; ; tries++) {
       const isNew = !this.#thread || this.#thread.isEnded;
       if (isNew) {
         this.#thread = this.#grammars.threadOf(this.#key);
@@ -100,7 +102,7 @@ export class GrammarText implements Disposable {
         this.#isOver = answer.isOver ?? false;
         return;
       } catch (error) {
-        if (!(error instanceof Ended)) throw error;
+        if (!(error instanceof Ended) || tries === mostTries) throw error;
       }
     }
   }
@@ -129,12 +131,12 @@ export class Grammars implements Disposable {
   async compile(op: string, name: string, source: GrammarSource): Promise<void> {
     const key = keyOf(op, name, source);
     if (this.#threads.some((thread) => thread.has(key))) return;
-    const turn = this.#turn.then(() => this.#compileNow(key));
+    const turn = this.#turn.then(() => this.#compileSomewhere(key));
     this.#turn = turn.catch(() => {});
     try {
       await turn;
     } catch (error) {
-      if (error instanceof BnbError) throw error;
+      if (error instanceof BnbError || error instanceof Ended) throw error;
       const { message } = error as Error;
       this.#refused.set(key, message);
       if (this.#refused.size > mostKnown) this.#refused.delete(this.#refused.keys().next().value as string);
@@ -177,6 +179,16 @@ export class Grammars implements Disposable {
     const thread = new GrammarThread(port2, () => this.#threads.splice(this.#threads.indexOf(thread), 1));
     this.#threads.push(thread);
     return thread;
+  }
+
+  async #compileSomewhere(key: string): Promise<void> {
+    for (let tries = 1; ; tries++) {
+      try {
+        return await this.#compileNow(key);
+      } catch (error) {
+        if (!(error instanceof Ended) || tries === mostTries) throw error;
+      }
+    }
   }
 
   async #compileNow(key: string): Promise<void> {

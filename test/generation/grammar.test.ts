@@ -8,6 +8,7 @@ import fc from "fast-check";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { TextOptions } from "../../src/generation/index.js";
 import { Engine } from "../../src/generation/index.js";
+import type { GrammarText } from "../../src/hub/grammars.js";
 import { compileLimit } from "../../src/hub/grammars.js";
 import type { ResponseFormat } from "../../src/hub/index.js";
 import { AutoTokenizer } from "../../src/hub/index.js";
@@ -264,5 +265,36 @@ describe("a grammar that takes too long", () => {
     expect(text.isOver).toBe(false);
     await text.accept(258);
     expect(text.isOver).toBe(true);
+  });
+
+  it("is refused alone where its thread has texts that are waited for", async () => {
+    const { grammars } = model.tokenizer!;
+    const words = ["ab", "cd", "ef", "gh", "ij", "kl"];
+    const source = (word: string) => ({ type: "grammar", grammar: `root ::= "${word}"` }) as const;
+    // One after another, each in the thread that has least to do: all have texts then.
+    const texts: GrammarText[] = [];
+    for (const word of words) texts.push(await grammars.open("test", "format", source(word), [258]));
+    compileLimit.ms = 300;
+    const slow = { type: "grammar", grammar: 'root ::= ([a-z]{1,900} "c"){1,90}' } as const;
+    const refused = grammars.compile("test", "format", slow).then(
+      () => "compiled",
+      (error: Error) => error.message,
+    );
+    await new Promise((resolve) => setTimeout(resolve, 30));
+    await Promise.all(texts.map((text, i) => text.accept(words[i]!.charCodeAt(0))));
+    expect(await refused).toContain("got: it takes more than 300 ms");
+    for (const [i, text] of texts.entries()) {
+      await text.accept(words[i]!.charCodeAt(1));
+      await text.accept(258);
+      expect(text.isOver).toBe(true);
+      text.dispose();
+    }
+  });
+
+  it("of a tokenizer that is disposed meanwhile is not called wrong", async () => {
+    const tokenizer = await AutoTokenizer.fromPretrained(folder);
+    const compiling = tokenizer.grammars.compile("test", "format", { type: "json_object" });
+    setTimeout(() => tokenizer.dispose(), 20);
+    await expect(compiling).rejects.toMatchObject({ code: "ERR_BNB_DISPOSED", message: "Tokenizer: it was disposed" });
   });
 });
