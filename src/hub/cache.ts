@@ -14,14 +14,14 @@ export interface HubSettings {
   readonly offline: boolean;
 }
 
-/** HF_ENDPOINT, HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME, HF_TOKEN and HF_HUB_OFFLINE as huggingface_hub reads them. */
+/** HF_ENDPOINT, HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME, HF_TOKEN and HF_HUB_OFFLINE as huggingface_hub reads them; an empty one counts as none. */
 export async function hubSettings(env: NodeJS.ProcessEnv = process.env): Promise<HubSettings> {
-  const home = env["HF_HOME"] ?? join(env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache"), "huggingface");
+  const home = env["HF_HOME"] || join(env["XDG_CACHE_HOME"] || join(homedir(), ".cache"), "huggingface");
   const login = (): Promise<string> => readFile(join(home, "token"), "utf8").catch(() => "");
-  const token = (env["HF_TOKEN"] ?? (await login())).trim();
+  const token = env["HF_TOKEN"]?.trim() || (await login()).trim();
   return {
-    endpoint: (env["HF_ENDPOINT"] ?? "https://huggingface.co").replace(/\/+$/, ""),
-    cache: env["HF_HUB_CACHE"] ?? join(home, "hub"),
+    endpoint: (env["HF_ENDPOINT"] || "https://huggingface.co").replace(/\/+$/, ""),
+    cache: env["HF_HUB_CACHE"] || join(home, "hub"),
     token: token === "" ? null : token,
     offline: /^(1|on|yes|true)$/i.test(env["HF_HUB_OFFLINE"] ?? ""),
   };

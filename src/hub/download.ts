@@ -30,6 +30,7 @@ export async function downloadFile(
   requests: HubRequests,
   onBytes: OnBytes = () => undefined,
 ): Promise<string> {
+  checkName(file);
   const target = join(cache.snapshot(file.commit), file.name);
   if (await exists(target)) return target;
   const url = `${requests.endpoint}/${file.id}/resolve/${file.commit}/${file.name}`;
@@ -43,6 +44,14 @@ export async function downloadFile(
   onBytes(size, size);
   await link(blob, target);
   return target;
+}
+
+/** Throws ERR_BNB_FILE for a name that would be none in the folder of the snapshot. */
+function checkName({ id, name }: RemoteFile): void {
+  const isPart = (part: string): boolean => !/^\.{0,2}$|[\\:\0]/.test(part);
+  if (name.split("/").every(isPart)) return;
+  const rule = "a file of a model must be named by a path inside of its folder";
+  throw new BnbError("ERR_BNB_FILE", `${id}: ${rule}, got ${JSON.stringify(name.slice(0, 200))}`);
 }
 
 const running = new Map<string, Promise<void>>();

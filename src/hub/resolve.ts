@@ -26,7 +26,7 @@ export interface ResolveOptions {
 }
 
 const tokenizerFiles =
-  /^(tokenizer.*\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|chat_template\.(jinja|json))$/;
+  /^(tokenizer[^/\\]*\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|chat_template\.(jinja|json))$/;
 const modelFiles = /^((config|generation_config|modules|sentence_bert_config)|\d+_Pooling\/config)\.json$/;
 
 /** Of an adapter, by the names of PEFT; the weights last. */

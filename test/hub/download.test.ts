@@ -20,6 +20,8 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
+import { ModelCache } from "../../src/hub/cache.js";
+import { downloadFile } from "../../src/hub/download.js";
 import type { Needs, ResolveOptions } from "../../src/hub/resolve.js";
 import { resolveModel } from "../../src/hub/resolve.js";
 import { AutoModelForCausalLM } from "../../src/index.js";
@@ -152,9 +154,11 @@ describe("the token", () => {
     ["HF_TOKEN", {}],
     ["the option", { token: "secret" }],
     ["the login", {}],
+    ["the login, where HF_TOKEN is empty,", {}],
   ])("of %s goes to the hub and not to where it redirects", async (from, options) => {
     if (from === "HF_TOKEN") vi.stubEnv("HF_TOKEN", "secret");
-    if (from === "the login") {
+    if (from.includes("empty")) vi.stubEnv("HF_TOKEN", "");
+    if (from.startsWith("the login")) {
       mkdirSync(home, { recursive: true });
       writeFileSync(join(home, "token"), "secret\n");
     }
@@ -401,6 +405,29 @@ describe("a server that lies", () => {
       /the bytes that came have the hash [0-9a-f]{40}, and [0-9a-f]{40} was expected/,
     );
   });
+
+  it.each([
+    "tokenizer/../../../../../../evil.json",
+    "tokenizer_x/config.json",
+    "1_Pooling/config.json/../../../../../../../evil.json",
+  ])("about names, such as %s: what is no file of its folder is not wanted", async (name) => {
+    hub.files.set(name, Buffer.from("evil"));
+    expect(readdirSync(await resolve()).sort()).toEqual(["config.json", "model.safetensors", "tokenizer.json"]);
+    expect(readdirSync(home, { recursive: true }).filter((path) => String(path).includes("evil"))).toEqual([]);
+  });
+
+  it.each(["../evil.json", "a/../../evil.json", "/evil.json", "a//evil.json", "..\\evil.json", "C:evil.json", ""])(
+    "about a name that would lie elsewhere: %j",
+    async (name) => {
+      const cache = new ModelCache(home, hub.id);
+      const requests = { endpoint: hub.endpoint, token: null, retryDelay: 1 };
+      const asked = downloadFile(cache, { id: hub.id, commit: hub.commit, name }, requests);
+      await expect(asked).rejects.toThrow(
+        `org/model: a file of a model must be named by a path inside of its folder, got ${JSON.stringify(name)}`,
+      );
+      expect(hub.takeSeen()).toEqual([]);
+    },
+  );
 
   it("about its files, its hashes, and where they lie", async () => {
     const json = (value: unknown) => (_: unknown, response: { end(text: string): void }) =>
