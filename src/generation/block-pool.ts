@@ -59,7 +59,7 @@ export class BlockPool {
   /** No page is found again: for when their contents have been lost. */
   forget(): void {
     for (const key of [...this.#byKey.keys()]) this.#drop(this.#byKey.get(key) as number);
-    this.#empty.push(...this.#idle);
+    for (const page of this.#idle) this.#empty.push(page);
     this.#idle.clear();
   }
 
@@ -228,7 +228,7 @@ export class BlockSequence implements Disposable {
       other.#pages.push(page);
     }
     other.#serials.push(...this.#serials);
-    other.#ids.push(...this.#ids);
+    for (const id of this.#ids) other.#ids.push(id);
     other.#isFresh = false;
     return other;
   }

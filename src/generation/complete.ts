@@ -117,11 +117,12 @@ function sizesOf(model: CausalLM, settings: Settings, prompts: readonly Int32Arr
   const most = model.config.maxPositionEmbeddings;
   const lengths = prompts.map(({ length }) => Math.max(1, length + newTokens(op, length, settings, most) - 1));
   const perPrompt = Math.max(numBeams, numReturnSequences);
-  const tokens = [...lengths]
-    .sort((a, b) => b - a)
+  lengths.sort((a, b) => b - a);
+  const tokens = lengths
+    .slice(0, together)
     .flatMap((length) => new Array<number>(Math.min(perPrompt, together)).fill(Math.ceil(length / pageSize) * pageSize))
     .slice(0, together);
-  return { maxLength: Math.max(...lengths), kvTokens: tokens.reduce((sum, length) => sum + length, 0) };
+  return { maxLength: lengths[0] as number, kvTokens: tokens.reduce((sum, length) => sum + length, 0) };
 }
 
 async function beams(engine: Engine, prompt: Int32Array, settings: Settings): Promise<Completion[]> {

@@ -42,6 +42,13 @@ describe("token ids", () => {
     }
   });
 
+  it("may be more than fit into one call of a function", async () => {
+    const many = Array.from({ length: 150_000 }, () => [1]);
+    const made = await complete(model, many, { maxNewTokens: 0 });
+    expect(made).toHaveLength(150_000);
+    expect(made.at(-1)).toEqual([{ text: null, tokens: new Int32Array(0), finishReason: "length" }]);
+  });
+
   it.each(json.greedy_with_processors as { config: object; rows: { tokens: number[] }[] }[])(
     "have the log-probabilities of transformers, after its processors: $config",
     async ({ config, rows }) => {

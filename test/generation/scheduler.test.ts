@@ -293,6 +293,24 @@ describe("schedule", () => {
     expect(pool.available).toBe(4);
   });
 
+  it("holds, shares and forgets more than fit into one call of a function", () => {
+    const tokens = 1 << 18;
+    const pool = new BlockPool(1 << 18);
+    const one = pool.open();
+    expect(one.reserve(tokens)).toBe(true);
+    one.append(count(tokens));
+    const other = one.fork();
+    expect([other.length, other.pages]).toEqual([tokens, one.pages]);
+    const many = Array.from({ length: (1 << 18) - tokens / 16 }, (_, i) => pool.open(String(i)));
+    for (const text of many) {
+      text.reserve(16);
+      text.append(count(16));
+      text.dispose();
+    }
+    pool.forget();
+    expect(pool.available).toBe(many.length);
+  });
+
   it("refuses to count tokens that have no room", () => {
     const sequence = new BlockPool(1).open();
     expect(sequence.reserve(17)).toBe(false);
