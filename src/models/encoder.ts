@@ -19,7 +19,7 @@ import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
-import { inBatches, packRows, packTexts, shortened } from "./packing.js";
+import { inBatches, packRows, packTexts, refuseEmpty, shortened } from "./packing.js";
 import type { Pass } from "./pass.js";
 import { TrainingPass } from "./pass.js";
 import type { Pooling } from "./pooling.js";
@@ -115,19 +115,20 @@ export abstract class Encoder<C extends EncoderConfig = EncoderConfig> extends T
     const { pooling = "mean", normalize = false, maxLength = Infinity } = { ...this.embedDefaults, ...options };
     const most = Math.min(maxLength, this.config.maxPositionEmbeddings);
     const list = typeof texts === "string" ? [texts] : texts;
+    if (list.length === 0) throw new BnbError("ERR_BNB_ARGUMENT", "embed: texts must be at least one, got []");
     const tokenizer = this.tokenizerFor("embed");
     const encoded = await Promise.all(list.map(async (text) => shortened(await tokenizer.encode(text), most)));
+    refuseEmpty("embed", encoded);
     const vectors = (batch: Int32Array[]): Tensor => {
       const { ids, starts, bounds } = packTexts(batch, this.device);
       return pool(this.forward(ids, { starts }), bounds, pooling, normalize);
     };
-    return noGrad(() => {
-      const parts = inBatches(encoded).map((batch) => tidy(() => vectors(batch)));
-      if (parts.length === 1) return parts[0] as Tensor;
-      const all = concat(parts, 0);
-      for (const part of parts) part.dispose();
-      return all;
-    });
+    return noGrad(() =>
+      tidy(() => {
+        const parts = inBatches(encoded).map((batch) => tidy(() => vectors(batch)));
+        return parts.length === 1 ? (parts[0] as Tensor) : concat(parts, 0);
+      }),
+    );
   }
 }
 

@@ -3,6 +3,7 @@ import { noGrad } from "../autograd/no-grad.js";
 import { add, argmax, cast, concat, mul, reshape, sum } from "../ops/index.js";
 import { arange, tensor } from "../tensor/create.js";
 import type { Device } from "../tensor/device.js";
+import { BnbError } from "../tensor/errors.js";
 import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 
@@ -58,6 +59,12 @@ export function shortened(ids: Int32Array, most: number): Int32Array {
   const short = ids.slice(0, most);
   short[most - 1] = ids.at(-1) as number;
   return short;
+}
+
+/** Throws ERR_BNB_ARGUMENT for a text of which nothing is left: a tokenizer need not mark where one begins and ends. */
+export function refuseEmpty(op: string, texts: readonly { readonly length: number }[]): void {
+  const at = texts.findIndex(({ length }) => length === 0);
+  if (at >= 0) throw new BnbError("ERR_BNB_ARGUMENT", `${op}: texts must have at least one token, got none at ${at}`);
 }
 
 /** Texts in groups to be computed together, in order; at least one. */

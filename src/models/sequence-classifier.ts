@@ -9,7 +9,7 @@ import { tidy } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { WholeTextOptions } from "./encoder.js";
 import { checkWholeTexts } from "./encoder.js";
-import { inBatches, packRows, packTexts, shortened } from "./packing.js";
+import { inBatches, packRows, packTexts, refuseEmpty, shortened } from "./packing.js";
 import type { ConfigKeys } from "./parts/config-keys.js";
 import type { ModelConfig } from "./text-model.js";
 import { TextModel } from "./text-model.js";
@@ -86,6 +86,8 @@ export abstract class SequenceClassifier<C extends ModelConfig & Labels = ModelC
   ): Promise<Classification | Classification[]> {
     const list = Array.isArray(texts) ? (texts as readonly (string | TextPair)[]) : [texts as string | TextPair];
     const encoded = await Promise.all(list.map((text, i) => this.#encode(text, Array.isArray(texts) ? i : null)));
+    if (list.length === 0) return [];
+    refuseEmpty("classify", encoded);
     const found: Classification[] = [];
     for (const batch of inBatches(encoded)) found.push(...(await this.#classify(batch)));
     return Array.isArray(texts) ? found : (found[0] as Classification);

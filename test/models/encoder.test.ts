@@ -1,5 +1,5 @@
 // Encoders and classifiers against transformers: packed texts give what padded rows with masks give there.
-import { cpSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
@@ -394,6 +394,42 @@ describe("texts", () => {
     // One label, as a reranker has.
     const sigmoids = logits.map((x) => 1 / (1 + Math.exp(-x)));
     expectClose(pair.scores, sigmoids, { atol: 1e-6, rtol: 1e-5 });
+    model.dispose();
+  });
+
+  it("must have a token, and no text has no vector", async () => {
+    const bare = (name: string, as: string): string => {
+      const path = folder(name, as);
+      const file = join(path, "tokenizer.json");
+      writeFileSync(file, JSON.stringify({ ...JSON.parse(readFileSync(file, "utf8")), post_processor: null }));
+      return path;
+    };
+    const model = await AutoModel.fromPretrained(bare("bert", "bare"));
+    const classifier = await AutoModelForSequenceClassification.fromPretrained(
+      bare("bert-sequence-classification", "bare-classifier"),
+    );
+    await expect(model.embed([])).rejects.toThrow("embed: texts must be at least one, got []");
+    await expect(model.embed(["cat", ""])).rejects.toThrow("embed: texts must have at least one token, got none at 1");
+    expect(await classifier.classify([])).toEqual([]);
+    await expect(classifier.classify("")).rejects.toThrow(
+      "classify: texts must have at least one token, got none at 0",
+    );
+    model.dispose();
+    classifier.dispose();
+  });
+
+  it("of which a batch fails leave nothing", async () => {
+    const model = await AutoModel.fromPretrained(folder("bert", "failing"));
+    const { forward } = model;
+    let calls = 0;
+    model.forward = function (...args) {
+      if (++calls === 2) throw new Error("no memory");
+      return forward.apply(this, args);
+    };
+    const before = memory().tensors;
+    const text = Array.from({ length: 60 }, () => "cat").join(" ");
+    await expect(model.embed(new Array<string>(140).fill(text))).rejects.toThrow("no memory");
+    expect(memory().tensors).toBe(before);
     model.dispose();
   });
 
