@@ -123,5 +123,5 @@ export function bytes(n: number): string {
 /** What may reach a terminal of a text that a model wrote: control characters become a dot. */
 export function printable(text: string): string {
   // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what must not reach a terminal
-  return text.replace(/[\x00-\x08\x0b-\x1f\x7f]/g, "·");
+  return text.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f]/g, "·");
 }

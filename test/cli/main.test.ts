@@ -8,11 +8,16 @@ import { checkClaims } from "../../src/cli/demo/checks.js";
 import type { DemoResults } from "../../src/cli/demo/results.js";
 import type { DemoSettings } from "../../src/cli/demo/settings.js";
 import { quickSettings } from "../../src/cli/demo/settings.js";
+import { printable } from "../../src/cli/terminal.js";
 import { AutoModelForCausalLM } from "../../src/models/index.js";
 import { memory } from "../../src/tensor/scope.js";
 import { bnb, Sink } from "../helpers/bnb.js";
 
 const version = (JSON.parse(readFileSync("package.json", "utf8")) as { version: string }).version;
+
+it("what a model wrote reaches a terminal without its control characters", () => {
+  expect(printable("a\tb\n\x1b[31mc\x7f\x80\x9b2Jd\x9f\xa0é")).toBe("a\tb\n·[31mc···2Jd·\xa0é");
+});
 
 describe("main", () => {
   it("prints help and version", async () => {
