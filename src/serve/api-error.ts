@@ -49,10 +49,13 @@ export function unknownModel(name: string, known: readonly string[]): ApiError {
   return new ApiError(404, "invalid_request_error", message, "model", "model_not_found");
 }
 
+/** Codes of errors that a request makes. */
+export const clients: readonly string[] = ["ERR_BNB_ARGUMENT", "ERR_BNB_OPTION"];
+
 /** What an error of the library is to a client. Its own mistakes are told; others are the server's. */
 export function asApiError(error: unknown): ApiError {
   if (error instanceof ApiError) return error;
-  const isClients = error instanceof BnbError && ["ERR_BNB_ARGUMENT", "ERR_BNB_OPTION"].includes(error.code);
-  if (isClients) return new ApiError(400, "invalid_request_error", error.message);
+  if (error instanceof BnbError && clients.includes(error.code))
+    return new ApiError(400, "invalid_request_error", error.message);
   return new ApiError(500, "server_error", error instanceof Error ? error.message : String(error));
 }

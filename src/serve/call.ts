@@ -32,6 +32,9 @@ export interface RequestLine {
   error?: string;
 }
 
+/** A timer takes no more than 2^31 - 1 milliseconds: a longer one would end at once. */
+export const timerMs = (seconds: number): number => Math.min(seconds * 1000, 2 ** 31 - 1);
+
 export class Call {
   readonly id = newId("req");
   readonly request: IncomingMessage;
@@ -77,7 +80,7 @@ export class Call {
       control.abort(new ApiError(408, "timeout_error", message, null, "request_timeout", headers));
       // Who does not read would hold it up for ever.
       if (response.writableNeedDrain) response.destroy();
-    }, seconds * 1000);
+    }, timerMs(seconds));
     this.closed = new Promise((resolve) => {
       response.once("close", () => {
         clearTimeout(timer);

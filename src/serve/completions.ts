@@ -1,6 +1,5 @@
 // POST /v1/completions: texts that go on from prompts, without a template.
 import type { Next } from "../generation/branch.js";
-import { promptIds } from "../generation/prompt.js";
 import { wrongField } from "./api-error.js";
 import type { Call } from "./call.js";
 import type { Fields } from "./fields.js";
@@ -9,10 +8,10 @@ import { newId, now } from "./ids.js";
 import { compileFormat } from "./response-format.js";
 import type { Served } from "./served.js";
 import type { Piece, TextRequest } from "./text-request.js";
-import { readTextRequest, runTexts, tokenText, usageOf } from "./text-request.js";
+import { readIds, readTextRequest, runTexts, tokenText, usageOf } from "./text-request.js";
 
 export async function completions(fields: Fields, served: Served, call: Call): Promise<void> {
-  const prompts = await readPrompts(fields, served);
+  const prompts = await readPrompts(fields, served, call);
   const echo = fields.flag("echo") ?? false;
   const logprobs = fields.whole("logprobs", 0, 5) ?? null;
   const request = readTextRequest(
@@ -119,16 +118,14 @@ async function logprobsOf(
 }
 
 /** A text, texts, token ids, or lists of them. */
-async function readPrompts(fields: Fields, { tokenizer, model }: Served): Promise<Int32Array[]> {
+async function readPrompts(fields: Fields, served: Served, call: Call): Promise<Int32Array[]> {
   const prompt = fields.raw("prompt");
   const isIds = (value: unknown): value is number[] => Array.isArray(value) && value.every(Number.isInteger);
   const isOne = typeof prompt === "string" || (isIds(prompt) && prompt.length > 0);
   const list: unknown[] = isOne ? [prompt] : Array.isArray(prompt) ? prompt : [];
   const isGood = list.length > 0 && list.every((one) => typeof one === "string" || isIds(one));
   if (!isGood) throw wrongField("prompt", "a text, texts, token ids, or lists of token ids", prompt);
-  return Promise.all(
-    list.map(async (one) =>
-      promptIds("prompt", typeof one === "string" ? await tokenizer.encode(one) : one, model.config),
-    ),
-  );
+  // More than have room are not worth encoding.
+  call.place?.grow(list.length);
+  return Promise.all(list.map((one) => readIds("prompt", one, served)));
 }

@@ -1,11 +1,11 @@
 // POST /v1/embeddings: the pooled last hidden states of texts.
 import { embedIds } from "../generation/embed.js";
-import { promptIds } from "../generation/prompt.js";
 import { wrongField } from "./api-error.js";
 import type { Call } from "./call.js";
 import type { Fields } from "./fields.js";
 import { sendJson } from "./http.js";
 import type { Served } from "./served.js";
+import { readIds } from "./text-request.js";
 
 export async function embeddings(fields: Fields, served: Served, call: Call): Promise<void> {
   const input = fields.raw("input");
@@ -20,12 +20,7 @@ export async function embeddings(fields: Fields, served: Served, call: Call): Pr
     throw wrongField("input", "a text, texts, token ids, or lists of token ids", input);
   }
   call.place?.grow(list.length);
-  const ids = await Promise.all(
-    list.map(async (one) => {
-      const tokens = typeof one === "string" ? await served.tokenizer.encode(one) : one;
-      return promptIds("input", tokens, served.model.config);
-    }),
-  );
+  const ids = await Promise.all(list.map((one) => readIds("input", one, served)));
   const { model, adapter, adapters } = served;
   using use = adapter === undefined ? null : adapters.use("embeddings", adapter);
   const options = { normalize: true, signal: call.signal };

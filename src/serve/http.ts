@@ -1,5 +1,4 @@
 // Bodies of requests, and answers: JSON, or a stream of events.
-import { once } from "node:events";
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { ApiError } from "./api-error.js";
 
@@ -65,7 +64,13 @@ export class EventStream {
     }
     const text = typeof data === "string" ? data : JSON.stringify(data);
     if (response.write(`data: ${text}\n\n`) || response.destroyed) return;
-    await Promise.race([once(response, "drain"), once(response, "close")]);
+    await new Promise<void>((resolve) => {
+      const goOn = (): void => {
+        response.off("drain", goOn).off("close", goOn);
+        resolve();
+      };
+      response.on("drain", goOn).on("close", goOn);
+    });
   }
 
   end(): void {

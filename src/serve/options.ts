@@ -1,6 +1,7 @@
 // What a server is made of, and its limits.
 import { CausalLM } from "../models/index.js";
 import { AdapterSet } from "../peft/index.js";
+import type { Check } from "../tensor/checks.js";
 import { aBoolean, aFunction, aNumberAbove, anInstance, anInteger, arrayOf, aString, oneOf } from "../tensor/checks.js";
 import { optionTable } from "../tensor/options.js";
 import type { RequestLine } from "./call.js";
@@ -43,13 +44,16 @@ export interface ServeOptions {
   log?: (line: RequestLine) => void;
 }
 
+/** Who sends no key sends the empty one. */
+const aKey: Check = { rule: "a key that is not empty", holds: (v) => typeof v === "string" && v.trim() !== "" };
+
 /** @internal */
 export const serveOptions = optionTable<ServeOptions>({
   model: { ...anInstance(() => CausalLM, "a language model"), required: true },
   name: aString,
   adapters: anInstance(() => AdapterSet, "an AdapterSet"),
-  apiKeys: arrayOf(aString),
-  adminKeys: arrayOf(aString),
+  apiKeys: arrayOf(aKey),
+  adminKeys: arrayOf(aKey),
   keyConcurrency: anInteger(1),
   kvTokens: anInteger(1),
   maxSequences: anInteger(1, 1024),

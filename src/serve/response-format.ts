@@ -1,7 +1,7 @@
 // response_format: what a text must be, as OpenAI's API says it.
 import type { GrammarSource } from "../hub/grammars.js";
 import { BnbError } from "../tensor/errors.js";
-import { ApiError, wrongField } from "./api-error.js";
+import { ApiError, clients, wrongField } from "./api-error.js";
 import type { Fields } from "./fields.js";
 import type { Served } from "./served.js";
 
@@ -41,17 +41,17 @@ export function readSchema(own: Fields, at: string): GrammarSource {
 }
 
 /** What `check` refuses is 400, and names the field. */
-export function asFieldError(field: string, check: () => void): void {
+export function asFieldError<T>(field: string, check: () => T): T {
   try {
-    check();
+    return check();
   } catch (error) {
     throw fieldError(field, error);
   }
 }
 
 function fieldError(field: string, error: unknown): unknown {
-  const isOption = error instanceof BnbError && error.code === "ERR_BNB_OPTION";
-  return isOption ? new ApiError(400, "invalid_request_error", error.message, field) : error;
+  const isClients = error instanceof BnbError && clients.includes(error.code);
+  return isClients ? new ApiError(400, "invalid_request_error", error.message, field) : error;
 }
 
 /** Throws 400, which names the field, for a grammar that cannot be compiled. */

@@ -10,7 +10,8 @@ import { checkOptions } from "../tensor/options.js";
 import { Admins, adminPosts, sendModels, servedAs } from "./adapters.js";
 import { Admission } from "./admission.js";
 import { ApiError, asApiError, wrongField } from "./api-error.js";
-import { Call } from "./call.js";
+import type { RequestLine } from "./call.js";
+import { Call, timerMs } from "./call.js";
 import { chatCompletions } from "./chat.js";
 import { completions } from "./completions.js";
 import { embeddings } from "./embeddings.js";
@@ -118,15 +119,26 @@ class House {
     await call.closed;
     this.#calls.delete(call);
     const line = call.end();
-    if (call.isLogged) this.#log?.(line);
+    if (call.isLogged) this.#tell(line);
     if (this.#calls.size === 0) this.#onEmpty?.();
+  }
+
+  /** A log that fails is no reason to serve nobody any more. */
+  #tell(line: RequestLine): void {
+    const warn = ({ message }: Error): void =>
+      process.emitWarning(`log: ${message}`, { type: "BnbWarning", code: "BNB_SERVE_LOG" });
+    try {
+      Promise.resolve(this.#log?.(line)).catch(warn);
+    } catch (error) {
+      warn(error as Error);
+    }
   }
 
   async drain(seconds: number): Promise<void> {
     if (this.state !== "failed") this.state = "draining";
     if (this.#calls.size === 0) return;
     await new Promise<void>((resolve) => {
-      const timer = setTimeout(resolve, seconds * 1000);
+      const timer = setTimeout(resolve, timerMs(seconds));
       this.#onEmpty = () => {
         clearTimeout(timer);
         resolve();

@@ -1,5 +1,6 @@
 // What chat and completions have in common: how tokens are chosen, and texts that run in the engine of the server.
 import type { Branch, Next } from "../generation/branch.js";
+import { promptIds } from "../generation/prompt.js";
 import type { Settings } from "../generation/settings.js";
 import { settingsOf } from "../generation/settings.js";
 import type { FinishReason } from "../generation/text.js";
@@ -8,7 +9,7 @@ import { ApiError, wrongField } from "./api-error.js";
 import type { Call } from "./call.js";
 import type { Fields } from "./fields.js";
 import type { Format } from "./response-format.js";
-import { readFormat } from "./response-format.js";
+import { asFieldError, readFormat } from "./response-format.js";
 import type { Served } from "./served.js";
 
 /** How texts of a request are made. */
@@ -62,7 +63,10 @@ export function readTextRequest(
   } as GenerationConfig;
   const stream = fields.flag("stream") ?? false;
   call.isStream = stream;
-  const includeUsage = fields.nested("stream_options")?.flag("include_usage") ?? false;
+  const streaming = fields.nested("stream_options");
+  const includeUsage = streaming?.flag("include_usage") ?? false;
+  streaming?.ignore("include_obfuscation");
+  streaming?.refuseOthers();
   const salt = JSON.stringify([sharePrefixes ? "" : call.key, fields.text("cache_salt") ?? ""]);
   return {
     settings: settingsOf("generate", model, config),
@@ -118,6 +122,17 @@ function endsOf(fields: Fields, own: GenerationConfig["eosTokenId"]): Generation
   return { eosTokenId: [...(typeof own === "number" ? [own] : (own ?? [])), ...more] };
 }
 
+/** The token ids of a text, or those of a list. Throws 400, which names the field. */
+export async function readIds(param: string, text: unknown, { tokenizer, model }: Served): Promise<Int32Array> {
+  const ids = typeof text === "string" ? await tokenizer.encode(text) : (text as number[]);
+  const most = model.config.maxPositionEmbeddings;
+  if (ids.length > most) throw tooLong(param, `${param} must have at most ${most} tokens, got ${ids.length}`);
+  return asFieldError(param, () => promptIds(param, ids, model.config));
+}
+
+const tooLong = (param: string, message: string): ApiError =>
+  new ApiError(400, "invalid_request_error", message, param, "context_length_exceeded");
+
 /** A piece of text i, and the token that it came with. */
 export interface Piece {
   readonly index: number;
@@ -148,8 +163,7 @@ function checkRoom({ engine }: Served, prompt: number, { most }: TextRequest): v
   const room = engine.maxLength + 1;
   if (prompt > 0 && prompt + (most ?? 1) <= room) return;
   const asked = most === null ? `${prompt}` : `${prompt} and ${most}`;
-  const message = `prompt and answer must have between 1 and ${room} tokens together, got ${asked}`;
-  throw new ApiError(400, "invalid_request_error", message, "prompt", "context_length_exceeded");
+  throw tooLong("prompt", `prompt and answer must have between 1 and ${room} tokens together, got ${asked}`);
 }
 
 async function* pieces(

@@ -239,6 +239,12 @@ describe("serve", () => {
       "must hold a key a line, and has none",
     );
     expect((await bnb("serve", model, "--api-key-file", `${keys}x`)).stderr).toContain("--api-key-file: ENOENT");
+    for (const option of ["--api-key", "--admin-key"]) {
+      for (const key of ["", " "]) {
+        const { code, stderr } = await bnb("serve", model, "--port", "0", option, "good", option, key);
+        expect([code, stderr]).toEqual([2, expect.stringContaining(`${option} must be a key that is not empty`)]);
+      }
+    }
     expect((await bnb("serve", model, "--tool-format", "xml")).stderr).toContain(
       "--tool-format must be one of hermes, llama3, mistral, qwen3-coder, got xml",
     );

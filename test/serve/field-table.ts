@@ -182,6 +182,13 @@ export const refused: readonly Refused[] = [
   { name: "suffix", routes: ["completions"], value: "a", why: "texts go on, and are not filled in" },
   { name: "best_of", routes: ["completions"], value: 2, why: "other than `n`" },
   { name: "modalities", routes: ["chat"], value: ["audio"], why: "texts only" },
+  {
+    name: "stream_options",
+    routes: ["chat", "completions", "responses"],
+    value: { include_usge: true },
+    param: "stream_options.include_usge",
+    why: "any other name in it",
+  },
   { name: "audio", routes: ["chat"], value: { voice: "a" }, why: "texts only" },
   { name: "web_search_options", routes: ["chat"], value: {}, why: "no search" },
   { name: "prediction", routes: ["chat"], value: { type: "content", content: "a" }, why: "no drafts of clients" },

@@ -4,9 +4,10 @@ import { once } from "node:events";
 import type { AddressInfo, Socket } from "node:net";
 import { connect } from "node:net";
 import OpenAI from "openai";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import type { CausalLM } from "../../src/models/index.js";
 import { Admission } from "../../src/serve/admission.js";
+import { createServeHandler } from "../../src/serve/index.js";
 import type { Running, TinyModel } from "../helpers/served.js";
 import { serve, serveProcess, tinyModel, until } from "../helpers/served.js";
 
@@ -72,6 +73,30 @@ describe("who comes in", () => {
     expect((await own.client.completions.create(short)).choices).toHaveLength(1);
   });
 
+  it.each([
+    ["completions", "prompt"],
+    ["embeddings", "input"],
+  ])("are told before a text is encoded: %s", async (path, field) => {
+    await using own = await serve(model, { maxSequences: 2, maxWaiting: 3 });
+    const encode = vi.spyOn(model.tokenizer!, "encode");
+    const body = JSON.stringify({ model: "tiny", [field]: Array.from({ length: 6 }, () => "x") });
+    const response = await fetch(`${own.url}/v1/${path}`, { method: "POST", body });
+    const { error } = (await response.json()) as { error: { message: string } };
+    expect([response.status, error.message]).toEqual([400, "a request must ask for at most 5 texts, got 6"]);
+    expect(encode).not.toHaveBeenCalled();
+    encode.mockRestore();
+  });
+
+  it("have a key that is not empty", () => {
+    for (const option of ["apiKeys", "adminKeys"]) {
+      for (const key of ["", " "]) {
+        expect(() => createServeHandler({ model, [option]: ["good", key] })).toThrow(
+          `createServeHandler: ${option} must be an array, each a key that is not empty, got`,
+        );
+      }
+    }
+  });
+
   it("count by their texts, and leave nothing", () => {
     const admission = new Admission({ running: 2, waiting: 2, perKey: 2 });
     const [a, b] = [admission.enter("k"), admission.enter("k")];
@@ -102,6 +127,22 @@ describe("what is refused at once", () => {
     expect(most.usage!.completion_tokens).toBe(60);
   });
 
+  it("is longer than the model reaches: a text, token ids, and texts to be embedded", async () => {
+    await using own = await serve(model);
+    const [text, ids] = ["x".repeat(1025), Array.from({ length: 1025 }, () => 5)];
+    const want = (param: string) => {
+      const message = `400 ${param} must have at most 1024 tokens, got 1025`;
+      return { status: 400, code: "context_length_exceeded", param, message };
+    };
+    for (const one of [text, ids]) {
+      const asked = own.client.completions.create({ ...short, prompt: one });
+      expect(await failure(asked)).toMatchObject(want("prompt"));
+      expect(await failure(own.client.embeddings.create({ model: "tiny", input: one }))).toMatchObject(want("input"));
+    }
+    const wrong = await failure(own.client.completions.create({ ...short, prompt: [1, 1e6] }));
+    expect(wrong).toMatchObject({ status: 400, code: null, param: "prompt" });
+  });
+
   it("asks for more tokens than the server's limit", async () => {
     await using own = await serve(model, { maxTokens: 8 });
     const error = await failure(own.client.completions.create({ ...short, max_tokens: 9 }));
@@ -127,6 +168,22 @@ describe("what is refused at once", () => {
       { error: "request_timeout", finish: Array(8).fill("abort") },
     ]);
   });
+});
+
+it("what may take longer than a timer can count ends when it is done", async () => {
+  for (const maxSeconds of [2_147_484, 1e300]) {
+    await using own = await serve(model, { maxSeconds });
+    expect((await own.client.completions.create(short)).usage!.completion_tokens).toBe(4);
+    const running = await stream(own.client, { ...long, max_tokens: 100 });
+    let isDrained = false;
+    const drained = own.handler.drain(maxSeconds).then(() => {
+      isDrained = true;
+    });
+    let pieces = 0;
+    for await (const _ of running) if (pieces++ < 50) expect(isDrained).toBe(false);
+    expect(pieces).toBeGreaterThan(50);
+    await drained;
+  }
 });
 
 describe("a body that does not come", () => {
@@ -238,6 +295,25 @@ describe("what is told", () => {
       expect.objectContaining({ status: 499, stream: true, finish: Array(8).fill("abort") }),
     ]);
     expect(JSON.stringify(own.lines)).not.toMatch(/the prompt|the suffix|secret/);
+  });
+
+  it("is told on: a log that fails is a warning, and the request is over", async () => {
+    const warn = vi.spyOn(process, "emitWarning").mockImplementation(() => undefined);
+    const fails = [
+      () => {
+        throw new Error("disk full");
+      },
+      () => Promise.reject(new Error("disk full")) as never,
+    ];
+    for (const [i, log] of fails.entries()) {
+      await using own = await serve(model, { log });
+      expect((await own.client.completions.create(short)).choices).toHaveLength(1);
+      const drained = own.handler.drain(60);
+      await drained;
+      await until(() => warn.mock.calls.length > i);
+      expect(warn).toHaveBeenLastCalledWith("log: disk full", { type: "BnbWarning", code: "BNB_SERVE_LOG" });
+    }
+    warn.mockRestore();
   });
 
   it("shares what was computed among the requests of a key, unless told otherwise", async () => {

@@ -1,11 +1,15 @@
 // What a server must bear: bodies that make no sense, clients who leave at any time, a device that fails. Nothing of it is a
 // 5xx that need not be one, nothing hangs, and nothing is left behind.
+import { once } from "node:events";
 import { writeFileSync } from "node:fs";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { connect } from "node:net";
 import { join } from "node:path";
 import type OpenAI from "openai";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { CausalLM } from "../../src/models/index.js";
+import { EventStream } from "../../src/serve/http.js";
 import { BnbError } from "../../src/tensor/errors.js";
 import { memory } from "../../src/tensor/scope.js";
 import { mutatedBody } from "../helpers/mutated-body.js";
@@ -180,6 +184,48 @@ describe("a client who leaves", () => {
     expect(memory().tensors).toBe(before.tensors);
     const { choices } = await own.client.completions.create({ ...greedy, prompt: "a", max_tokens: 3 } as never);
     expect(choices).toHaveLength(1);
+  });
+});
+
+describe("a client who reads slowly", () => {
+  it("is waited for, and nothing is left of each wait", async () => {
+    const listeners: number[][] = [];
+    const pieces = 24;
+    const server = createServer((_, response) => {
+      void (async () => {
+        const events = new EventStream(response);
+        for (let i = 0; i < pieces; i++) {
+          await events.send({ text: String(i).padStart(1 << 20, ".") });
+          listeners.push(["close", "drain", "error"].map((name) => response.listenerCount(name)));
+        }
+        events.end();
+      })();
+    }).listen(0, "127.0.0.1");
+    await once(server, "listening");
+    const response = await fetch(`http://127.0.0.1:${(server.address() as AddressInfo).port}`);
+    const { length } = await response.text();
+    expect(length).toBeGreaterThan(pieces << 20);
+    expect(listeners).toHaveLength(pieces);
+    expect(listeners).toEqual(listeners.map(() => listeners[0]));
+    server.close();
+  });
+
+  it("and leaves is not waited for", async () => {
+    let isOver = false;
+    const server = createServer((_, response) => {
+      const events = new EventStream(response);
+      void (async () => {
+        for (let i = 0; i < 64; i++) await events.send({ text: ".".repeat(1 << 20) });
+        isOver = true;
+      })();
+    }).listen(0, "127.0.0.1");
+    await once(server, "listening");
+    const socket = connect((server.address() as AddressInfo).port, "127.0.0.1");
+    socket.write("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    await once(socket, "readable");
+    socket.destroy();
+    await until(() => isOver);
+    server.close();
   });
 });
 

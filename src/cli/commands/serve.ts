@@ -86,7 +86,8 @@ first; a second one ends at once.`,
       maxWaiting: wholeNumber("--max-waiting", values["max-waiting"], 0),
       maxSeconds: wholeNumber("--max-seconds", values["max-seconds"]),
     };
-    const apiKeys = [...(values["api-key"] ?? []), ...keysIn(values["api-key-file"])];
+    const apiKeys = [...given("--api-key", values["api-key"]), ...keysIn(values["api-key-file"])];
+    const adminKeys = given("--admin-key", values["admin-key"]);
     const toolFormat =
       values["tool-format"] === undefined ? undefined : choice("--tool-format", values["tool-format"], toolFormats);
     const loras = (lora ?? []).map(adapterOf);
@@ -108,7 +109,7 @@ first; a second one ends at once.`,
         adapters,
         apiKeys,
         toolFormat,
-        adminKeys: values["admin-key"],
+        adminKeys,
         deterministic: values.deterministic,
         sharePrefixes: values["share-prefixes"],
         ...limits,
@@ -132,6 +133,12 @@ first; a second one ends at once.`,
     }
   },
 });
+
+/** An empty key is most likely a variable that is not set. */
+function given(option: string, keys: readonly string[] = []): readonly string[] {
+  if (keys.some((key) => key.trim() === "")) throw usageError(`${option} must be a key that is not empty`);
+  return keys;
+}
 
 /** The lines of a file of keys. One without any is an error, or everybody would be served. */
 function keysIn(file: string | undefined): string[] {
