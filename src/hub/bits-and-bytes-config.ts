@@ -16,7 +16,7 @@ import {
 import type { DType } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
-import { checkFilePattern } from "./skip-patterns.js";
+import { checkSkipPattern } from "./skip-patterns.js";
 
 /** How a model's linear layers are quantized as it loads: what `new BitsAndBytesConfig` takes, all of it optional. */
 export interface BitsAndBytesConfigOptions {
@@ -138,7 +138,7 @@ export class BitsAndBytesConfig {
       }
       options[key] = value;
     }
-    for (const pattern of (options.llmInt8SkipModules ?? []) as string[]) checkFilePattern(pattern);
+    for (const pattern of (options.llmInt8SkipModules ?? []) as string[]) checkSkipPattern(pattern);
     const known: readonly string[] = [...Object.values(fileKeys), ...others];
     const unknown = Object.keys(json).filter((key) => !known.includes(key));
     if (unknown.length > 0) {

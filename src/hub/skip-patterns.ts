@@ -1,18 +1,29 @@
 // Which modules stay unquantized, as transformers resolves it: a module stays if a pattern matches its path from the
 // start, as a regular expression, or if its path ends with the pattern as it stands.
 import { BnbError } from "../tensor/errors.js";
+import { linearPattern } from "./linear-pattern.js";
 
 const MAX_PATTERN = 256;
 
 /**
- * Throws ERR_BNB_FORMAT for a pattern that a file must not bring along: a long one, or one with a quantifier on a group
- * that contains a quantifier, whose matching may take for ever. With `op`, a pattern of its options: ERR_BNB_OPTION.
+ * Throws ERR_BNB_FORMAT for a pattern that a file must not bring along: a long one, or one that cannot be matched in a time
+ * that grows with the path alone.
  */
-export function checkFilePattern(pattern: string, op?: string): void {
+export function checkSkipPattern(pattern: string): void {
   const fail = (what: string): never => {
     const shown = JSON.stringify(pattern.slice(0, 40));
-    if (op) throw new BnbError("ERR_BNB_OPTION", `${op}: the pattern ${shown} ${what}`);
     throw new BnbError("ERR_BNB_FORMAT", `quantization_config: the pattern ${shown} of llm_int8_skip_modules ${what}`);
+  };
+  if (pattern.length > MAX_PATTERN) fail(`has ${pattern.length} characters, at most ${MAX_PATTERN} may be`);
+  if (regexOf(pattern) === undefined) fail("must be a regular expression");
+  if (!linearPattern(pattern)) fail("must not look around or back, nor repeat thousands of times");
+}
+
+/** Throws ERR_BNB_OPTION for a pattern of the options of `op` whose matching may take for ever, as far as is easily seen. */
+export function checkFilePattern(pattern: string, op: string): void {
+  const fail = (what: string): never => {
+    const shown = JSON.stringify(pattern.slice(0, 40));
+    throw new BnbError("ERR_BNB_OPTION", `${op}: the pattern ${shown} ${what}`);
   };
   if (pattern.length > MAX_PATTERN) fail(`has ${pattern.length} characters, at most ${MAX_PATTERN} may be`);
   if (hasNestedQuantifier(pattern)) fail("must have no quantifier on a group that contains one");
@@ -48,13 +59,14 @@ function regexOf(pattern: string): RegExp | undefined {
 
 /** A test of module paths, and of what the patterns matched. */
 export class SkipList {
-  readonly #patterns: { text: string; regex: RegExp; matched: boolean }[];
+  readonly #patterns: { text: string; matches: (path: string) => boolean; matched: boolean }[];
 
   /** Throws ERR_BNB_OPTION for a pattern that is no regular expression. */
   constructor(patterns: readonly string[]) {
     this.#patterns = patterns.map((text) => {
       const regex = regexOf(text);
-      if (regex) return { text, regex, matched: false };
+      // The caller's own may be more than a file's.
+      if (regex) return { text, matches: linearPattern(text) ?? ((path) => regex.test(path)), matched: false };
       const rule = "BitsAndBytesConfig: each of llmInt8SkipModules must be a regular expression";
       throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${JSON.stringify(text)}`);
     });
@@ -64,7 +76,7 @@ export class SkipList {
   skips(path: string): boolean {
     let skipped = false;
     for (const pattern of this.#patterns) {
-      if (!pattern.regex.test(path) && !path.endsWith(pattern.text)) continue;
+      if (!pattern.matches(path) && !path.endsWith(pattern.text)) continue;
       pattern.matched = true;
       skipped = true;
     }

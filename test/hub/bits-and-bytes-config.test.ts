@@ -1,10 +1,12 @@
 // BitsAndBytesConfig: Python's defaults, the file's keys in their order, and what is refused; and which modules a skip list
 // names, as transformers resolves it.
 import { readFileSync } from "node:fs";
+import fc from "fast-check";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import type { BitsAndBytesConfigOptions } from "../../src/hub/bits-and-bytes-config.js";
 import { BitsAndBytesConfig } from "../../src/hub/bits-and-bytes-config.js";
 import { parseConfig, quantizationText, withKeys } from "../../src/hub/config-text.js";
+import { linearPattern } from "../../src/hub/linear-pattern.js";
 import { defaultSkips } from "../../src/hub/quantize-linears.js";
 import { SkipList } from "../../src/hub/skip-patterns.js";
 import { LlamaForCausalLM } from "../../src/index.js";
@@ -89,8 +91,13 @@ describe("toJSON and fromJSON", () => {
     [{ load_in_4bit: 1 }, "quantization_config: load_in_4bit must be true or false, got 1"],
     [{ bnb_4bit_quant_type: "int4" }, 'quantization_config: bnb_4bit_quant_type must be one of fp4, nf4, got "int4"'],
     [{ load_in_4bit: true, load_in_8bit: true }, "must not both be true: choose one"],
-    [{ llm_int8_skip_modules: ["(a+)+"] }, "must have no quantifier on a group that contains one"],
-    [{ llm_int8_skip_modules: ["((a|b)*x){2}"] }, "must have no quantifier on a group that contains one"],
+    [{ llm_int8_skip_modules: ["(?=a)a"] }, "must not look around or back, nor repeat thousands of times"],
+    [{ llm_int8_skip_modules: ["(a)\\1"] }, "must not look around or back, nor repeat thousands of times"],
+    [
+      { llm_int8_skip_modules: ["(((){999}){999}){999}"] },
+      "must not look around or back, nor repeat thousands of times",
+    ],
+    [{ llm_int8_skip_modules: ["((a{99}){99}){99}"] }, "must not look around or back, nor repeat thousands of times"],
     [{ llm_int8_skip_modules: ["a".repeat(257)] }, "has 257 characters, at most 256 may be"],
     [{ llm_int8_skip_modules: ["("] }, "must be a regular expression"],
   ])("%j in a file is refused", (json, message) => {
@@ -169,5 +176,42 @@ describe("the skip list", () => {
 
   it("of a user must hold regular expressions", () => {
     expect(() => new SkipList(["["])).toThrow('each of llmInt8SkipModules must be a regular expression, got "["');
+  });
+
+  it.each(["(\\w|\\w|\\.)*!", "([ab.]+)+!", "((.*)*)*!", `${".*".repeat(80)}!`, "(a|b|ab|\\.)*(b\\.|a)*!"])(
+    "takes no time for %j of a file",
+    (pattern) => {
+      const config = BitsAndBytesConfig.fromJSON({ load_in_4bit: true, llm_int8_skip_modules: [pattern] });
+      const list = new SkipList(config.llmInt8SkipModules!);
+      const path = "ab.".repeat(40);
+      expect([list.skips(path), list.skips(`${path}!`)]).toEqual([false, true]);
+    },
+  );
+
+  it("matches from the start as regular expressions do", () => {
+    const atom = fc.constantFrom("a", "b", ".", "\\.", "\\d", "\\w", "[ab]", "[^a1]", "[a-]", "1", "-");
+    const times = fc.constantFrom("", "", "*", "+", "?", "{2}", "{1,2}", "{0}", "{2,}", "*?", "{1,2}?");
+    const { pattern } = fc.letrec<{ pattern: string }>((tie) => ({
+      pattern: fc.oneof(
+        { maxDepth: 4 },
+        atom,
+        fc.constantFrom("", "^", "$"),
+        fc.tuple(atom, times).map((parts) => parts.join("")),
+        fc.tuple(tie("pattern"), tie("pattern")).map((parts) => parts.join("")),
+        fc.tuple(tie("pattern"), tie("pattern")).map((parts) => parts.join("|")),
+        fc
+          .tuple(fc.constantFrom("(", "(?:"), tie("pattern"), times)
+          .map(([open, own, more]) => `${open}${own})${more}`),
+      ),
+    }));
+    const text = fc.array(fc.constantFrom("a", "b", ".", "1", "-"), { maxLength: 8 }).map((parts) => parts.join(""));
+    fc.assert(
+      fc.property(pattern, text, (source, path) => {
+        const own = linearPattern(source);
+        expect(own, source).not.toBeNull();
+        expect(own!(path)).toBe(new RegExp(`^(?:${source})`).test(path));
+      }),
+      { seed: 20261128, numRuns: 2000 },
+    );
   });
 });
