@@ -66,6 +66,11 @@ export class ModelCache {
     return join(this.folder, "blobs", hash);
   }
 
+  /** What stands for a file that a commit has not, as huggingface_hub notes it. */
+  absent(commit: string, name: string): string {
+    return join(this.folder, ".no_exist", commit, name);
+  }
+
   ref(revision: string): string {
     return join(this.folder, "refs", ...revision.split("/"));
   }

@@ -66,24 +66,25 @@ async function complete(
 ): Promise<void> {
   if (await exists(blob)) return;
   await makeFolders(dirname(blob));
-  let part = await takePart(blob);
-  while (part === null) {
+  let own = await takePart(blob);
+  while (own === null) {
     throwIfAborted(requests.signal);
     await wait(requests.retryDelay ?? 500);
-    if (await exists(blob)) return;
-    part = await takePart(blob);
+    own = await takePart(blob);
   }
-  const own = part;
+  const part = own;
   try {
+    // Another process may have had the last part until now.
+    if (await exists(blob)) return await removeParts(blob, part);
     await withRetries(url, requests, (progress) =>
-      transfer(url, own, content, requests, (bytes) => {
+      transfer(url, part, content, requests, (bytes) => {
         progress();
         onBytes(bytes, content.size);
       }),
     );
-    await rename(own, blob);
+    await rename(part, blob);
   } catch (error) {
-    await leavePart(blob, own);
+    await leavePart(blob, part);
     throw error;
   }
   await removeParts(blob);

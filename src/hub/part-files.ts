@@ -49,9 +49,11 @@ export async function leavePart(blob: string, part: string): Promise<void> {
   else await rm(part, { force: true });
 }
 
-/** The blob is whole: what others had of it is of no use. */
-export async function removeParts(blob: string): Promise<void> {
-  for (const { path, state } of await partsOf(blob)) if (state !== "alive") await rm(path, { force: true });
+/** The blob is whole: `own` is of no use any more, and what others had of it. */
+export async function removeParts(blob: string, own?: string): Promise<void> {
+  for (const { path, state } of await partsOf(blob)) {
+    if (state !== "alive" || path === own) await rm(path, { force: true });
+  }
 }
 
 async function partsOf(blob: string): Promise<Part[]> {

@@ -48,8 +48,10 @@ export async function resolveModel(name: string, needs: Needs, options: ResolveO
   const settings = await hubSettings();
   const cache = new ModelCache(settings.cache, name);
   const known = await cache.commitOf(revision);
-  if (known !== undefined && (await isComplete(cache.snapshot(known), needs))) return cache.snapshot(known);
-  if (options.offline ?? settings.offline) {
+  const isOffline = options.offline ?? settings.offline;
+  const isThere = known !== undefined && (await isComplete(cache.snapshot(known), needs));
+  if (isThere && (isOffline || needs !== "model" || (await isAccompanied(cache, known)))) return cache.snapshot(known);
+  if (isOffline) {
     const why = options.offline ? "it is no folder and nothing is downloaded for this" : "HF_HUB_OFFLINE is set";
     const rule = `the cache at ${settings.cache} must hold it, as ${why}`;
     throw new BnbError("ERR_BNB_FILE", `${name}: ${rule}, and files of revision ${revision} are missing there`);
@@ -62,6 +64,10 @@ export async function resolveModel(name: string, needs: Needs, options: ResolveO
     ...(retryDelay !== undefined && { retryDelay }),
   };
   try {
+    if (isThere) {
+      await accompany(cache, name, known, { ...requests, retryDelay: 0 }, options);
+      return cache.snapshot(known);
+    }
     return await fetchSnapshot(cache, name, revision, needs, requests, options);
   } catch (cause) {
     if (!(cause instanceof Error && "syscall" in cause)) throw cause;
@@ -91,14 +97,57 @@ async function isComplete(snapshot: string, needs: Needs): Promise<boolean> {
   return (await has(SINGLE)) || has(PICKLE);
 }
 
+/** Which of a model's small files tell whether all are there: Python fetches each when it is first used. */
+const signs = ["tokenizer.json", "generation_config.json", "modules.json"];
+
+async function isAccompanied(cache: ModelCache, commit: string): Promise<boolean> {
+  const isKnown = async (name: string): Promise<boolean> =>
+    (await exists(join(cache.snapshot(commit), name))) || exists(cache.absent(commit, name));
+  return (await Promise.all(signs.map(isKnown))).every(Boolean);
+}
+
+/** Brings the small files beside weights that are there; without the hub it has to do without. */
+async function accompany(
+  cache: ModelCache,
+  id: string,
+  commit: string,
+  requests: HubRequests,
+  options: ResolveOptions,
+): Promise<void> {
+  try {
+    const { files } = await listFiles(id, commit, requests);
+    await fetchSmall(cache, { id, commit, files }, requests, options);
+  } catch (error) {
+    if (!(error instanceof BnbError && error.code === "ERR_BNB_FILE")) throw error;
+  }
+}
+
+/** All that a model has beside its weights, and a note of what it has not. */
+async function fetchSmall(
+  cache: ModelCache,
+  { id, commit, files }: { readonly id: string; readonly commit: string; readonly files: readonly string[] },
+  requests: HubRequests,
+  { onDownload }: ResolveOptions,
+): Promise<void> {
+  for (const name of files.filter((file) => tokenizerFiles.test(file) || modelFiles.test(file))) {
+    await downloadFile(cache, { id, commit, name }, requests, (bytes, total) => onDownload?.(name, bytes, total));
+  }
+  for (const name of signs.filter((sign) => !files.includes(sign))) {
+    const note = cache.absent(commit, name);
+    await makeFolders(dirname(note));
+    await writeFile(note, "");
+  }
+}
+
 async function fetchSnapshot(
   cache: ModelCache,
   id: string,
   revision: string,
   needs: Needs,
   requests: HubRequests,
-  { onDownload }: ResolveOptions,
+  options: ResolveOptions,
 ): Promise<string> {
+  const { onDownload } = options;
   const { commit, files } = await listFiles(id, revision, requests);
   const download = (name: string): Promise<string> =>
     downloadFile(cache, { id, commit, name }, requests, (bytes, total) => onDownload?.(name, bytes, total));
@@ -115,11 +164,11 @@ async function fetchSnapshot(
     for (const name of adapterFiles) await download(name);
   }
   // Weights last: a snapshot that has them is complete.
-  if (needs === "model" || needs === "tokenizer") {
+  if (needs === "tokenizer") {
     for (const name of files.filter((file) => tokenizerFiles.test(file))) await download(name);
   }
   if (needs === "model") {
-    for (const name of files.filter((file) => modelFiles.test(file))) await download(name);
+    await fetchSmall(cache, { id, commit, files }, requests, options);
     const index = [INDEX, SINGLE, PICKLE_INDEX, PICKLE].find((name) => files.includes(name));
     if (index === undefined) {
       const gguf = files.some((file) => file.endsWith(".gguf")) ? "; its GGUF files are llama.cpp's own" : "";

@@ -1,21 +1,15 @@
 // Models by their id: from the cache that Hugging Face's libraries share, else from a hub, here one on this machine that
 // drops connections, refuses, and lies.
-import { spawn } from "node:child_process";
 import {
-  closeSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
-  openSync,
   readdirSync,
   readFileSync,
   readlinkSync,
-  renameSync,
   rmSync,
   statSync,
-  utimesSync,
   writeFileSync,
-  writeSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -117,6 +111,47 @@ describe("a model that the cache lacks", () => {
     const folder = await resolve();
     for (const name of files) expect(readFileSync(join(folder, name), "utf8")).toBe("{}");
     expect(existsSync(join(folder, "2_Dense"))).toBe(false);
+  });
+
+  it("of which Python fetched the weights alone is completed, once and where the hub is there", async () => {
+    for (const name of ["config.json", "generation_config.json", "modules.json", "1_Pooling/config.json"]) {
+      hub.files.set(name, Buffer.from("{}"));
+    }
+    const folder = await resolve();
+    const small = ["tokenizer.json", "generation_config.json", "modules.json", "1_Pooling/config.json"];
+    const lose = (): void => {
+      for (const name of small) rmSync(join(folder, name));
+      rmSync(join(folder, "../../.no_exist"), { recursive: true, force: true });
+    };
+    lose();
+    hub.takeSeen();
+    hub.next(/^GET \/api/, status(500), 5);
+    expect(await resolve()).toBe(folder);
+    vi.stubEnv("HF_HUB_OFFLINE", "1");
+    expect(await resolve()).toBe(folder);
+    vi.stubEnv("HF_HUB_OFFLINE", undefined);
+    expect(small.some((name) => existsSync(join(folder, name)))).toBe(false);
+    hub.takeSeen();
+    // The branch may have gone on: what belongs to these weights is asked for.
+    expect(await resolve()).toBe(folder);
+    for (const name of small) expect(readFileSync(join(folder, name))).toEqual(hub.files.get(name));
+    const seen = hub.takeSeen();
+    expect(seen[0]).toBe(`GET /api/models/org/model/revision/${hub.commit}`);
+    expect(seen.filter((line) => /safetensors/.test(line))).toEqual([]);
+    await resolve();
+    expect(hub.takeSeen()).toEqual([]);
+    // A model that has none of them is asked about once.
+    lose();
+    for (const name of small) hub.files.delete(name);
+    for (const requests of [1, 0]) {
+      await resolve();
+      expect(hub.takeSeen()).toHaveLength(requests);
+    }
+    expect(readdirSync(join(folder, "../../.no_exist", hub.commit)).sort()).toEqual([
+      "generation_config.json",
+      "modules.json",
+      "tokenizer.json",
+    ]);
   });
 
   it("for its tokenizer comes without weights", async () => {
@@ -221,90 +256,6 @@ describe("a transfer that breaks off", () => {
       expect(readAll(await resolve()).equals(weights)).toBe(true);
       expect(hub.faults).toEqual([]);
     }
-  });
-});
-
-describe("a file that two processes want", () => {
-  const folder = () => join(home, "hub", "models--org--model", "blobs");
-  const parts = () => blobs().filter((name) => name.endsWith(".incomplete"));
-  const part = () => join(folder(), parts()[0]!);
-  /** What another process has of this module. */
-  const other = async (): Promise<typeof resolve> => {
-    vi.resetModules();
-    const { resolveModel: own } = await import("../../src/hub/resolve.js");
-    return (options = {}, needs = "model") => own(hub.id, needs, { retryDelay: 1, ...options });
-  };
-  /** Leaves the first 100,000 bytes, in a file whose name is changed. */
-  const leave = async (rename: (name: string) => string): Promise<void> => {
-    const abort = new AbortController();
-    hub.next(getWeights, dropAfter(weights, 100_000));
-    const onDownload = (_: string, bytes: number) => void (bytes === 100_000 && abort.abort());
-    await expect(resolve({ signal: abort.signal, onDownload })).rejects.toMatchObject({ code: "ERR_BNB_ABORTED" });
-    const [name] = parts();
-    renameSync(join(folder(), name!), join(folder(), rename(name!)));
-    hub.takeSeen();
-  };
-  const ofPid = (pid: number) => (name: string) => name.replace(/-0-/, `-${pid}-`);
-  const old = new Date(Date.now() - 150_000);
-
-  it("is transferred by one, for which the other waits", async () => {
-    let goOn = (): void => {};
-    hub.next(getWeights, (_, response) => {
-      response.writeHead(200, { "content-length": weights.length }).write(weights.subarray(0, 100_000));
-      goOn = () => response.end(weights.subarray(100_000));
-    });
-    const first = resolve();
-    await vi.waitUntil(() => existsSync(folder()) && parts().some((name) => statSync(join(folder(), name)).size > 0));
-    const second = (await other())();
-    await new Promise((resolve) => setTimeout(resolve, 50));
-    goOn();
-    expect(await second).toBe(await first);
-    expect(readAll(await first).equals(weights)).toBe(true);
-    expect(hub.takeSeen().filter((line) => getWeights.test(line))).toHaveLength(1);
-    expect(parts()).toEqual([]);
-  });
-
-  it("is completed by one where the other has died", async () => {
-    const dead = spawn(process.execPath, ["--version"]);
-    await new Promise((resolve) => dead.once("close", resolve));
-    await leave(ofPid(dead.pid!));
-    expect(readAll(await resolve()).equals(weights)).toBe(true);
-    expect(hub.takeSeen().filter((line) => getWeights.test(line))).toEqual([
-      "GET /cdn/model.safetensors bytes=100000-",
-    ]);
-    expect(parts()).toEqual([]);
-  });
-
-  it.each([
-    ["one of this package", ofPid(process.pid)],
-    ["Python's", (name: string) => name.replace(/\..*\./, ".")],
-  ])("is completed beside what a process that no longer writes has of it: %s", async (_, rename) => {
-    await leave(rename);
-    utimesSync(part(), old, old);
-    // It wakes up later, and writes on.
-    const asleep = openSync(part(), "a");
-    expect(readAll(await resolve()).equals(weights)).toBe(true);
-    writeSync(asleep, "more");
-    closeSync(asleep);
-    expect(readAll(await resolve()).equals(weights)).toBe(true);
-    expect(hub.takeSeen().filter((line) => getWeights.test(line))).toEqual([
-      "GET /cdn/model.safetensors bytes=100000-",
-    ]);
-    expect(parts()).toEqual([]);
-  });
-
-  it("is not taken for whole when something else writes into it", async () => {
-    hub.next(getWeights, (_, response) => {
-      response.writeHead(200, { "content-length": weights.length }).write(weights.subarray(0, 100_000));
-      void vi
-        .waitUntil(() => statSync(part()).size > 0)
-        .then(() => {
-          writeFileSync(part(), "more", { flag: "a" });
-          response.end(weights.subarray(100_000));
-        });
-    });
-    expect(readAll(await resolve()).equals(weights)).toBe(true);
-    expect(hub.takeSeen().filter((line) => getWeights.test(line))).toHaveLength(2);
   });
 });
 
