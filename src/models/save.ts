@@ -14,6 +14,8 @@ import { isFloat } from "../tensor/dtype.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { CausalLM } from "./causal-lm.js";
+import { Encoder } from "./encoder.js";
+import { embedFiles } from "./sentence-transformers.js";
 import type { Placement, SavedTensor } from "./text-model.js";
 import { TextModel } from "./text-model.js";
 
@@ -54,11 +56,12 @@ const aModel = anInstance(() => Module, "a model");
 
 /** Files of a model beside its weights, which are copied along. */
 const companions =
-  /^(generation_config\.json|tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|spiece\.model|chat_template\.(jinja|json))$/;
+  /^((generation_config|config_sentence_transformers)\.json|tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|spiece\.model|chat_template\.(jinja|json))$/;
 
 /**
  * Saves a model that `fromPretrained` or `fromConfig` made, or a `LlamaForCausalLM` of floats: weights as they are,
- * quantized ones with their statistics, config.json with its quantization_config, and the files of the tokenizer. Files
+ * quantized ones with their statistics, config.json with its quantization_config, the files of the tokenizer, and an encoder's `embedDefaults` as
+ * sentence-transformers reads them. Files
  * get their names when all are complete. A model that was only loaded gives the bytes that it came from. Of one whose
  * layers wait in host memory or on disk, one layer at a time is brought; it may go on generating.
  *
@@ -108,6 +111,11 @@ export async function stagePretrained(
     placement?.release();
   }
   await files.write(join(folder, "config.json"), (file) => file.writeFile(configOf(origin)));
+  if (model instanceof Encoder && Object.keys(model.embedDefaults).length > 0) {
+    for (const [name, text] of embedFiles(model.embedDefaults, model.config.hiddenSize)) {
+      await files.write(join(folder, name), (file) => file.writeFile(text));
+    }
+  }
   if (from !== null) for (const name of others) await files.copy(join(from, name), join(folder, name));
 }
 

@@ -11,6 +11,7 @@ import {
   BitsAndBytesConfig,
   hub,
   memory,
+  savePretrained,
   tensor,
   tidy,
 } from "../../src/index.js";
@@ -348,6 +349,62 @@ describe("texts", () => {
     );
     await expect(model.embed("x", { pooling: "max" as never })).rejects.toThrow("embed: pooling must be one of");
     model.dispose();
+  });
+
+  it("become the same vectors once the model was saved", async () => {
+    const model = await AutoModel.fromPretrained(folder("bert", "to-be-saved"));
+    const texts = ["the cat sits", "a dog is a dog runs"];
+    for (const [i, own] of [
+      { pooling: "first", normalize: true, maxLength: 6 } as const,
+      { pooling: "last", normalize: false } as const,
+      { pooling: "mean", normalize: true } as const,
+    ].entries()) {
+      model.embedDefaults = own;
+      const path = join(root, `saved-${i}`);
+      await savePretrained(model, path);
+      const again = await AutoModel.fromPretrained(path);
+      expect(again.embedDefaults).toEqual(own);
+      using vectors = await model.embed(texts);
+      using others = await again.embed(texts);
+      expect(others.floatsSync()).toEqual(vectors.floatsSync());
+      const json = (name: string) => JSON.parse(readFileSync(join(path, name), "utf8")) as unknown;
+      // The kind of a module, and where its files are, as sentence-transformers loads it.
+      const modules = json("modules.json") as { idx: number; name: string; path: string; type: string }[];
+      expect(modules.map(({ type }) => type)).toEqual(
+        ["Transformer", "Pooling", "Normalize"]
+          .slice(0, own.normalize ? 3 : 2)
+          .map((kind) => `sentence_transformers.models.${kind}`),
+      );
+      expect(modules.map(({ idx, name }) => [idx, name])).toEqual(modules.map((_, k) => [k, String(k)]));
+      expect(json(`${modules[1]!.path}/config.json`)).toEqual({
+        word_embedding_dimension: 32,
+        pooling_mode_cls_token: own.pooling === "first",
+        pooling_mode_mean_tokens: own.pooling === "mean",
+        pooling_mode_lasttoken: own.pooling === "last",
+      });
+      again.dispose();
+    }
+    model.dispose();
+  });
+
+  it.each([
+    [
+      [{ path: "2_Dense", type: "sentence_transformers.models.Dense" }],
+      "ERR_BNB_UNSUPPORTED",
+      'modules must be of Transformer, Pooling, Normalize, Dropout, got "sentence_transformers.models.Dense"',
+    ],
+    [[{ path: "1_Pooling" }], "ERR_BNB_FORMAT", "modules.json: a module must have type and path, got"],
+    [
+      [{ path: "../x", type: "sentence_transformers.models.Pooling" }],
+      "ERR_BNB_FORMAT",
+      'modules.json: the path of Pooling must be a name of letters and digits, got "../x"',
+    ],
+  ])("have no vector where modules are not known: %j", async (modules, code, message) => {
+    const path = folder("bert", `modules-${code}-${modules[0]!.path.replaceAll(/\W/g, "")}`);
+    writeFileSync(join(path, "modules.json"), JSON.stringify(modules));
+    const loading = AutoModel.fromPretrained(path);
+    await expect(loading).rejects.toThrow(message);
+    await expect(loading).rejects.toMatchObject({ code });
   });
 
   it("many of them go in several batches", async () => {
