@@ -48,9 +48,34 @@ const operations = {
     }
     return { text: compiled.render(variables) };
   },
+  /** Bytes of tokens, each alone: a part of a character has no text. */
+  bytesEach: (_text, ids) => ({ value: Array.from(ids, bytesOf) }),
   tokenToId: (token) => ({ value: vocabulary.get(token) ?? null }),
   idToToken: (_text, _ids, { id }) => ({ value: tokenizer.id_to_token(id) ?? null }),
 };
+
+const decoders = JSON.stringify(description.decoder ?? {});
+const isByteLevel = decoders.includes('"ByteLevel"');
+const isFallback = /"(ByteFallback|Metaspace)"/.test(decoders);
+const added = new Map((description.added_tokens ?? []).map(({ id, content }) => [id, content]));
+
+/** The bytes that characters of byte-level tokens stand for: those that can be seen are themselves, others follow at 256. */
+const byteOf = new Map();
+for (let byte = 0, others = 0; byte < 256; byte++) {
+  const isSeen = (byte > 32 && byte < 127) || (byte > 160 && byte !== 173);
+  byteOf.set(String.fromCodePoint(isSeen ? byte : 256 + others++), byte);
+}
+
+function bytesOf(id) {
+  const token = tokenizer.id_to_token(id);
+  if (token == null) return [];
+  const plain = (text) => [...Buffer.from(text, "utf8")];
+  if (added.has(id)) return plain(added.get(id));
+  if (isByteLevel) return [...token].flatMap((character) => byteOf.get(character) ?? plain(character));
+  const [, hex] = /^<0x([0-9A-F]{2})>$/.exec(token) ?? [];
+  if (isFallback && hex) return [Number.parseInt(hex, 16)];
+  return plain(isFallback ? token.replaceAll("\u2581", " ") : decoded([id], false));
+}
 
 /** Special tokens that a model writes. */
 const written = new Set(["[TOOL_CALLS]", "[CALL_ID]", "[ARGS]", "<|python_tag|>", "<tool_call>", "</tool_call>"]);
@@ -61,9 +86,7 @@ function vocabularyFor() {
   const tokens = [];
   for (const [token, id] of vocabulary) tokens[id] = token;
   for (const { id } of special) tokens[id] = "";
-  const decoders = JSON.stringify(description.decoder ?? {});
-  const isFallback = /"(ByteFallback|Metaspace)"/.test(decoders);
-  const type = decoders.includes('"ByteLevel"') ? "byte_level" : isFallback ? "byte_fallback" : "raw";
+  const type = isByteLevel ? "byte_level" : isFallback ? "byte_fallback" : "raw";
   return { tokens: Array.from(tokens, (token) => token ?? ""), type };
 }
 

@@ -210,6 +210,11 @@ export class Tokenizer implements Disposable {
     }
   }
 
+  /** @internal The bytes of each token, which may be a part of a character. */
+  async bytesOf(ids: readonly number[]): Promise<number[][]> {
+    return (await this.#call("bytesEach", "", {}, Int32Array.from(ids))).value as number[][];
+  }
+
   /** The id of a token as it stands in the vocabulary, or null. */
   async tokenToId(token: string): Promise<number | null> {
     checkArgument("tokenToId", "token", token, aString);

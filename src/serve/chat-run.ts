@@ -5,8 +5,8 @@ import type { ChatMessage, Tokenizer } from "../hub/index.js";
 import type { Call } from "./call.js";
 import { compileFormat } from "./response-format.js";
 import type { Served } from "./served.js";
-import type { TextRequest } from "./text-request.js";
-import { runTexts, tokenText } from "./text-request.js";
+import type { TextRequest, ToldToken } from "./text-request.js";
+import { runTexts, toldTokens } from "./text-request.js";
 import type { Delta } from "./tools/call-parser.js";
 import { CallParser } from "./tools/call-parser.js";
 import type { ToolDialect } from "./tools/dialect.js";
@@ -87,14 +87,8 @@ async function markersOf(tokenizer: Tokenizer, { markers }: ToolDialect): Promis
 /** Log-probabilities of tokens, as the API tells them; null where they were not asked for. */
 export async function logprobsOf({ tokenizer }: Served, tokens: readonly Next[], { logprobs }: TextRequest) {
   if (logprobs === null) return null;
-  const entry = async (id: number, logprob: number) => ({ ...(await tokenText(tokenizer, id)), logprob });
-  const content = await Promise.all(
-    tokens.map(async ({ id, logprob, bestIds, bestLogprobs }) => ({
-      ...(await entry(id, logprob)),
-      top_logprobs: await Promise.all(
-        [...bestIds.subarray(0, logprobs)].map((other, i) => entry(other, bestLogprobs[i] as number)),
-      ),
-    })),
-  );
+  const entry = ({ token, bytes, logprob }: ToldToken) => ({ token, bytes, logprob });
+  const told = await toldTokens(tokenizer, tokens, logprobs);
+  const content = told.map((one) => ({ ...entry(one), top_logprobs: one.likeliest.map(entry) }));
   return { content, refusal: null };
 }

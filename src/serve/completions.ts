@@ -8,7 +8,7 @@ import { newId, now } from "./ids.js";
 import { compileFormat } from "./response-format.js";
 import type { Served } from "./served.js";
 import type { Piece, TextRequest } from "./text-request.js";
-import { readIds, readTextRequest, runTexts, tokenText, usageOf } from "./text-request.js";
+import { readIds, readTextRequest, runTexts, toldTokens, usageOf } from "./text-request.js";
 
 export async function completions(fields: Fields, served: Served, call: Call): Promise<void> {
   const prompts = await readPrompts(fields, served, call);
@@ -103,16 +103,18 @@ async function logprobsOf(
   { logprobs }: TextRequest,
 ) {
   if (logprobs === null) return null;
-  const text = async (id: number): Promise<string> => (await tokenText(tokenizer, id)).token;
+  const told = await toldTokens(tokenizer, tokens, logprobs);
   return {
-    tokens: await Promise.all(tokens.map(({ id }) => text(id))),
-    token_logprobs: tokens.map(({ logprob }) => logprob),
-    top_logprobs: await Promise.all(
-      tokens.map(async ({ bestIds, bestLogprobs }) => {
-        const best = [...bestIds.subarray(0, logprobs)];
-        return Object.fromEntries(await Promise.all(best.map(async (id, i) => [await text(id), bestLogprobs[i]])));
-      }),
-    ),
+    tokens: told.map(({ token }) => token),
+    token_logprobs: told.map(({ logprob }) => logprob),
+    // By their texts, of which the likelier counts; the token that came is always there.
+    top_logprobs: told.map((one) => {
+      const byText = new Map<string, number>();
+      for (const { token, logprob } of [...one.likeliest, one]) {
+        if (!byText.has(token)) byText.set(token, logprob);
+      }
+      return Object.fromEntries(byText);
+    }),
     text_offset: offsets,
   };
 }

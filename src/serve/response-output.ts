@@ -48,9 +48,11 @@ export class ResponseOutput {
     yield { ...event, logprobs };
   }
 
-  /** The events of the end; `isWhole`: there was nothing more to come. */
-  *end(isWhole: boolean): Generator<object> {
+  /** The events of the end; `isWhole`: there was nothing more to come. `logprobs`: of tokens without a text. */
+  *end(isWhole: boolean, logprobs: readonly object[]): Generator<object> {
     if (this.items.length === 0) yield* this.#begin();
+    const last = this.items.at(-1);
+    if (last?.type === "message") last.content[0].logprobs.push(...logprobs);
     yield* this.#close(isWhole ? "completed" : "incomplete");
   }
 

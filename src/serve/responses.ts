@@ -63,17 +63,20 @@ export async function responses(fields: Fields, served: Served, call: Call): Pro
   const output = new ResponseOutput(tools?.dialect.newId);
   let made = 0;
   let finish: string | null = null;
+  /** Of tokens whose text is yet to come. */
+  let logprobs: object[] = [];
   for await (const piece of pieces) {
     const { next, deltas } = piece;
     if (next) made++;
-    const logprobs = await told(served, next, request);
-    for (const [i, delta] of deltas.entries()) {
-      for (const event of output.add(delta, i === 0 ? logprobs : [])) await send(event);
+    logprobs.push(...(await told(served, next, request)));
+    for (const delta of deltas) {
+      for (const event of output.add(delta, logprobs)) await send(event);
+      logprobs = [];
     }
     finish = piece.finish ?? finish;
   }
   const isWhole = finish !== "length";
-  for (const event of output.end(isWhole)) await send(event);
+  for (const event of output.end(isWhole, logprobs)) await send(event);
   const usage = usageOf([prompt], made, call);
   const response = {
     ...head,

@@ -217,10 +217,34 @@ async function* pieces(
   }
 }
 
-/** The text of a token, and its bytes. */
-export async function tokenText(tokenizer: Tokenizer, id: number): Promise<{ token: string; bytes: number[] }> {
-  const token = id < tokenizer.vocabSize ? await tokenizer.decode([id]) : "";
-  return { token, bytes: [...Buffer.from(token, "utf8")] };
+/** A token, and what it stands for; a part of a character has no text of its own. */
+export interface ToldToken {
+  readonly id: number;
+  readonly token: string;
+  readonly bytes: readonly number[];
+  readonly logprob: number;
+}
+
+/** Tokens with their log-probabilities, and at most `best` of the likeliest that may stand in their places. */
+export async function toldTokens(
+  tokenizer: Tokenizer,
+  tokens: readonly Next[],
+  best: number,
+): Promise<(ToldToken & { readonly likeliest: readonly ToldToken[] })[]> {
+  // Those that a grammar or a rule forbids have no probability, and fill what is left.
+  const others = tokens.map(({ bestIds, bestLogprobs }) =>
+    Array.from(bestIds, (id, i) => ({ id, logprob: bestLogprobs[i] as number }))
+      .filter(({ id, logprob }) => id >= 0 && Number.isFinite(logprob))
+      .slice(0, best),
+  );
+  const all = [...new Set([...tokens, ...others.flat()].map(({ id }) => id))];
+  const known = all.filter((id) => id < tokenizer.vocabSize);
+  const bytes = new Map((await tokenizer.bytesOf(known)).map((own, i) => [known[i], own]));
+  const told = ({ id, logprob }: { id: number; logprob: number }): ToldToken => {
+    const own = bytes.get(id) ?? [];
+    return { id, token: Buffer.from(own).toString("utf8"), bytes: own, logprob };
+  };
+  return tokens.map((next, i) => ({ ...told(next), likeliest: (others[i] as (typeof others)[number]).map(told) }));
 }
 
 /** What a request took. */

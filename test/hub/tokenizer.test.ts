@@ -233,3 +233,25 @@ describe("what is refused", () => {
     }
   });
 });
+
+it.each([
+  ["of bytes", "ByteLevel", { Ġthe: [0x20, 0x74, 0x68, 0x65], Ã: [0xc3], "©": [0xa9], Ċ: [10], Ń: [0xad] }],
+  [
+    "of SentencePiece",
+    "ByteFallback",
+    { "▁the": [0x20, 0x74, 0x68, 0x65], "<0xC3>": [0xc3], é: [0xc3, 0xa9], "<0xC": [0x3c, 0x30, 0x78, 0x43] },
+  ],
+])("tells the bytes of tokens %s", async (_, decoder, tokens) => {
+  const names = [...Object.keys(tokens), "<0xA9>"];
+  const vocab = Object.fromEntries(names.map((token, id) => [token, id]));
+  const end = { id: names.length, content: "<end>", special: true, normalized: false };
+  const flags = { single_word: false, lstrip: false, rstrip: false };
+  const json = {
+    ...{ version: "1.0", added_tokens: [{ ...end, ...flags }], normalizer: null, pre_tokenizer: null },
+    ...{ post_processor: null, decoder: { type: decoder }, model: { type: "BPE", vocab, merges: [], unk_token: null } },
+  };
+  const own = await Tokenizer.fromPretrained(withFiles({ "tokenizer.json": JSON.stringify(json) }));
+  const ids = [...Object.keys(tokens).keys(), names.length];
+  expect(await own.bytesOf(ids)).toEqual([...Object.values(tokens), [...Buffer.from("<end>")]]);
+  own.dispose();
+});

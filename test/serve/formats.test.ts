@@ -29,6 +29,20 @@ const format = { type: "json_schema", json_schema: { name: "person", strict: tru
 const drawn = { model: "tiny", temperature: 2, max_tokens: 300, logit_bias: biasOfBytes } as const;
 const messages = [{ role: "user", content: "Who?" }] as const;
 
+it("log-probabilities tell of what the format allows", async () => {
+  const { choices } = await tiny.client.chat.completions.create({
+    ...{ model: "tiny", messages: [{ role: "user", content: "Hi" }], max_tokens: 12, seed: 3 },
+    ...{ logprobs: true, top_logprobs: 20, response_format: { type: "json_object" } },
+  });
+  const content = choices[0]!.logprobs!.content!;
+  expect(content[0]!.top_logprobs.map(({ token }) => token)).toEqual(["{"]);
+  for (const { logprob, top_logprobs } of content) {
+    expect(top_logprobs.length).toBeGreaterThan(0);
+    for (const one of [logprob, ...top_logprobs.map((other) => other.logprob)]) expect(one).toBeLessThanOrEqual(0);
+    expect(top_logprobs.every((other) => typeof other.logprob === "number")).toBe(true);
+  }
+});
+
 describe("a schema", () => {
   it("is kept in chats, streamed and not, several at once", async () => {
     const validate = new Ajv().compile(schema);

@@ -112,6 +112,17 @@ describe("a response", () => {
 
   it("tells log-probabilities where they are included", async () => {
     const include = ["message.output_text.logprobs"];
+    // Characters of two bytes, some of which never come: tokens without a text of their own.
+    for (const [seed, ids] of [[0xc3, 0xa9], [0xc3, 0xa9, 0x41], [0xc3]].entries()) {
+      const bias = Object.fromEntries(ids.map((id) => [id, 60]));
+      const pieces = { input: "Hi", max_output_tokens: 40, include, logit_bias: bias, seed };
+      const { output, usage } = await ask(pieces);
+      const [message] = output as [OpenAI.Responses.ResponseOutputMessage];
+      const [part] = message.content as [OpenAI.Responses.ResponseOutputText];
+      const bytes = part.logprobs!.flatMap((one) => one.bytes);
+      expect(part.logprobs).toHaveLength(usage!.output_tokens);
+      expect(Buffer.from(bytes).toString()).toBe(part.text);
+    }
     const one = await ask({ input: "Hi", max_output_tokens: 6, include, top_logprobs: 2 });
     const [message] = one.output;
     if (message?.type !== "message" || message.content[0]?.type !== "output_text") throw new Error(message?.type);

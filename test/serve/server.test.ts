@@ -124,7 +124,10 @@ describe("chat completions", () => {
     const content = whole.choices[0]!.logprobs!.content!;
     expect(content.map(({ logprob }) => logprob)).toEqual(want!.logprobs!.map(({ logprob }) => logprob));
     for (const [i, { token, bytes, top_logprobs }] of content.entries()) {
-      expect(bytes).toEqual([...Buffer.from(token)]);
+      // Each byte is a token, the end of a text is another.
+      const id = want!.tokens[i]!;
+      expect(bytes).toEqual(id < 256 ? [id] : [...Buffer.from(token)]);
+      expect(token).toBe(Buffer.from(bytes!).toString());
       expect(top_logprobs.map(({ logprob }) => logprob)).toEqual(
         want!.logprobs![i]!.best.map(({ logprob }) => logprob),
       );
@@ -221,6 +224,27 @@ describe("completions", () => {
     expect(tokens).toHaveLength(want!.tokens.length);
     expect(text_offset![0]).toBe(0);
     expect(Math.max(...text_offset!)).toBeLessThanOrEqual(choices[0]!.text.length);
+  });
+
+  it("tell of tokens without a text of their own, the likelier of two that look alike, and always the one that came", async () => {
+    const halves = Object.fromEntries(Array.from({ length: 64 }, (_, i) => [0xc0 + i, 50]));
+    const options = { ...drawn, prompt: "A bit", logit_bias: halves };
+    const [want] = await model.complete("A bit", { ...drawnHere, logitBias: halves, logprobs: 5 });
+    for (const logprobs of [0, 5]) {
+      const { choices } = await client.completions.create({ ...options, logprobs });
+      const { top_logprobs, token_logprobs } = choices[0]!.logprobs!;
+      for (const [i, told] of want!.logprobs!.entries()) {
+        const best = logprobs === 0 ? told.logprob : told.best[0]!.logprob;
+        expect([told.id >= 0xc0, top_logprobs![i], token_logprobs![i]]).toEqual([
+          true,
+          { "\ufffd": best },
+          told.logprob,
+        ]);
+      }
+    }
+    const plain = await client.completions.create({ ...drawn, prompt: "A bit", logprobs: 0 });
+    const { tokens, top_logprobs, token_logprobs } = plain.choices[0]!.logprobs!;
+    expect(top_logprobs).toEqual(tokens!.map((token, i) => ({ [token]: token_logprobs![i] })));
   });
 
   it("refuse what is wrong", async () => {
