@@ -7,7 +7,7 @@ import { logprobsOf, startChat } from "./chat-run.js";
 import type { Fields } from "./fields.js";
 import { EventStream, sendJson } from "./http.js";
 import { newId, now } from "./ids.js";
-import { readMessages } from "./messages.js";
+import { readMessages, readVariables } from "./messages.js";
 import type { Served } from "./served.js";
 import type { TextRequest } from "./text-request.js";
 import { readTextRequest, usageOf } from "./text-request.js";
@@ -19,10 +19,7 @@ import { chatChoice, readChatTool, toolUse } from "./tools/read-tools.js";
 export async function chatCompletions(fields: Fields, served: Served, call: Call): Promise<void> {
   const messages = readMessages(fields);
   const effort = fields.text("reasoning_effort");
-  const variables = {
-    ...(effort !== undefined && { reasoning_effort: effort }),
-    ...fields.object("chat_template_kwargs"),
-  };
+  const variables = readVariables(fields, effort);
   const request = readRequest(fields, served, call);
   const dialect = chooseDialect(served.tokenizer, served.toolFormat);
   const tools = toolUse(dialect, fields, readChatTool, chatChoice, request.format);

@@ -14,6 +14,17 @@ export function readMessages(fields: Fields): ChatMessage[] {
   return list.map((message, i) => readMessage(message, `messages[${i}]`));
 }
 
+/** What is said by fields of their own, or by the server. */
+const ownVariables = ["messages", "tools", "add_generation_prompt"];
+
+/** What the chat template reads beside messages and tools. */
+export function readVariables(fields: Fields, effort: string | undefined): Readonly<Record<string, unknown>> {
+  const given = fields.object("chat_template_kwargs") ?? {};
+  const other = ownVariables.find((name) => Object.hasOwn(given, name));
+  if (other !== undefined) throw wrongField("chat_template_kwargs", `without ${other}`, given);
+  return { ...(effort !== undefined && { reasoning_effort: effort }), ...given };
+}
+
 const isMessage = (value: unknown): value is Record<string, unknown> => isPlainObject(value);
 
 function readMessage({ role, content, ...rest }: Record<string, unknown>, at: string): ChatMessage {

@@ -8,7 +8,7 @@ import { logprobsOf, startChat } from "./chat-run.js";
 import type { Fields } from "./fields.js";
 import { EventStream, sendJson } from "./http.js";
 import { newId, now } from "./ids.js";
-import { callOf, readContent } from "./messages.js";
+import { callOf, readContent, readVariables } from "./messages.js";
 import type { Format } from "./response-format.js";
 import { readSchema } from "./response-format.js";
 import { ResponseOutput } from "./response-output.js";
@@ -29,10 +29,7 @@ export async function responses(fields: Fields, served: Served, call: Call): Pro
   const dialect = chooseDialect(served.tokenizer, served.toolFormat);
   const tools = toolUse(dialect, fields, readTool, (choice) => choice.text("name"), request.format, "text.format");
   const said = Object.fromEntries(echoed.map((name) => [name, fields.raw(name) ?? null]));
-  const variables = {
-    ...(effort !== undefined && { reasoning_effort: effort }),
-    ...fields.object("chat_template_kwargs"),
-  };
+  const variables = readVariables(fields, effort);
   fields.refuseOthers();
   const { prompt, pieces } = await startChat(served, { messages, variables, tools, request }, call);
 

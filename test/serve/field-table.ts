@@ -189,6 +189,12 @@ export const refused: readonly Refused[] = [
     param: "stream_options.include_usge",
     why: "any other name in it",
   },
+  {
+    name: "chat_template_kwargs",
+    routes: ["chat", "responses"],
+    value: { messages: [] },
+    why: "with `messages`, `tools` or `add_generation_prompt`",
+  },
   { name: "audio", routes: ["chat"], value: { voice: "a" }, why: "texts only" },
   { name: "web_search_options", routes: ["chat"], value: {}, why: "no search" },
   { name: "prediction", routes: ["chat"], value: { type: "content", content: "a" }, why: "no drafts of clients" },
