@@ -11,8 +11,10 @@ const STALE = 120_000;
 const END = ".incomplete";
 const NOBODY = 0;
 
-const host = createHash("sha256").update(hostname()).digest("hex").slice(0, 8);
-const nameOf = (blob: string, pid: number): string => `${blob}.${host}-${pid}-${randomBytes(6).toString("hex")}${END}`;
+/** This machine, in names of files. */
+const host = (): string => createHash("sha256").update(hostname()).digest("hex").slice(0, 8);
+const nameOf = (blob: string, pid: number): string =>
+  `${blob}.${host()}-${pid}-${randomBytes(6).toString("hex")}${END}`;
 
 interface Part {
   readonly path: string;
@@ -64,7 +66,7 @@ async function partsOf(blob: string): Promise<Part[]> {
     const found = await stat(path).catch(() => undefined);
     if (!found) return [];
     const [, owner, pid] = /^([0-9a-f]{8})-(\d+)-[0-9a-f]+$/.exec(name.slice(start.length, -END.length)) ?? [];
-    const isFree = owner !== undefined && (Number(pid) === NOBODY || (owner === host && !isRunning(Number(pid))));
+    const isFree = owner !== undefined && (Number(pid) === NOBODY || (owner === host() && !isRunning(Number(pid))));
     const state = isFree ? "free" : Date.now() - found.mtimeMs > STALE ? "stale" : "alive";
     return [{ path, size: found.size, state }];
   });
