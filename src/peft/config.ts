@@ -1,5 +1,5 @@
 // LoraConfig: what adapters there are and how they are made, with the names of PEFT in camelCase.
-import { checkFilePattern } from "../hub/skip-patterns.js";
+import { checkFilePattern, matchesWhole } from "../hub/skip-patterns.js";
 import type { Check } from "../tensor/checks.js";
 import {
   aBoolean,
@@ -195,6 +195,7 @@ export class LoraConfig {
       throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${JSON.stringify(this.targetModules)}`);
     }
     for (const pattern of this.#patterns()) checkFilePattern(pattern, "LoraConfig");
+    for (const pattern of [this.layersPattern ?? []].flat()) checkFilePattern(pattern, "LoraConfig", true);
   }
 
   /** The same settings with some of them changed. */
@@ -215,14 +216,12 @@ export class LoraConfig {
 
   #patterns(): string[] {
     const whole = [this.targetModules, this.excludeModules].filter((v): v is string => typeof v === "string");
-    const layers = this.layersPattern ?? [];
-    const before = typeof layers === "string" ? [layers] : layers;
-    return [...whole, ...before, ...Object.keys(this.rankPattern), ...Object.keys(this.alphaPattern)];
+    return [...whole, ...Object.keys(this.rankPattern), ...Object.keys(this.alphaPattern)];
   }
 }
 
 function byPattern(patterns: Readonly<Record<string, number>>, path: string): number | undefined {
-  const key = Object.keys(patterns).find((pattern) => new RegExp(`^(.*\\.)?(?:${pattern})$`).test(path));
+  const key = Object.keys(patterns).find((pattern) => matchesWhole(`(?:.*\\.)?(?:${pattern})`, path));
   return key === undefined ? undefined : patterns[key];
 }
 

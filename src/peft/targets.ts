@@ -1,4 +1,5 @@
 // Which modules of a model an adapter is for: by lists of names, patterns, layer numbers, or all that are linear.
+import { matchesWhole } from "../hub/skip-patterns.js";
 import { Embedding, Module, snakeCase } from "../nn/index.js";
 import { BnbError } from "../tensor/errors.js";
 import { withNearest } from "../tensor/nearest.js";
@@ -88,7 +89,7 @@ export function findTargets(
 export const isHead = (path: string): boolean => path.split(".").some((part) => heads.test(part));
 
 function matches(path: string, items: readonly string[] | string): boolean {
-  return typeof items === "string" ? new RegExp(`^(?:${items})$`).test(path) : isNamed(path, items);
+  return typeof items === "string" ? matchesWhole(items, path) : isNamed(path, items);
 }
 
 /** Whether the first number behind a name in the path is one of the layers that are transformed. */

@@ -304,6 +304,19 @@ describe("bad files", () => {
     [{ new_thing: 3 }, "ERR_BNB_UNSUPPORTED", '"new_thing" is not supported, got 3'],
     [{ r: "many" }, "ERR_BNB_FORMAT", "r must be an integer of at least 1"],
     [{ target_modules: "(a+)+" }, "ERR_BNB_FORMAT", 'the pattern "(a+)+" must have no quantifier'],
+    // These would try for ever; the first is matched in linear time, and matches nothing.
+    [{ target_modules: "(\\w|\\w|\\.)*!" }, "ERR_BNB_OPTION", "targetModules must name layers"],
+    [{ target_modules: "(?=.*!)(\\w|\\w|\\.)*" }, "ERR_BNB_FORMAT", "must repeat no alternatives, and at most 4 parts"],
+    [
+      { target_modules: `(?!x)${".*".repeat(5)}!` },
+      "ERR_BNB_FORMAT",
+      "must repeat no alternatives, and at most 4 parts",
+    ],
+    [
+      { layers_to_transform: [0], layers_pattern: "(\\w|\\w|\\.)*!" },
+      "ERR_BNB_FORMAT",
+      'the pattern "(\\\\w|\\\\w|\\\\.)*!" must repeat no alternatives',
+    ],
     [{ target_modules: ["w_q"] }, "ERR_BNB_OPTION", "targetModules must name layers of the model, got [w_q]"],
   ])("settings such as %o", async (changes, name, message) => {
     expect(await failure(changedConfig(changes))).toEqual(code(name, message));
