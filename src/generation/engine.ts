@@ -255,9 +255,6 @@ export class Engine implements Disposable {
       if (this.#branches.size > 1) await new Promise((resolve) => setImmediate(resolve));
       const branches = [...this.#branches];
       if (!branches.some(({ wanted }) => wanted > 0)) break;
-      for (const { turns, sequence, ids } of branches) {
-        if (turns?.isOutgrown(sequence.length, ids.length)) sequence.truncate(0);
-      }
       const began = performance.now();
       const held = branches.filter(({ sequence }) => sequence.length > 0);
       const parts = byAdapter(schedule(branches, { ...this.#limits, prompts: (n) => this.#budget.room(n) }));
@@ -327,7 +324,7 @@ export class Engine implements Disposable {
     if (!this.#turning) return [all];
     const groups = new Map<number, number[]>();
     for (const i of all) {
-      const rule = this.#turning.rule((rows[i] as SequenceRows).total);
+      const rule = this.#turning((rows[i] as SequenceRows).total);
       groups.set(rule, [...(groups.get(rule) ?? []), i]);
     }
     return [...groups.values()];
@@ -403,7 +400,7 @@ export class Engine implements Disposable {
 
 function turningOf(model: CausalLM, longest: number): Turning | null {
   const rule = (length: number): number => model.positionRule(length);
-  return rule(1) === rule(longest) ? null : { rule, keeps: model.config.rope?.type === "dynamic" };
+  return rule(1) === rule(longest) ? null : rule;
 }
 
 /** Those of one adapter together, in the order of the adapters, and those without behind them. */

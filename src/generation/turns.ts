@@ -1,14 +1,9 @@
-// How positions turn in a text, where that depends on its length. LongRoPE has two ways: a text that outgrows the first is
-// computed again as a whole. Dynamic NTK has one for each length: tokens stay as they were computed first, and are computed
-// in the same way when that was lost.
+// How positions turn in a text, where that depends on its length: LongRoPE has two ways, dynamic NTK one for each length.
+// Tokens stay as they were computed first, as in a cache of transformers, and when that was lost they are computed in the
+// same way again.
 
-/** What a model does with the positions of a text that grows. */
-export interface Turning {
-  /** A number for the way in a text of `length` tokens: see `CausalLM.positionRule`. */
-  rule(length: number): number;
-  /** Whether tokens stay as they were computed first. */
-  readonly keeps: boolean;
-}
+/** A number for the way in a text of `length` tokens: see `CausalLM.positionRule`. */
+export type Turning = (length: number) => number;
 
 /** How the tokens of one text were computed. */
 export class Turns {
@@ -30,18 +25,13 @@ export class Turns {
     this.#lengths.length = Math.min(this.#lengths.length, length);
   }
 
-  /** Whether the first `computed` tokens must be computed again in a text of `length`. */
-  isOutgrown(computed: number, length: number): boolean {
-    return !this.#turning.keeps && computed > 0 && this.isOther(this.#lengths[computed - 1] as number, length);
-  }
-
   isOther(a: number, b: number): boolean {
-    return this.#turning.rule(a) !== this.#turning.rule(b);
+    return this.#turning(a) !== this.#turning(b);
   }
 
   /** The length by which a token turns in a text that has `length`. */
   lengthAt(token: number, length: number): number {
-    return (this.#turning.keeps ? this.#lengths[token] : undefined) ?? length;
+    return this.#lengths[token] ?? length;
   }
 
   /** How many tokens from `start` on turn alike. */
