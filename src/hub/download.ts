@@ -69,7 +69,7 @@ async function complete(
   let own = await takePart(blob);
   while (own === null) {
     throwIfAborted(requests.signal);
-    await wait(requests.retryDelay ?? 500);
+    await wait(500);
     own = await takePart(blob);
   }
   const part = own;
@@ -87,7 +87,7 @@ async function complete(
     await leavePart(blob, part);
     throw error;
   }
-  await removeParts(blob);
+  await removeParts(blob, part);
 }
 
 interface Content {

@@ -10,6 +10,8 @@ export interface HubRequests {
   readonly signal?: AbortSignal | undefined;
   /** Milliseconds before the first retry; each further one waits twice as long. Default 500. */
   readonly retryDelay?: number;
+  /** How often what fails is tried in a row. Default 5. */
+  readonly attempts?: number;
 }
 
 const ATTEMPTS = 5;
@@ -30,14 +32,15 @@ class Transient extends Error {
 export class WrongContent extends Error {}
 
 /**
- * Runs `attempt` until it succeeds. What fails without being final is repeated, up to 5 times in a row without progress,
- * which `attempt` reports, and up to 5 times in all where wrong content comes. Throws ERR_BNB_FILE with the last reason, ERR_BNB_ABORTED when the signal is.
+ * Runs `attempt` until it succeeds. What fails without being final is repeated, up to `attempts` times in a row without
+ * progress, which `attempt` reports, and as often in all where wrong content comes. Throws ERR_BNB_FILE with the last reason, ERR_BNB_ABORTED when the signal is.
  */
 export async function withRetries<T>(
   what: string,
   requests: HubRequests,
   attempt: (progress: () => void) => Promise<T>,
 ): Promise<T> {
+  const { attempts = ATTEMPTS } = requests;
   let failures = 0;
   let wrong = 0;
   for (;;) {
@@ -52,9 +55,9 @@ export async function withRetries<T>(
       if (cause instanceof BnbError) throw cause;
       failures = progressed ? 1 : failures + 1;
       if (cause instanceof WrongContent) wrong++;
-      if (Math.max(failures, wrong) >= ATTEMPTS) {
+      if (Math.max(failures, wrong) >= attempts) {
         const reason = reasonOf(cause);
-        throw new BnbError("ERR_BNB_FILE", `${what}: failed ${ATTEMPTS} times, at last with: ${reason}`, { cause });
+        throw new BnbError("ERR_BNB_FILE", `${what}: failed ${attempts} times, at last with: ${reason}`, { cause });
       }
       const seconds = cause instanceof Transient ? cause.seconds : undefined;
       const delay = seconds === undefined ? (requests.retryDelay ?? 500) * 2 ** (failures - 1) : seconds * 1000;

@@ -1,22 +1,28 @@
 // Regular expressions of files, matched in a time that grows with the text alone: all ways to match are followed at once
 // (Thompson, 1968), so that no pattern can make a load hang. They know what such patterns are made of: characters, classes,
-// groups, alternatives, quantifiers, ^ and $; not what looks around or back.
+// groups, alternatives, quantifiers, ^, $, \b and, where a pattern begins, what must or must not follow; not what looks
+// around elsewhere, or back.
 
 /** What follows a place in a pattern. */
 type State =
   | { readonly type: "match" }
-  | { readonly type: "begin" | "end"; next: State }
+  | { readonly type: "begin" | "end" | "edge" | "inside"; next: State }
   | { readonly type: "one"; readonly holds: (character: string) => boolean; next: State }
   | { readonly type: "either"; readonly ways: State[] };
 
 /** States of a pattern: counted repetitions are written out. */
 const MOST_STATES = 1024;
 
-/** Whether a text matches from its start; null for a pattern that is none, or has parts that are not known. */
-export function linearPattern(pattern: string): ((text: string) => boolean) | null {
+/** Whether a text matches. */
+export type Matcher = (text: string) => boolean;
+
+/**
+ * Whether a text matches from its start, or as a `whole`; null for a pattern that is none, or has parts that are not known.
+ */
+export function linearPattern(pattern: string, { whole = false }: { whole?: boolean } = {}): Matcher | null {
   try {
-    const start = new Parser(pattern).whole();
-    return (text) => matches(start, text);
+    const { looks, start } = new Parser(pattern).parse(whole);
+    return (text) => looks.every((look) => matches(look.start, text) === look.wanted) && matches(start, text);
   } catch (error) {
     if (error instanceof Unknown) return null;
     throw error;
@@ -37,10 +43,21 @@ class Parser {
     this.#text = text;
   }
 
-  whole(): State {
-    const part = this.#alternatives();
+  /** `looks`: what must or must not follow the start. */
+  parse(whole: boolean): { looks: { start: State; wanted: boolean }[]; start: State } {
+    const looks: { start: State; wanted: boolean }[] = [];
+    const isAnchored = this.#takes("^");
+    for (let look = this.#match(/\(\?[=!]/y); look; look = this.#match(/\(\?[=!]/y)) {
+      const start = this.#alternatives()({ type: "match" });
+      if (!this.#takes(")")) throw new Unknown();
+      looks.push({ start, wanted: look[0] === "(?=" });
+    }
+    // Alternatives have what stands before them in the first one alone.
+    if (looks.length === 0 && isAnchored) this.#at = 0;
+    const part = looks.length > 0 ? this.#sequence() : this.#alternatives();
     if (this.#at < this.#text.length) throw new Unknown();
-    return part({ type: "match" });
+    const match: State = { type: "match" };
+    return { looks, start: part(whole ? { type: "end", next: match } : match) };
   }
 
   #alternatives(): Part {
@@ -57,7 +74,7 @@ class Parser {
   }
 
   #quantified(): Part {
-    const isAnchor = /[\^$]/.test(this.#text[this.#at] as string);
+    const isAnchor = /^([\^$]|\\[bB])/.test(this.#text.slice(this.#at));
     const part = this.#atom();
     const [all, sign, from, comma, to] = this.#match(/(?:([*+?])|\{(\d+)(,?)(\d*)\})\??/y) ?? [];
     if (all === undefined) return part;
@@ -93,6 +110,8 @@ class Parser {
     }
     if (this.#takes("^")) return (next) => this.#made({ type: "begin", next });
     if (this.#takes("$")) return (next) => this.#made({ type: "end", next });
+    const [edge] = this.#match(/\\[bB]/y) ?? [];
+    if (edge !== undefined) return (next) => this.#made({ type: edge === "\\b" ? "edge" : "inside", next });
     const [one] = this.#match(/\[(?:\\[^bBcuxkpP0-9]|[^\]\\])*\]|\\[dDwWsS]|\\[^A-Za-z0-9]|[^\\[*+?{}()|]/y) ?? [];
     if (one === undefined) throw new Unknown();
     const isSet = one.length > 1 || one === ".";
@@ -137,11 +156,11 @@ function setOf(one: string): RegExp {
 }
 
 function matches(start: State, text: string): boolean {
-  let states = reached([start], 0, text.length);
+  let states = reached([start], 0, text);
   for (let at = 0; at < text.length && !states.has(matched); at++) {
     const next: State[] = [];
     for (const state of states) if (state.type === "one" && state.holds(text[at] as string)) next.push(state.next);
-    states = reached(next, at + 1, text.length);
+    states = reached(next, at + 1, text);
   }
   return states.has(matched);
 }
@@ -150,7 +169,9 @@ function matches(start: State, text: string): boolean {
 const matched: State = { type: "match" };
 
 /** The states that are reached from some without a character. */
-function reached(from: readonly State[], at: number, length: number): Set<State> {
+function reached(from: readonly State[], at: number, text: string): Set<State> {
+  const isWord = (i: number): boolean => /^\w/.test(text.charAt(i));
+  const isEdge = isWord(at - 1) !== isWord(at);
   const found = new Set<State>();
   const open = [...from];
   for (let state = open.pop(); state; state = open.pop()) {
@@ -158,7 +179,13 @@ function reached(from: readonly State[], at: number, length: number): Set<State>
     if (found.has(state)) continue;
     found.add(state);
     if (state.type === "either") for (const way of state.ways) open.push(way);
-    else if (state.type === "begin" ? at === 0 : state.type === "end" && at === length) open.push(state.next);
+    else if (state.type !== "one" && holdsAt(state.type, at, text, isEdge)) open.push(state.next);
   }
   return found;
+}
+
+function holdsAt(type: "begin" | "end" | "edge" | "inside", at: number, text: string, isEdge: boolean): boolean {
+  if (type === "begin") return at === 0;
+  if (type === "end") return at === text.length;
+  return (type === "edge") === isEdge;
 }

@@ -5,16 +5,21 @@ import { constants } from "node:fs";
 import { copyFile, open, readdir, rename, rm, stat, utimes } from "node:fs/promises";
 import { hostname } from "node:os";
 import { basename, dirname, join } from "node:path";
+import { threadId } from "node:worker_threads";
 
 /** Of an owner of another machine nothing is known but when he last wrote. Each attempt ends when nothing comes for a minute. */
 const STALE = 120_000;
+/** Containers may share the name of a machine and not its processes: one that writes is not dead. */
+const SILENT = 5000;
 const END = ".incomplete";
 const NOBODY = 0;
 
 /** This machine, in names of files. */
 const host = (): string => createHash("sha256").update(hostname()).digest("hex").slice(0, 8);
 const nameOf = (blob: string, pid: number): string =>
-  `${blob}.${host()}-${pid}-${randomBytes(6).toString("hex")}${END}`;
+  `${blob}.${host()}-${pid}-${threadId}-${randomBytes(6).toString("hex")}${END}`;
+/** Those that this thread is writing. */
+const mine = new Set<string>();
 
 interface Part {
   readonly path: string;
@@ -28,6 +33,7 @@ export async function takePart(blob: string): Promise<string | null> {
   const parts = await partsOf(blob);
   if (parts.some(({ state }) => state === "alive")) return null;
   const own = nameOf(blob, process.pid);
+  mine.add(own);
   for (const { path, state } of parts.sort((a, b) => b.size - a.size)) {
     // The owner of a stale one may wake up and write on: not into what is checked here.
     const take = state === "free" ? rename(path, own) : copyFile(path, own, constants.COPYFILE_FICLONE);
@@ -46,16 +52,16 @@ export async function takePart(blob: string): Promise<string | null> {
 
 /** Leaves a part to whoever goes on with it. */
 export async function leavePart(blob: string, part: string): Promise<void> {
+  mine.delete(part);
   const found = await stat(part).catch(() => undefined);
   if (found && found.size > 0) await rename(part, nameOf(blob, NOBODY));
   else await rm(part, { force: true });
 }
 
 /** The blob is whole: `own` is of no use any more, and what others had of it. */
-export async function removeParts(blob: string, own?: string): Promise<void> {
-  for (const { path, state } of await partsOf(blob)) {
-    if (state !== "alive" || path === own) await rm(path, { force: true });
-  }
+export async function removeParts(blob: string, own: string): Promise<void> {
+  mine.delete(own);
+  for (const { path, state } of await partsOf(blob)) if (state !== "alive") await rm(path, { force: true });
 }
 
 async function partsOf(blob: string): Promise<Part[]> {
@@ -65,9 +71,13 @@ async function partsOf(blob: string): Promise<Part[]> {
     const path = join(dirname(blob), name);
     const found = await stat(path).catch(() => undefined);
     if (!found) return [];
-    const [, owner, pid] = /^([0-9a-f]{8})-(\d+)-[0-9a-f]+$/.exec(name.slice(start.length, -END.length)) ?? [];
-    const isFree = owner !== undefined && (Number(pid) === NOBODY || (owner === host() && !isRunning(Number(pid))));
-    const state = isFree ? "free" : Date.now() - found.mtimeMs > STALE ? "stale" : "alive";
+    const [, owner, pid, thread] = /^([0-9a-f]{8})-(\d+)-(\d+)-/.exec(name.slice(start.length, -END.length)) ?? [];
+    const age = Date.now() - found.mtimeMs;
+    // A process has the number of one before it where it begins anew, as the first one of a container.
+    const isOld = Number(pid) === process.pid && Number(thread) === threadId && !mine.has(path);
+    const isDead = !isRunning(Number(pid)) && age > SILENT;
+    const isFree = owner !== undefined && (Number(pid) === NOBODY || (owner === host() && (isOld || isDead)));
+    const state = isFree ? "free" : age > STALE ? "stale" : "alive";
     return [{ path, size: found.size, state }];
   });
   return (await Promise.all(parts)).flat();

@@ -6,7 +6,7 @@ import { checkRepoId, checkRevision, exists, hubSettings, ModelCache } from "./c
 import { INDEX, PICKLE, PICKLE_INDEX, SINGLE, shardsOfIndex } from "./checkpoint.js";
 import { downloadFile } from "./download.js";
 import type { HubRequests } from "./http.js";
-import { request, withRetries } from "./http.js";
+import { request, throwIfAborted, withRetries } from "./http.js";
 import { makeFolders } from "./make-folders.js";
 
 /** What of a model is wanted. */
@@ -65,7 +65,7 @@ export async function resolveModel(name: string, needs: Needs, options: ResolveO
   };
   try {
     if (isThere) {
-      await accompany(cache, name, known, { ...requests, retryDelay: 0 }, options);
+      await accompany(cache, name, known, requests, options);
       return cache.snapshot(known);
     }
     return await fetchSnapshot(cache, name, revision, needs, requests, options);
@@ -97,16 +97,19 @@ async function isComplete(snapshot: string, needs: Needs): Promise<boolean> {
   return (await has(SINGLE)) || has(PICKLE);
 }
 
-/** Which of a model's small files tell whether all are there: Python fetches each when it is first used. */
-const signs = ["tokenizer.json", "generation_config.json", "modules.json"];
+/** Of a model's small files the one that Python may not have fetched with the weights, and most need. */
+const sign = "tokenizer.json";
+/** Milliseconds that a model which is there may wait for the hub. */
+const PATIENCE = 5000;
 
 async function isAccompanied(cache: ModelCache, commit: string): Promise<boolean> {
-  const isKnown = async (name: string): Promise<boolean> =>
-    (await exists(join(cache.snapshot(commit), name))) || exists(cache.absent(commit, name));
-  return (await Promise.all(signs.map(isKnown))).every(Boolean);
+  return (await exists(join(cache.snapshot(commit), sign))) || exists(cache.absent(commit, sign));
 }
 
-/** Brings the small files beside weights that are there; without the hub it has to do without. */
+/**
+ * Brings the small files beside weights that are there. A hub that does not answer at once, and a cache that cannot be
+ * written, are no reason to go without the model.
+ */
 async function accompany(
   cache: ModelCache,
   id: string,
@@ -114,15 +117,22 @@ async function accompany(
   requests: HubRequests,
   options: ResolveOptions,
 ): Promise<void> {
+  const soon = AbortSignal.timeout(PATIENCE);
+  const signal = requests.signal ? AbortSignal.any([requests.signal, soon]) : soon;
   try {
-    const { files } = await listFiles(id, commit, requests);
+    const { files } = await listFiles(id, commit, { ...requests, signal, attempts: 1 });
     await fetchSmall(cache, { id, commit, files }, requests, options);
   } catch (error) {
-    if (!(error instanceof BnbError && error.code === "ERR_BNB_FILE")) throw error;
+    throwIfAborted(requests.signal);
+    const mayPass =
+      error instanceof BnbError
+        ? ["ERR_BNB_FILE", "ERR_BNB_ABORTED"].includes(error.code)
+        : error instanceof Error && "syscall" in error;
+    if (!mayPass) throw error;
   }
 }
 
-/** All that a model has beside its weights, and a note of what it has not. */
+/** All that a model has beside its weights, and a note if it has no tokenizer.json. */
 async function fetchSmall(
   cache: ModelCache,
   { id, commit, files }: { readonly id: string; readonly commit: string; readonly files: readonly string[] },
@@ -132,11 +142,10 @@ async function fetchSmall(
   for (const name of files.filter((file) => tokenizerFiles.test(file) || modelFiles.test(file))) {
     await downloadFile(cache, { id, commit, name }, requests, (bytes, total) => onDownload?.(name, bytes, total));
   }
-  for (const name of signs.filter((sign) => !files.includes(sign))) {
-    const note = cache.absent(commit, name);
-    await makeFolders(dirname(note));
-    await writeFile(note, "");
-  }
+  if (files.includes(sign)) return;
+  const note = cache.absent(commit, sign);
+  await makeFolders(dirname(note));
+  await writeFile(note, "");
 }
 
 async function fetchSnapshot(

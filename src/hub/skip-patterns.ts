@@ -4,8 +4,6 @@ import { BnbError } from "../tensor/errors.js";
 import { linearPattern } from "./linear-pattern.js";
 
 const MAX_PATTERN = 256;
-/** Of a pattern that is matched by trying: paths have a hundred characters, of which so many loops try the power. */
-const MAX_LOOPS = 4;
 
 /**
  * Throws ERR_BNB_FORMAT for a pattern that a file must not bring along: a long one, or one that cannot be matched in a time
@@ -18,54 +16,7 @@ export function checkSkipPattern(pattern: string): void {
   };
   if (pattern.length > MAX_PATTERN) fail(`has ${pattern.length} characters, at most ${MAX_PATTERN} may be`);
   if (regexOf(pattern) === undefined) fail("must be a regular expression");
-  if (!linearPattern(pattern)) fail("must not look around or back, nor repeat thousands of times");
-}
-
-/**
- * Throws ERR_BNB_OPTION for a pattern of the options of `op` whose matching may take for ever. `isTried`: it is matched by
- * trying, not by `matchesWhole`.
- */
-export function checkFilePattern(pattern: string, op: string, isTried = false): void {
-  const fail = (what: string): never => {
-    const shown = JSON.stringify(pattern.slice(0, 40));
-    throw new BnbError("ERR_BNB_OPTION", `${op}: the pattern ${shown} ${what}`);
-  };
-  if (pattern.length > MAX_PATTERN) fail(`has ${pattern.length} characters, at most ${MAX_PATTERN} may be`);
-  if (hasNestedQuantifier(pattern)) fail("must have no quantifier on a group that contains one");
-  if (regexOf(pattern) === undefined) fail("must be a regular expression");
-  if (!isTried && linearPattern(pattern)) return;
-  const bare = withoutSets(pattern);
-  if ((bare.match(/[*+]|\{\d+,\}/g) ?? []).length > MAX_LOOPS || /\|[^()]*\)[*+{]/.test(bare)) {
-    fail(`must repeat no alternatives, and at most ${MAX_LOOPS} parts without bound, as it is matched by trying`);
-  }
-}
-
-/** Whether all of a text matches a pattern that `checkFilePattern` let pass. */
-export function matchesWhole(pattern: string, text: string): boolean {
-  const all = `(?:${pattern})$`;
-  return linearPattern(all)?.(text) ?? new RegExp(`^${all}`).test(text);
-}
-
-// One character in place of each that is escaped, or of a set.
-const withoutSets = (pattern: string): string => pattern.replace(/\\./gs, "_").replace(/\[\^?\]?[^\]]*\]/g, "_");
-
-/** Whether a group such as `(a+)` is itself repeated. */
-function hasNestedQuantifier(pattern: string): boolean {
-  const bare = withoutSets(pattern);
-  const inside: boolean[] = [];
-  for (let i = 0; i < bare.length; i++) {
-    const character = bare[i] as string;
-    if (character === "(") inside.push(false);
-    else if (character === ")") {
-      const found = inside.pop() ?? false;
-      const repeats = /[*+{?]/.test(bare[i + 1] ?? "");
-      if (found && repeats) return true;
-      if ((found || repeats) && inside.length > 0) inside[inside.length - 1] = true;
-    } else if (/[*+{]/.test(character) || (character === "?" && bare[i - 1] !== "(")) {
-      if (inside.length > 0) inside[inside.length - 1] = true;
-    }
-  }
-  return false;
+  if (!linearPattern(pattern)) fail("must look ahead only where it begins, not back, nor repeat thousands of times");
 }
 
 function regexOf(pattern: string): RegExp | undefined {

@@ -1,5 +1,4 @@
 // LoraConfig: what adapters there are and how they are made, with the names of PEFT in camelCase.
-import { checkFilePattern, matchesWhole } from "../hub/skip-patterns.js";
 import type { Check } from "../tensor/checks.js";
 import {
   aBoolean,
@@ -16,6 +15,7 @@ import {
 import { isPlainObject } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
+import { checkPathPattern, matchesEnd } from "./path-patterns.js";
 
 /** How A and B start: see `LoraConfigOptions.initLoraWeights`. */
 export type InitLoraWeights = boolean | "gaussian" | "pissa" | "olora" | "loftq";
@@ -194,8 +194,10 @@ export class LoraConfig {
       const rule = "LoraConfig: layersToTransform needs a list of targetModules";
       throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${JSON.stringify(this.targetModules)}`);
     }
-    for (const pattern of this.#patterns()) checkFilePattern(pattern, "LoraConfig");
-    for (const pattern of [this.layersPattern ?? []].flat()) checkFilePattern(pattern, "LoraConfig", true);
+    for (const pattern of [this.targetModules, this.excludeModules])
+      if (typeof pattern === "string") checkPathPattern(pattern, "path", "LoraConfig");
+    const ends = [this.layersPattern ?? [], Object.keys(this.rankPattern), Object.keys(this.alphaPattern)].flat();
+    for (const pattern of ends) checkPathPattern(pattern, "end", "LoraConfig");
   }
 
   /** The same settings with some of them changed. */
@@ -213,15 +215,10 @@ export class LoraConfig {
     const r = this.rankOf(path);
     return (byPattern(this.alphaPattern, path) ?? this.loraAlpha) / (this.useRslora ? Math.sqrt(r) : r);
   }
-
-  #patterns(): string[] {
-    const whole = [this.targetModules, this.excludeModules].filter((v): v is string => typeof v === "string");
-    return [...whole, ...Object.keys(this.rankPattern), ...Object.keys(this.alphaPattern)];
-  }
 }
 
 function byPattern(patterns: Readonly<Record<string, number>>, path: string): number | undefined {
-  const key = Object.keys(patterns).find((pattern) => matchesWhole(`(?:.*\\.)?(?:${pattern})`, path));
+  const key = Object.keys(patterns).find((pattern) => matchesEnd(pattern, path));
   return key === undefined ? undefined : patterns[key];
 }
 

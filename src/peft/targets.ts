@@ -1,11 +1,11 @@
 // Which modules of a model an adapter is for: by lists of names, patterns, layer numbers, or all that are linear.
-import { matchesWhole } from "../hub/skip-patterns.js";
 import { Embedding, Module, snakeCase } from "../nn/index.js";
 import { BnbError } from "../tensor/errors.js";
 import { withNearest } from "../tensor/nearest.js";
 import { AdapterLayer } from "./adapter-layer.js";
 import type { LoraConfig } from "./config.js";
 import type { LinearLike } from "./lora-linear.js";
+import { matchesEnd, matchesPath } from "./path-patterns.js";
 
 /** A module of the model, with where it is held. One that is used in several places is found in each. */
 export interface Site {
@@ -89,7 +89,7 @@ export function findTargets(
 export const isHead = (path: string): boolean => path.split(".").some((part) => heads.test(part));
 
 function matches(path: string, items: readonly string[] | string): boolean {
-  return typeof items === "string" ? matchesWhole(items, path) : isNamed(path, items);
+  return typeof items === "string" ? matchesPath(items, path) : isNamed(path, items);
 }
 
 /** Whether the first number behind a name in the path is one of the layers that are transformed. */
@@ -100,7 +100,10 @@ function isInLayers(path: string, { layersToTransform, layersPattern }: LoraConf
   if (wanted.length === 0) return true;
   const before = layersPattern === null ? [] : [layersPattern].flat();
   const names = before.length === 0 ? ["[^.]*"] : before;
-  const numbers = names.map((name) => new RegExp(`(?:^|\\.)(?:${name})\\.(\\d+)\\.`).exec(path)?.[1]);
+  const parts = path.split(".");
+  const isNumberOf = (name: string, i: number): boolean =>
+    /^\d+$/.test(parts[i] as string) && matchesEnd(name, parts.slice(0, i).join("."));
+  const numbers = names.map((name) => parts.slice(0, -1).find((_, i) => i > 0 && isNumberOf(name, i)));
   const number = numbers.find((digits) => digits !== undefined);
   return number !== undefined && wanted.includes(Number(number));
 }

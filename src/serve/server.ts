@@ -5,6 +5,7 @@ import { createServer as createHttpServer } from "node:http";
 import { Engine } from "../generation/index.js";
 import { pageSize } from "../models/step-plan.js";
 import { AdapterSet } from "../peft/index.js";
+import { describe } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions } from "../tensor/options.js";
 import { Admins, adminPosts, sendModels, servedAs } from "./adapters.js";
@@ -125,12 +126,14 @@ class House {
 
   /** A log that fails is no reason to serve nobody any more. */
   #tell(line: RequestLine): void {
-    const warn = ({ message }: Error): void =>
-      process.emitWarning(`log: ${message}`, { type: "BnbWarning", code: "BNB_SERVE_LOG" });
+    const warn = (error: unknown): void => {
+      const why = error instanceof Error ? error.message : describe(error);
+      process.emitWarning(`log: ${why}`, { type: "BnbWarning", code: "BNB_SERVE_LOG" });
+    };
     try {
       Promise.resolve(this.#log?.(line)).catch(warn);
     } catch (error) {
-      warn(error as Error);
+      warn(error);
     }
   }
 

@@ -66,6 +66,7 @@ export function readTextRequest(
   const streaming = fields.nested("stream_options");
   const includeUsage = streaming?.flag("include_usage") ?? false;
   streaming?.ignore("include_obfuscation");
+  streaming?.refuse("continuous_usage_stats", (value) => value === false);
   streaming?.refuseOthers();
   const salt = JSON.stringify([sharePrefixes ? "" : call.key, fields.text("cache_salt") ?? ""]);
   return {

@@ -91,13 +91,22 @@ describe("toJSON and fromJSON", () => {
     [{ load_in_4bit: 1 }, "quantization_config: load_in_4bit must be true or false, got 1"],
     [{ bnb_4bit_quant_type: "int4" }, 'quantization_config: bnb_4bit_quant_type must be one of fp4, nf4, got "int4"'],
     [{ load_in_4bit: true, load_in_8bit: true }, "must not both be true: choose one"],
-    [{ llm_int8_skip_modules: ["(?=a)a"] }, "must not look around or back, nor repeat thousands of times"],
-    [{ llm_int8_skip_modules: ["(a)\\1"] }, "must not look around or back, nor repeat thousands of times"],
+    [
+      { llm_int8_skip_modules: ["b(?=a)a"] },
+      "must look ahead only where it begins, not back, nor repeat thousands of times",
+    ],
+    [
+      { llm_int8_skip_modules: ["(a)\\1"] },
+      "must look ahead only where it begins, not back, nor repeat thousands of times",
+    ],
     [
       { llm_int8_skip_modules: ["(((){999}){999}){999}"] },
-      "must not look around or back, nor repeat thousands of times",
+      "must look ahead only where it begins, not back, nor repeat thousands of times",
     ],
-    [{ llm_int8_skip_modules: ["((a{99}){99}){99}"] }, "must not look around or back, nor repeat thousands of times"],
+    [
+      { llm_int8_skip_modules: ["((a{99}){99}){99}"] },
+      "must look ahead only where it begins, not back, nor repeat thousands of times",
+    ],
     [{ llm_int8_skip_modules: ["a".repeat(257)] }, "has 257 characters, at most 256 may be"],
     [{ llm_int8_skip_modules: ["("] }, "must be a regular expression"],
   ])("%j in a file is refused", (json, message) => {
@@ -195,7 +204,7 @@ describe("the skip list", () => {
       pattern: fc.oneof(
         { maxDepth: 4 },
         atom,
-        fc.constantFrom("", "^", "$"),
+        fc.constantFrom("", "^", "$", "\\b", "\\B"),
         fc.tuple(atom, times).map((parts) => parts.join("")),
         fc.tuple(tie("pattern"), tie("pattern")).map((parts) => parts.join("")),
         fc.tuple(tie("pattern"), tie("pattern")).map((parts) => parts.join("|")),
@@ -205,13 +214,21 @@ describe("the skip list", () => {
       ),
     }));
     const text = fc.array(fc.constantFrom("a", "b", ".", "1", "-"), { maxLength: 8 }).map((parts) => parts.join(""));
+    const looks = fc.array(
+      fc.tuple(fc.constantFrom("(?=", "(?!"), pattern).map(([open, own]) => `${open}${own})`),
+      {
+        maxLength: 2,
+      },
+    );
     fc.assert(
-      fc.property(pattern, text, (source, path) => {
-        const own = linearPattern(source);
-        expect(own, source).not.toBeNull();
-        expect(own!(path)).toBe(new RegExp(`^(?:${source})`).test(path));
+      fc.property(looks, pattern, text, (before, own, path) => {
+        const source = before.length > 0 ? `${before.join("")}(?:${own})` : own;
+        const [start, whole] = [linearPattern(source), linearPattern(source, { whole: true })];
+        expect(start, source).not.toBeNull();
+        expect(start!(path), source).toBe(new RegExp(`^(?:${source})`).test(path));
+        expect(whole!(path), source).toBe(new RegExp(`^(?:${source})$`).test(path));
       }),
-      { seed: 20261128, numRuns: 2000 },
+      { seed: 20261128, numRuns: 3000 },
     );
   });
 });

@@ -125,8 +125,18 @@ describe("a model that the cache lacks", () => {
     };
     lose();
     hub.takeSeen();
-    hub.next(/^GET \/api/, status(500), 5);
+    // A hub that asks to wait is not waited for, and not asked again.
+    hub.next(/^GET \/api/, status(429, { "retry-after": "5" }), 1);
     expect(await resolve()).toBe(folder);
+    expect(hub.takeSeen()).toHaveLength(1);
+    // A cache that cannot be written, for which a file stands where a folder would have to be.
+    writeFileSync(join(folder, "../../.no_exist"), "");
+    const tokenizer = hub.files.get("tokenizer.json")!;
+    hub.files.delete("tokenizer.json");
+    expect(await resolve()).toBe(folder);
+    hub.files.set("tokenizer.json", tokenizer);
+    rmSync(join(folder, "../../.no_exist"));
+    for (const name of small.slice(1)) rmSync(join(folder, name));
     vi.stubEnv("HF_HUB_OFFLINE", "1");
     expect(await resolve()).toBe(folder);
     vi.stubEnv("HF_HUB_OFFLINE", undefined);
@@ -147,11 +157,12 @@ describe("a model that the cache lacks", () => {
       await resolve();
       expect(hub.takeSeen()).toHaveLength(requests);
     }
-    expect(readdirSync(join(folder, "../../.no_exist", hub.commit)).sort()).toEqual([
-      "generation_config.json",
-      "modules.json",
-      "tokenizer.json",
-    ]);
+    expect(readdirSync(join(folder, "../../.no_exist", hub.commit))).toEqual(["tokenizer.json"]);
+    // One that has the tokenizer has all.
+    writeFileSync(join(folder, "tokenizer.json"), "{}");
+    rmSync(join(folder, "../../.no_exist"), { recursive: true });
+    await resolve();
+    expect(hub.takeSeen()).toEqual([]);
   });
 
   it("for its tokenizer comes without weights", async () => {

@@ -299,19 +299,23 @@ describe("what is told", () => {
 
   it("is told on: a log that fails is a warning, and the request is over", async () => {
     const warn = vi.spyOn(process, "emitWarning").mockImplementation(() => undefined);
-    const fails = [
-      () => {
-        throw new Error("disk full");
-      },
-      () => Promise.reject(new Error("disk full")) as never,
+    const fails: [log: () => never, why: string][] = [
+      [
+        () => {
+          throw new Error("disk full");
+        },
+        "disk full",
+      ],
+      [() => Promise.reject(new Error("disk full")) as never, "disk full"],
+      [() => Promise.reject() as never, "undefined"],
     ];
-    for (const [i, log] of fails.entries()) {
+    for (const [i, [log, why]] of fails.entries()) {
       await using own = await serve(model, { log });
       expect((await own.client.completions.create(short)).choices).toHaveLength(1);
       const drained = own.handler.drain(60);
       await drained;
       await until(() => warn.mock.calls.length > i);
-      expect(warn).toHaveBeenLastCalledWith("log: disk full", { type: "BnbWarning", code: "BNB_SERVE_LOG" });
+      expect(warn).toHaveBeenLastCalledWith(`log: ${why}`, { type: "BnbWarning", code: "BNB_SERVE_LOG" });
     }
     warn.mockRestore();
   });
