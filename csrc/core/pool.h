@@ -33,8 +33,8 @@ class Pool {
 
   // Throws Code::oom, after emptying the cache, with the wanted, live and cached bytes.
   Block take(size_t nbytes);
-  // For bytes that are written once: a recording, whose commands write theirs at each replay, gives the block to none of
-  // its other tensors, before or after.
+  // For bytes that are written once: a recording, whose commands write theirs at each replay, gives the block to none
+  // of its other tensors, before or after.
   Block take_lasting(size_t nbytes);
   void give_back(Block block);
   // Between these, blocks come from and go to a set of their own, and those that are touched stay where they are. A
@@ -73,7 +73,8 @@ class Pool {
   void poison(const Block& block, size_t nbytes);
 
   Device& device_;
-  // What a recording has taken so far, and what of it is free again: capacity -> block; or has no tensor, but its bytes.
+  // What a recording has taken so far, and what of it is free again: capacity -> block; or has no tensor, but its
+  // bytes.
   struct Recording {
     std::map<void*, size_t> made;
     std::set<void*> lasting;

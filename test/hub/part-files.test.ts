@@ -3,7 +3,6 @@
 import { spawn } from "node:child_process";
 import {
   closeSync,
-  existsSync,
   mkdtempSync,
   openSync,
   readdirSync,
@@ -55,12 +54,6 @@ describe("a file that two processes want", () => {
   const folder = () => join(home, "hub", "models--org--model", "blobs");
   const parts = () => readdirSync(folder()).filter((name) => name.endsWith(".incomplete"));
   const part = () => join(folder(), parts()[0]!);
-  /** What another process has of this module. */
-  const other = async (): Promise<typeof resolve> => {
-    vi.resetModules();
-    const { resolveModel: own } = await import("../../src/hub/resolve.js");
-    return (options = {}, needs = "model") => own(hub.id, needs, { retryDelay: 1, ...options });
-  };
   /** Leaves the first 100,000 bytes, in a file whose name is changed. */
   const leave = async (rename: (name: string) => string): Promise<void> => {
     const abort = new AbortController();
@@ -72,40 +65,45 @@ describe("a file that two processes want", () => {
     hub.takeSeen();
   };
   const ofPid = (pid: number) => (name: string) => name.replace(/-0-/, `-${pid}-`);
+  const silent = new Date(Date.now() - 10_000);
   const old = new Date(Date.now() - 150_000);
+  const until = async (holds: () => boolean): Promise<void> => {
+    while (!holds()) await new Promise((resolve) => setTimeout(resolve, 5));
+  };
 
-  it("is transferred by one, for which the other waits", async () => {
-    let goOn = (): void => {};
-    hub.next(getWeights, (_, response) => {
-      response.writeHead(200, { "content-length": weights.length }).write(weights.subarray(0, 100_000));
-      goOn = () => response.end(weights.subarray(100_000));
+  it("is waited for while another one writes it, and not fetched", async () => {
+    await leave(ofPid(process.ppid));
+    let isOver = false;
+    const waits = resolve().finally(() => {
+      isOver = true;
     });
-    const first = resolve();
-    await vi.waitUntil(
-      () => existsSync(folder()) && parts().some((name) => statSync(join(folder(), name)).size > 1000),
-    );
-    const second = (await other())();
     await new Promise((resolve) => setTimeout(resolve, 50));
-    goOn();
-    expect(await second).toBe(await first);
-    expect(readAll(await first).equals(weights)).toBe(true);
-    expect(hub.takeSeen().filter((line) => getWeights.test(line))).toHaveLength(1);
+    expect([isOver, parts().length]).toEqual([false, 1]);
+    // The other one has all of it.
+    writeFileSync(part().replace(/\.[^.]*\.incomplete$/, ""), weights);
+    rmSync(part());
+    expect(readAll(await waits).equals(weights)).toBe(true);
+    expect(hub.takeSeen().filter((line) => getWeights.test(line))).toEqual([]);
     expect(parts()).toEqual([]);
   });
 
-  it("is completed by one where the other has died", async () => {
-    const dead = spawn(process.execPath, ["--version"]);
-    await new Promise((resolve) => dead.once("close", resolve));
-    await leave(ofPid(dead.pid!));
-    expect(readAll(await resolve()).equals(weights)).toBe(true);
-    expect(hub.takeSeen().filter((line) => getWeights.test(line))).toEqual([
-      "GET /cdn/model.safetensors bytes=100000-",
-    ]);
-    expect(parts()).toEqual([]);
-  });
+  it.each(["another one", "one with the number of this process"])(
+    "is completed where the other has died: %s",
+    async (which) => {
+      const dead = spawn(process.execPath, ["--version"]);
+      await new Promise((resolve) => dead.once("close", resolve));
+      await leave(ofPid(which === "another one" ? dead.pid! : process.pid));
+      if (which === "another one") utimesSync(part(), silent, silent);
+      expect(readAll(await resolve()).equals(weights)).toBe(true);
+      expect(hub.takeSeen().filter((line) => getWeights.test(line))).toEqual([
+        "GET /cdn/model.safetensors bytes=100000-",
+      ]);
+      expect(parts()).toEqual([]);
+    },
+  );
 
   it.each([
-    ["one of this package", ofPid(process.pid)],
+    ["one of this package", ofPid(process.ppid)],
     ["Python's", (name: string) => name.replace(/\..*\./, ".")],
   ])("is completed beside what a process that no longer writes has of it: %s", async (_, rename) => {
     await leave(rename);
@@ -125,12 +123,10 @@ describe("a file that two processes want", () => {
   it("is not taken for whole when something else writes into it", async () => {
     hub.next(getWeights, (_, response) => {
       response.writeHead(200, { "content-length": weights.length }).write(weights.subarray(0, 100_000));
-      void vi
-        .waitUntil(() => statSync(part()).size > 0)
-        .then(() => {
-          writeFileSync(part(), "more", { flag: "a" });
-          response.end(weights.subarray(100_000));
-        });
+      void until(() => statSync(part()).size > 0).then(() => {
+        writeFileSync(part(), "more", { flag: "a" });
+        response.end(weights.subarray(100_000));
+      });
     });
     expect(readAll(await resolve()).equals(weights)).toBe(true);
     expect(hub.takeSeen().filter((line) => getWeights.test(line))).toHaveLength(2);
