@@ -2,12 +2,13 @@
 import { setMaxListeners } from "node:events";
 import type { CausalLM } from "../models/index.js";
 import { pageSize } from "../models/step-plan.js";
-import { anInteger, checkArgument } from "../tensor/checks.js";
+import { checkArgument } from "../tensor/checks.js";
 import { BnbError } from "../tensor/errors.js";
 import { checkOptions, optionTable } from "../tensor/options.js";
 import { searchBeams } from "./beam-search.js";
 import type { Next, Telling } from "./branch.js";
 import { aModel, Engine } from "./engine.js";
+import { someKvTokens } from "./engine-options.js";
 import type { GenerateOptions } from "./generate.js";
 import { generateChecks } from "./generate.js";
 import type { Prompt, TextPrompt } from "./prompt.js";
@@ -18,11 +19,11 @@ import type { FinishReason } from "./text.js";
 
 /** Options of `complete`. */
 export interface CompleteOptions extends GenerateOptions {
-  /** Tokens whose keys and values have room, of all texts together; with less some wait. Default: room for 64 texts. */
+  /** Tokens whose keys and values have room, of all texts together: with less some wait, and none becomes longer. Default: room for 64 texts. */
   kvTokens?: number;
 }
 
-const completeTable = optionTable<CompleteOptions>({ ...generateChecks, kvTokens: anInteger(1) });
+const completeTable = optionTable<CompleteOptions>({ ...generateChecks, kvTokens: someKvTokens });
 
 /** A token and its natural log-probability, after penalties and rules and before temperature and cuts. */
 export interface TokenLogprob {

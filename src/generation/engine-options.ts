@@ -13,9 +13,12 @@ import type { TextOptions } from "./settings.js";
 import { textChecks } from "./settings.js";
 import type { StepAdapters } from "./step-adapters.js";
 
+/** @internal Their places are int32. */
+export const someKvTokens = anInteger(1, 2 ** 31 - 1);
+
 /** Sizes of an engine. */
 export interface EngineOptions {
-  /** Tokens whose keys and values have room, of all texts together. Default: those of one text. */
+  /** Tokens whose keys and values have room, of all texts together; no text becomes longer. Default: those of one text. */
   kvTokens?: number;
   /** What keys and values are stored as. Default: the dtype of the model. */
   kvDtype?: KvDType;
@@ -78,7 +81,7 @@ export interface RunOptions {
 const leastStep = 64;
 
 export const engineOptions = optionTable<EngineOptions>({
-  kvTokens: anInteger(1),
+  kvTokens: someKvTokens,
   kvDtype: kvDtypeCheck,
   maxLength: anInteger(1),
   maxSequences: anInteger(1, 1024),

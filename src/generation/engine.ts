@@ -50,6 +50,7 @@ export const aModel = anObjectWith("a language model", "step", "kvLayout");
  */
 export class Engine implements Disposable {
   readonly model: CausalLM;
+  /** Tokens that a text can have, its last one not counted: no more than have room. */
   readonly maxLength: number;
   readonly deterministic: boolean;
   /** @internal */
@@ -81,8 +82,9 @@ export class Engine implements Disposable {
     checkOptions("Engine", options, engineOptions);
     const { maxPositionEmbeddings } = model.config;
     this.model = model;
-    this.maxLength = Math.min(options.maxLength ?? maxPositionEmbeddings, maxPositionEmbeddings);
-    const pages = Math.ceil((options.kvTokens ?? this.maxLength) / pageSize);
+    const longest = Math.min(options.maxLength ?? maxPositionEmbeddings, maxPositionEmbeddings);
+    const pages = Math.ceil((options.kvTokens ?? longest) / pageSize);
+    this.maxLength = Math.min(longest, pages * pageSize);
     const { maxSequences = 64, stepTokens = 512, sharePrefixes = true } = options;
     const { graph = model.device.type === "cuda" && model.isWhole !== false } = options;
     this.deterministic = options.deterministic ?? false;
@@ -132,7 +134,7 @@ export class Engine implements Disposable {
     checkOptions("open", options, openOptions);
     const { maxLength = this.maxLength, telling = silent, rules = null, salt, adapter } = options;
     const ids = Array.from(prompt);
-    const most = Math.min(maxLength, this.maxLength, this.#pool.size * pageSize);
+    const most = Math.min(maxLength, this.maxLength);
     if (ids.length < 1 || ids.length > most) {
       const range = `between 1 and ${most} tokens`;
       throw new BnbError("ERR_BNB_ARGUMENT", `generate: the prompt must have ${range}, got ${ids.length}`);

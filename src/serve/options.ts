@@ -1,4 +1,5 @@
 // What a server is made of, and its limits.
+import { someKvTokens } from "../generation/engine-options.js";
 import { CausalLM } from "../models/index.js";
 import { AdapterSet } from "../peft/index.js";
 import type { Check } from "../tensor/checks.js";
@@ -55,7 +56,7 @@ export const serveOptions = optionTable<ServeOptions>({
   apiKeys: arrayOf(aKey),
   adminKeys: arrayOf(aKey),
   keyConcurrency: anInteger(1),
-  kvTokens: anInteger(1),
+  kvTokens: someKvTokens,
   maxSequences: anInteger(1, 1024),
   maxWaiting: anInteger(0),
   deterministic: aBoolean,

@@ -116,6 +116,26 @@ describe("token ids", () => {
     });
   });
 
+  it.each([1, 16, 17, 40])("end where no more has room: %i tokens", async (kvTokens) => {
+    const prompt = [1, 2, 3];
+    const options = { maxNewTokens: 64, eosTokenId: null, kvTokens: 1 << 12 };
+    if (kvTokens < prompt.length) {
+      // A page is the least there is.
+      expect((await model.complete([5], { ...options, kvTokens }))[0]!.tokens).toHaveLength(16);
+      return;
+    }
+    const room = Math.ceil(kvTokens / 16) * 16;
+    const [whole] = await model.complete(prompt, options);
+    const [short] = await model.complete(prompt, { ...options, kvTokens });
+    // The last one needs no room: nothing follows it.
+    const most = room + 1 - prompt.length;
+    expect([...short!.tokens]).toEqual([...whole!.tokens].slice(0, most));
+    expect([whole!.tokens.length, short!.finishReason]).toEqual([64, "length"]);
+    const beams = { ...options, numBeams: 2 };
+    const [best] = await model.complete(prompt, { ...beams, kvTokens: 2 * room });
+    expect(best!.tokens.length).toBeLessThanOrEqual(2 * room + 1 - prompt.length);
+  });
+
   it("are none of no prompts, and no new ones where none are wanted", async () => {
     expect(await model.complete([])).toEqual([]);
     const options = { maxNewTokens: 0 };
@@ -162,7 +182,7 @@ describe("token ids", () => {
   it.each([
     [[1], { logprobs: 21 }, "complete: logprobs must be an integer from 0 to 20, got 21"],
     [[1], { logprobs: 1, numBeams: 2 }, "complete: logprobs must come without beams, got numBeams: 2"],
-    [[1], { kvTokens: 0 }, "complete: kvTokens must be an integer of at least 1, got 0"],
+    [[1], { kvTokens: 0 }, "complete: kvTokens must be an integer from 1 to 2147483647, got 0"],
     [[1], { numReturnSequences: 2 }, "complete: numReturnSequences must be 1 for greedy texts"],
     [[[1], [99]], {}, "complete: a token id must lie in 0..95, got 99"],
     [[[1], []], {}, "complete: the prompt must have between 1 and 256 tokens, got 0"],
