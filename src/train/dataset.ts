@@ -83,7 +83,9 @@ export async function loadPreferences(source: DataSource, options: DatasetOption
 
 /**
  * `loadDataset` for data larger than memory: the samples go into the file `path`, which takes the place of what is there when it
- * is complete, and are read from there one by one; dispose them when training is over. Of a .jsonl, .csv or .parquet file only some rows are in memory at a time.
+ * is complete, and are read from there one by one; dispose them when training is over. Of a .jsonl, .csv or .parquet file only
+ * some rows are in memory at a time. A program that is killed meanwhile leaves a file beside it: ".", the name, and ".part" at
+ * the end.
  *
  * @example
  * const { samples } = await train.storeDataset("large.jsonl", "large.tokens", { tokenizer, maxLength: 2048 });
@@ -137,6 +139,7 @@ async function inMemory<S>(
   options: DatasetOptions,
   kind: Kind<S>,
 ): Promise<Dataset<S>> {
+  checkReading(op, source, options);
   const samples: S[] = [];
   return { samples, ...(await read(op, source, options, kind, samples)) };
 }
@@ -185,7 +188,6 @@ async function read<S>(
   kind: Kind<S>,
   samples: Sink<S>,
 ): Promise<Pick<Dataset<S>, "truncated" | "skipped">> {
-  checkReading(op, source, options);
   const { tokenizer, maxLength, format, chatTemplate, onBadRow = "error", onTooLong = "truncate", signal } = options;
   const maker = await SampleMaker.for(tokenizer, chatTemplate);
   const isText = typeof source === "string" && (format ?? formatOf(source)) === "text";

@@ -1,7 +1,8 @@
 // Samples that lie in a file instead of in memory: token ids and labels one behind the other, read one sample at a time. Only
 // where each begins and how long it is stays in memory.
+import { randomBytes } from "node:crypto";
 import { closeSync, openSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
-import { dirname } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { makeFolders } from "../hub/make-folders.js";
 import { BnbError } from "../tensor/errors.js";
 import type { Sample } from "./sample.js";
@@ -37,21 +38,18 @@ export class StoredSamples<S> implements SampleList<S>, Disposable {
   #writtenBytes = 0;
   #isOpen = true;
 
-  private constructor(path: string, form: SampleForm<S>, file: number) {
+  private constructor(path: string, form: SampleForm<S>) {
     this.#path = path;
-    this.#name = partOf(path);
+    // A name that no other file has: a fixed one could be that of the source.
+    this.#name = join(dirname(path), `.${basename(path)}.${randomBytes(6).toString("hex")}.part`);
     this.#form = form;
-    this.#file = file;
+    this.#file = filed(path, () => openSync(this.#name, "wx+"));
   }
 
   /** @internal An empty list in a new file, which gets its name by `finish`. Rejects with ERR_BNB_FILE where it cannot be made. */
   static async make<S>(path: string, form: SampleForm<S>): Promise<StoredSamples<S>> {
     await makeFolders(dirname(path));
-    return new StoredSamples(
-      path,
-      form,
-      filed(path, () => openSync(partOf(path), "w+")),
-    );
+    return new StoredSamples(path, form);
   }
 
   get length(): number {
@@ -141,8 +139,6 @@ export class StoredSamples<S> implements SampleList<S>, Disposable {
     this.dispose();
   }
 }
-
-const partOf = (path: string): string => `${path}.part`;
 
 function filed<T>(path: string, act: () => T): T {
   try {

@@ -86,6 +86,24 @@ describe("storeDataset", () => {
     expect(readdirSync(folder).filter((name) => name.endsWith(".part"))).toEqual([]);
   });
 
+  it("leaves a source and a file of another program alone, whatever they are called", async () => {
+    const source = join(folder, "train.part");
+    writeFileSync(source, readFileSync(lines));
+    const wanted = await loadDataset(lines, options);
+    using first = (await storeDataset(source, join(folder, "train"), { ...options, format: "jsonl" })).samples;
+    const [second, third] = await Promise.all([
+      storeDataset(rows, join(folder, "both"), options),
+      storeDataset(rows.slice(0, 5), join(folder, "both.part"), options),
+    ]);
+    expect([...first]).toEqual(wanted.samples);
+    expect([...second.samples]).toEqual(wanted.samples);
+    expect([...third.samples]).toEqual(wanted.samples.slice(0, 5));
+    for (const { samples } of [second, third]) samples.dispose();
+    expect(readFileSync(source, "utf8")).toBe(readFileSync(lines, "utf8"));
+    expect(readdirSync(folder).filter((name) => name.endsWith(".part"))).toEqual(["train.part"]);
+    rmSync(source);
+  });
+
   it("leaves no file where the data cannot be used", async () => {
     const path = join(folder, "broken.tokens");
     await expect(storeDataset([rows[0] as object, { a: 1 }], path, options)).rejects.toThrow(
