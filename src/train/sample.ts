@@ -112,21 +112,68 @@ export class SampleMaker {
 
   // The text of the conversation, and where the assistant's words begin and end in it, as generation would have it.
   async #turns(messages: readonly ChatMessage[], from: number) {
-    const render = (upTo: number, addGenerationPrompt: boolean): Promise<string> =>
-      this.#tokenizer.applyChatTemplate(messages.slice(0, upTo), { addGenerationPrompt, ...this.#template });
-    const text = await render(messages.length, false);
+    const text = await this.#render(messages);
+    const last = messages.map(({ role }) => role).lastIndexOf("assistant");
+    if (last < from) throw refused("must have a message of the assistant, got none to learn from");
+    const isMarked = await this.#hasMark(messages.slice(0, last + 1));
     const spans: Span[] = [];
-    let isEnded = true;
-    for (let i = from; i < messages.length; i++) {
-      const { role, content } = messages[i] as ChatMessage;
-      if (role !== "assistant") continue;
-      const turn = turnIn(text, await render(i, true), await render(i + 1, false), wordsOf(content), i);
-      spans.push(turn);
-      isEnded = turn.isMarked || i < messages.length - 1;
+    for (let i = from; i <= last; i++) {
+      if (messages[i]?.role === "assistant") spans.push(await this.#turn(messages, i, text, isMarked));
     }
-    if (spans.length === 0) throw refused("must have a message of the assistant, got none to learn from");
-    return { text, spans, isEnded };
+    return { text, spans, isEnded: isMarked || last < messages.length - 1 };
   }
+
+  /** Turn number `index` in the text `whole` of all messages. Behind a mark of the end, generation stops: the rest is layout. */
+  async #turn(messages: readonly ChatMessage[], index: number, whole: string, isMarked: boolean): Promise<Span> {
+    const before = await this.#render(messages.slice(0, index), true);
+    const through = await this.#render(messages.slice(0, index + 1));
+    if (!whole.startsWith(before)) {
+      throw refused(`the chat template must keep what stands before message ${index + 1}, got one that changes it`);
+    }
+    const start = before.length;
+    const words = wordsOf(messages[index]?.content);
+    const isKept = (text: string): boolean => text !== "" && words.every((part) => text.includes(part));
+    const turn = through.startsWith(before) ? through.slice(start) : through;
+    if (!isKept(turn)) failDropped(index);
+    if (through.startsWith(before) && whole.startsWith(turn, start)) {
+      return { start, end: start + (isMarked ? turn.trimEnd() : turn).length };
+    }
+    // Some templates show earlier turns otherwise than the last one: their end is what follows other words in both places.
+    const probed = messages.map((message, i) => (i === index ? withProbe(message) : message));
+    const rest = behindProbe(await this.#render(probed));
+    const tail = behindProbe(await this.#render(probed.slice(0, index + 1)));
+    if (rest === null || tail === null) failChanged(index);
+    const mark = isMarked ? tail.trimEnd() : tail;
+    const end = whole.length - rest.length + mark.length;
+    const isSame = rest.startsWith(mark) && whole.endsWith(rest.slice(mark.length));
+    if (!isSame || !whole.slice(start, end).trimEnd().endsWith(mark.trim())) failChanged(index);
+    if (!isKept(whole.slice(start, end))) failDropped(index);
+    return { start, end };
+  }
+
+  // The words of a turn may occur in its mark, and calls of tools follow them: other words tell whether there is one.
+  async #hasMark(messages: readonly ChatMessage[]): Promise<boolean> {
+    const { role, content } = messages.at(-1) as ChatMessage;
+    const text = await this.#render([...messages.slice(0, -1), withProbe({ role, content })]);
+    return Boolean(behindProbe(text)?.trim());
+  }
+
+  #render(messages: readonly ChatMessage[], addGenerationPrompt = false): Promise<string> {
+    return this.#tokenizer.applyChatTemplate(messages, { addGenerationPrompt, ...this.#template });
+  }
+}
+
+/** Words that no message has. */
+const PROBE = "\uE000words\uE001";
+
+/** A message with other words in the same form. */
+function withProbe(message: ChatMessage): ChatMessage {
+  return { ...message, content: Array.isArray(message.content) ? [{ type: "text", text: PROBE }] : PROBE };
+}
+
+function behindProbe(text: string): string | null {
+  const at = text.lastIndexOf(PROBE);
+  return at < 0 ? null : text.slice(at + PROBE.length);
 }
 
 /**
@@ -159,51 +206,6 @@ function wordsOf(content: unknown): string[] {
     ? content.map((part) => Reflect.get(Object(part), "text") as unknown)
     : [content];
   return parts.flatMap((part) => (typeof part === "string" ? part.trim() : [])).filter((part) => part !== "");
-}
-
-/** A turn of the assistant in the text of the whole conversation, and whether a mark of its end follows its words. */
-interface Turn extends Span {
-  readonly isMarked: boolean;
-}
-
-// `before` is the text up to the turn, `through` that which ends with it.
-function turnIn(whole: string, before: string, through: string, words: readonly string[], index: number): Turn {
-  if (!whole.startsWith(before)) {
-    throw refused(`the chat template must keep what stands before message ${index + 1}, got one that changes it`);
-  }
-  const start = before.length;
-  const turn = through.startsWith(before) ? through.slice(start) : through;
-  if (turn === "" || words.some((part) => !turn.includes(part))) failDropped(index);
-  if (through.startsWith(before) && whole.startsWith(turn, start)) {
-    const last = words.at(-1) ?? "";
-    const isMarked = turn.indexOf(last) + last.length < turn.trimEnd().length;
-    // Behind a mark of the end, generation stops: what follows it is layout.
-    return { start, end: start + (isMarked ? turn.trimEnd() : turn).length, isMarked };
-  }
-  const [said, ...others] = words;
-  if (said === undefined || others.length > 0) failChanged(index);
-  return shownOtherwise(whole, start, turn, said, index);
-}
-
-// Some templates show earlier turns otherwise than the last one: the turn is where the words are that have the same end.
-function shownOtherwise(whole: string, start: number, turn: string, said: string, index: number): Turn {
-  const tails = placesOf(said, turn, 0).map((place) => turn.slice(place + said.length));
-  const places = placesOf(said, whole, start);
-  if (places.length === 0) failDropped(index);
-  for (const place of places) {
-    const end = place + said.length;
-    const tail = tails.find((text) => whole.startsWith(text, end));
-    if (tail === undefined) continue;
-    const isMarked = tail.trim() !== "";
-    return { start, end: end + (isMarked ? tail.trimEnd() : tail).length, isMarked };
-  }
-  failChanged(index);
-}
-
-function placesOf(part: string, text: string, from: number): number[] {
-  const found: number[] = [];
-  for (let at = text.indexOf(part, from); at >= 0; at = text.indexOf(part, at + 1)) found.push(at);
-  return found;
 }
 
 function failDropped(index: number): never {

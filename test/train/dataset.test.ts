@@ -168,6 +168,65 @@ describe("forms", () => {
     );
   });
 
+  // As Qwen 3 has them: the last turn begins with its thoughts, earlier ones do not; calls of tools stand behind the words.
+  const thinking =
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}" +
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}{{ p.text }};{% endfor %}{% endif %}" +
+    "{% for c in m.tool_calls or [] %}{{ '\\n' if m.content }}<call>{{ c.name }}</call>{% endfor %}" +
+    "<|im_end|>{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+  const parts = (...texts: string[]) => texts.map((text) => ({ type: "text", text }));
+
+  it.each([
+    ["calls of tools alone", { content: "", tool_calls: [{ name: "f" }] }, "<call>f</call>"],
+    ["words and a call", { content: "call", tool_calls: [{ name: "f" }] }, "call\n<call>f</call>"],
+    ["several parts", { content: parts("One", "im", "One") }, "One;im;One;"],
+    ["nothing", { content: "" }, ""],
+  ])("an earlier turn of %s, shown otherwise than the last", async (_, turn, shown) => {
+    const row = {
+      messages: [
+        { role: "user", content: "q" },
+        { role: "assistant", ...turn },
+        { role: "tool", content: "3" },
+        { role: "assistant", content: "3." },
+      ],
+    };
+    const { samples } = await loadDataset([row], { ...options, chatTemplate: thinking });
+    const text = await tokenizer.decode(learned(samples[0] as Sample));
+    expect(text).toBe(`${shown}<|im_end|><think>\n\n</think>\n\n3.<|im_end|>`);
+  });
+
+  it("an earlier turn that ends otherwise than the last is refused", async () => {
+    const chatTemplate = thinking.replace(
+      "<|im_end|>{{",
+      "{{ '<|im_end|>' if loop.last or m.role == 'user' else '.' }}{{",
+    );
+    const row = {
+      messages: ["q", "a", "r", "b"].map((content, i) => ({ role: i % 2 ? "assistant" : "user", content })),
+    };
+    await expect(loadDataset([row], { ...options, chatTemplate })).rejects.toThrow(
+      "row 1: the chat template must end each turn alike, got one that changes message 2",
+    );
+  });
+
+  it.each([
+    ["a part that the one before it holds", { content: parts("The answer is 4.", "4") }, "The answer is 4.;4;"],
+    ["calls of tools alone", { content: "", tool_calls: [{ name: "f" }] }, "<call>f</call>"],
+    ["words and a call", { content: "f", tool_calls: [{ name: "f" }] }, "f\n<call>f</call>"],
+  ])("a template without a mark of the end: the end is learned behind %s", async (_, turn, shown) => {
+    const plain = thinking
+      .replace("<|im_end|>", "")
+      .replace("{{ p.text }};", "{{ p.text }}{{ '\\n' if loop.last else ';' }}");
+    const row = {
+      messages: [
+        { role: "user", content: "q" },
+        { role: "assistant", ...turn },
+      ],
+    };
+    const { samples } = await loadDataset([row], { ...options, chatTemplate: plain });
+    const text = await tokenizer.decode(learned(samples[0] as Sample));
+    expect(text).toBe(`<think>\n\n</think>\n\n${shown.replace(/;$/, "\n")}\n${tokenizer.eosToken}`);
+  });
+
   // What Llama 2 has: "▁" before each text that is tokenized, by the normalizer or the pre-tokenizer.
   it.each([
     [
