@@ -5,7 +5,7 @@ export interface LogEntry {
   readonly step: number;
   /** Epochs done, with fraction. */
   readonly epoch: number;
-  /** Mean loss of a token since the last report. */
+  /** Mean loss of a token since the last report; none where no token counted. */
   readonly loss?: number;
   readonly learningRate?: number;
   /** Norm of the gradients of the last step, before clipping. */

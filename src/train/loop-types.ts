@@ -11,6 +11,7 @@ export interface StepEvent {
   readonly step: number;
   readonly steps: number;
   readonly epoch: number;
+  /** Mean loss of the step's tokens; 0 where none counts. */
   readonly loss: number;
   readonly learningRate: number;
   readonly gradNorm: number;
@@ -40,7 +41,7 @@ export interface Evaluation {
 export interface TrainResult {
   /** Steps done in all. */
   readonly steps: number;
-  /** Mean loss of the last report's steps. */
+  /** Mean loss of the steps of the last report that has one. */
   readonly loss: number;
   readonly history: readonly LogEntry[];
   /** The newest checkpoint. */

@@ -213,10 +213,11 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
         this.emit("step", { step: run.step, steps: total, epoch, learningRate, ...done, tokensPerSecond, secondsLeft });
         const isLast = run.step === total;
         if (isLast || run.step % args.loggingSteps === 0) {
-          const loss = run.lossSum / run.lossTokens;
+          // The mean of nothing is no number.
+          const loss = run.lossTokens > 0 ? { loss: run.lossSum / run.lossTokens } : {};
           [run.lossSum, run.lossTokens] = [0, 0];
           const { gradNorm, metrics } = done;
-          const entry = { step: run.step, epoch, loss, learningRate, gradNorm, tokensPerSecond, ...metrics };
+          const entry = { step: run.step, epoch, ...loss, learningRate, gradNorm, tokensPerSecond, ...metrics };
           await this.#log(run, "log", entry);
         }
         run.isEvaluationDue =
@@ -400,7 +401,7 @@ export abstract class TrainingLoop<S> extends EventEmitter<TrainerEvents> {
     if (state.data !== hash) {
       throw new BnbError("ERR_BNB_OPTION", `${this.#op}: trainDataset must be the data of ${path}, got other samples`);
     }
-    const run = state.run as RunState;
+    const run = { ...newRunState(), ...(state.run as Partial<RunState>) };
     if (run.generators.length !== this.#generators.length) {
       const counts = [run.generators, this.#generators].map(({ length }) => length - 1);
       throw new BnbError(

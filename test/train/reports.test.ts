@@ -18,12 +18,15 @@ const samples: Sample[] = [3, 5, 8].map((n) => {
   return { ids, labels: ids };
 });
 
-/** Two steps with an evaluation after each. */
-async function run(reportTo: ReportTarget | readonly ReportTarget[], outputDir = join(root, String(folders++))) {
-  using model = new LlamaForCausalLM(
+const newModel = () =>
+  new LlamaForCausalLM(
     { vocabSize: 16, hiddenSize: 8, intermediateSize: 8, numHiddenLayers: 1, numAttentionHeads: 1 },
     { generator: new Generator(1), device: "cpu" },
   );
+
+/** Two steps with an evaluation after each. */
+async function run(reportTo: ReportTarget | readonly ReportTarget[], outputDir = join(root, String(folders++))) {
+  using model = newModel();
   const args = { outputDir, reportTo, maxSteps: 2, loggingSteps: 1, evalSteps: 1, saveSteps: 0 };
   const { history } = await new Trainer({ model, args, trainDataset: samples, evalDataset: samples }).train();
   expect(history.length).toBe(4);
@@ -62,6 +65,30 @@ describe("reportTo", () => {
         expect(scalars[tag]).toBe(Math.fround(entry[own] as number));
       }
     });
+  });
+
+  it("tells no loss of steps whose tokens do not count, and that of the others as if there were none", async () => {
+    const masked = samples.map(({ ids }, i) => ({ ids, labels: i === 1 ? ids.map(() => -100) : ids }));
+    const trained = async (trainDataset: Sample[], loggingSteps: number) => {
+      using model = newModel();
+      const lines = join(root, `${folders}.jsonl`);
+      const args = { outputDir: join(root, String(folders++)), reportTo: lines, loggingSteps, saveSteps: 0 };
+      const each = { ...args, perDeviceTrainBatchSize: 1, numTrainEpochs: 1, shuffle: false };
+      const own = { ...each, lrSchedulerType: "constant" as const };
+      const { loss } = await new Trainer({ model, args: own, trainDataset }).train();
+      const read = readFileSync(lines, "utf8").trimEnd().split("\n");
+      return { loss, logged: read.map((line) => JSON.parse(line) as LogEntry) };
+    };
+    const counting = masked.filter((_, i) => i !== 1);
+    const [want, got] = [await trained(counting, 1), await trained(masked, 1)];
+    expect(got.logged.map((entry) => entry.loss)).toEqual([want.logged[0]?.loss, undefined, want.logged[1]?.loss]);
+    expect(got.logged[1]).toMatchObject({ step: 2, gradNorm: 0 });
+    expect(got.logged[1]).not.toHaveProperty("loss");
+    expect(got.loss).toBe(want.loss);
+    // A run that ends with such a step has the loss of the report before it.
+    expect((await trained(masked.slice(0, 2), 1)).loss).toBe(want.logged[0]?.loss);
+    // Among others, they change no mean.
+    expect((await trained(masked, 3)).loss).toBe((await trained(counting, 2)).loss);
   });
 
   it('"none" is none, and no file of that name', async () => {
