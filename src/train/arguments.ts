@@ -226,7 +226,10 @@ export function binding(args: ResolvedArguments): Record<string, unknown> {
   return Object.fromEntries(Object.entries(args).filter(([key]) => !free.has(key)));
 }
 
-/** Throws ERR_BNB_OPTION where a run is to go on with other settings than it had; of a text, the first line that differs. */
+/**
+ * Throws ERR_BNB_OPTION where a run is to go on with other settings than it had; of a text, the first line that differs. What
+ * `had` lacks, as that of an earlier version does, is not known, and may be anything.
+ */
 export function checkBinding(
   op: string,
   place: string,
@@ -235,6 +238,7 @@ export function checkBinding(
 ): void {
   const before = isPlainObject(had) ? (had as Record<string, unknown>) : {};
   for (const [key, value] of Object.entries(settings)) {
+    if (!Object.hasOwn(before, key)) continue;
     const [was, is] = [linesOf(before[key]), linesOf(value)];
     const at = [...is, undefined].findIndex((line, i) => line !== was[i]);
     if (at < 0) continue;

@@ -1,6 +1,7 @@
 // Runs that are stopped and go on: to the bit what one that never stopped computes, wherever it stopped; broken checkpoints,
 // other settings, losses that are no numbers, early stopping.
 import { spawn } from "node:child_process";
+import { createHash } from "node:crypto";
 import { once } from "node:events";
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -227,6 +228,26 @@ describe("a run that was stopped", () => {
       /checkpoint-4 must hold model\.embed_tokens\.weight as float32 \[32, 64\], got none: it is of another model$/,
     );
   });
+});
+
+it("a checkpoint of an earlier version, which tells less, goes on to the bit; what it tells is compared", async () => {
+  const outputDir = newFolder();
+  const whole = await run({ ...settings, outputDir });
+  const from = join(outputDir, "checkpoint-2");
+  const path = join(from, "trainer_state.json");
+  const { state } = JSON.parse(readFileSync(path, "utf8"));
+  for (const name of ["maxLength", "dtype", "model", "packing"]) {
+    expect(state.arguments).toHaveProperty(name);
+    delete state.arguments[name];
+  }
+  for (const name of ["isEvaluationDue", "evaluationsSinceBest"]) delete state.run[name];
+  const sha256 = createHash("sha256").update(JSON.stringify(state)).digest("hex");
+  writeFileSync(path, `{"sha256":"${sha256}","state":${JSON.stringify(state)}}\n`);
+  const args = { ...settings, outputDir, resumeFromCheckpoint: from };
+  await expect(run({ ...args, seed: 3 })).rejects.toThrow(/^Trainer: seed must be 42 as in .*checkpoint-2, got 3$/);
+  const again = await run(args);
+  expect(again.weights).toBe(whole.weights);
+  expect(again.result.history.map(plain)).toEqual(whole.result.history.map(plain));
 });
 
 describe("checkpoints of a run that went back", () => {
