@@ -7,6 +7,7 @@ import type { LoraConfig } from "./config.js";
 import { LoraAdapter } from "./lora-adapter.js";
 import type { Matrix } from "./low-rank.js";
 import { decomposedProduct, leading, matrix, scaledColumns, transposed } from "./low-rank.js";
+import { isNamed } from "./targets.js";
 
 /**
  * "cat" is exact, its rank the sum of the ranks. "linear" sums A and B apart, each by the root of the weight, so that products
@@ -74,7 +75,7 @@ export function combined(type: CombinationType, parts: readonly Part[], rank: nu
 
 /**
  * The settings of a combination: those of the first adapter, for the targets of all. `paths`: of the layers that any of them
- * has, for adapters that choose layers differently.
+ * has, which are the targets where the adapters choose theirs differently, or by names that match nothing.
  */
 export function combinedConfig(
   configs: readonly LoraConfig[],
@@ -95,26 +96,23 @@ export function combinedConfig(
   const choices = configs.map(({ layersToTransform, layersPattern, excludeModules }) =>
     JSON.stringify([layersToTransform, layersPattern, excludeModules]),
   );
-  if (new Set(choices).size > 1) {
-    const all = { layersToTransform: null, layersPattern: null, excludeModules: null };
-    return first.with({ ...common, ...all, targetModules: paths });
-  }
-  return first.with({
-    ...common,
-    targetModules: unionOf(configs.map(({ targetModules }) => targetModules)),
-  });
+  const names = new Set(choices).size === 1 ? unionOf(configs, paths) : null;
+  if (names !== null) return first.with({ ...common, targetModules: names });
+  const all = { layersToTransform: null, layersPattern: null, excludeModules: null };
+  return first.with({ ...common, ...all, targetModules: paths });
 }
 
-function unionOf(targets: readonly LoraConfig["targetModules"][]): LoraConfig["targetModules"] {
-  const texts = targets.filter((item): item is string => typeof item === "string");
-  if (texts.length === 0) return [...new Set(targets.flatMap((item) => item ?? []))];
-  const different = [...new Set(texts)];
-  if (texts.length === targets.length && different.length === 1) return different[0] as string;
-  if (texts.length === targets.length && !different.includes("all-linear")) {
-    return different.map((pattern) => `(${pattern})`).join("|");
+/** What names the targets of all in their own form: lists whose names all match, or patterns; null where there is none. */
+function unionOf(configs: readonly LoraConfig[], paths: readonly string[]): LoraConfig["targetModules"] {
+  const targets = configs.map(({ targetModules }) => targetModules);
+  const texts = [...new Set(targets.filter((item): item is string => typeof item === "string"))];
+  if (texts.length === 0) {
+    const items = [...new Set(targets.flatMap((item) => item ?? []))];
+    return items.every((item) => paths.some((path) => isNamed(path, [item]))) ? items : null;
   }
-  const rule = "addWeightedAdapter: targetModules of the adapters must all be lists or all be patterns";
-  throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${JSON.stringify(targets)}`);
+  if (!targets.every((item) => typeof item === "string")) return null;
+  if (texts.length === 1) return texts[0] as string;
+  return texts.includes("all-linear") ? null : texts.map((pattern) => `(${pattern})`).join("|");
 }
 
 /** Gives the adapter `name` of each layer the combination of those adapters that the layer has. */

@@ -5,6 +5,7 @@ import { BnbError } from "../tensor/errors.js";
 import { withNearest } from "../tensor/nearest.js";
 import { AdapterLayer } from "./adapter-layer.js";
 import type { LoraConfig } from "./config.js";
+import { originalText } from "./config-file.js";
 import type { LoraOptions } from "./lora-adapter.js";
 import { LoraEmbedding } from "./lora-embedding.js";
 import { LoraLayer } from "./lora-layer.js";
@@ -19,8 +20,6 @@ import { TrainableTokens } from "./trainable-tokens.js";
 
 export interface InjectOptions {
   readonly generator?: LoraOptions["generator"];
-  /** Whether the config is that of a file: then its names may match nothing. */
-  readonly isLoaded?: boolean;
 }
 
 /** Layers with adapters by their paths; one that is used in several places has the first. */
@@ -43,7 +42,7 @@ export function savedNames(config: LoraConfig, sites: readonly Site[]): string[]
 
 /**
  * Adds an adapter to every part of the model that its config names, inactive. All is found and made before the model
- * changes; ERR_BNB_OPTION where a name matches nothing.
+ * changes; ERR_BNB_OPTION where a name matches nothing, unless the config is that of a file.
  */
 export function inject(
   op: string,
@@ -51,13 +50,14 @@ export function inject(
   name: string,
   config: LoraConfig,
   saved: Map<string, SavedParameter>,
-  { generator, isLoaded = false }: InjectOptions,
+  { generator }: InjectOptions,
 ): void {
   if (config.targetParameters?.length) {
     const rule = `${op}: targetParameters must be null, models hold experts as layers, which targetModules names`;
     throw new BnbError("ERR_BNB_UNSUPPORTED", `${rule}; got ${config.targetParameters.join(", ")}`);
   }
   const sites = sitesOf(model);
+  const isLoaded = originalText(config) !== null;
   const whole = savedNames(config, sites);
   const targets = findTargets(op, sites, config, whole, isLoaded);
   const tokens = tokenTargets(op, sites, config);

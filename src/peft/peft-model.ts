@@ -108,7 +108,7 @@ export class PeftModel<M extends Module = Module> extends Module {
   }
 
   /** @internal addAdapter, with another name in errors. */
-  addUnder(op: string, name: string, config: LoraConfig, options: AddAdapterOptions = {}, isLoaded = false): void {
+  addUnder(op: string, name: string, config: LoraConfig, options: AddAdapterOptions = {}): void {
     checkArgument(op, "adapterName", name, aString);
     checkArgument(op, "config", config, aConfig);
     checkOptions(op, options, addOptions);
@@ -125,7 +125,7 @@ export class PeftModel<M extends Module = Module> extends Module {
       throw new BnbError("ERR_BNB_OPTION", `${rule}, got ${name} beside ${biased[0]}`);
     }
     this.#refuseMerged(op);
-    inject(op, this.model, name, config, this.#saved, { ...options, isLoaded });
+    inject(op, this.model, name, config, this.#saved, options);
     if (this.#configs.size === 0) this.model.requiresGrad_(false);
     this.#configs.set(name, config);
     this.#activate(this.#active.length === 0 ? [name] : this.#active);
@@ -245,7 +245,7 @@ export class PeftModel<M extends Module = Module> extends Module {
   async loadUnder(op: string, folder: string, name: string, options: LoadAdapterOptions): Promise<void> {
     const { revision, token, signal } = options;
     const place = await adapterFolder(folder, { revision, token, signal });
-    const add = (config: LoraConfig): void => this.addUnder(op, name, config, {}, true);
+    const add = (config: LoraConfig): void => this.addUnder(op, name, config);
     await loadOne(this, place, name, add, () => this.deleteAdapter(name));
     if (options.isTrainable) return;
     this.#fixed.add(name);

@@ -295,6 +295,52 @@ it("an adapter made of some for different layers has the layers of all", async (
   expectClose(logitsOf(model), both, { atol: 1e-5, rtol: 0 });
 });
 
+describe("an adapter made of some that name their layers", () => {
+  const saved = async (targetModules: string | string[], more: string[] = []) => {
+    const peft = getPeftModel(await load("llama-plain"), new LoraConfig({ r: 2, targetModules }));
+    shake(peft);
+    const folder = mkdtempSync(join(scratch, "named-"));
+    await peft.savePretrained(folder);
+    const path = join(folder, "adapter_config.json");
+    const json = JSON.parse(readFileSync(path, "utf8"));
+    if (more.length > 0) writeFileSync(path, JSON.stringify({ ...json, target_modules: [...targetModules, ...more] }));
+    return { folder, peft };
+  };
+  /** The sum of "default" and "b" beside the adapter that is made of them. */
+  function expectSum(peft: PeftModel<CausalLM>, targets: number): void {
+    peft.setAdapter(["default", "b"]);
+    const both = logitsOf(peft.model);
+    peft.addWeightedAdapter(["default", "b"], [1, 1], "sum", { combinationType: "cat" });
+    peft.setAdapter("sum");
+    expectClose(logitsOf(peft.model), both, { atol: 1e-5, rtol: 0 });
+    expect([...peft.layers.values()].filter(({ adapters }) => adapters.has("sum"))).toHaveLength(targets);
+  }
+
+  it("by a name of other models, and another adapter with the same settings", async () => {
+    const { folder } = await saved(["q_proj", "v_proj"], ["query_key_value"]);
+    const peft = await PeftModel.fromPretrained(await load("llama-plain"), folder);
+    await peft.loadAdapter(folder, "b");
+    expectSum(peft, 4);
+    const own = peft.peftConfig.get("b") as LoraConfig;
+    peft.addAdapter("again", own);
+    const again = [...peft.layers].filter(([, { adapters }]) => adapters.has("again")).map(([path]) => path);
+    expect(again).toEqual([...peft.layers].filter(([, { adapters }]) => adapters.has("b")).map(([path]) => path));
+    expect(again).toHaveLength(4);
+  });
+
+  it('by "all-linear", and by the paths that a file has of it', async () => {
+    const { folder, peft } = await saved("all-linear");
+    await peft.loadAdapter(folder, "b");
+    expectSum(peft, 14);
+  });
+
+  it("by a list, and by a pattern", async () => {
+    const { peft } = await saved(["q_proj"]);
+    peft.addAdapter("b", new LoraConfig({ r: 4, targetModules: ".*[.]0[.].*v_proj", initLoraWeights: false }));
+    expectSum(peft, 3);
+  });
+});
+
 it("biases that learned with an adapter are frozen when it goes", async () => {
   for (const bias of ["all", "lora_only"] as const) {
     const model = await load("qwen2");
