@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -22,8 +23,14 @@ namespace {
 
 int choose_thread_count() {
   const char* wanted = std::getenv("BNB_THREADS");
-  const int n = wanted ? std::atoi(wanted) : 0;
-  return n >= 1 && n <= kMostThreads ? n : available_cores();
+  const int cores = available_cores();
+  if (!wanted || !*wanted) return cores;
+  char* end = nullptr;
+  const long n = std::strtol(wanted, &end, 10);
+  if (*end == '\0' && n >= 1 && n <= kMostThreads) return static_cast<int>(n);
+  std::fprintf(stderr, "bitsandbytes-node: BNB_THREADS must be a whole number from 1 to %d, got %s; using %d\n",
+               static_cast<int>(kMostThreads), wanted, cores);
+  return cores;
 }
 
 std::atomic<int>& wanted_threads() {

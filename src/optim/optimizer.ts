@@ -35,6 +35,7 @@ export abstract class Optimizer8bit<Options extends object = object> {
   readonly #resolve: (overrides: object) => Hyperparameters;
   readonly #states = new Map<Tensor, ParameterState>();
   readonly #nonFinite = new Map<Device, Tensor>();
+  #isDisposed = false;
   #hasWarned = false;
 
   protected constructor(params: Params<Options>, options: Partial<Options>, family: OptimizerFamily<Options>) {
@@ -113,6 +114,7 @@ export abstract class Optimizer8bit<Options extends object = object> {
   step<T>(closure: () => T): T;
   step<T>(closure?: () => T): T | undefined {
     if (closure !== undefined) checkFunction(`${this.name}.step`, "closure", closure);
+    if (this.#isDisposed) throw new BnbError("ERR_BNB_DISPOSED", `${this.name}.step: the optimizer was disposed`);
     const loss = closure?.();
     const batches = new Map<Device, { batch: UpdateBatch; states: ParameterState[] }>();
     const manager = GlobalOptimManager.getInstance();
@@ -121,6 +123,7 @@ export abstract class Optimizer8bit<Options extends object = object> {
       let sharedStep = 0;
       let sharedRow: UpdateRow = [];
       for (const p of this.#paramsOf(group)) {
+        if (p.disposed) throw new BnbError("ERR_BNB_DISPOSED", `${this.name}.step: a parameter was disposed`);
         if (!p.grad) continue;
         const config = manager.configOf(p);
         const h = config ? { ...group, ...config } : group;
@@ -201,6 +204,7 @@ export abstract class Optimizer8bit<Options extends object = object> {
 
   /** Frees the states. Parameters and gradients stay. */
   dispose(): void {
+    this.#isDisposed = true;
     this.#disposeStates();
     this.resetNonFiniteCount();
   }

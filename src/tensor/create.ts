@@ -71,9 +71,9 @@ export function tensor(data: TensorData, options: TensorOptions & { shape?: read
   } else if (Array.isArray(data)) {
     const found = flatten(data, flat);
     shape ??= found;
-    values = encode(flat, options.dtype ?? "float32");
+    values = encodeData(flat, options.dtype ?? "float32");
   } else if (typeof data === "number" || typeof data === "boolean") {
-    values = encode([Number(data)], options.dtype ?? "float32");
+    values = encodeData([Number(data)], options.dtype ?? "float32");
     shape ??= [];
   } else {
     throw new BnbError("ERR_BNB_ARGUMENT", `tensor: data must be numbers or a TypedArray, got ${describe(data)}`);
@@ -201,23 +201,43 @@ function fromView(view: ArrayBufferView, wanted: DType | undefined): TypedArray 
       throw new BnbError("ERR_BNB_DTYPE", `${rule}, got ${shown(wanted)}`);
     }
     const bits = new Uint16Array(view.buffer, view.byteOffset, view.byteLength / 2);
-    return wanted === undefined || wanted === own ? bits : encode(view as Float16ArrayLike, wanted);
+    return wanted === undefined || wanted === own ? bits : encodeData(view as Float16ArrayLike, wanted);
   }
   if (types.isBigInt64Array(view)) {
     const narrow = Float64Array.from(view, Number);
     const bad = narrow.findIndex((value) => value !== (value | 0));
     if (bad >= 0) throw new BnbError("ERR_BNB_ARGUMENT", `tensor: ids must fit int32, got ${view[bad]} at ${bad}`);
-    return encode(narrow, wanted ?? "int32");
+    return encodeData(narrow, wanted ?? "int32");
   }
   if (types.isUint8ClampedArray(view)) {
     return fromView(new Uint8Array(view.buffer, view.byteOffset, view.byteLength), wanted);
   }
   const own = ownDType(view);
   if (own === undefined) {
-    throw new BnbError("ERR_BNB_ARGUMENT", `tensor: data must be numbers or a TypedArray, got ${describe(view)}`);
+    throw new BnbError("ERR_BNB_ARGUMENT", `tensor: data must be numbers or ${arrays}, got ${describe(view)}`);
   }
   const dtype = wanted ?? (own === "float64" ? "float32" : own);
-  return dtype === own ? (view as TypedArray) : encode(view as TypedArray, dtype);
+  return dtype === own ? (view as TypedArray) : encodeData(view as TypedArray, dtype);
+}
+
+const arrays = "a Float32Array, Float64Array, Float16Array, Int32Array, Int8Array, Uint8Array or BigInt64Array";
+const bounds: Partial<Record<DType, readonly [number, number]>> = {
+  int8: [-128, 127],
+  uint8: [0, 255],
+  int32: [-(2 ** 31), 2 ** 31 - 1],
+};
+
+/** As `encode`, for what must not be cut off. */
+function encodeData(values: ArrayLike<number>, dtype: DType): TypedArray {
+  const range = bounds[dtype];
+  if (range) {
+    for (let i = 0; i < values.length; i++) {
+      const value = Math.trunc(values[i] as number);
+      if (value >= range[0] && value <= range[1]) continue;
+      throw new BnbError("ERR_BNB_ARGUMENT", `tensor: data must fit ${dtype}, got ${values[i]} at ${i}`);
+    }
+  }
+  return encode(values, dtype);
 }
 
 function ownDType(view: ArrayBufferView): DType | undefined {

@@ -3,6 +3,7 @@
 import type { ChatMessage, Tokenizer } from "../hub/index.js";
 import { isPlainObject } from "../tensor/describe.js";
 import { BnbError } from "../tensor/errors.js";
+import { withNearest } from "../tensor/nearest.js";
 
 /** The label of a token that does not count. */
 export const IGNORED = -100;
@@ -216,9 +217,16 @@ function failChanged(index: number): never {
   throw refused(`the chat template must end each turn alike, got one that changes message ${index + 1}`);
 }
 
+// Of the templates that there are. What the assistant says is learned: under another name it would be lost.
+const roles = ["system", "developer", "user", "assistant", "tool", "function", "ipython", "observation", "context"];
+
 function messagesOf(name: string, value: unknown): readonly ChatMessage[] {
   const isMessage = (m: unknown): boolean => isPlainObject(m) && typeof (m as ChatMessage).role === "string";
-  if (Array.isArray(value) && value.every(isMessage)) return value as ChatMessage[];
+  if (Array.isArray(value) && value.every(isMessage)) {
+    const unknown = (value as ChatMessage[]).find(({ role }) => !roles.includes(role));
+    if (!unknown) return value as ChatMessage[];
+    throw refused(`the role of a message must be one of ${roles.join(", ")}, got ${withNearest(unknown.role, roles)}`);
+  }
   throw refused(`${name} must be a text or a list of messages with a role`);
 }
 

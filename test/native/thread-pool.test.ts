@@ -212,6 +212,18 @@ describe.runIf(process.platform === "linux" && process.env["BNB_SANITIZED"] !== 
     });
   });
 
+  it.each(["abc", "0", "2x", "-1", "99999999999"])("says that BNB_THREADS=%s is no number of threads", (wanted) => {
+    const program = `require(${library}).ones([3]).sum().itemSync()`;
+    const env = { ...process.env, BNB_THREADS: wanted };
+    const { status, stderr } = spawnSync(process.execPath, ["-e", program], { encoding: "utf8", env });
+    expect([status, stderr]).toEqual([
+      0,
+      expect.stringMatching(
+        `^bitsandbytes-node: BNB_THREADS must be a whole number from 1 to \\d+, got ${wanted}; using \\d+\n$`,
+      ),
+    ]);
+  });
+
   it("computes with the threads that there are", () => {
     const program = `
       const bnb = require(${library});

@@ -288,6 +288,18 @@ describe.each(testDevices())("stepping on %s", (device) => {
     optimizer.dispose();
   });
 
+  it("takes no step with what was disposed", () => {
+    const [p, q] = [withGrad(), withGrad()];
+    const optimizer = new AdamW([p, q]);
+    optimizer.step();
+    const before = q.floatsSync();
+    p.dispose();
+    expect(() => optimizer.step()).toThrow("AdamW.step: a parameter was disposed");
+    expect(q.floatsSync()).toEqual(before);
+    optimizer.dispose();
+    expect(() => optimizer.step()).toThrow("AdamW.step: the optimizer was disposed");
+  });
+
   it("refuses tensors of other kinds in a step", () => {
     const p = withGrad();
     p.grad!.dispose();

@@ -1,6 +1,6 @@
-// arange: how many numbers there are, where they stand, and which bounds are refused.
+// arange: how many numbers there are, where they stand, and which bounds are refused. tensor: numbers that no element holds.
 import { describe, expect, it } from "vitest";
-import { arange } from "../../src/index.js";
+import { arange, tensor } from "../../src/index.js";
 
 describe("arange", () => {
   it.each([
@@ -66,5 +66,34 @@ describe("arange", () => {
     [0, 1, NaN],
   ])("arange(%s, %s, %s) has no end", (start, end, step) => {
     expect(() => arange(start, end, step)).toThrow("arange: bounds and a non-zero step must be finite");
+  });
+});
+
+describe("tensor", () => {
+  it.each([
+    [[300, -1], "uint8", "300 at 0"],
+    [[3, -1], "uint8", "-1 at 1"],
+    [[[0, 128]], "int8", "128 at 1"],
+    [Float64Array.of(0, 2 ** 31), "int32", "2147483648 at 1"],
+    [[Number.NaN], "int32", "NaN at 0"],
+    [Infinity, "int8", "Infinity at 0"],
+    [Int32Array.of(-129), "int8", "-129 at 0"],
+  ] as const)("refuses %o as %s", (data, dtype, got) => {
+    expect(() => tensor(data as never, { dtype })).toThrow(`tensor: data must fit ${dtype}, got ${got}`);
+  });
+
+  it.each([
+    [[255.9, -0.5, 0], "uint8", [255, 0, 0]],
+    [[-128.5, 127.5], "int8", [-128, 127]],
+    [[-(2 ** 31), 2 ** 31 - 1], "int32", [-(2 ** 31), 2 ** 31 - 1]],
+  ] as const)("takes what just fits, and cuts fractions off: %o", (data, dtype, want) => {
+    using made = tensor([...data], { dtype });
+    expect([...made.dataSync()]).toEqual(want);
+  });
+
+  it("names the arrays that it takes", () => {
+    expect(() => tensor(new Uint32Array(1) as never)).toThrow(
+      /^tensor: data must be numbers or a Float32Array, .* or BigInt64Array, got \[Uint32Array\]/,
+    );
   });
 });

@@ -346,6 +346,13 @@ describe("files", () => {
     expect(samples.length).toBe(2);
     expect(skipped.map(({ place }) => place)).toEqual(["b.jsonl:2", "b.jsonl:3", "b.jsonl:4"]);
     expect(skipped[2]?.reason).toBe("must have text, prompt and completion, or messages, got other");
+    const turns = [
+      { role: "user", content: "Hi" },
+      { role: "asistant", content: "Hello" },
+    ];
+    await expect(loadDataset([{ messages: turns }], options)).rejects.toThrow(
+      /the role of a message must be one of system, .*, got asistant \(did you mean assistant\?\)/,
+    );
     const csv = file("b.csv", 'text\nfine\n"a",b\n"open\n');
     const found = await loadDataset(csv, { ...options, onBadRow: "skip" });
     expect(found.skipped).toEqual([
