@@ -14,14 +14,19 @@ export const forceOption = {
 } as const satisfies OptionSpec;
 
 /**
- * Throws ERR_BNB_OPTION where `out` holds files already and they may not be replaced, or is the folder `from`, and
- * ERR_BNB_FILE where it cannot be written. Makes nothing.
+ * Throws ERR_BNB_OPTION where `out` holds files already and they may not be replaced, or is a folder that is read: `inputs` has
+ * them by what lies there. ERR_BNB_FILE where it cannot be written. Makes nothing.
  */
-export async function checkNewFolder(out: string, isForced: boolean, from?: string): Promise<void> {
+export async function checkNewFolder(
+  out: string,
+  isForced: boolean,
+  inputs: Readonly<Record<string, string>> = {},
+): Promise<void> {
   const found = await stat(out).catch(() => undefined);
   if (found && !found.isDirectory()) throw usageError(`${out} is a file; give a folder for the model`);
-  if (found && from !== undefined && (await realpath(out)) === (await realpath(from).catch(() => from))) {
-    throw usageError(`${out} is the folder of the model itself; give another for the result`);
+  for (const [what, folder] of Object.entries(inputs)) {
+    if (!found || (await realpath(out)) !== (await realpath(folder).catch(() => folder))) continue;
+    throw usageError(`${out} is the folder of ${what} itself; give another for the result`);
   }
   if (found && !isForced && (await readdir(out)).length > 0) {
     throw usageError(`${out} is not empty; give a new folder, or --force to write into it`);

@@ -1,9 +1,9 @@
 // `bnb finetune`: what it leaves, that the result is used as it says, and what it refuses; killed and out of room, it goes on.
 import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { setTimeout as wait } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { finetuneSettings } from "../../src/cli/finetune/settings.js";
@@ -342,6 +342,23 @@ describe("what cannot be", () => {
     const last = join(output, `checkpoint-${Number(step) - 1}`);
     expect(stdout).toContain(`${last} is whole; --resume goes on from there\n`);
     expect(existsSync(last)).toBe(true);
+  });
+
+  it("an output that is the folder of the model or of data, with --resume too", async () => {
+    const elsewhere = join(newOutput(), "rows.jsonl");
+    mkdirSync(dirname(elsewhere));
+    writeFileSync(elsewhere, lines(rows));
+    for (const [output, what, ...more] of [
+      [model, "the model", "--data", data],
+      [root, "the data", "--data", data],
+      [dirname(elsewhere), "the evaluation data", "--data", data, "--eval-data", elsewhere],
+    ] as const) {
+      expect(await refusal("--output", output, "--resume", ...more)).toEqual([
+        2,
+        `bnb finetune: ${output} is the folder of ${what} itself; give another for the result`,
+      ]);
+    }
+    expect(readdirSync(dirname(elsewhere))).toEqual(["rows.jsonl"]);
   });
 
   it.each([

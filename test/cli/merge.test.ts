@@ -1,5 +1,5 @@
 // `bnb merge`: the saved model computes what the model with its adapter does, in floats and in 4 bits.
-import { mkdtempSync, rmSync } from "node:fs";
+import { cpSync, mkdtempSync, readdirSync, rmSync, symlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
@@ -86,5 +86,23 @@ describe("bnb merge", () => {
     expect(distance(await logitsIn(packed, false), with4bit)).toBeLessThan(0.6);
     await bnb("merge", base("nf4"), adapter, floats, "--dequantize", "--device", "cpu");
     expect(distance(await logitsIn(floats, false), with4bit)).toBeLessThan(1e-4);
+  });
+
+  it("writes neither into the model's folder nor into the adapter's, whatever they are called by", async () => {
+    const [model, lora, link] = [join(root, "own-model"), join(root, "own-lora"), join(root, "link")];
+    cpSync(base("fp32"), model, { recursive: true });
+    cpSync(adapter, lora, { recursive: true });
+    symlinkSync(lora, link);
+    const before = readdirSync(lora);
+    for (const [out, what] of [
+      [lora, "adapter"],
+      [link, "adapter"],
+      [`${lora}/../own-model`, "model"],
+    ] as const) {
+      const { code, stdout, stderr } = await bnb("merge", model, lora, out, "--force", "--device", "cpu");
+      expect([code, stdout]).toEqual([2, ""]);
+      expect(stderr).toContain(`${out} is the folder of the ${what} itself; give another for the result\n`);
+    }
+    expect(readdirSync(lora)).toEqual(before);
   });
 });

@@ -1,6 +1,6 @@
 // `bnb finetune`: adapters for a model from a file of samples; QLoRA unless it is told otherwise.
 import { writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import type { CausalLM } from "../../models/index.js";
 import { Generator } from "../../ops/index.js";
 import { getPeftModel } from "../../peft/index.js";
@@ -110,10 +110,14 @@ async function tuned<S>(task: Task<S>, settings: FinetuneSettings, call: Call<ty
 
 /** Finds what cannot be written before the model is loaded. */
 async function checkFiles(settings: FinetuneSettings, resumes: boolean, model: string): Promise<void> {
-  const { output, report } = settings;
+  const { output, report, data, evalData } = settings;
   const isUsed = !resumes && (await new CheckpointFolder(output).steps()).length > 0;
   if (isUsed) throw usageError(`${output} holds a run already; --resume goes on with it, or give a new folder`);
-  await checkNewFolder(output, resumes, model);
+  await checkNewFolder(output, resumes, {
+    "the model": model,
+    "the data": dirname(data),
+    ...(evalData !== null && { "the evaluation data": dirname(evalData) }),
+  });
   if (report !== null) await checkWritable("--report", report);
 }
 
