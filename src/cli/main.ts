@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 // The `bnb` command: finds the subcommand, prints help and errors. Each command is one file in commands/.
-import { readFileSync } from "node:fs";
+import { readFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { withNearest } from "../tensor/nearest.js";
 import type { Command, CommandContext } from "./command.js";
@@ -143,15 +143,22 @@ function packageVersion(): string {
   return (JSON.parse(manifest) as { version: string }).version;
 }
 
-/** Nobody reads any more, as in `bnb demo | head -1`: ends as a program that the signal SIGPIPE ended. */
-function endQuietly(error: NodeJS.ErrnoException): void {
-  if (error.code !== "EPIPE") throw error;
-  process.exit(141);
+/** What is printed gets nowhere. Where nobody reads any more, as in `bnb demo | head -1`, it ends as SIGPIPE ends a program. */
+function endWithout(output: string, { code, message }: NodeJS.ErrnoException): never {
+  if (code === "EPIPE") process.exit(141);
+  try {
+    // The stream would tell of its own failure later, to nobody.
+    writeSync(2, `bnb: ${output} could not be written: ${message}\n`);
+  } catch {
+    // There is no place left to say it.
+  }
+  process.exit(1);
 }
 
 // Tests import this file; only as the program it runs by itself.
 if (typeof require !== "undefined" && require.main === module) {
-  for (const output of [process.stdout, process.stderr]) output.on("error", endQuietly);
+  process.stdout.on("error", (error) => endWithout("the standard output", error));
+  process.stderr.on("error", (error) => endWithout("the standard error", error));
   const interrupts = new Interrupts();
   process.on("SIGINT", () => {
     if (!interrupts.fire()) process.exit(INTERRUPTED);

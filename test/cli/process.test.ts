@@ -80,3 +80,21 @@ it("ends quietly when nobody reads what it prints", () => {
   const { stderr } = spawnSync("sh", ["-c", `{ sleep 0.3; ${command}; } | true`], { encoding: "utf8" });
   expect(stderr).toBe("ended with 141\n");
 });
+
+it.skipIf(process.platform !== "linux")("says in one line that what it prints cannot be written", () => {
+  for (const [args, redirection, said] of [
+    [
+      "inspect",
+      ">/dev/full",
+      "bnb: the standard output could not be written: ENOSPC: no space left on device, write\n",
+    ],
+    ["generate --prompt Hi --max-new-tokens 2 --device cpu", ">/dev/full", "bnb: the standard output could not be"],
+    ["inspect --nonsense", "2>/dev/full", ""],
+  ] as const) {
+    const [name, ...options] = args.split(" ");
+    const command = `"${process.execPath}" ${program} ${name} "${model}" ${options.join(" ")} ${redirection}`;
+    const { status, stdout, stderr } = spawnSync("sh", ["-c", command], { encoding: "utf8" });
+    expect([status, stdout, stderr.split("\n").length]).toEqual([1, "", said === "" ? 1 : 2]);
+    expect(stderr).toContain(said);
+  }
+});
