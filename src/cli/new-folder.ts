@@ -13,14 +13,24 @@ export const forceOption = {
   help: "write into a folder that is not empty",
 } as const satisfies OptionSpec;
 
+interface NewFolder {
+  /** Whether files in it may be replaced. */
+  mayHold: boolean;
+  /** The option that lets them be. */
+  option?: string;
+  /** Folders that are read, by what lies there. */
+  inputs?: Readonly<Record<string, string>>;
+  /** Whether a name is of what a killed program left, which is as good as nothing. */
+  isRest?: (name: string) => boolean;
+}
+
 /**
- * Throws ERR_BNB_OPTION where `out` holds files already and they may not be replaced, or is a folder that is read: `inputs` has
- * them by what lies there. ERR_BNB_FILE where it cannot be written. Makes nothing.
+ * Throws ERR_BNB_OPTION where `out` holds files already and they may not be replaced, or is a folder that is read, and
+ * ERR_BNB_FILE where it cannot be written. Makes nothing.
  */
 export async function checkNewFolder(
   out: string,
-  isForced: boolean,
-  inputs: Readonly<Record<string, string>> = {},
+  { mayHold, option = "--force", inputs = {}, isRest = () => false }: NewFolder,
 ): Promise<void> {
   const found = await stat(out).catch(() => undefined);
   if (found && !found.isDirectory()) throw usageError(`${out} is a file; give a folder for the model`);
@@ -28,8 +38,8 @@ export async function checkNewFolder(
     if (!found || (await realpath(out)) !== (await realpath(folder).catch(() => folder))) continue;
     throw usageError(`${out} is the folder of ${what} itself; give another for the result`);
   }
-  if (found && !isForced && (await readdir(out)).length > 0) {
-    throw usageError(`${out} is not empty; give a new folder, or --force to write into it`);
+  if (found && !mayHold && !(await readdir(out)).every(isRest)) {
+    throw usageError(`${out} is not empty; give a new folder, or ${option} to write into it`);
   }
   for (let folder = resolve(out); ; folder = dirname(folder)) {
     const problem = await access(folder, constants.W_OK | constants.X_OK).catch(

@@ -12,8 +12,9 @@ import { BnbError } from "../tensor/errors.js";
 
 const STATE = "trainer_state.json";
 const NAME = /^checkpoint-(\d+)$/;
-/** What a program that was killed may have left. */
-const UNFINISHED = /^\.checkpoint-\d+\.[0-9a-f]{12}$/;
+
+/** Whether a name in the folder of a run is of a checkpoint that a killed program left half written. */
+export const isUnfinished = (name: string): boolean => /^\.checkpoint-\d+\.[0-9a-f]{12}$/.test(name);
 
 /** A file of tensors, with strings beside them. */
 export interface TensorFileContent {
@@ -36,7 +37,7 @@ export class CheckpointFolder {
   /** Removes what a killed program left unfinished. */
   async clean(): Promise<void> {
     for (const name of await this.#names()) {
-      if (UNFINISHED.test(name)) await rm(join(this.#folder, name), { recursive: true, force: true });
+      if (isUnfinished(name)) await rm(join(this.#folder, name), { recursive: true, force: true });
     }
   }
 

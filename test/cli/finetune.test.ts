@@ -216,6 +216,27 @@ describe("samples on disk", () => {
   });
 });
 
+describe("a folder that is not empty", () => {
+  it("is refused with the option that takes it, unless all in it is what a killed run left", async () => {
+    const output = newOutput();
+    const settings = ["--steps", "1", "--accumulate", "1", "--on-disk"];
+    // As kill -9 while the samples are written, and while the first checkpoint is, leaves it.
+    const rest = [".checkpoint-50.0123456789ab", "data.tokens", "data.tokens.part", "evaluation.tokens"];
+    mkdirSync(join(output, rest[0] as string), { recursive: true });
+    for (const name of rest.slice(1)) writeFileSync(join(output, name), "rest");
+    writeFileSync(join(output, "notes.txt"), "mine");
+    expect(await refusal("--data", data, "--output", output, ...settings)).toEqual([
+      2,
+      `bnb finetune: ${output} is not empty; give a new folder, or --resume to write into it`,
+    ]);
+    rmSync(join(output, "notes.txt"));
+    const whole = await run(newOutput(), ...settings);
+    expect((await run(output, ...settings)).loss).toBe(whole.loss);
+    expect(existsSync(join(output, rest[0] as string))).toBe(false);
+    expect(existsSync(join(output, "data.tokens"))).toBe(false);
+  });
+});
+
 describe("pairs of answers", () => {
   const pairs = file(
     lines(rows.map(({ messages: [ask, answer] }) => ({ prompt: [ask], chosen: [answer], rejected: "No idea." }))),

@@ -30,7 +30,7 @@ lost stays lost. The result opens in tools that know nothing of quantization.`,
     const dtype: DType | undefined =
       values.dtype === undefined ? undefined : choice("--dtype", values.dtype, ["float32", "float16", "bfloat16"]);
     const maxShardSize = number("--max-shard-size", values["max-shard-size"], 1);
-    await checkNewFolder(out, values.force, { "the model": name });
+    await checkNewFolder(out, { mayHold: values.force, inputs: { "the model": name } });
     const model = await loadModel(name, call);
     try {
       const layers = quantizedLayers(model);

@@ -6,7 +6,7 @@ import { Generator } from "../../ops/index.js";
 import { getPeftModel } from "../../peft/index.js";
 import { BnbError } from "../../tensor/errors.js";
 import { memory } from "../../tensor/scope.js";
-import { CheckpointFolder } from "../../train/checkpoints.js";
+import { CheckpointFolder, isUnfinished } from "../../train/checkpoints.js";
 import type { Dataset, LogEntry, SampleList, StepEvent, TrainResult } from "../../train/index.js";
 import { countedTokens } from "../../train/sample.js";
 import { StoredSamples } from "../../train/stored-samples.js";
@@ -113,13 +113,14 @@ async function checkFiles(settings: FinetuneSettings, resumes: boolean, model: s
   const { output, report, data, evalData } = settings;
   const isUsed = !resumes && (await new CheckpointFolder(output).steps()).length > 0;
   if (isUsed) throw usageError(`${output} holds a run already; --resume goes on with it, or give a new folder`);
-  await checkNewFolder(output, resumes, {
-    "the model": model,
-    "the data": dirname(data),
-    ...(evalData !== null && { "the evaluation data": dirname(evalData) }),
-  });
+  const folders = { "the model": model, "the data": dirname(data) };
+  const inputs = evalData === null ? folders : { ...folders, "the evaluation data": dirname(evalData) };
+  await checkNewFolder(output, { mayHold: resumes, option: "--resume", inputs, isRest });
   if (report !== null) await checkWritable("--report", report);
 }
+
+/** What a killed run leaves before its first checkpoint; the next one writes it anew. */
+const isRest = (name: string): boolean => isUnfinished(name) || /^(data|evaluation)\.tokens(\.part)?$/.test(name);
 
 /** The format of the base, and how to get it there; null where the model is as it is to be. */
 async function baseOf(name: string, { base }: FinetuneSettings, call: Call<typeof options>) {

@@ -51,7 +51,7 @@ ${families.slice(9).join(", ")}.`,
       tokens: tokenizer,
     });
     const seed = wholeNumber("--seed", values.seed, 0);
-    await checkNewFolder(out, values.force);
+    await checkNewFolder(out, { mayHold: values.force });
     const model = AutoModelForCausalLM.fromConfig(config, { device: values.device, generator: new Generator(seed) });
     try {
       const onProgress = (done: { bytes: number; totalBytes: number }): void =>

@@ -24,7 +24,7 @@ makes them floats first.`,
     const { values, words, terminal, signal } = call;
     const [name = "", adapter = "", out = ""] = words;
     const maxShardSize = number("--max-shard-size", values["max-shard-size"], 1);
-    await checkNewFolder(out, values.force, { "the model": name, "the adapter": adapter });
+    await checkNewFolder(out, { mayHold: values.force, inputs: { "the model": name, "the adapter": adapter } });
     const model = await loadModel(name, call);
     try {
       if (values.dequantize) dequantizeModel(model);

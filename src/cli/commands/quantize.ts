@@ -51,7 +51,7 @@ that relative to the weights. Layers are quantized one by one, so the model is n
         : Number(choice("--blocksize", values.blocksize, ["32", "64", "128", "256", "512", "1024", "2048", "4096"]));
     if (blocksize !== undefined && values.int8) throw usageError("--blocksize is of 4-bit formats: leave it out");
     const maxShardSize = number("--max-shard-size", values["max-shard-size"], 1);
-    await checkNewFolder(out, values.force, { "the model": name });
+    await checkNewFolder(out, { mayHold: values.force, inputs: { "the model": name } });
 
     const losses: QuantizationLoss[] = [];
     const onQuantized = (loss: QuantizationLoss): void => void losses.push(loss);
