@@ -110,12 +110,14 @@ export class CheckpointFolder {
 
   /** The newest checkpoint that is whole, or null where there is none. The broken ones before it give a warning each. */
   async newest(): Promise<Checkpoint | null> {
-    for (const step of await this.steps()) {
+    const steps = await this.steps();
+    for (const [i, step] of steps.entries()) {
       try {
         return await readCheckpoint(this.pathOf(step));
       } catch (error) {
         const problem = (error as Error).message;
-        process.emitWarning(`${problem}; the checkpoint before it is taken`, {
+        const next = i + 1 < steps.length ? "the checkpoint before it is taken" : "none is left: training begins anew";
+        process.emitWarning(`${problem}; ${next}`, {
           type: "BnbWarning",
           code: "BNB_BROKEN_CHECKPOINT",
         });

@@ -183,11 +183,31 @@ describe("a run that was stopped", () => {
     warn.mockRestore();
     expect(messages.length).toBe(2);
     expect(messages[0]).toMatch(/checkpoint-4: the checkpoint must be as it was written, got a changed trainable/);
-    expect(messages[1]).toMatch(/checkpoint-3: .*got a changed trainer_state\.json/);
+    expect(messages[0]).toMatch(/; the checkpoint before it is taken$/);
+    expect(messages[1]).toMatch(
+      /checkpoint-3: .*got a changed trainer_state\.json; the checkpoint before it is taken$/,
+    );
     expect(rest.weights === whole.weights).toBe(true);
     await expect(
       run({ ...settings, outputDir, resumeFromCheckpoint: join(outputDir, "checkpoint-9") }),
     ).rejects.toThrow("checkpoint-9: the checkpoint must be as it was written, got none with a trainer_state.json");
+  });
+
+  it("begins anew where its only checkpoint is broken, and says so", async () => {
+    const outputDir = newFolder();
+    const whole = await run({ ...settings, outputDir });
+    for (const name of readdirSync(outputDir)) {
+      if (name !== "checkpoint-4") rmSync(join(outputDir, name), { recursive: true });
+    }
+    writeFileSync(join(outputDir, "checkpoint-4", "trainer_state.json"), "{}");
+    const warn = vi.spyOn(process, "emitWarning").mockImplementation(() => undefined);
+    const again = await run({ ...settings, outputDir, resumeFromCheckpoint: true });
+    const messages = warn.mock.calls.map(([message]) => String(message));
+    warn.mockRestore();
+    expect(messages).toEqual([
+      `${join(outputDir, "checkpoint-4")}: the checkpoint must be as it was written, got a changed trainer_state.json; none is left: training begins anew`,
+    ]);
+    expect(again.weights === whole.weights).toBe(true);
   });
 
   it("does not go on with other settings, data or parameters, and does not begin over another run", async () => {

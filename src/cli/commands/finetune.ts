@@ -216,6 +216,8 @@ function duration(seconds: number): string {
 
 /** A run that ended early has not lost what it had. */
 async function tellWhereItStands(error: unknown, output: string, terminal: Terminal): Promise<never> {
+  // With these options nothing goes on from there.
+  if ((error as { code?: unknown }).code === "ERR_BNB_OPTION") throw error;
   const folder = new CheckpointFolder(output);
   const [newest] = await folder.steps();
   if (newest !== undefined) terminal.line(`${folder.pathOf(newest)} is whole; --resume goes on from there`);
