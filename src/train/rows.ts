@@ -1,5 +1,6 @@
 // Rows of training data, one by one: files of JSON lines, CSV, Parquet or plain text, arrays and async iterables. Each row knows where
 // it came from, so that whoever refuses it can say so.
+import { isUtf8 } from "node:buffer";
 import type { FileHandle } from "node:fs/promises";
 import { open } from "node:fs/promises";
 import { basename, extname } from "node:path";
@@ -52,11 +53,14 @@ export async function* readRows(source: DataSource, format?: DataFormat): AsyncG
   const name = basename(source);
   try {
     const kind = format ?? formatOf(source);
-    if (kind === "jsonl")
-      yield* jsonLines(name, linesOf(file.createReadStream({ encoding: "utf8", autoClose: false })));
-    else if (kind === "csv") yield* csvRows(name, file.createReadStream({ encoding: "utf8", autoClose: false }));
+    if (kind === "jsonl") yield* jsonLines(name, linesOf(file));
+    else if (kind === "csv") yield* csvRows(name, linesOf(file));
     else if (kind === "parquet") yield* parquetTable(name, file);
-    else yield { place: name, fields: { text: withoutMark(await file.readFile("utf8")) } };
+    else {
+      const bytes = await file.readFile();
+      if (isUtf8(bytes)) yield { place: name, fields: { text: withoutMark(bytes.toString("utf8")) } };
+      else yield { place: name, problem: NOT_UTF8 };
+    }
   } catch (cause) {
     if (cause instanceof BnbError) throw cause;
     throw new BnbError("ERR_BNB_FILE", `${source}: could not be read: ${(cause as Error).message}`, { cause });
@@ -65,27 +69,43 @@ export async function* readRows(source: DataSource, format?: DataFormat): AsyncG
   }
 }
 
-// Not by readline, which from some version of Node on ends a line at U+2028, too: JSON has that within texts.
-async function* linesOf(pieces: AsyncIterable<string>): AsyncGenerator<string> {
-  let line: string[] = [];
-  for await (const piece of pieces) {
-    const [first = "", ...more] = piece.split("\n");
-    line.push(first);
-    for (const next of more) {
-      yield line.join("");
-      line = [next];
+const NOT_UTF8 = "is not UTF-8";
+/** No UTF-8 gives half of a pair, so one at the end of a line marks bytes that are none. */
+const MARK = "\ud800";
+const isMarked = (text: string): boolean => /\ud800/u.test(text);
+
+function decoded(bytes: Buffer): string {
+  const text = bytes.toString("utf8");
+  return isUtf8(bytes) ? text : text.replace(/\n?$/, `${MARK}$&`);
+}
+
+// Lines with their ends. Not by readline, which from some version of Node on ends a line at U+2028, too: JSON has that within
+// texts.
+async function* linesOf(file: FileHandle): AsyncGenerator<string> {
+  let waiting: Buffer[] = [];
+  for await (const piece of file.createReadStream({ autoClose: false }) as AsyncIterable<Buffer>) {
+    let start = 0;
+    for (let end = piece.indexOf(10); end >= 0; end = piece.indexOf(10, start)) {
+      yield decoded(Buffer.concat([...waiting, piece.subarray(start, end + 1)]));
+      waiting = [];
+      start = end + 1;
     }
+    waiting.push(piece.subarray(start));
   }
-  yield line.join("");
+  yield decoded(Buffer.concat(waiting));
 }
 
 async function* jsonLines(name: string, lines: AsyncIterable<string>): AsyncGenerator<Row> {
   let number = 0;
   for await (const line of lines) {
     number++;
-    const text = number === 1 ? withoutMark(line) : line;
+    const text = (number === 1 ? withoutMark(line) : line).replace(/\n$/, "");
     if (text.trim() === "") continue;
     const place = `${name}:${number}`;
+    if (isMarked(text)) {
+      yield { place, problem: NOT_UTF8 };
+      continue;
+    }
     let value: unknown;
     try {
       value = JSON.parse(text);
@@ -103,8 +123,11 @@ async function* csvRows(name: string, pieces: AsyncIterable<string>): AsyncGener
   for await (const { line, cells, problem } of splitCsv(pieces)) {
     const place = `${name}:${line}`;
     if (problem !== undefined) yield { place, problem };
-    else if (header === null) header = cells.map((cell, i) => (i === 0 ? withoutMark(cell) : cell).trim());
-    else if (cells.length !== header.length) {
+    else if (header !== null && cells.some(isMarked)) yield { place, problem: NOT_UTF8 };
+    else if (header === null) {
+      header = cells.map((cell, i) => (i === 0 ? withoutMark(cell) : cell).trim());
+      if (header.some(isMarked)) yield { place, problem: NOT_UTF8 };
+    } else if (cells.length !== header.length) {
       yield { place, problem: `has ${cells.length} cells, where the first line has ${header.length}` };
     } else yield { place, fields: Object.fromEntries(header.map((key, i) => [key, cells[i]])) };
   }

@@ -105,6 +105,13 @@ describe("generate", () => {
     }
   });
 
+  it("takes no piped bytes that are not UTF-8 for other characters", async () => {
+    const stdin = Readable.from([Buffer.from([0x61, 0xe9])]);
+    const { code, stdout, stderr } = await bnbWith({ stdin }, "generate", model, ...cpu);
+    expect([code, stdout]).toEqual([2, ""]);
+    expect(stderr).toContain("bnb generate: what is piped in must be UTF-8, and is not\n");
+  });
+
   it("ends with 130 when Ctrl-C comes, and keeps what was printed", async () => {
     const [interrupts, stdout, stderr] = [new Interrupts(), new Sink(), new Sink()];
     stdout.write = (text) => {

@@ -21,7 +21,7 @@ afterAll(() => {
   rmSync(folder, { recursive: true });
 });
 
-const file = (name: string, text: string): string => {
+const file = (name: string, text: string | Uint8Array): string => {
   const path = join(folder, name);
   writeFileSync(path, text);
   return path;
@@ -359,6 +359,34 @@ describe("files", () => {
       { place: "b.csv:3", reason: "has 2 cells, where the first line has 1" },
       { place: "b.csv:4", reason: "has a quote that is never closed" },
     ]);
+  });
+
+  it("bytes that are not UTF-8 are told with their line, and not learned as other characters", async () => {
+    // "é" in Latin-1, a character that is cut off, and half of a pair; U+FFFD itself is a character as any other.
+    const bad = [[0xe9], [0xe2, 0x82], [0xed, 0xa0, 0x80]];
+    for (const [i, bytes] of bad.entries()) {
+      const line = (text: string) => Buffer.from(text);
+      const jsonl = [line('{"text":"caf\ufffd\\ud800"}\n{"text":"a'), Buffer.from(bytes), line('"}\r\n{"text":"c"}')];
+      const path = file(`u${i}.jsonl`, Buffer.concat(jsonl));
+      await expect(loadDataset(path, options)).rejects.toThrow(`loadDataset: u${i}.jsonl:2: is not UTF-8`);
+      const { samples, skipped } = await loadDataset(path, { ...options, onBadRow: "skip" });
+      expect(skipped).toEqual([{ place: `u${i}.jsonl:2`, reason: "is not UTF-8" }]);
+      expect(samples).toEqual((await loadDataset([{ text: "caf\ufffd\ud800" }, { text: "c" }], options)).samples);
+      const csv = Buffer.concat([
+        line('text,n\nfine,1\n"a\nb'),
+        Buffer.from(bytes),
+        line('\nc",2\nalso,3\nd'),
+        Buffer.from(bytes),
+      ]);
+      const found = await loadDataset(file(`u${i}.csv`, csv), { ...options, onBadRow: "skip" });
+      expect(found.samples).toEqual((await loadDataset([{ text: "fine" }, { text: "also" }], options)).samples);
+      expect(found.skipped).toEqual([
+        { place: `u${i}.csv:3`, reason: "is not UTF-8" },
+        { place: `u${i}.csv:7`, reason: "is not UTF-8" },
+      ]);
+      const text = file(`u${i}.txt`, Buffer.from(bytes));
+      await expect(loadDataset(text, options)).rejects.toThrow(`loadDataset: u${i}.txt: is not UTF-8`);
+    }
   });
 
   it("a sample that is too long is cut, left out or refused", async () => {

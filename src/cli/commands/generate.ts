@@ -1,4 +1,5 @@
 // `bnb generate`: what a model writes after a prompt, as it comes.
+import { isUtf8 } from "node:buffer";
 import { generate as continueText } from "../../generation/index.js";
 import { command, usageError } from "../command.js";
 import { generatingOptions, loadModel } from "../load-model.js";
@@ -52,5 +53,7 @@ async function readAll(stdin: (NodeJS.ReadableStream & { isTTY?: boolean }) | un
   if (!stdin || stdin.isTTY) return "";
   const pieces: Buffer[] = [];
   for await (const piece of stdin) pieces.push(Buffer.from(piece as Uint8Array | string));
-  return Buffer.concat(pieces).toString("utf8").replace(/\n$/, "");
+  const all = Buffer.concat(pieces);
+  if (!isUtf8(all)) throw usageError("what is piped in must be UTF-8, and is not");
+  return all.toString("utf8").replace(/\n$/, "");
 }
