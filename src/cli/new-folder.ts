@@ -1,8 +1,7 @@
 // Where a command is to write: found unusable before the work, not after it.
-import { accessSync, existsSync, statSync } from "node:fs";
-import { access, constants, readdir, realpath, stat } from "node:fs/promises";
+import { access, constants, readdir, realpath, stat, writeFile } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
-import { makeFolders } from "../hub/make-folders.js";
+import { Replacement, replaceFiles } from "../hub/replace-files.js";
 import { BnbError } from "../tensor/errors.js";
 import type { OptionSpec } from "./command.js";
 import { usageError } from "./command.js";
@@ -51,13 +50,33 @@ export async function checkNewFolder(
   }
 }
 
-/** Makes the folder of a file that will be written; throws ERR_BNB_OPTION where that cannot be. */
+/** Throws ERR_BNB_OPTION where a page could not be written. Leaves nothing behind. */
 export async function checkWritable(option: string, path: string): Promise<void> {
+  const found = await stat(path).catch(() => undefined);
+  const probe = new Replacement();
   try {
-    await makeFolders(dirname(path));
-    if (existsSync(path) && statSync(path).isDirectory()) throw new Error("it is a folder");
-    accessSync(existsSync(path) ? path : dirname(path), constants.W_OK);
-  } catch (cause) {
-    throw usageError(`${option} must name a file that can be written, got ${path}: ${(cause as Error).message}`);
+    if (found?.isDirectory()) throw new Error("it is a folder");
+    if (found) await access(path, constants.W_OK);
+    if (!found || found.isFile()) await probe.write(found ? await realpath(path) : path, async () => undefined);
+  } catch (error) {
+    const { message } = error instanceof BnbError ? (error.cause as Error) : (error as Error);
+    throw usageError(`${option} must name a file that can be written, got ${path}: ${message}`);
+  } finally {
+    await probe.discard();
   }
+}
+
+/**
+ * Writes a page as a whole or not at all; what is no file, such as /dev/stdout, gets it as it comes. Throws ERR_BNB_FILE where
+ * the system refuses.
+ */
+export async function writePage(path: string, html: string): Promise<void> {
+  const found = await stat(path).catch(() => undefined);
+  if (!found || found.isFile()) {
+    const target = found ? await realpath(path) : path;
+    return replaceFiles((files) => files.write(target, (file) => file.writeFile(html)));
+  }
+  await writeFile(path, html).catch((cause: Error) => {
+    throw new BnbError("ERR_BNB_FILE", `${path}: could not be written: ${cause.message}`, { cause });
+  });
 }

@@ -1,6 +1,6 @@
 // The program itself: exit codes, Ctrl-C, a disk without room, a reader that is gone, colours.
 import { spawn, spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, it } from "vitest";
@@ -72,6 +72,25 @@ it("leaves nothing on a disk without room", () => {
   );
   expect(existsSync(out)).toBe(false);
   expect(readdirSync(root).filter((name) => name.includes("part"))).toEqual([]);
+});
+
+it("leaves the page that was there on a disk without room, and nothing beside it", () => {
+  const [text, page] = [join(root, "text.txt"), join(root, "pages", "page.html")];
+  writeFileSync(text, "A text to measure.");
+  const script = `process.on("SIGXFSZ", () => {});
+    require(${JSON.stringify(join(process.cwd(), program))}).main(process.argv.slice(1)).then((code) => { process.exitCode = code; });`;
+  const command = 'ulimit -f 1; exec "$0" -e "$1" eval "$2" --text "$3" --html "$4" --formats float --device cpu';
+  const evaluate = () =>
+    spawnSync("sh", ["-c", command, process.execPath, script, model, text, page], { encoding: "utf8" });
+  expect(evaluate()).toMatchObject({
+    status: 1,
+    stderr: `bnb eval: ${page}: could not be written: EFBIG: file too large, write\n`,
+  });
+  expect(existsSync(join(root, "pages"))).toBe(false);
+  mkdirSync(join(root, "pages"));
+  writeFileSync(page, "mine");
+  expect(evaluate().status).toBe(1);
+  expect([readdirSync(join(root, "pages")), readFileSync(page, "utf8")]).toEqual([["page.html"], "mine"]);
 });
 
 it("ends quietly when nobody reads what it prints", () => {

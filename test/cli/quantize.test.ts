@@ -1,5 +1,17 @@
 // quantize, dequantize and eval: their files against savePretrained, their errors and perplexities against float64.
-import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  cpSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest";
@@ -268,6 +280,21 @@ describe("eval", () => {
     expect(own.formats.map(({ format }) => format)).toEqual(["as it is"]);
     const compared = await bnbJson<Evaluated>("eval", model, "--text", text, "--max-tokens", "20", ...cpu);
     expect(own.formats[0]!.perplexity).toBe(compared.formats[2]!.perplexity);
+  });
+
+  it("makes no folder for a page that never comes, and writes through a link", async () => {
+    const above = newPath();
+    const none = await bnb("eval", "./nosuch", "--text", text, "--html", join(above, "a", "x.html"));
+    expect([none.code, existsSync(above)]).toEqual([1, false]);
+    mkdirSync(above);
+    const [page, link] = [join(above, "page.html"), join(above, "link.html")];
+    writeFileSync(page, "old");
+    symlinkSync(page, link);
+    const options = ["--max-tokens", "9", "--formats", "float", "--html", link, ...cpu];
+    expect(await bnb("eval", model, "--text", text, ...options)).toMatchObject({ code: 0 });
+    expect(lstatSync(link).isSymbolicLink()).toBe(true);
+    expect(readFileSync(page, "utf8")).toMatch(/^<!doctype html>[^]*<\/html>\s*$/);
+    expect(readdirSync(above).sort()).toEqual(["link.html", "page.html"]);
   });
 
   it("says what is wrong with a text, a format, a window or a folder", async () => {

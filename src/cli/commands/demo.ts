@@ -1,5 +1,4 @@
 // `bnb demo`: the whole line on real text, from training to generation, with a report to look at.
-import { writeFileSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
 import { toDevice } from "../../tensor/device.js";
 import type { Command } from "../command.js";
@@ -10,7 +9,7 @@ import { reportPage } from "../demo/report.js";
 import { runDemo } from "../demo/run.js";
 import type { DemoSettings } from "../demo/settings.js";
 import { fullSettings, quickSettings } from "../demo/settings.js";
-import { checkWritable } from "../new-folder.js";
+import { checkWritable, writePage } from "../new-folder.js";
 
 const markdown: CorpusOptions = {
   name: "Markdown files",
@@ -65,7 +64,7 @@ claims that it prints does not hold. The trained model stays as a checkpoint in 
         signal,
       });
 
-      writeFileSync(values.report, reportPage(results));
+      await writePage(values.report, reportPage(results));
       terminal.line(`\nReport: ${relative(process.cwd(), values.report)} (${results.seconds.toFixed(1)} s in all)`);
       const failed = results.checks.filter(({ holds }) => !holds).length;
       if (failed > 0) terminal.line(terminal.paint("red", `${failed} of ${results.checks.length} claims do not hold`));

@@ -1,5 +1,5 @@
 // `bnb eval`: the perplexity of a text, for a model in several formats side by side.
-import { readFileSync, writeFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { BitsAndBytesConfig } from "../../hub/index.js";
 import type { CausalLM } from "../../models/index.js";
 import { tensor } from "../../tensor/create.js";
@@ -11,7 +11,7 @@ import type { EvalResult, FormatResult } from "../eval-page.js";
 import { evalPage } from "../eval-page.js";
 import { loadModel, loadOptions, placementOptions } from "../load-model.js";
 import { modelBytes, quantizedLayers } from "../measure.js";
-import { checkWritable } from "../new-folder.js";
+import { checkWritable, writePage } from "../new-folder.js";
 import { signedPercent } from "../page.js";
 import { bytes, count } from "../terminal.js";
 
@@ -113,7 +113,7 @@ quantized already is measured as it is.`,
       ]),
     );
     if (values.html !== undefined) {
-      writeFileSync(values.html, evalPage(result, version));
+      await writePage(values.html, evalPage(result, version));
       terminal.line(`\nReport: ${values.html}`);
     }
     return { json: result };

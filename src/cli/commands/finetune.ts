@@ -1,10 +1,8 @@
 // `bnb finetune`: adapters for a model from a file of samples; QLoRA unless it is told otherwise.
-import { writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import type { CausalLM } from "../../models/index.js";
 import { Generator } from "../../ops/index.js";
 import { getPeftModel } from "../../peft/index.js";
-import { BnbError } from "../../tensor/errors.js";
 import { memory } from "../../tensor/scope.js";
 import { CheckpointFolder, isUnfinished } from "../../train/checkpoints.js";
 import type { Dataset, LogEntry, SampleList, StepEvent, TrainResult } from "../../train/index.js";
@@ -20,7 +18,7 @@ import { finetuneOptions, finetuneSettings, LONGEST, quantizationOf } from "../f
 import type { Task } from "../finetune/task.js";
 import { preference, supervised } from "../finetune/task.js";
 import { loadModel, loadOptions } from "../load-model.js";
-import { checkNewFolder, checkWritable } from "../new-folder.js";
+import { checkNewFolder, checkWritable, writePage } from "../new-folder.js";
 import { readConfig } from "../read-config.js";
 import type { Terminal } from "../terminal.js";
 import { bytes, count } from "../terminal.js";
@@ -93,7 +91,7 @@ async function tuned<S>(task: Task<S>, settings: FinetuneSettings, call: Call<ty
       ...{ history: result.history, texts, settings: shownSettings(settings, maxLength), commands },
       version: call.version,
     };
-    await writeReport(report, finetunePage(page));
+    await writePage(report, finetunePage(page));
     terminal.line(
       `${output}: ${count(trainable)} parameters after ${count(result.steps)} steps, loss ${result.loss.toFixed(4)}` +
         `${evalLoss === null ? "" : `, evaluation ${evalLoss.toFixed(4)}`}; ${report} shows it`,
@@ -246,12 +244,6 @@ function shownSettings(settings: FinetuneSettings, maxLength: number): [string, 
     ...told,
   };
   return Object.entries(all).map(([key, value]) => [key, typeof value === "string" ? value : JSON.stringify(value)]);
-}
-
-async function writeReport(path: string, html: string): Promise<void> {
-  await writeFile(path, html).catch((cause: Error) => {
-    throw new BnbError("ERR_BNB_FILE", `${path}: could not be written: ${cause.message}`, { cause });
-  });
 }
 
 /** A word as a shell takes it. */
