@@ -1,6 +1,6 @@
 // What a model takes in memory, by its config alone: the layers are made without their weights, and counted.
 import type { BitsAndBytesConfig, TensorSource } from "../hub/index.js";
-import { quantizeLinears } from "../hub/quantize-linears.js";
+import { formatsOf, quantizeLinears } from "../hub/quantize-linears.js";
 import { familyOf } from "../models/auto.js";
 import type { CausalLM, LayerLayout } from "../models/index.js";
 import { AutoModelForCausalLM } from "../models/index.js";
@@ -43,6 +43,21 @@ const nothing: TensorSource = {
   bytes: () => Promise.reject(new Error("it has no tensors")),
   close: () => Promise.resolve(),
 };
+
+/** Patterns of llmInt8SkipModules that match no module of the model of a config.json, and the names that there are. */
+export function unmatchedSkips(
+  config: Json,
+  quantization: BitsAndBytesConfig,
+): { unmatched: string[]; names: string[] } {
+  const model: CausalLM = uninitialized(() => AutoModelForCausalLM.fromConfig(config));
+  try {
+    const { unmatched } = formatsOf(model, nothing, quantization, tiesOf(model, familyOf(config)));
+    const names = model.namedModules().flatMap(([path]) => [path.split(".").at(-1) as string, path]);
+    return { unmatched: [...unmatched], names: [...new Set(names)].filter((name) => name !== "") };
+  } finally {
+    model.dispose();
+  }
+}
 
 /** The sizes of the model of a config.json, its linear layers quantized as fromPretrained would. */
 export function modelSize(config: Json, quantization: BitsAndBytesConfig | null, dtype?: DType): ModelSize {

@@ -1,6 +1,6 @@
 // The program itself: exit codes, Ctrl-C, a disk without room, a reader that is gone, colours.
 import { spawn, spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, it } from "vitest";
@@ -23,7 +23,12 @@ it("ends with 0, 1 or 2, without colours where no terminal is", () => {
 });
 
 it("says warnings in a line of its own", () => {
-  const { status, stderr } = bnb("quantize", model, join(root, "warned"), "--skip", "q_projj", "--device", "cpu");
+  const warned = join(root, "warned");
+  cpSync(model, warned, { recursive: true });
+  const config = JSON.parse(readFileSync(join(model, "config.json"), "utf8")) as object;
+  const quantization = { load_in_8bit: true, llm_int8_skip_modules: ["q_projj"] };
+  writeFileSync(join(warned, "config.json"), JSON.stringify({ ...config, quantization_config: quantization }));
+  const { status, stderr } = bnb("estimate", warned);
   expect([status, stderr]).toEqual([0, 'bnb: llmInt8SkipModules: no module matches "q_projj"\n']);
 });
 

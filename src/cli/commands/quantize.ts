@@ -4,10 +4,13 @@ import { BitsAndBytesConfig } from "../../hub/index.js";
 import type { CausalLM } from "../../models/index.js";
 import { savePretrained } from "../../models/index.js";
 import { BnbError } from "../../tensor/errors.js";
+import { withNearest } from "../../tensor/nearest.js";
 import { choice, command, number, usageError } from "../command.js";
 import { loadModel, loadOptions, savingProgress } from "../load-model.js";
 import { modelBytes } from "../measure.js";
+import { unmatchedSkips } from "../model-sizes.js";
 import { checkNewFolder, forceOption } from "../new-folder.js";
+import { readConfig } from "../read-config.js";
 import { bytes, count } from "../terminal.js";
 import { compareModels } from "../verify.js";
 
@@ -53,6 +56,12 @@ that relative to the weights. Layers are quantized one by one, so the model is n
     const maxShardSize = number("--max-shard-size", values["max-shard-size"], 1);
     await checkNewFolder(out, { mayHold: values.force, inputs: { "the model": name } });
 
+    if (values.skip.length > 0) {
+      const config = await readConfig(name, { revision: values.revision, signal });
+      const { unmatched, names } = unmatchedSkips(config, quantizationConfig);
+      const shown = unmatched.map((pattern) => withNearest(pattern, names)).join(", ");
+      if (shown !== "") throw usageError(`--skip must name modules of the model, got ${shown}`);
+    }
     const losses: QuantizationLoss[] = [];
     const onQuantized = (loss: QuantizationLoss): void => void losses.push(loss);
     const model = await loadModel(name, call, {
