@@ -175,6 +175,8 @@ function readArguments(
       else values[name] = value;
     }
   }
+  const empty = words.indexOf("");
+  if (empty >= 0 && empty < names.length) throw usageError(`<${names[empty]}> must not be empty`);
   const missing = names[words.length];
   if (missing !== undefined) throw usageError(`<${missing}> is missing`);
   if (words.length > names.length) throw usageError(`${JSON.stringify(words[names.length])} is one word too many`);

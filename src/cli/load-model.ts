@@ -1,12 +1,14 @@
 // The model that a command works with: loaded with progress, in the format that its options ask for.
+import type { Tokenizer } from "../hub/index.js";
 import { BitsAndBytesConfig } from "../hub/index.js";
 import type { CausalLM, FromPretrainedOptions, FromPretrainedProgress } from "../models/index.js";
 import { AutoModelForCausalLM } from "../models/index.js";
 import { PeftModel } from "../peft/index.js";
 import { toDevice } from "../tensor/device.js";
+import { BnbError } from "../tensor/errors.js";
 import type { OptionSpec } from "./command.js";
 import { choice, deviceOption, revisionOption, usageError } from "./command.js";
-import { readConfig } from "./read-config.js";
+import { checkRevision, readConfig } from "./read-config.js";
 import type { Terminal } from "./terminal.js";
 import { bytes } from "./terminal.js";
 
@@ -92,6 +94,7 @@ export async function loadModel(
   more: FromPretrainedOptions = {},
 ): Promise<CausalLM> {
   const { dtype, revision } = values;
+  await checkRevision(name, revision);
   if (values["4bit"] && values["8bit"]) throw usageError("--4bit and --8bit: give one of them");
   const head = choice("--head", values.head ?? "float", ["float", "int8", "nf4", "fp4"]);
   const activationQuant = choice("--activations", values.activations ?? "none", ["none", "int16", "int8"]);
@@ -126,11 +129,22 @@ export async function loadModel(
   }
 }
 
+/** Throws ERR_BNB_FILE where the model has no tokenizer; a warning has said why, where there is a file of one. */
+export function tokenizerOf({ tokenizer }: CausalLM): Tokenizer {
+  if (tokenizer) return tokenizer;
+  const rule = "the model has no tokenizer, which a text needs";
+  throw new BnbError("ERR_BNB_FILE", `${rule}: its tokenizer.json must be in its folder and be one`);
+}
+
 /** Where the model goes: to one device as a whole, unless there is more to be said. */
 function placementOf(values: LoadValues): FromPretrainedOptions {
   const { device, "device-map": map, "max-memory": sizes, "offload-folder": offloadFolder } = values;
+  if (map !== undefined && device !== "auto") throw usageError("--device-map and --device: give one of them");
+  if (offloadFolder !== undefined && map === undefined && sizes === undefined) {
+    throw usageError("--offload-folder needs --device-map or --max-memory, or nothing is offloaded");
+  }
   const folder = offloadFolder === undefined ? {} : { offloadFolder };
-  if (map === undefined && sizes === undefined) return { deviceMap: toDevice(device), ...folder };
+  if (map === undefined && sizes === undefined) return { deviceMap: toDevice(device) };
   const maxMemory = sizes === undefined ? {} : { maxMemory: readSizes(sizes) };
   return { deviceMap: map === undefined ? device : readMap(map), ...maxMemory, ...folder };
 }
@@ -144,12 +158,15 @@ function readMap(text: string): NonNullable<FromPretrainedOptions["deviceMap"]> 
   }
 }
 
-function readSizes(text: string): Record<string, string> {
+/** Sizes by device: bytes, or a text with a unit. */
+function readSizes(text: string): Record<string, number | string> {
   const pairs = text.split(",").map((pair) => pair.split("="));
   const wrong = pairs.find((pair) => pair.length !== 2 || pair.some((part) => part.trim() === ""));
   if (wrong) throw usageError(`--max-memory must be such as cuda:0=10GiB,cpu=20GiB, got ${text}`);
-  return Object.fromEntries(pairs.map(([device, size]) => [device?.trim(), size?.trim()]));
+  return Object.fromEntries(pairs.map(([device, size]) => [device?.trim(), sizeOf(size?.trim() as string)]));
 }
+
+const sizeOf = (text: string): number | string => (/^\d+$/.test(text) ? Number(text) : text);
 
 function showProgress(terminal: Terminal, progress: FromPretrainedProgress): void {
   const { bytes: done, totalBytes, name, stage } = progress;

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { withNearest } from "../tensor/nearest.js";
 import type { Command, CommandContext } from "./command.js";
 import { Interrupts } from "./interrupts.js";
+import { printable } from "./terminal.js";
 
 /** Commands are loaded when called, so that help and version need no native library. */
 const commands: Record<string, { summary: string; load: () => Promise<Command> }> = {
@@ -125,10 +126,10 @@ export async function main(
       stderr.write(`bnb ${name}: stopped\n`);
       return INTERRUPTED;
     }
-    if (options.includes("--debug")) stderr.write(`${(error as Error).stack}\n`);
+    if (options.includes("--debug")) stderr.write(`${printable(String((error as Error).stack))}\n`);
     else {
       const hint = code.startsWith("ERR_BNB") ? "" : " (unexpected; --debug shows where)";
-      stderr.write(`bnb ${name}: ${message}${hint}\n`);
+      stderr.write(`bnb ${name}: ${printable(message)}${hint}\n`);
     }
     // Only what was typed is given as an argument.
     if (code !== "ERR_BNB_OPTION" && code !== "ERR_BNB_ARGUMENT") return 1;
@@ -165,7 +166,7 @@ if (typeof require !== "undefined" && require.main === module) {
   });
   // Warnings are for people here: one line, without Node's own words.
   process.removeAllListeners("warning");
-  process.on("warning", ({ message }) => process.stderr.write(`bnb: ${message}\n`));
+  process.on("warning", ({ message }) => process.stderr.write(`bnb: ${printable(message)}\n`));
   const { stdout, stderr, stdin } = process;
   void main(process.argv.slice(2), { stdout, stderr, stdin, interrupts }).then((code) => {
     process.exitCode = code;

@@ -36,23 +36,30 @@ export class Terminal {
     return this.#out.isTTY && !process.env.NO_COLOR ? styleText(style, text) : text;
   }
 
-  write(text: string): void {
-    this.end();
-    this.#out.write(text);
+  /** Writes text, whatever it comes from: of its control characters only tabs and ends of lines get through. */
+  write(text: string, style?: Style): void {
+    this.#print(text, style, "");
   }
 
-  line(text = ""): void {
-    this.write(`${text}\n`);
+  line(text = "", style?: Style): void {
+    this.#print(text, style, "\n");
+  }
+
+  #print(text: string, style: Style | undefined, end: string): void {
+    this.end();
+    const shown = printable(text);
+    this.#out.write(`${style === undefined ? shown : this.paint(style, shown)}${end}`);
   }
 
   heading(text: string): void {
     this.line();
-    this.line(this.paint("bold", text));
+    this.line(text, "bold");
   }
 
   /** Shows how much of `total` is done. The line goes with the next other output, or with `end`. */
   progress(label: string, done: number, total: number, detail = ""): void {
     const err = this.#err;
+    const shown = printable(detail);
     const now = performance.now();
     const isFirst = label !== this.#label;
     this.#label = label;
@@ -62,13 +69,13 @@ export class Terminal {
     if (err.isTTY && !process.env.CI) {
       if (!isFirst && done < total && now - this.#told < LIVE_MS) return;
       const full = Math.round(share * 24);
-      const text = `  ${label.padEnd(12)} ${"━".repeat(full)}${"─".repeat(24 - full)} ${percent}  ${detail}`;
+      const text = `  ${label.padEnd(12)} ${"━".repeat(full)}${"─".repeat(24 - full)} ${percent}  ${shown}`;
       err.write(`\r\x1b[2K${text.slice(0, (err.columns ?? 80) - 1)}`);
       this.#hasLine = true;
       this.#told = now;
     } else if (isFirst) this.#told = now;
     else if (now - this.#told >= PLAIN_MS) {
-      err.write(`  ${label.padEnd(12)} ${percent}  ${detail}\n`);
+      err.write(`  ${label.padEnd(12)} ${percent}  ${shown}\n`);
       this.#told = now;
     }
   }
@@ -94,10 +101,10 @@ export class Terminal {
         })
         .join("   ")
         .trimEnd()}`;
-    this.line(this.paint("dim", format(header)));
+    this.line(format(header), "dim");
     const rule = widths.reduce((sum, width) => sum + width, 3 * (widths.length - 1));
-    this.line(this.paint("dim", `  ${"─".repeat(rule)}`));
-    for (const row of rows) this.line(format(row));
+    this.line(`  ${"─".repeat(rule)}`, "dim");
+    for (const row of rows) this.line(format(row).replace(/[\t\n]/g, "·"));
   }
 }
 
@@ -120,7 +127,7 @@ export function bytes(n: number): string {
     : `${value < 9.95 ? value.toFixed(2) : value < 99.95 ? value.toFixed(1) : Math.round(value)} ${units[unit]}`;
 }
 
-/** What may reach a terminal of a text that a model wrote: control characters become a dot. */
+/** What may reach a terminal of a text that a model or a file brought: control characters become a dot. */
 export function printable(text: string): string {
   // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what must not reach a terminal
   return text.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f]/g, "·");

@@ -119,6 +119,7 @@ describe("make-model", () => {
       [[full], `${full} is not empty; give a new folder, or --force to write into it`],
       [[join(full, "notes.txt")], `${join(full, "notes.txt")} is a file; give a folder for the model`],
       [[newPath(), "--family", "lama"], "--family must be one of llama, "],
+      [[""], "<out> must not be empty"],
       [[newPath(), "--heads", "0"], '--heads must be a whole number of at least 1, got "0"'],
     ];
     for (const [args, message] of cases) {
@@ -179,6 +180,26 @@ describe("inspect", () => {
     expect(all.stdout).toMatch("model.layers.1.mlp.up_proj.weight ");
     const file = await bnb("inspect", join(folder, "model.safetensors"));
     expect(file.stdout).toBe(stdout);
+  });
+
+  it("shows names of a file without their control characters, those of errors too", async () => {
+    const write = (header: object, bytes: number): string => {
+      const path = `${newPath()}.safetensors`;
+      const json = Buffer.from(JSON.stringify(header));
+      const length = Buffer.alloc(8);
+      length.writeBigUInt64LE(BigInt(json.length));
+      writeFileSync(path, Buffer.concat([length, json, Buffer.alloc(bytes)]));
+      return path;
+    };
+    const name = "\x1b[31mred\n\tx";
+    const tensor = { dtype: "F32", shape: [2], data_offsets: [0, 8] };
+    const { code, stdout } = await bnb("inspect", write({ [name]: tensor }, 8));
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/^ {2}·\[31mred··x +f32 +2 +32\.00 +8 B$/m);
+    const broken = await bnb("inspect", write({ [name]: { ...tensor, dtype: "\x1b[2J" } }, 8));
+    expect(broken.code).toBe(1);
+    expect(stdout + broken.stderr).not.toContain("\x1b");
+    expect(broken.stderr).toContain("[31mred");
   });
 
   it("says what is wrong with a path", async () => {
@@ -316,6 +337,22 @@ describe("estimate", () => {
     const { stdout } = await bnb("estimate", folder);
     expect(stdout).toMatch("llama, 8,030,261,248 parameters; generating, 1 × 4,096 tokens");
     expect(stdout).toMatch(/^ {2}nf4, double quant +5\.\d\d +\d\.\d\d GiB +512 MiB .* 8 GiB \(RTX 4060\)$/m);
+  });
+
+  it("refuses options that would do nothing", async () => {
+    const folder = fixturePath("models/llama/fp32");
+    for (const [args, message] of [
+      [["--rank", "8"], "--rank is of --train: leave it out"],
+      [["--keep-activations"], "--keep-activations is of --train: leave it out"],
+      [["--train", "--rank", "abc"], '--rank must be a whole number of at least 1, got "abc"'],
+      [["--train", "--kv", "int8"], "--kv is of generating: leave it out with --train"],
+      [["--4bit", "--8bit"], "--4bit and --8bit: give one of them"],
+      [["--revision", "main"], `--revision is of models of the hub, and ${folder} is a path: leave it out`],
+    ] as const) {
+      const { code, stdout, stderr } = await bnb("estimate", folder, ...args);
+      expect([code, stdout, stderr.split("\n")[0]]).toEqual([2, "", `bnb estimate: ${message}`]);
+    }
+    expect((await bnb("inspect", folder, "--revision", "x")).stderr).toContain("--revision is of models of the hub");
   });
 
   it("takes a quantized checkpoint as it is", async () => {

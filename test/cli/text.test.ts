@@ -75,10 +75,11 @@ describe("generate", () => {
 
   it("computes where a map says", async () => {
     const [want] = await texts(["A bit"], { maxNewTokens: 6 });
-    const options = ["generate", model, "--prompt", "A bit", "--max-new-tokens", "6", "--offload-folder", root, ...cpu];
+    const options = ["generate", model, "--prompt", "A bit", "--max-new-tokens", "6", "--offload-folder", root];
     for (const where of [
       ["--device-map", '{"": "cpu", "model.layers.0": "disk"}'],
       ["--device-map", "auto", "--max-memory", "cpu=1GiB"],
+      ["--device-map", "auto", "--max-memory", "cpu=800000000"],
     ]) {
       expect(await bnbJson("generate", ...options.slice(1), ...where)).toMatchObject({ text: want });
     }
@@ -96,11 +97,15 @@ describe("generate", () => {
       [["--prompt", "a", "--temperature", "0", "--seed", "1"], "--temperature 0 takes the likeliest token: leave out"],
       [["--prompt", "a", "--dtype", "float8"], "--dtype must be one of float32, float16, bfloat16, got float8"],
       [["--prompt", "a", "--device", "tpu"], "device: must be one of auto, cpu"],
+      [["--prompt", "a", "--device-map", "auto", "--device", "cpu"], "--device-map and --device: give one of them"],
+      [["--prompt", "a", "--offload-folder", root], "--offload-folder needs --device-map or --max-memory"],
+      [["--prompt", "a", "--revision", "main"], "--revision is of models of the hub, and "],
       [["--prompt", "x".repeat(2000)], "generate: the prompt must have between 1 and 1024 tokens, got 2000"],
     ];
     for (const [args, message] of cases) {
-      const { code, stderr } = await bnbWith({ stdin: Readable.from([]) }, "generate", model, ...args);
+      const { code, stdout, stderr } = await bnbWith({ stdin: Readable.from([]) }, "generate", model, ...args);
       expect(code).not.toBe(0);
+      expect(stdout).toBe("");
       expect(stderr).toMatch(`bnb generate: ${message}`);
     }
   });
@@ -237,6 +242,30 @@ describe("serve", () => {
     expect(memory()).toMatchObject({ tensors: before.tensors, liveBytes: before.liveBytes });
   });
 
+  it("tells of a chat page only where the model has a template, and its help of all that texts are asked by", async () => {
+    const plain = join(root, "plain");
+    cpSync(model, plain, { recursive: true });
+    writeFileSync(join(plain, "tokenizer_config.json"), "{}");
+    for (const [folder, chats] of [
+      [model, true],
+      [plain, false],
+    ] as const) {
+      const [interrupts, stdout, stderr] = [new Interrupts(), new Sink(), new Sink()];
+      stdout.write = (text) => {
+        stdout.text += text;
+        if (text.includes("is served at")) setImmediate(() => interrupts.fire());
+        return true;
+      };
+      const args = ["serve", folder, "--port", "0", ...cpu];
+      expect(await main(args, { stdout, stderr, interrupts })).toBe(0);
+      expect(stdout.text.includes("a chat page at http:")).toBe(chats);
+    }
+    const help = (await bnb("serve", "--help")).stdout;
+    for (const path of ["chat/completions", "completions", "responses", "embeddings", "models"]) {
+      expect(help).toContain(`/v1/${path}`);
+    }
+  });
+
   it("says what is wrong", async () => {
     expect((await bnb("serve", model, "--port", "99999")).stderr).toContain("--port must be at most 65535, got 99999");
     expect((await bnb("serve", model, "--port", "x")).stderr).toContain("--port must be a whole number of at least 0");
@@ -255,6 +284,7 @@ describe("serve", () => {
     expect((await bnb("serve", model, "--tool-format", "xml")).stderr).toContain(
       "--tool-format must be one of hermes, llama3, mistral, qwen3-coder, got xml",
     );
+    expect((await bnb("serve", model, "--name", " ")).stderr).toContain("--name must not be empty");
     expect((await bnb("serve", model, "--kv-tokens", "0")).stderr).toContain("--kv-tokens must be a whole number");
   });
 });

@@ -38,7 +38,7 @@ generation_config.json says.`,
         const rule = `${words[0]} has no chat template`;
         throw new BnbError("ERR_BNB_FILE", `${rule}: bnb generate continues texts without one`);
       }
-      terminal.line(terminal.paint("dim", "/help lists what can be done, /exit ends"));
+      terminal.line("/help lists what can be done, /exit ends", "dim");
       const conversation = new Conversation(model, settings, values.system, call);
       await conversation.run();
       return { json: { messages: conversation.messages } };
@@ -88,7 +88,7 @@ class Conversation {
     const interrupt = (): void => {
       if (this.#answering) this.#answering.abort();
       else if (isTerminal) {
-        this.#terminal.line(this.#terminal.paint("dim", "\n/exit or Ctrl-D ends"));
+        this.#terminal.line("\n/exit or Ctrl-D ends", "dim");
         lines.prompt();
       } else lines.close();
     };
@@ -120,7 +120,7 @@ class Conversation {
   /** False where the conversation ends. */
   #command(line: string): boolean {
     const [name, text] = [line.split(/\s/, 1)[0], line.replace(/^\S+\s*/, "")];
-    const say = (what: string): void => this.#terminal.line(this.#terminal.paint("dim", what));
+    const say = (what: string): void => this.#terminal.line(what, "dim");
     switch (name) {
       case "/exit":
       case "/quit":
@@ -155,16 +155,16 @@ class Conversation {
       const options = { ...this.#settings, signal: stop.signal };
       for await (const piece of generate(this.#model, [...this.messages, turn], options)) {
         answer += piece;
-        this.#terminal.write(printable(piece));
+        this.#terminal.write(piece);
       }
       this.#terminal.line();
     } catch (error) {
       if (!(error instanceof BnbError)) throw error;
       const isStopped = stop.signal.aborted;
-      this.#terminal.line(isStopped ? this.#terminal.paint("dim", " (stopped)") : "");
+      this.#terminal.line(isStopped ? " (stopped)" : "", "dim");
       if (!isStopped) {
         // The question is not remembered: one that is too long would fail again each time.
-        this.#context.stderr.write(`bnb chat: ${error.message}\n`);
+        this.#context.stderr.write(`bnb chat: ${printable(error.message)}\n`);
         return;
       }
     } finally {

@@ -67,7 +67,7 @@ claims that it prints does not hold. The trained model stays as a checkpoint in 
       await writePage(values.report, reportPage(results));
       terminal.line(`\nReport: ${relative(process.cwd(), values.report)} (${results.seconds.toFixed(1)} s in all)`);
       const failed = results.checks.filter(({ holds }) => !holds).length;
-      if (failed > 0) terminal.line(terminal.paint("red", `${failed} of ${results.checks.length} claims do not hold`));
+      if (failed > 0) terminal.line(`${failed} of ${results.checks.length} claims do not hold`, "red");
       return { json: results, code: failed > 0 ? 1 : 0 };
     },
   });

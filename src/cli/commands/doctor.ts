@@ -46,8 +46,8 @@ something on each device. Exits with 1 when something does not work.`,
     for (const [name, value] of lines) terminal.line(`${name.padEnd(width)}  ${value}`);
     terminal.line();
     for (const { name, holds, found } of checks) {
-      const mark = holds ? terminal.paint("green", "✓") : terminal.paint("red", "✗");
-      terminal.line(`${mark} ${name}: ${found}`);
+      terminal.write(holds ? "✓" : "✗", holds ? "green" : "red");
+      terminal.line(` ${name}: ${found}`);
     }
     return {
       json: {

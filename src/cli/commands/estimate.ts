@@ -43,7 +43,7 @@ Weights and keys and values are exact; activations are what they are about. A Gi
     "8bit": { type: "boolean", help: "int8 only" },
     train: { type: "boolean", help: "training of adapters over the frozen model, as bnb finetune does it" },
     "keep-activations": { type: "boolean", help: "of --train: without gradient checkpointing" },
-    rank: { type: "string", value: "N", default: "16", help: "of the adapters" },
+    rank: { type: "string", value: "N", help: "of --train: of the adapters (default 16)" },
     context: {
       type: "string",
       value: "N",
@@ -55,11 +55,17 @@ Weights and keys and values are exact; activations are what they are about. A Gi
     revision: revisionOption,
   },
   async run({ values, words, terminal, signal }) {
+    if (values["4bit"] && values["8bit"]) throw usageError("--4bit and --8bit: give one of them");
+    if (values.train && values.kv !== undefined) throw usageError("--kv is of generating: leave it out with --train");
+    for (const option of ["rank", "keep-activations"] as const) {
+      if (!values.train && (values[option] ?? false) !== false)
+        throw usageError(`--${option} is of --train: leave it out`);
+    }
     const config = await readConfig(words[0] as string, { revision: values.revision, signal });
     const dtype =
       values.dtype === undefined ? undefined : choice("--dtype", values.dtype, ["float32", "float16", "bfloat16"]);
     const batch = wholeNumber("--batch", values.batch);
-    const rank = values.train ? wholeNumber("--rank", values.rank) : null;
+    const rank = values.train ? wholeNumber("--rank", values.rank ?? "16") : null;
     const kv =
       values.kv === undefined ? null : choice("--kv", values.kv, ["float32", "float16", "bfloat16", "int8"] as const);
 
@@ -79,7 +85,7 @@ Weights and keys and values are exact; activations are what they are about. A Gi
     });
     const use = rank === null ? "generating" : `training adapters of rank ${rank}`;
     const title = `${config["model_type"]}, ${count(first.parameters)} parameters; ${use}, ${batch} × ${count(context)} tokens`;
-    terminal.line(terminal.paint("bold", title));
+    terminal.line(title, "bold");
     terminal.line();
     const extra = rank === null ? ["keys, values"] : ["adapters", "optimizer"];
     terminal.table(

@@ -9,7 +9,7 @@ import { evaluate } from "../../train/index.js";
 import { choice, command, usageError, wholeNumber } from "../command.js";
 import type { EvalResult, FormatResult } from "../eval-page.js";
 import { evalPage } from "../eval-page.js";
-import { loadModel, loadOptions, placementOptions } from "../load-model.js";
+import { loadModel, loadOptions, placementOptions, tokenizerOf } from "../load-model.js";
 import { modelBytes, quantizedLayers } from "../measure.js";
 import { checkWritable, writePage } from "../new-folder.js";
 import { signedPercent } from "../page.js";
@@ -56,7 +56,7 @@ quantized already is measured as it is.`,
     if (values.html !== undefined) await checkWritable("--html", values.html);
     const asked = values.formats?.split(",").map((format) => choice("--formats", format.trim(), names));
     const given = values.context === undefined ? undefined : wholeNumber("--context", values.context);
-    const most = values["max-tokens"] === undefined ? Infinity : wholeNumber("--max-tokens", values["max-tokens"]);
+    const most = values["max-tokens"] === undefined ? Infinity : wholeNumber("--max-tokens", values["max-tokens"], 2);
 
     const results: FormatResult[] = [];
     let [tokens, context] = [0, 0];
@@ -99,7 +99,7 @@ quantized already is measured as it is.`,
     else for (const format of others) await measure(format, configs[format as keyof typeof configs]);
 
     const result: EvalResult = { model: name, text: path, tokens, context, formats: results };
-    terminal.line(terminal.paint("bold", `${path}: ${count(tokens)} tokens in windows of ${count(context)}`));
+    terminal.line(`${path}: ${count(tokens)} tokens in windows of ${count(context)}`, "bold");
     terminal.line();
     terminal.table(
       ["format", "weights", "perplexity", "change", "bits a byte", "tokens/s"],
@@ -135,14 +135,7 @@ function readText(path: string): string {
 }
 
 async function tokensOf(model: CausalLM, text: string): Promise<Int32Array> {
-  const { tokenizer } = model;
-  if (!tokenizer) {
-    throw new BnbError(
-      "ERR_BNB_FILE",
-      "the folder of the model has no tokenizer.json, which a text needs: copy it there",
-    );
-  }
-  const ids = await tokenizer.encode(text);
+  const ids = await tokenizerOf(model).encode(text);
   if (ids.length >= 2) return ids;
   throw usageError(`--text must have at least 2 tokens, has ${ids.length}`);
 }

@@ -2,8 +2,7 @@
 import { isUtf8 } from "node:buffer";
 import { generate as continueText } from "../../generation/index.js";
 import { command, usageError } from "../command.js";
-import { generatingOptions, loadModel } from "../load-model.js";
-import { printable } from "../terminal.js";
+import { generatingOptions, loadModel, tokenizerOf } from "../load-model.js";
 import { textOptions, textSettings } from "../text-options.js";
 
 /** `bnb generate` as it is called. */
@@ -27,20 +26,21 @@ to it is printed. What is not said here is as the model's generation_config.json
     const system = values.system === undefined ? [] : [{ role: "system", content: values.system }];
     const prompt = values.chat ? [...system, { role: "user", content: text }] : text;
     const model = await loadModel(words[0] as string, call);
+    let answer = "";
     try {
-      let answer = "";
+      tokenizerOf(model);
       let first = 0;
       const began = performance.now();
       for await (const piece of continueText(model, prompt, { ...settings, signal })) {
         if (answer === "") first = performance.now();
         answer += piece;
-        terminal.write(printable(piece));
+        terminal.write(piece);
       }
       const milliseconds = { first: Math.round(first - began), all: Math.round(performance.now() - began) };
       terminal.line();
       return { json: { prompt, text: answer, milliseconds } };
     } catch (error) {
-      terminal.line();
+      if (answer !== "") terminal.line();
       throw error;
     } finally {
       model.dispose();

@@ -5,6 +5,7 @@ import { resolveModel } from "../../hub/resolve.js";
 import type { TensorSource } from "../../hub/source.js";
 import { BnbError } from "../../tensor/errors.js";
 import { command, revisionOption } from "../command.js";
+import { checkRevision } from "../read-config.js";
 import { bytes, count } from "../terminal.js";
 
 /** One weight with everything that belongs to it. */
@@ -29,6 +30,7 @@ headers of the files only, so it is quick for a model of any size. A model of th
   },
   async run({ values, words, terminal, signal }) {
     const [name = ""] = words;
+    await checkRevision(name, values.revision);
     const file = await stat(name).catch(() => undefined);
     const path =
       file?.isFile() && /\.(safetensors|bin)$/.test(name)

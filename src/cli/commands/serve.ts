@@ -18,10 +18,10 @@ import { bytes, count } from "../terminal.js";
 /** `bnb serve` as it is called. */
 export const serve = command({
   words: ["model"],
-  about: `Serves a model as OpenAI's API does: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models. All requests
-are computed together. A browser finds a page to chat with it at /. GET /health says whether it is ready, /metrics how
-it goes (Prometheus). Listens for this machine alone unless --host says otherwise. Ctrl-C and SIGTERM let what runs end
-first; a second one ends at once.`,
+  about: `Serves a model as OpenAI's API does: /v1/chat/completions, /v1/responses, /v1/completions, /v1/embeddings,
+/v1/models. All requests are computed together. A browser finds a page to chat with it at /. GET /health says whether it
+is ready, /metrics how it goes (Prometheus). Listens for this machine alone unless --host says otherwise. Ctrl-C and
+SIGTERM let what runs end first; a second one ends at once.`,
   options: {
     host: { type: "string", value: "NAME", default: "127.0.0.1", help: "where to listen; 0.0.0.0 for everybody" },
     port: { type: "string", value: "N", default: "8000", help: "0 takes a free one" },
@@ -93,6 +93,7 @@ first; a second one ends at once.`,
     const loras = (lora ?? []).map(adapterOf);
     const drainSeconds = wholeNumber("--drain-seconds", values["drain-seconds"], 0);
     const called = values.name ?? name;
+    if (called.trim() === "") throw usageError("--name must not be empty: clients ask for the model by it");
     // It listens at once, so that /health tells that the model is being loaded.
     let handler: ServeHandler | null = null;
     const server = createServer((request, response) => (handler ?? answerLoading)(request, response));
@@ -119,7 +120,8 @@ first; a second one ends at once.`,
       const page = urlOf(server);
       const url = `${page}/v1`;
       const room = `${bytes(model.memoryFootprint())}, room for ${count(handler.kvTokens)} tokens`;
-      terminal.line(`${called} (${room}) is served at ${url}, a chat page at ${page}`);
+      const chats = (model.tokenizer?.chatTemplates.size ?? 0) > 0 ? `, a chat page at ${page}` : "";
+      terminal.line(`${called} (${room}) is served at ${url}${chats}`);
       const fault = await Promise.race([handler.failed, stopped(signal)]);
       // After a fault they all get an error.
       await handler.drain(fault ? 1 : drainSeconds);

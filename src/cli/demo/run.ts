@@ -92,8 +92,8 @@ export async function runDemo(options: DemoOptions): Promise<DemoResults> {
   const checks = checkClaims(measured);
   terminal.heading("Claims");
   for (const { claim, measured, holds } of checks) {
-    const mark = holds ? terminal.paint("green", "✓") : terminal.paint("red", "✗");
-    terminal.line(`  ${mark} ${claim} (${measured})`);
+    terminal.write(holds ? "  ✓" : "  ✗", holds ? "green" : "red");
+    terminal.line(` ${claim} (${measured})`);
   }
   return { ...measured, checks };
 }
@@ -244,12 +244,12 @@ class Stages {
     const results: SampleResult[] = [];
     for (const { title, model, prompt } of wanted) {
       terminal.heading(title);
-      terminal.write(terminal.paint("cyan", prompt));
+      terminal.write(prompt, "cyan");
       const write = (piece: string) => terminal.write(piece);
       const sample = await streamSample(model, { title, prompt, maxNewTokens: settings.sampleTokens, seed, write });
       results.push(sample);
       const figures = `${count(sample.tokensPerSecond)} tokens/s, event loop delay p99 ${sample.eventLoopP99Ms.toFixed(1)} ms`;
-      terminal.line(`\n${terminal.paint("dim", figures)}`);
+      terminal.line(`\n${figures}`, "dim");
     }
     return results;
   }
