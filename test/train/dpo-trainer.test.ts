@@ -145,7 +145,7 @@ describe("DPOTrainer", () => {
     const args = { outputDir: join(folder, String(folders++)), maxSteps: 1, learningRate: 0, maxGradNorm: 0 };
     const trainer = new DPOTrainer({ model, trainDataset: own, args, beta: 0.5 });
     const put = (parameter: Parameter, values: Float32Array): void => {
-      using moved = tensor(values, { shape: parameter.shape });
+      using moved = tensor(values, { shape: parameter.shape, device: parameter.device });
       noGrad(() => copyInto(parameter, moved));
     };
     const learning = model.parametersOf("default");
