@@ -223,7 +223,7 @@ describe("a folder that is not empty", () => {
     const output = newOutput();
     const settings = ["--steps", "1", "--accumulate", "1", "--on-disk"];
     // As kill -9 while the samples are written, and while the first checkpoint is, leaves it.
-    const rest = [".checkpoint-50.0123456789ab", "data.tokens", "data.tokens.part", "evaluation.tokens"];
+    const rest = [".checkpoint-50.0123456789ab", "data.tokens", ".data.tokens.0123456789ab.part", "evaluation.tokens"];
     mkdirSync(join(output, rest[0] as string), { recursive: true });
     for (const name of rest.slice(1)) writeFileSync(join(output, name), "rest");
     writeFileSync(join(output, "notes.txt"), "mine");

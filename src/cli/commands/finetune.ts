@@ -118,7 +118,8 @@ async function checkFiles(settings: FinetuneSettings, resumes: boolean, model: s
 }
 
 /** What a killed run leaves before its first checkpoint; the next one writes it anew. */
-const isRest = (name: string): boolean => isUnfinished(name) || /^(data|evaluation)\.tokens(\.part)?$/.test(name);
+const isRest = (name: string): boolean =>
+  isUnfinished(name) || /^(\.(data|evaluation)\.tokens\.\w+\.part|(data|evaluation)\.tokens)$/.test(name);
 
 /** The format of the base, and how to get it there; null where the model is as it is to be. */
 async function baseOf(name: string, { base }: FinetuneSettings, call: Call<typeof options>) {
